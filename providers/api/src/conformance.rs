@@ -157,11 +157,16 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (passed, skipped, broken) = (self.passed.len(), self.skipped.len(), self.broken.len());
-        writeln!(f, "conformance: {passed} passed, {skipped} skipped, {broken} broken")?;
+        writeln!(
+            f,
+            "conformance: {passed} passed, {skipped} skipped, {broken} broken"
+        )?;
         for Skipped { case, why } in &self.skipped {
             writeln!(f, "  SKIPPED {case}: {why}")?;
         }
-        self.broken.iter().try_for_each(|broken| writeln!(f, "  BROKEN {broken}"))
+        self.broken
+            .iter()
+            .try_for_each(|broken| writeln!(f, "  BROKEN {broken}"))
     }
 }
 
@@ -205,7 +210,10 @@ pub async fn all<H: Harness>(fresh: impl Fn() -> H) -> Report {
             moved_meanwhile, force_needs_more_than_a_handshake, power, power_of_unknown_outcome, snapshot,
             snapshot_of_unknown_outcome, scope, power_history;
     }
-    for (case, _) in inapplicable.iter().filter(|(name, _)| !names.contains(name)) {
+    for (case, _) in inapplicable
+        .iter()
+        .filter(|(name, _)| !names.contains(name))
+    {
         let what = "is declared inapplicable, and there is no such case".to_owned();
         report.broken.push(Broken { case, what });
     }
@@ -234,7 +242,11 @@ impl IntoCase for Case {
 }
 
 fn expect_eq<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Checked {
-    if found == expected { Ok(()) } else { Err(format!("{what} is {found:?}, expected {expected:?}")) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{what} is {found:?}, expected {expected:?}"))
+    }
 }
 
 fn ensure(holds: bool, what: impl FnOnce() -> String) -> Checked {

@@ -60,6 +60,9 @@ impl Deadline {
         if self.leaves_time_to_send() {
             return Ok(());
         }
-        Err(ProviderError::not_applied(operation, format!("reading {what} first left too little time")))
+        Err(ProviderError::not_applied(
+            operation,
+            format!("reading {what} first left too little time"),
+        ))
     }
 }

@@ -34,7 +34,8 @@
 //! behind a refusal is no error of its own: the refusal is returned.
 
 use crate::{
-    Deadline, DetachOutcome, DetachRequest, ForceDetachRequest, ProviderError, error::EffectKnowledge,
+    Deadline, DetachOutcome, DetachRequest, ForceDetachRequest, ProviderError,
+    error::EffectKnowledge,
 };
 use reattach_core::{
     cloud::{CloudInstance, CloudVolume, InstanceState, VolumeState},
@@ -123,7 +124,10 @@ pub struct SendFailure {
 
 impl From<ProviderError> for SendFailure {
     fn from(error: ProviderError) -> Self {
-        Self { error, refusal: Refusal::Other }
+        Self {
+            error,
+            refusal: Refusal::Other,
+        }
     }
 }
 
@@ -155,7 +159,10 @@ pub enum Refusal {
 ///
 /// # Errors
 /// See [`ProviderError`].
-pub async fn detach(api: &impl DetachApi, request: DetachRequest) -> Result<DetachOutcome, ProviderError> {
+pub async fn detach(
+    api: &impl DetachApi,
+    request: DetachRequest,
+) -> Result<DetachOutcome, ProviderError> {
     let call = Call::new(&request, false);
     call.run(api, call.read_volume(api)).await
 }
@@ -190,7 +197,12 @@ impl<'a> Call<'a> {
         let (volume, holder) = (request.volume(), request.holder());
         let by_force = if forced { " by force" } else { "" };
         let operation = format!("detach volume {volume} from instance {holder}{by_force}");
-        Self { request, forced, operation, deadline: Deadline::after(request.timeout()) }
+        Self {
+            request,
+            forced,
+            operation,
+            deadline: Deadline::after(request.timeout()),
+        }
     }
 
     async fn run(
@@ -198,30 +210,42 @@ impl<'a> Call<'a> {
         api: &impl DetachApi,
         reading: impl Future<Output = Result<CloudVolume, ProviderError>>,
     ) -> Result<DetachOutcome, ProviderError> {
-        let volume = self.deadline.read_first(&self.operation, "the volume", reading).await?;
+        let volume = self
+            .deadline
+            .read_first(&self.operation, "the volume", reading)
+            .await?;
         if let Some(outcome) = self.obstacle(&volume)? {
             return Ok(outcome);
         }
-        self.deadline.check_time_to_send(&self.operation, "the volume")?;
+        self.deadline
+            .check_time_to_send(&self.operation, "the volume")?;
         let failure = match self.deadline.bound(api.send(DetachOrder(self))).await {
             Some(Ok(())) => return Ok(DetachOutcome::Accepted),
             Some(Err(failure)) => failure,
             None => {
-                let (operation, reason) =
-                    (self.operation.clone(), "no answer in the time allowed".to_owned());
+                let (operation, reason) = (
+                    self.operation.clone(),
+                    "no answer in the time allowed".to_owned(),
+                );
                 return Err(ProviderError::Unknown { operation, reason });
             }
         };
         if failure.error.effect() == EffectKnowledge::Unknown {
             return Err(failure.error);
         }
-        let outcome = self.deadline.bound(self.outcome_behind(api, failure.refusal)).await.flatten();
+        let outcome = self
+            .deadline
+            .bound(self.outcome_behind(api, failure.refusal))
+            .await
+            .flatten();
         outcome.ok_or(failure.error)
     }
 
     /// Reads the volume, and refuses an answer about another one.
     async fn read_volume(&self, api: &impl DetachApi) -> Result<CloudVolume, ProviderError> {
-        let volume = api.read_volume(&self.operation, self.request.volume()).await?;
+        let volume = api
+            .read_volume(&self.operation, self.request.volume())
+            .await?;
         if volume.id == *self.request.volume() {
             return Ok(volume);
         }
@@ -235,11 +259,15 @@ impl<'a> Call<'a> {
     /// An instance that the cloud no longer shows passes: whether it is gone is what the request's proof shows.
     async fn require_off_or_gone(&self, api: &impl ForceDetachApi) -> Result<(), ProviderError> {
         let holder = self.request.holder();
-        match api.read_instance(&self.operation, holder).await?.map(|instance| instance.state) {
+        match api
+            .read_instance(&self.operation, holder)
+            .await?
+            .map(|instance| instance.state)
+        {
             None | Some(InstanceState::Off | InstanceState::Gone) => Ok(()),
-            Some(state) => {
-                Err(self.not_applied(format!("instance {holder} is {state:?}, neither off nor gone")))
-            }
+            Some(state) => Err(self.not_applied(format!(
+                "instance {holder} is {state:?}, neither off nor gone"
+            ))),
         }
     }
 
@@ -251,16 +279,22 @@ impl<'a> Call<'a> {
             [other] => return Ok(Some(DetachOutcome::AttachedElsewhere(other.clone()))),
             many => {
                 let names: Vec<_> = many.iter().map(ToString::to_string).collect();
-                let why = format!("{} instances have the volume: {}", many.len(), names.join(", "));
+                let why = format!(
+                    "{} instances have the volume: {}",
+                    many.len(),
+                    names.join(", ")
+                );
                 return Err(self.not_applied(why));
             }
         }
         match &volume.state {
             VolumeState::Active => Ok(None),
-            VolumeState::Busy { doing } => {
-                Ok(Some(DetachOutcome::Busy { detail: format!("the volume's status is {doing}") }))
-            }
-            VolumeState::Locked { reason } => Ok(Some(DetachOutcome::Locked { reason: reason.clone() })),
+            VolumeState::Busy { doing } => Ok(Some(DetachOutcome::Busy {
+                detail: format!("the volume's status is {doing}"),
+            })),
+            VolumeState::Locked { reason } => Ok(Some(DetachOutcome::Locked {
+                reason: reason.clone(),
+            })),
             // A detach that waits for a guest is what force is for.
             VolumeState::Detaching if self.forced => Ok(None),
             VolumeState::Detaching => Ok(Some(DetachOutcome::Detaching)),
@@ -271,7 +305,11 @@ impl<'a> Call<'a> {
     }
 
     /// Returns the definite outcome behind a refusal, if there is one.
-    async fn outcome_behind(&self, api: &impl DetachApi, refusal: Refusal) -> Option<DetachOutcome> {
+    async fn outcome_behind(
+        &self,
+        api: &impl DetachApi,
+        refusal: Refusal,
+    ) -> Option<DetachOutcome> {
         match refusal {
             Refusal::Other => None,
             Refusal::Locked { reason } => Some(DetachOutcome::Locked { reason }),
@@ -321,7 +359,9 @@ mod tests {
             size_gib: 10,
             holders: holders.iter().map(|id| (*id).into()).collect(),
             state,
-            identity: DeviceIdentity { serial: "pvc1".into() },
+            identity: DeviceIdentity {
+                serial: "pvc1".into(),
+            },
             owner: OwnerTags::default(),
         }
     }
@@ -331,7 +371,10 @@ mod tests {
     }
 
     fn refused(refusal: Refusal) -> SendFailure {
-        SendFailure { error: ProviderError::not_applied("detach it", "refused"), refusal }
+        SendFailure {
+            error: ProviderError::not_applied("detach it", "refused"),
+            refusal,
+        }
     }
 
     /// A cloud whose answers are given in advance, and which notes its calls.
@@ -374,13 +417,20 @@ mod tests {
         }
 
         async fn detach(&self) -> Result<DetachOutcome, ProviderError> {
-            let proof =
-                proof::handshake(&VOLUME.into(), &HOLDER.into(), "2021-07-11T01:13:00Z".parse().unwrap());
+            let proof = proof::handshake(
+                &VOLUME.into(),
+                &HOLDER.into(),
+                "2021-07-11T01:13:00Z".parse().unwrap(),
+            );
             detach(self, DetachRequest::plain(proof, TIMEOUT)).await
         }
 
         async fn force(&self) -> Result<DetachOutcome, ProviderError> {
-            let proof = proof::off(&VOLUME.into(), &HOLDER.into(), "2021-07-11T01:13:00Z".parse().unwrap());
+            let proof = proof::off(
+                &VOLUME.into(),
+                &HOLDER.into(),
+                "2021-07-11T01:13:00Z".parse().unwrap(),
+            );
             force_detach(self, ForceDetachRequest::new(proof, TIMEOUT).unwrap()).await
         }
     }
@@ -389,12 +439,23 @@ mod tests {
         async fn read_volume(&self, _: &str, _: &VolumeId) -> Result<CloudVolume, ProviderError> {
             let times = self.note("read");
             tokio::time::sleep(self.read_takes).await;
-            Ok(if times == 1 { self.first.clone() } else { self.later.clone() })
+            Ok(if times == 1 {
+                self.first.clone()
+            } else {
+                self.later.clone()
+            })
         }
 
         async fn send(&self, order: DetachOrder<'_>) -> Result<(), SendFailure> {
-            assert_eq!((order.volume().as_str(), order.holder().as_str()), (VOLUME, HOLDER));
-            self.note(if order.is_forced() { "send forced" } else { "send" });
+            assert_eq!(
+                (order.volume().as_str(), order.holder().as_str()),
+                (VOLUME, HOLDER)
+            );
+            self.note(if order.is_forced() {
+                "send forced"
+            } else {
+                "send"
+            });
             tokio::time::sleep(self.send_takes).await;
             self.answer.clone()
         }
@@ -424,25 +485,55 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn sends_only_when_the_proven_holder_alone_has_the_volume() {
-        let busy = VolumeState::Busy { doing: "resizing".to_owned() };
+        let busy = VolumeState::Busy {
+            doing: "resizing".to_owned(),
+        };
         let detail = "the volume's status is resizing".to_owned();
-        let locked = VolumeState::Locked { reason: "migration".to_owned() };
+        let locked = VolumeState::Locked {
+            reason: "migration".to_owned(),
+        };
         let table = [
             (held(), Ok(DetachOutcome::Accepted)),
-            (volume(&[], VolumeState::Active), Ok(DetachOutcome::AlreadyDetached)),
-            (volume(&[OTHER], VolumeState::Active), Ok(DetachOutcome::AttachedElsewhere(OTHER.into()))),
-            (volume(&[HOLDER, OTHER], VolumeState::Active), Err("2 instances have the volume: 42, 43")),
-            (volume(&[HOLDER], busy), Ok(DetachOutcome::Busy { detail })),
-            (volume(&[HOLDER], locked), Ok(DetachOutcome::Locked { reason: "migration".to_owned() })),
-            (volume(&[HOLDER], VolumeState::Detaching), Ok(DetachOutcome::Detaching)),
-            (volume(&[HOLDER], VolumeState::Other("shiny".to_owned())), Err("status \"shiny\" is not known")),
             (
-                CloudVolume { id: "18".into(), ..held() },
+                volume(&[], VolumeState::Active),
+                Ok(DetachOutcome::AlreadyDetached),
+            ),
+            (
+                volume(&[OTHER], VolumeState::Active),
+                Ok(DetachOutcome::AttachedElsewhere(OTHER.into())),
+            ),
+            (
+                volume(&[HOLDER, OTHER], VolumeState::Active),
+                Err("2 instances have the volume: 42, 43"),
+            ),
+            (volume(&[HOLDER], busy), Ok(DetachOutcome::Busy { detail })),
+            (
+                volume(&[HOLDER], locked),
+                Ok(DetachOutcome::Locked {
+                    reason: "migration".to_owned(),
+                }),
+            ),
+            (
+                volume(&[HOLDER], VolumeState::Detaching),
+                Ok(DetachOutcome::Detaching),
+            ),
+            (
+                volume(&[HOLDER], VolumeState::Other("shiny".to_owned())),
+                Err("status \"shiny\" is not known"),
+            ),
+            (
+                CloudVolume {
+                    id: "18".into(),
+                    ..held()
+                },
                 Err("the answer is about volume 18, not about volume 17"),
             ),
         ];
         for (first, expected) in table {
-            let api = Scripted { first, ..Scripted::default() };
+            let api = Scripted {
+                first,
+                ..Scripted::default()
+            };
             let outcome = api.detach().await;
             match (&outcome, &expected) {
                 (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
@@ -471,8 +562,20 @@ mod tests {
                 Ok(DetachOutcome::Locked { reason: said() }),
                 "read, send",
             ),
-            (Refusal::JobInTheWay { detail: said() }, held(), false, busy(), jobs),
-            (Refusal::JobInTheWay { detail: said() }, held(), true, Ok(DetachOutcome::Detaching), jobs),
+            (
+                Refusal::JobInTheWay { detail: said() },
+                held(),
+                false,
+                busy(),
+                jobs,
+            ),
+            (
+                Refusal::JobInTheWay { detail: said() },
+                held(),
+                true,
+                Ok(DetachOutcome::Detaching),
+                jobs,
+            ),
             (changed(None), held(), false, error(), again),
             (changed(Some(said())), held(), false, busy(), again),
             (
@@ -489,13 +592,38 @@ mod tests {
                 Ok(DetachOutcome::AttachedElsewhere(OTHER.into())),
                 again,
             ),
-            (changed(None), held_so(VolumeState::Detaching), false, Ok(DetachOutcome::Detaching), again),
-            (changed(Some(said())), volume(&[HOLDER, OTHER], VolumeState::Active), false, error(), again),
-            (changed(Some(said())), CloudVolume { id: "18".into(), ..held() }, false, error(), again),
+            (
+                changed(None),
+                held_so(VolumeState::Detaching),
+                false,
+                Ok(DetachOutcome::Detaching),
+                again,
+            ),
+            (
+                changed(Some(said())),
+                volume(&[HOLDER, OTHER], VolumeState::Active),
+                false,
+                error(),
+                again,
+            ),
+            (
+                changed(Some(said())),
+                CloudVolume {
+                    id: "18".into(),
+                    ..held()
+                },
+                false,
+                error(),
+                again,
+            ),
         ];
         for (refusal, later, pending, expected, calls) in table {
-            let api =
-                Scripted { later, pending, answer: Err(refused(refusal.clone())), ..Scripted::default() };
+            let api = Scripted {
+                later,
+                pending,
+                answer: Err(refused(refusal.clone())),
+                ..Scripted::default()
+            };
             assert_eq!(api.detach().await, expected, "{refusal:?}");
             assert_eq!(api.calls(), calls, "{refusal:?}");
         }
@@ -503,12 +631,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_unknown_effect_stays_unknown() {
-        let unknown = ProviderError::Unknown { operation: "detach it".into(), reason: "HTTP 502".into() };
+        let unknown = ProviderError::Unknown {
+            operation: "detach it".into(),
+            reason: "HTTP 502".into(),
+        };
         let failure = SendFailure {
             error: unknown.clone(),
-            refusal: Refusal::StateChanged { busy: Some("busy".to_owned()) },
+            refusal: Refusal::StateChanged {
+                busy: Some("busy".to_owned()),
+            },
         };
-        let api = Scripted { answer: Err(failure), ..Scripted::default() };
+        let api = Scripted {
+            answer: Err(failure),
+            ..Scripted::default()
+        };
         assert_eq!(api.detach().await, Err(unknown));
         assert_eq!(api.calls(), "read, send", "no later read makes it definite");
     }
@@ -517,12 +653,37 @@ mod tests {
     async fn everything_ends_by_one_deadline() {
         let seconds = Duration::from_secs;
         let table = [
-            (seconds(9), seconds(0), "could not detach volume 17", "took all the time", "read", 8_000),
-            (Duration::from_millis(7_600), seconds(0), "could not detach", "too little time", "read", 7_600),
-            (seconds(5), seconds(9), "tried to detach", "no answer in the time allowed", "read, send", 8_000),
+            (
+                seconds(9),
+                seconds(0),
+                "could not detach volume 17",
+                "took all the time",
+                "read",
+                8_000,
+            ),
+            (
+                Duration::from_millis(7_600),
+                seconds(0),
+                "could not detach",
+                "too little time",
+                "read",
+                7_600,
+            ),
+            (
+                seconds(5),
+                seconds(9),
+                "tried to detach",
+                "no answer in the time allowed",
+                "read, send",
+                8_000,
+            ),
         ];
         for (read_takes, send_takes, first, last, calls, took) in table {
-            let api = Scripted { read_takes, send_takes, ..Scripted::default() };
+            let api = Scripted {
+                read_takes,
+                send_takes,
+                ..Scripted::default()
+            };
             let begun = tokio::time::Instant::now();
             let error = api.detach().await.expect_err(last).to_string();
             assert!(error.starts_with(first) && error.contains(last), "{error}");
@@ -541,17 +702,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn force_needs_an_instance_that_is_off_or_gone_now() {
-        let on = [InstanceState::Running, InstanceState::Stopping, InstanceState::Unknown("odd".to_owned())];
+        let on = [
+            InstanceState::Running,
+            InstanceState::Stopping,
+            InstanceState::Unknown("odd".to_owned()),
+        ];
         for state in on {
-            let api = Scripted { instance: Some(state), ..Scripted::default() };
+            let api = Scripted {
+                instance: Some(state),
+                ..Scripted::default()
+            };
             let error = api.force().await.expect_err("refused").to_string();
             assert!(error.contains("neither off nor gone"), "{error}");
             assert_eq!(api.calls(), "read instance");
         }
         for instance in [None, Some(InstanceState::Off), Some(InstanceState::Gone)] {
             let first = volume(&[HOLDER], VolumeState::Detaching);
-            let api = Scripted { instance, first, ..Scripted::default() };
-            assert_eq!(api.force().await, Ok(DetachOutcome::Accepted), "also of a detach that is stuck");
+            let api = Scripted {
+                instance,
+                first,
+                ..Scripted::default()
+            };
+            assert_eq!(
+                api.force().await,
+                Ok(DetachOutcome::Accepted),
+                "also of a detach that is stuck"
+            );
             assert_eq!(api.calls(), "read instance, read, send forced");
         }
     }

@@ -110,7 +110,10 @@ pub struct Unsupported {
 impl Unsupported {
     /// Makes the error of this provider and operation.
     pub fn new(provider: &str, what: Optional) -> Self {
-        Self { provider: provider.to_owned(), what }
+        Self {
+            provider: provider.to_owned(),
+            what,
+        }
     }
 }
 
@@ -165,7 +168,10 @@ impl ForceDetachRequest {
         if proof.shows_off_or_gone() {
             Ok(Self(DetachRequest::plain(proof, timeout)))
         } else {
-            Err(ForceRefused { holder: proof.holder().clone(), kind: proof.kind().clone() })
+            Err(ForceRefused {
+                holder: proof.holder().clone(),
+                kind: proof.kind().clone(),
+            })
         }
     }
 

@@ -18,7 +18,11 @@ pub struct HandleError {
 impl HandleError {
     /// Makes an error: the `value` of kind `what` cannot be used. `why` names the defect and the expected form.
     pub fn new(what: &str, value: &str, why: &str) -> Self {
-        Self { what: what.to_owned(), value: value.to_owned(), why: why.to_owned() }
+        Self {
+            what: what.to_owned(),
+            value: value.to_owned(),
+            why: why.to_owned(),
+        }
     }
 }
 
@@ -96,17 +100,26 @@ pub enum ProviderError {
 }
 
 fn after(retry_after: &Option<Duration>) -> String {
-    retry_after.map_or_else(String::new, |wait| format!(", try again in {} s", wait.as_secs()))
+    retry_after.map_or_else(String::new, |wait| {
+        format!(", try again in {} s", wait.as_secs())
+    })
 }
 
 fn lacking(missing: &[String]) -> String {
-    if missing.is_empty() { String::new() } else { format!(" (missing: {})", missing.join(", ")) }
+    if missing.is_empty() {
+        String::new()
+    } else {
+        format!(" (missing: {})", missing.join(", "))
+    }
 }
 
 impl ProviderError {
     /// Makes the error of a call that surely had no effect. `operation` is the action, as "detach volume 17".
     pub fn not_applied(operation: &str, reason: impl Into<String>) -> Self {
-        Self::NotApplied { operation: operation.to_owned(), reason: reason.into() }
+        Self::NotApplied {
+            operation: operation.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// Returns what is known about the effect.

@@ -17,8 +17,8 @@ pub mod transport;
 
 pub use deadline::Deadline;
 pub use effects::{
-    DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner,
-    PowerOffRequest, PowerOutcome, SnapshotRequest, Unsupported,
+    DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, ForceRefused, Optional,
+    PowerOffManner, PowerOffRequest, PowerOutcome, SnapshotRequest, Unsupported,
 };
 pub use error::{EffectKnowledge, HandleError, ProviderError};
 pub use masked::masking;

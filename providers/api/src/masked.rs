@@ -16,7 +16,11 @@ const MASK: &str = "[masked]";
 const LEAST_CHARS: usize = 8;
 
 /// Headers of a request that contain a credential, besides `Authorization`.
-const CREDENTIALS: [&str; 3] = ["x-amz-security-token", "x-aws-ec2-metadata-token", "proxy-authorization"];
+const CREDENTIALS: [&str; 3] = [
+    "x-amz-security-token",
+    "x-aws-ec2-metadata-token",
+    "proxy-authorization",
+];
 
 /// Wraps the transport: the credentials of a request are masked in its answer and in its error. Masked are the forms as
 /// sent, percent-encoded, in base64 and with the escapes of JSON.
@@ -27,7 +31,10 @@ pub fn masking(transport: HttpTransport) -> HttpTransport {
         async move {
             match transport.oneshot(request).await {
                 Ok(answer) => Ok(secrets.masked_answer(answer)),
-                Err(error) => Err(TransportError::new(error.kind, secrets.masked(&error.message))),
+                Err(error) => Err(TransportError::new(
+                    error.kind,
+                    secrets.masked(&error.message),
+                )),
             }
         }
     }))
@@ -39,13 +46,20 @@ struct Secrets(Vec<String>);
 impl Secrets {
     fn of(headers: &HeaderMap) -> Self {
         let mut plain: Vec<String> = Vec::new();
-        for name in [header::AUTHORIZATION.as_str()].into_iter().chain(CREDENTIALS) {
+        for name in [header::AUTHORIZATION.as_str()]
+            .into_iter()
+            .chain(CREDENTIALS)
+        {
             let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
             for value in values {
                 plain.push(value.to_owned());
                 // `Bearer TOKEN`, `Basic PAIR`, and of AWS's signatures the last part.
                 plain.extend(value.split_once(' ').map(|(_, token)| token.to_owned()));
-                plain.extend(value.split_once("Signature=").map(|(_, signature)| signature.to_owned()));
+                plain.extend(
+                    value
+                        .split_once("Signature=")
+                        .map(|(_, signature)| signature.to_owned()),
+                );
             }
         }
         let mut forms: Vec<String> = plain.iter().flat_map(|secret| forms(secret)).collect();
@@ -72,7 +86,11 @@ impl Secrets {
             // A body that is no text is never quoted. It is converted only to mask a credential in it.
             Err(_) => {
                 let text = String::from_utf8_lossy(&body);
-                if self.occurs_in(&text) { Bytes::from(self.masked(&text)) } else { body }
+                if self.occurs_in(&text) {
+                    Bytes::from(self.masked(&text))
+                } else {
+                    body
+                }
             }
         };
         Response::from_parts(parts, body)
@@ -118,8 +136,17 @@ fn forms(secret: &str) -> Vec<String> {
     let standard = base64(secret.as_bytes());
     let url = standard.replace('+', "-").replace('/', "_");
     let json = secret.replace('\\', "\\\\").replace('"', "\\\"");
-    let all = [secret.to_owned(), percent, standard, url, json.replace('/', "\\/"), json];
-    all.into_iter().map(|form| form.to_ascii_lowercase()).collect()
+    let all = [
+        secret.to_owned(),
+        percent,
+        standard,
+        url,
+        json.replace('/', "\\/"),
+        json,
+    ];
+    all.into_iter()
+        .map(|form| form.to_ascii_lowercase())
+        .collect()
 }
 
 /// Encodes in base64 (RFC 4648) without padding.
@@ -147,16 +174,21 @@ mod tests {
     const TOKEN: &str = "s3cret/Tok+en\"with~all=0123456789";
 
     fn request() -> Request<Bytes> {
-        let request =
-            Request::get("https://cloud.invalid/v4").header("authorization", format!("Bearer {TOKEN}"));
-        request.header("x-amz-security-token", "a-session-token-of-aws").body(Bytes::new()).unwrap()
+        let request = Request::get("https://cloud.invalid/v4")
+            .header("authorization", format!("Bearer {TOKEN}"));
+        request
+            .header("x-amz-security-token", "a-session-token-of-aws")
+            .body(Bytes::new())
+            .unwrap()
     }
 
     fn answered(body: String) -> Response<Bytes> {
         let echo = HttpTransport::new(tower::service_fn(move |_: Request<Bytes>| {
             let body = body.clone();
             async move {
-                let answer = Response::builder().status(StatusCode::FORBIDDEN).header("x-echo", TOKEN);
+                let answer = Response::builder()
+                    .status(StatusCode::FORBIDDEN)
+                    .header("x-echo", TOKEN);
                 Ok(answer.body(Bytes::from(body)).unwrap())
             }
         }));
@@ -165,9 +197,14 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_rfc() {
-        for (text, want) in
-            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("fooba", "Zm9vYmE")]
-        {
+        for (text, want) in [
+            ("", ""),
+            ("f", "Zg"),
+            ("fo", "Zm8"),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg"),
+            ("fooba", "Zm9vYmE"),
+        ] {
             assert_eq!(base64(text.as_bytes()), want);
         }
     }
@@ -190,7 +227,11 @@ mod tests {
             let answer = answered(echo.clone());
             let body = String::from_utf8(answer.body().to_vec()).unwrap();
             assert!(body.contains(MASK), "{echo}: {body}");
-            for secret in ["0123456789", "session-token-of", &base64(TOKEN.as_bytes())[4..20]] {
+            for secret in [
+                "0123456789",
+                "session-token-of",
+                &base64(TOKEN.as_bytes())[4..20],
+            ] {
                 assert!(!body.contains(secret), "{echo}: {body}");
             }
             assert_eq!(answer.headers()["x-echo"], MASK);
@@ -210,6 +251,9 @@ mod tests {
             Err(TransportError::new(TransportErrorKind::AfterSend, said))
         }));
         let error = block_on(masking(broken).oneshot(request())).unwrap_err();
-        assert_eq!(error, TransportError::new(TransportErrorKind::AfterSend, "proxy refused [masked]"));
+        assert_eq!(
+            error,
+            TransportError::new(TransportErrorKind::AfterSend, "proxy refused [masked]")
+        );
     }
 }

@@ -130,7 +130,12 @@ impl PreflightReport {
     /// Returns whether the credential is known to have all rights that an obligatory use needs.
     pub fn is_complete(&self) -> bool {
         let needed = |right: &&Right| right.needed_for.iter().any(|u| !u.is_optional());
-        self.failure.is_none() && self.rights.iter().filter(needed).all(|r| r.grant == Grant::Present)
+        self.failure.is_none()
+            && self
+                .rights
+                .iter()
+                .filter(needed)
+                .all(|r| r.grant == Grant::Present)
     }
 }
 
@@ -187,7 +192,11 @@ pub trait Provider: Send + Sync {
     /// Returns the volume that the CSI driver would use for a handle, in any spelling that the driver accepts. Wider than
     /// `resolve_volume`: it finds all PersistentVolumes of a volume. `None`: the handle belongs to another provider's
     /// driver, or its driver does not accept it.
-    fn volume_as_driver_reads(&self, driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
+    fn volume_as_driver_reads(
+        &self,
+        driver: &DriverName,
+        handle: &VolumeHandle,
+    ) -> Option<VolumeId> {
         self.resolve_volume(driver, handle)?.ok()
     }
 
@@ -226,7 +235,8 @@ pub trait Provider: Send + Sync {
     }
 
     /// Detaches a volume from the holder that was proven unable to write. See [`detach`](mod@crate::detach).
-    fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>>;
+    fn detach(&self, request: DetachRequest)
+    -> BoxFuture<'_, Result<DetachOutcome, ProviderError>>;
 
     /// Returns the command that a person would type to detach `volume` from `holder`. It is shown in plans and reports, and
     /// never executed.
@@ -257,7 +267,10 @@ pub trait Provider: Send + Sync {
 
     /// Powers an instance off ([`Capabilities::can_fence`]). An accepted request proves nothing: read the instance until it
     /// is off.
-    fn power_off(&self, _request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+    fn power_off(
+        &self,
+        _request: PowerOffRequest,
+    ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
         unsupported(self.name(), Optional::Power)
     }
 
@@ -287,7 +300,10 @@ pub trait Provider: Send + Sync {
     }
 
     /// Begins a snapshot of a volume ([`Capabilities::can_snapshot`]).
-    fn snapshot(&self, _request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
+    fn snapshot(
+        &self,
+        _request: SnapshotRequest,
+    ) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
         unsupported(self.name(), Optional::Snapshot)
     }
 
@@ -302,6 +318,9 @@ pub trait Provider: Send + Sync {
     }
 }
 
-fn unsupported<'a, T: Send + 'a>(provider: &str, what: Optional) -> BoxFuture<'a, Result<T, EffectError>> {
+fn unsupported<'a, T: Send + 'a>(
+    provider: &str,
+    what: Optional,
+) -> BoxFuture<'a, Result<T, EffectError>> {
     ready(Err(Unsupported::new(provider, what).into())).boxed()
 }

@@ -30,7 +30,11 @@ pub fn http_transport(
     let reads = client(connect_timeout, loopback, true)?;
     let mutations = client(connect_timeout, loopback, false)?;
     let service = tower::service_fn(move |request: Request<Bytes>| {
-        let client = if is_mutation(&request) { mutations.clone() } else { reads.clone() };
+        let client = if is_mutation(&request) {
+            mutations.clone()
+        } else {
+            reads.clone()
+        };
         send(client, request)
     });
     Ok(HttpTransport::new(service))
@@ -56,7 +60,10 @@ fn client(
     builder.build().map_err(|error| message(&error))
 }
 
-async fn send(client: reqwest::Client, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
+async fn send(
+    client: reqwest::Client,
+    request: Request<Bytes>,
+) -> Result<Response<Bytes>, TransportError> {
     let request = reqwest::Request::try_from(request)
         .map_err(|error| TransportError::new(TransportErrorKind::BeforeSend, message(&error)))?;
     let mut answer = client.execute(request).await.map_err(failed)?;
@@ -121,8 +128,8 @@ pub fn loopback_of(uri: &Uri) -> Result<bool, &'static str> {
     }
     let host = authority.host();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let loopback =
-        host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let loopback = host.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if *scheme != Scheme::HTTPS && !(*scheme == Scheme::HTTP && loopback) {
         return Err(
             "it must begin with https://, because it receives credentials; http:// is allowed only to this machine itself",

@@ -36,6 +36,9 @@ pub struct TransportError {
 impl TransportError {
     /// Makes an error of this kind.
     pub fn new(kind: TransportErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self {
+            kind,
+            message: message.into(),
+        }
     }
 }

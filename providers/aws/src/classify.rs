@@ -23,7 +23,11 @@ const THROTTLED: [&str; 9] = [
 ];
 
 /// Codes of a missing right. Their texts name the caller and the right.
-const LACKS_RIGHT: [&str; 3] = ["UnauthorizedOperation", "AccessDenied", "AccessDeniedException"];
+const LACKS_RIGHT: [&str; 3] = [
+    "UnauthorizedOperation",
+    "AccessDenied",
+    "AccessDeniedException",
+];
 
 /// Codes of a credential that is not accepted. Their texts are not quoted, because some repeat the signed text.
 const BAD_CREDENTIAL: [&str; 13] = [
@@ -43,8 +47,11 @@ const BAD_CREDENTIAL: [&str; 13] = [
 ];
 
 /// Codes of an object that does not exist in the caller's account.
-const NOT_FOUND: [&str; 3] =
-    ["InvalidVolume.NotFound", "InvalidInstanceID.NotFound", "InvalidSnapshot.NotFound"];
+const NOT_FOUND: [&str; 3] = [
+    "InvalidVolume.NotFound",
+    "InvalidInstanceID.NotFound",
+    "InvalidSnapshot.NotFound",
+];
 
 /// Codes of a failure of the server, after which the effect of a mutation is open.
 const SERVER: [&str; 6] = [
@@ -92,7 +99,12 @@ pub(crate) struct Failure {
 
 impl Failure {
     fn new(error: ProviderError, transient: bool) -> Self {
-        Self { error, code: None, message: None, transient }
+        Self {
+            error,
+            code: None,
+            message: None,
+            transient,
+        }
     }
 }
 
@@ -102,7 +114,9 @@ impl Call<'_> {
         let operation = self.operation.to_owned();
         match kind {
             Kind::Mutation { sent: true } => ProviderError::Unknown { operation, reason },
-            Kind::Read | Kind::Mutation { sent: false } => ProviderError::NotApplied { operation, reason },
+            Kind::Read | Kind::Mutation { sent: false } => {
+                ProviderError::NotApplied { operation, reason }
+            }
         }
     }
 
@@ -112,12 +126,19 @@ impl Call<'_> {
     }
 
     fn denied(&self, reason: String, missing: Vec<String>) -> ProviderError {
-        ProviderError::Denied { operation: self.operation.to_owned(), reason, missing }
+        ProviderError::Denied {
+            operation: self.operation.to_owned(),
+            reason,
+            missing,
+        }
     }
 
     /// Makes the failure of a call without an answer in the time allowed.
     pub(crate) fn timed_out(&self, kind: Kind) -> Failure {
-        Failure::new(self.open(kind, "no answer in the time allowed".to_owned()), true)
+        Failure::new(
+            self.open(kind, "no answer in the time allowed".to_owned()),
+            true,
+        )
     }
 
     /// Classifies an error of the SDK.
@@ -131,10 +152,15 @@ impl Call<'_> {
             let code = known.and_then(|meta| meta.code()).map(str::to_owned);
             let message = known.and_then(|meta| meta.message()).map(quote);
             if status.is_success() {
-                let reason = format!("the answer (HTTP {}) is not in the API's own form", status.as_u16());
+                let reason = format!(
+                    "the answer (HTTP {}) is not in the API's own form",
+                    status.as_u16()
+                );
                 return Failure::new(self.open(kind, reason), true);
             }
-            let retry_after = headers.get("retry-after").and_then(|v| v.trim().parse().ok());
+            let retry_after = headers
+                .get("retry-after")
+                .and_then(|v| v.trim().parse().ok());
             let kind_of_body = headers.get("content-type").map(quote);
             return self.refused(
                 kind,
@@ -154,12 +180,20 @@ impl Call<'_> {
             };
             return Failure::new(self.open(kind, found.to_string()), true);
         }
-        if cause::<aws_credential_types::provider::error::CredentialsError>(&error).is_some_and(|e| {
-            !matches!(e, aws_credential_types::provider::error::CredentialsError::ProviderTimedOut(_))
-        }) {
+        if cause::<aws_credential_types::provider::error::CredentialsError>(&error).is_some_and(
+            |e| {
+                !matches!(
+                    e,
+                    aws_credential_types::provider::error::CredentialsError::ProviderTimedOut(_)
+                )
+            },
+        ) {
             return Failure::new(self.denied(reason, Vec::new()), false);
         }
-        Failure::new(self.open(kind, reason), matches!(error, SdkError::TimeoutError(_)))
+        Failure::new(
+            self.open(kind, reason),
+            matches!(error, SdkError::TimeoutError(_)),
+        )
     }
 
     /// Classifies an answer that is not a success.
@@ -178,19 +212,26 @@ impl Call<'_> {
             (Some(code), Some(message)) => format!("{} ({code}, HTTP {status})", plain(message)),
             (Some(code), None) => format!("{code} (HTTP {status})"),
             (None, _) => {
-                let body =
-                    kind_of_body.map_or("no typed body".to_owned(), |kind| format!("a body of type {kind}"));
+                let body = kind_of_body.map_or("no typed body".to_owned(), |kind| {
+                    format!("a body of type {kind}")
+                });
                 format!("HTTP {status} with {body}, not in the API's own form")
             }
         };
         let on_their_side = is(&SERVER) || status == 408 || status >= 500;
         let error = if is(&THROTTLED) || (code.is_none() && status == 429) {
-            ProviderError::Throttled { operation, retry_after }
+            ProviderError::Throttled {
+                operation,
+                retry_after,
+            }
         } else if is(&LACKS_RIGHT) {
             self.denied(reason, vec![format!("ec2:{}", self.action)])
         } else if is(&BAD_CREDENTIAL) {
             let code = code.as_deref().unwrap_or_default();
-            self.denied(format!("AWS does not accept the credential: {code} (HTTP {status})"), Vec::new())
+            self.denied(
+                format!("AWS does not accept the credential: {code} (HTTP {status})"),
+                Vec::new(),
+            )
         } else if is(&NOT_FOUND) {
             ProviderError::NotFound { operation, reason }
         } else if on_their_side {
@@ -201,13 +242,20 @@ impl Call<'_> {
             self.not_applied(reason)
         };
         let transient = on_their_side && !matches!(error, ProviderError::Throttled { .. });
-        Failure { error, code, message, transient }
+        Failure {
+            error,
+            code,
+            message,
+            transient,
+        }
     }
 }
 
 /// Returns a message without its long part that only AWS can decode.
 fn plain(message: &str) -> &str {
-    let end = message.find("Encoded authorization failure message").unwrap_or(message.len());
+    let end = message
+        .find("Encoded authorization failure message")
+        .unwrap_or(message.len());
     message[..end].trim_end()
 }
 
@@ -232,12 +280,22 @@ pub(crate) fn quote(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const CALL: Call<'_> = Call { operation: "detach volume vol-1", action: "DetachVolume" };
+    const CALL: Call<'_> = Call {
+        operation: "detach volume vol-1",
+        action: "DetachVolume",
+    };
     const SENT: Kind = Kind::Mutation { sent: true };
 
     fn refused(kind: Kind, status: u16, code: Option<&str>) -> Failure {
         let message = code.map(|_| "Words of EC2".to_owned());
-        CALL.refused(kind, status, code.map(str::to_owned), message, Some("text/html".into()), None)
+        CALL.refused(
+            kind,
+            status,
+            code.map(str::to_owned),
+            message,
+            Some("text/html".into()),
+            None,
+        )
     }
 
     #[test]
@@ -245,13 +303,33 @@ mod tests {
         let table = [
             (400, Some("IncorrectState"), "NotApplied", "NotApplied"),
             (400, Some("VolumeInUse"), "NotApplied", "NotApplied"),
-            (400, Some("InvalidAttachment.NotFound"), "NotApplied", "NotApplied"),
-            (400, Some("OperationNotPermitted"), "NotApplied", "NotApplied"),
-            (400, Some("UnsupportedOperationException"), "NotApplied", "NotApplied"),
+            (
+                400,
+                Some("InvalidAttachment.NotFound"),
+                "NotApplied",
+                "NotApplied",
+            ),
+            (
+                400,
+                Some("OperationNotPermitted"),
+                "NotApplied",
+                "NotApplied",
+            ),
+            (
+                400,
+                Some("UnsupportedOperationException"),
+                "NotApplied",
+                "NotApplied",
+            ),
             (400, Some("ACodeOfTheFuture"), "NotApplied", "NotApplied"),
             (412, Some("DryRunOperation"), "NotApplied", "NotApplied"),
             (400, Some("InvalidVolume.NotFound"), "NotFound", "NotFound"),
-            (400, Some("InvalidInstanceID.NotFound"), "NotFound", "NotFound"),
+            (
+                400,
+                Some("InvalidInstanceID.NotFound"),
+                "NotFound",
+                "NotFound",
+            ),
             (401, Some("AuthFailure"), "Denied", "Denied"),
             (403, Some("UnauthorizedOperation"), "Denied", "Denied"),
             (400, Some("RequestExpired"), "Denied", "Denied"),
@@ -270,7 +348,10 @@ mod tests {
         for (status, code, read, mutation) in table {
             for (kind, expected) in [(Kind::Read, read), (SENT, mutation)] {
                 let error = format!("{:?}", refused(kind, status, code).error);
-                assert!(error.starts_with(expected), "{status} {code:?} {kind:?}: {error}");
+                assert!(
+                    error.starts_with(expected),
+                    "{status} {code:?} {kind:?}: {error}"
+                );
             }
         }
     }
@@ -299,7 +380,10 @@ mod tests {
     fn the_words_of_a_refused_credential_are_not_repeated() {
         for code in BAD_CREDENTIAL {
             let error = refused(SENT, 403, Some(code)).error.to_string();
-            assert!(error.contains(code) && !error.contains("Words of EC2"), "{error}");
+            assert!(
+                error.contains(code) && !error.contains("Words of EC2"),
+                "{error}"
+            );
         }
     }
 }

@@ -37,13 +37,19 @@ struct Inner {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("config", &self.0.config).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("config", &self.0.config)
+            .finish_non_exhaustive()
     }
 }
 
 impl Client {
     pub(crate) fn new(transport: HttpTransport, config: AwsConfig) -> Self {
-        Self(Arc::new(Inner { transport: masking(transport), config, ec2: OnceCell::new() }))
+        Self(Arc::new(Inner {
+            transport: masking(transport),
+            config,
+            ec2: OnceCell::new(),
+        }))
     }
 
     pub(crate) fn config(&self) -> &AwsConfig {
@@ -56,7 +62,9 @@ impl Client {
     }
 
     async fn set_up(&self) -> Ec2 {
-        let Inner { transport, config, .. } = &*self.0;
+        let Inner {
+            transport, config, ..
+        } = &*self.0;
         let region = Region::new(config.region.clone());
         let mut builder = match &config.source {
             Source::Chain => {
@@ -101,13 +109,19 @@ impl Client {
                 Ok(found) => return Ok(found),
                 Err(failure) => failure,
             };
-            let Some(wait) = waits.next().filter(|_| failure.transient) else { return Err(failure.error) };
+            let Some(wait) = waits.next().filter(|_| failure.transient) else {
+                return Err(failure.error);
+            };
             tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, retrying");
             tokio::time::sleep(*wait).await;
         }
     }
 
-    async fn read_once<T, E, F>(&self, call: Call<'_>, send: impl Fn(Ec2) -> F) -> Result<T, Failure>
+    async fn read_once<T, E, F>(
+        &self,
+        call: Call<'_>,
+        send: impl Fn(Ec2) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Answer<T, E>>,
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
@@ -133,12 +147,19 @@ impl Client {
     {
         if !deadline.leaves_time_to_send() {
             let error = call.not_applied("too little time was left to send the request");
-            return Err(Failure { error, code: None, message: None, transient: false });
+            return Err(Failure {
+                error,
+                code: None,
+                message: None,
+                transient: false,
+            });
         }
         let (settings, sent) = self.once();
         let work = async { send(self.ec2().await.clone(), settings).await };
         let answer = deadline.bound(work).await;
-        let kind = Kind::Mutation { sent: sent.is_sent() };
+        let kind = Kind::Mutation {
+            sent: sent.is_sent(),
+        };
         match answer {
             Some(answer) => answer.map_err(|error| call.failed(kind, error)),
             None => Err(call.timed_out(kind)),
@@ -166,6 +187,11 @@ impl Client {
     /// Returns the settings of a call that is sent at most once.
     fn once(&self) -> (Builder, Sent) {
         let (connector, sent) = Connector::once(self.0.transport.clone());
-        (Builder::new().http_client(connector).retry_config(RetryConfig::disabled()), sent)
+        (
+            Builder::new()
+                .http_client(connector)
+                .retry_config(RetryConfig::disabled()),
+            sent,
+        )
     }
 }

@@ -20,7 +20,9 @@ const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// No region is set.
-    #[error("AWS_REGION is not set: set it to the region of the cluster's volumes, such as eu-central-1")]
+    #[error(
+        "AWS_REGION is not set: set it to the region of the cluster's volumes, such as eu-central-1"
+    )]
     NoRegion,
     /// The region cannot be part of a host name.
     #[error("AWS_REGION {0:?} cannot be used: expected a region such as eu-central-1")]
@@ -84,8 +86,14 @@ impl AwsConfig {
     /// [`ConfigError::NoRegion`] and [`ConfigError::BadRegion`]. [`ConfigError::BadUrl`] when the endpoint is no absolute URL,
     /// has credentials, or is plain HTTP to another machine, which would send session tokens unencrypted.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let set = |name: &str| var(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        let region = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION")).ok_or(ConfigError::NoRegion)?;
+        let set = |name: &str| {
+            var(name)
+                .map(|v| v.trim().to_owned())
+                .filter(|v| !v.is_empty())
+        };
+        let region = set("AWS_REGION")
+            .or_else(|| set("AWS_DEFAULT_REGION"))
+            .ok_or(ConfigError::NoRegion)?;
         let endpoint = ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"]
             .into_iter()
             .find_map(|name| set(name).map(|url| (name, url)));
@@ -108,7 +116,12 @@ impl AwsConfig {
     ) -> Result<Self, ConfigError> {
         let loopback = check_url("endpoint", endpoint)?;
         let credentials = Credentials::new(access_key, secret_key, None, None, "fixed");
-        Self::new(region.to_owned(), Some(endpoint.to_owned()), loopback, Source::Fixed(credentials))
+        Self::new(
+            region.to_owned(),
+            Some(endpoint.to_owned()),
+            loopback,
+            Source::Fixed(credentials),
+        )
     }
 
     fn new(
@@ -118,11 +131,22 @@ impl AwsConfig {
         source: Source,
     ) -> Result<Self, ConfigError> {
         // The region becomes part of a host name.
-        if !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+        if !region
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        {
             return Err(ConfigError::BadRegion(region));
         }
         let (connect_timeout, read_timeout) = (CONNECT_TIMEOUT, READ_TIMEOUT);
-        Ok(Self { region, endpoint, loopback, source, connect_timeout, read_timeout, user_agent: USER_AGENT })
+        Ok(Self {
+            region,
+            endpoint,
+            loopback,
+            source,
+            connect_timeout,
+            read_timeout,
+            user_agent: USER_AGENT,
+        })
     }
 
     /// Sets the program whose name and version the requests contain.
@@ -145,7 +169,11 @@ impl AwsConfig {
 
 /// Returns whether the URL's host is this machine. The error: the URL must not be used.
 fn check_url(variable: &'static str, url: &str) -> Result<bool, ConfigError> {
-    let bad = |why| ConfigError::BadUrl { variable, url: redacted(url), why };
+    let bad = |why| ConfigError::BadUrl {
+        variable,
+        url: redacted(url),
+        why,
+    };
     let uri: Uri = url.parse().map_err(|_| bad("it is not a URL"))?;
     loopback_of(&uri).map_err(bad)
 }
@@ -155,42 +183,68 @@ mod tests {
     use super::*;
 
     fn from(vars: &[(&str, &str)]) -> Result<AwsConfig, ConfigError> {
-        AwsConfig::from_vars(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+        AwsConfig::from_vars(|name| {
+            vars.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| (*v).to_owned())
+        })
     }
 
     #[test]
     fn a_region_is_needed_and_checked() {
         assert_eq!(from(&[]).expect_err("no region"), ConfigError::NoRegion);
-        assert_eq!(from(&[("AWS_REGION", " ")]).expect_err("no region"), ConfigError::NoRegion);
+        assert_eq!(
+            from(&[("AWS_REGION", " ")]).expect_err("no region"),
+            ConfigError::NoRegion
+        );
         let region = |vars| from(vars).expect("good settings").region;
         assert_eq!(region(&[("AWS_REGION", "eu-central-1\n")]), "eu-central-1");
         assert_eq!(region(&[("AWS_DEFAULT_REGION", "us-east-1")]), "us-east-1");
-        assert_eq!(region(&[("AWS_REGION", "a-1"), ("AWS_DEFAULT_REGION", "b-1")]), "a-1");
+        assert_eq!(
+            region(&[("AWS_REGION", "a-1"), ("AWS_DEFAULT_REGION", "b-1")]),
+            "a-1"
+        );
         for bad in ["eu.central", "EU-CENTRAL-1", "evil.example/#"] {
-            assert_eq!(from(&[("AWS_REGION", bad)]).expect_err(bad), ConfigError::BadRegion(bad.into()));
+            assert_eq!(
+                from(&[("AWS_REGION", bad)]).expect_err(bad),
+                ConfigError::BadRegion(bad.into())
+            );
         }
     }
 
     #[test]
     fn endpoints_that_would_leak_are_refused() {
         let with = |url: &'static str| from(&[("AWS_REGION", "a-1"), ("AWS_ENDPOINT_URL", url)]);
-        for good in
-            ["https://ec2.example", "http://127.0.0.1:5000", "http://localhost:5000", "http://[::1]:1"]
-        {
+        for good in [
+            "https://ec2.example",
+            "http://127.0.0.1:5000",
+            "http://localhost:5000",
+            "http://[::1]:1",
+        ] {
             assert!(with(good).is_ok(), "{good}");
         }
-        for bad in
-            ["http://ec2.example", "ec2.example", "http://127.0.0.1.example", "https://u:secret@x.example"]
-        {
+        for bad in [
+            "http://ec2.example",
+            "ec2.example",
+            "http://127.0.0.1.example",
+            "https://u:secret@x.example",
+        ] {
             let error = with(bad).expect_err(bad).to_string();
-            assert!(error.starts_with("AWS_ENDPOINT_URL ") && !error.contains("secret"), "{error}");
+            assert!(
+                error.starts_with("AWS_ENDPOINT_URL ") && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn given_credentials_are_never_printed() {
-        let config = AwsConfig::fixed("a-1", "http://127.0.0.1", "AKIAEXAMPLE", "s3cret").expect("good");
+        let config =
+            AwsConfig::fixed("a-1", "http://127.0.0.1", "AKIAEXAMPLE", "s3cret").expect("good");
         let printed = format!("{config:?}");
-        assert!(!printed.contains("s3cret") && !printed.contains("AKIAEXAMPLE"), "{printed}");
+        assert!(
+            !printed.contains("s3cret") && !printed.contains("AKIAEXAMPLE"),
+            "{printed}"
+        );
     }
 }

@@ -41,25 +41,40 @@ pub(crate) struct Connector {
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connector").field("once", &self.once).finish_non_exhaustive()
+        f.debug_struct("Connector")
+            .field("once", &self.once)
+            .finish_non_exhaustive()
     }
 }
 
 impl Connector {
     /// Makes a connector for reads.
     pub(crate) fn reading(transport: HttpTransport) -> Self {
-        Self { transport, once: None }
+        Self {
+            transport,
+            once: None,
+        }
     }
 
     /// Makes a connector for one mutation. It sends one request and refuses any further one, so that the SDK cannot retry.
     pub(crate) fn once(transport: HttpTransport) -> (Self, Sent) {
         let sent = Sent::default();
-        (Self { transport, once: Some(sent.clone()) }, sent)
+        (
+            Self {
+                transport,
+                once: Some(sent.clone()),
+            },
+            sent,
+        )
     }
 }
 
 impl HttpClient for Connector {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
         SharedHttpConnector::new(self.clone())
     }
 }
@@ -76,26 +91,36 @@ impl HttpConnector for Connector {
                 Some(body) => Bytes::copy_from_slice(body),
                 None => return Err(unsent("the request's body is a stream")),
             };
-            let request = request.try_into_http1x().map_err(|_| unsent("the request is no HTTP request"))?;
+            let request = request
+                .try_into_http1x()
+                .map_err(|_| unsent("the request is no HTTP request"))?;
             let mut request = request.map(|_| body);
             if let Some(sent) = &once {
                 if sent.0.swap(true, Ordering::SeqCst) {
                     // The first request may have had its effect, so its outcome counts.
-                    let error =
-                        TransportError::new(TransportErrorKind::AfterSend, "a second try was prevented");
+                    let error = TransportError::new(
+                        TransportErrorKind::AfterSend,
+                        "a second try was prevented",
+                    );
                     return Err(ConnectorError::user(Box::new(error)));
                 }
                 request.extensions_mut().insert(Mutation);
             }
-            let answer = transport.oneshot(request).await.map_err(|error| match error.kind {
-                TransportErrorKind::Timeout => ConnectorError::timeout(Box::new(error)),
-                TransportErrorKind::BeforeSend | TransportErrorKind::AfterSend => {
-                    ConnectorError::io(Box::new(error))
-                }
-            })?;
+            let answer = transport
+                .oneshot(request)
+                .await
+                .map_err(|error| match error.kind {
+                    TransportErrorKind::Timeout => ConnectorError::timeout(Box::new(error)),
+                    TransportErrorKind::BeforeSend | TransportErrorKind::AfterSend => {
+                        ConnectorError::io(Box::new(error))
+                    }
+                })?;
             HttpResponse::try_from(answer.map(SdkBody::from)).map_err(|_| {
                 let why = "the answer is no HTTP answer that the SDK can read";
-                ConnectorError::io(Box::new(TransportError::new(TransportErrorKind::AfterSend, why)))
+                ConnectorError::io(Box::new(TransportError::new(
+                    TransportErrorKind::AfterSend,
+                    why,
+                )))
             })
         })
     }
@@ -117,19 +142,33 @@ mod tests {
         let (hits, marks) = (count.clone(), marked.clone());
         let transport = HttpTransport::new(tower::service_fn(move |request: Request<Bytes>| {
             hits.fetch_add(1, Ordering::SeqCst);
-            marks.fetch_add(usize::from(request.extensions().get::<Mutation>().is_some()), Ordering::SeqCst);
+            marks.fetch_add(
+                usize::from(request.extensions().get::<Mutation>().is_some()),
+                Ordering::SeqCst,
+            );
             async { Ok::<_, TransportError>(Response::new(Bytes::new())) }
         }));
         let (connector, sent) = Connector::once(transport.clone());
         assert!(!sent.is_sent());
         assert!(connector.call(request()).await.is_ok() && sent.is_sent());
         let error = connector.call(request()).await.expect_err("a second time");
-        assert!(error.into_source().to_string().contains("a second try was prevented"));
-        assert_eq!((count.load(Ordering::SeqCst), marked.load(Ordering::SeqCst)), (1, 1));
+        assert!(
+            error
+                .into_source()
+                .to_string()
+                .contains("a second try was prevented")
+        );
+        assert_eq!(
+            (count.load(Ordering::SeqCst), marked.load(Ordering::SeqCst)),
+            (1, 1)
+        );
         let reading = Connector::reading(transport);
         for _ in 0..2 {
             assert!(reading.call(request()).await.is_ok());
         }
-        assert_eq!((count.load(Ordering::SeqCst), marked.load(Ordering::SeqCst)), (3, 1));
+        assert_eq!(
+            (count.load(Ordering::SeqCst), marked.load(Ordering::SeqCst)),
+            (3, 1)
+        );
     }
 }

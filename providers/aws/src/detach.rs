@@ -15,7 +15,11 @@ use reattach_provider_api::{
 };
 
 impl DetachApi for Client {
-    async fn read_volume(&self, operation: &str, volume: &VolumeId) -> Result<CloudVolume, ProviderError> {
+    async fn read_volume(
+        &self,
+        operation: &str,
+        volume: &VolumeId,
+    ) -> Result<CloudVolume, ProviderError> {
         let Some(found) = read::one_volume(self, operation, volume).await? else {
             return Err(ProviderError::NotFound {
                 operation: operation.to_owned(),
@@ -23,32 +27,48 @@ impl DetachApi for Client {
             });
         };
         wire::volume(&found).map_err(|why| {
-            ProviderError::not_applied(operation, format!("the volume as EC2 shows it cannot be used: {why}"))
+            ProviderError::not_applied(
+                operation,
+                format!("the volume as EC2 shows it cannot be used: {why}"),
+            )
         })
     }
 
     async fn send(&self, order: DetachOrder<'_>) -> Result<(), SendFailure> {
-        let call = Call { operation: order.operation(), action: "DetachVolume" };
+        let call = Call {
+            operation: order.operation(),
+            action: "DetachVolume",
+        };
         let answer = self
             .mutate(call, order.deadline(), |ec2, once| {
                 let request = ec2.detach_volume().volume_id(order.volume().as_str());
                 // Always: EC2 then refuses the request when another instance has the volume.
                 let request = request.instance_id(order.holder().as_str());
-                let request = if order.is_forced() { request.force(true) } else { request };
+                let request = if order.is_forced() {
+                    request.force(true)
+                } else {
+                    request
+                };
                 let request = request.customize().config_override(once);
                 async move { request.send().await }
             })
             .await
-            .map_err(|failure| SendFailure { refusal: meaning(&failure), error: failure.error })?;
+            .map_err(|failure| SendFailure {
+                refusal: meaning(&failure),
+                error: failure.error,
+            })?;
         // The documented answer names the volume. Another success proves nothing.
         let names_both = answer.volume_id() == Some(order.volume().as_str())
-            && answer.instance_id().is_none_or(|id| id == order.holder().as_str());
+            && answer
+                .instance_id()
+                .is_none_or(|id| id == order.holder().as_str());
         if names_both {
             return Ok(());
         }
         Err(SendFailure::from(ProviderError::Unknown {
             operation: order.operation().to_owned(),
-            reason: "the answer is a success that does not name this volume and instance".to_owned(),
+            reason: "the answer is a success that does not name this volume and instance"
+                .to_owned(),
         }))
     }
 }
@@ -68,7 +88,9 @@ fn meaning(failure: &Failure) -> Refusal {
     match failure.code.as_deref() {
         Some(code @ ("IncorrectState" | "VolumeInUse" | "IncorrectInstanceState")) => {
             let words = failure.message.as_deref().unwrap_or_default();
-            Refusal::StateChanged { busy: Some(format!("{words} ({code})")) }
+            Refusal::StateChanged {
+                busy: Some(format!("{words} ({code})")),
+            }
         }
         Some("InvalidAttachment.NotFound") => Refusal::StateChanged { busy: None },
         _ => Refusal::Other,

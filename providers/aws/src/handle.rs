@@ -14,7 +14,10 @@ pub(crate) const TOPOLOGY_KEY: &str = "topology.ebs.csi.aws.com/zone";
 pub const PROVIDER_ID_PREFIX: &str = "aws://";
 
 /// Returns the volume of a handle. At EBS the handle is the volume's identifier.
-pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Result<VolumeId, HandleError>> {
+pub(crate) fn volume(
+    driver: &DriverName,
+    handle: &VolumeHandle,
+) -> Option<Result<VolumeId, HandleError>> {
     if driver.as_str() != DRIVER {
         return None;
     }
@@ -22,7 +25,11 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
     Some(if is_volume(text) {
         Ok(VolumeId::new(text))
     } else {
-        Err(HandleError::new("volume handle", text, "expected vol- and 8 or 17 hexadecimal digits"))
+        Err(HandleError::new(
+            "volume handle",
+            text,
+            "expected vol- and 8 or 17 hexadecimal digits",
+        ))
     })
 }
 
@@ -35,7 +42,10 @@ pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleErr
         _ => None,
     };
     let why = "expected aws:///<zone>/i- and 8 or 17 hexadecimal digits";
-    Some(id.map(InstanceId::new).ok_or_else(|| HandleError::new("provider ID", provider_id, why)))
+    Some(
+        id.map(InstanceId::new)
+            .ok_or_else(|| HandleError::new("provider ID", provider_id, why)),
+    )
 }
 
 /// Returns whether a text is a volume's identifier in EC2's spelling.
@@ -50,7 +60,10 @@ pub(crate) fn is_instance(text: &str) -> bool {
 
 /// Returns whether a text has 17 hexadecimal digits, or 8 as in resources from before 2018.
 fn is_number(text: &str) -> bool {
-    matches!(text.len(), 8 | 17) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    matches!(text.len(), 8 | 17)
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 #[cfg(test)]
@@ -76,9 +89,16 @@ mod tests {
             " vol-1234abcd",
         ] {
             let error = volume(&ours, &bad.into()).expect("ours").expect_err(bad);
-            assert!(error.to_string().starts_with(&format!("volume handle {bad:?} cannot be used: ")));
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(&format!("volume handle {bad:?} cannot be used: "))
+            );
         }
-        assert_eq!(volume(&"linodebs.csi.linode.com".into(), &"vol-1234abcd".into()), None);
+        assert_eq!(
+            volume(&"linodebs.csi.linode.com".into(), &"vol-1234abcd".into()),
+            None
+        );
     }
 
     #[test]

@@ -15,7 +15,10 @@ const RIGHTS: [(&str, &[RightUse]); 7] = [
     ("CreateSnapshot", &[RightUse::Snapshot]),
     ("DescribeInstances", &[RightUse::ReadInstances]),
     ("DescribeSnapshots", &[RightUse::Snapshot]),
-    ("DescribeVolumes", &[RightUse::ReadJobs, RightUse::ReadVolumes]),
+    (
+        "DescribeVolumes",
+        &[RightUse::ReadJobs, RightUse::ReadVolumes],
+    ),
     ("DetachVolume", &[RightUse::Detach]),
     ("StartInstances", &[RightUse::Power]),
     ("StopInstances", &[RightUse::Power]),
@@ -44,15 +47,27 @@ pub(crate) async fn run(client: &Client) -> PreflightReport {
             ("DescribeSnapshots", _) => dry_run(client, action, describe_snapshots).await,
             (_, Ok(Some((volume, holder)))) => effect(client, action, volume, holder).await,
             (_, Ok(None)) => {
-                let why = "no attached volume of the EBS CSI driver was found for the dry-run".to_owned();
+                let why =
+                    "no attached volume of the EBS CSI driver was found for the dry-run".to_owned();
                 Ok(Grant::Unknown { why })
             }
-            (_, Err(error)) => Ok(Grant::Unknown { why: error.to_string() }),
+            (_, Err(error)) => Ok(Grant::Unknown {
+                why: error.to_string(),
+            }),
         };
-        let grant = grant.unwrap_or_else(|error| Grant::Unknown { why: error.to_string() });
-        rights.push(Right { name: format!("ec2:{action}"), needed_for: uses.to_vec(), grant });
+        let grant = grant.unwrap_or_else(|error| Grant::Unknown {
+            why: error.to_string(),
+        });
+        rights.push(Right {
+            name: format!("ec2:{action}"),
+            needed_for: uses.to_vec(),
+            grant,
+        });
     }
-    PreflightReport { rights, failure: None }
+    PreflightReport {
+        rights,
+        failure: None,
+    }
 }
 
 fn unknown(failure: ProviderError) -> PreflightReport {
@@ -62,7 +77,10 @@ fn unknown(failure: ProviderError) -> PreflightReport {
         needed_for: uses.to_vec(),
         grant: Grant::Unknown { why: why.clone() },
     };
-    PreflightReport { rights: RIGHTS.iter().map(right).collect(), failure: Some(failure) }
+    PreflightReport {
+        rights: RIGHTS.iter().map(right).collect(),
+        failure: Some(failure),
+    }
 }
 
 async fn effect(
@@ -75,7 +93,11 @@ async fn effect(
     match action {
         "DetachVolume" => {
             dry_run(client, action, |ec2, once| {
-                let request = ec2.detach_volume().volume_id(volume).instance_id(holder).dry_run(true);
+                let request = ec2
+                    .detach_volume()
+                    .volume_id(volume)
+                    .instance_id(holder)
+                    .dry_run(true);
                 let request = request.customize().config_override(once);
                 async move { request.send().await }
             })
@@ -115,7 +137,13 @@ async fn describe_volumes(
     aws_sdk_ec2::operation::describe_volumes::DescribeVolumesOutput,
     aws_sdk_ec2::operation::describe_volumes::DescribeVolumesError,
 > {
-    ec2.describe_volumes().max_results(PAGE).dry_run(true).customize().config_override(once).send().await
+    ec2.describe_volumes()
+        .max_results(PAGE)
+        .dry_run(true)
+        .customize()
+        .config_override(once)
+        .send()
+        .await
 }
 
 async fn describe_instances(
@@ -125,7 +153,13 @@ async fn describe_instances(
     aws_sdk_ec2::operation::describe_instances::DescribeInstancesOutput,
     aws_sdk_ec2::operation::describe_instances::DescribeInstancesError,
 > {
-    ec2.describe_instances().max_results(PAGE).dry_run(true).customize().config_override(once).send().await
+    ec2.describe_instances()
+        .max_results(PAGE)
+        .dry_run(true)
+        .customize()
+        .config_override(once)
+        .send()
+        .await
 }
 
 async fn describe_snapshots(
@@ -156,15 +190,21 @@ where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
     let operation = format!("check whether ec2:{action} is allowed");
-    let call = Call { operation: &operation, action };
+    let call = Call {
+        operation: &operation,
+        action,
+    };
     match client.dry_run(call, send).await {
         // EC2 never answers a dry-run with success. A server like EC2 may; its answer to a read shows the right too.
         Ok(_) if action.starts_with("Describe") => Ok(Grant::Present),
         Ok(_) => Err(call.not_applied("the dry-run was answered like a request without dry-run")),
-        Err(Failure { code: Some(code), .. }) if code == DRY_RUN => Ok(Grant::Present),
-        Err(Failure { error: ProviderError::Denied { missing, .. }, .. }) if !missing.is_empty() => {
-            Ok(Grant::Missing)
-        }
+        Err(Failure {
+            code: Some(code), ..
+        }) if code == DRY_RUN => Ok(Grant::Present),
+        Err(Failure {
+            error: ProviderError::Denied { missing, .. },
+            ..
+        }) if !missing.is_empty() => Ok(Grant::Missing),
         Err(failure) => Err(failure.error),
     }
 }

@@ -15,8 +15,9 @@ use reattach_core::{
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use reattach_provider_api::{
-    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError, HttpTransport,
-    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest, detach,
+    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
+    HttpTransport, Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
+    SnapshotRequest, detach,
 };
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, time::Duration};
@@ -36,7 +37,9 @@ pub struct AwsProvider {
 impl AwsProvider {
     /// Makes a provider over this transport.
     pub fn new(transport: HttpTransport, config: AwsConfig) -> Self {
-        Self { client: Client::new(transport, config) }
+        Self {
+            client: Client::new(transport, config),
+        }
     }
 
     /// Makes a provider over HTTP, as in production. Sends nothing. Credentials are read at the first call.
@@ -107,7 +110,10 @@ impl Provider for AwsProvider {
     ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>> {
         async move {
             let operation = format!("read the attachments of volume {volume}");
-            let call = Call { operation: &operation, action: "DescribeVolumes" };
+            let call = Call {
+                operation: &operation,
+                action: "DescribeVolumes",
+            };
             if !handle::is_volume(volume.as_str()) {
                 return Err(call.not_applied("it is not the identifier of an EC2 volume"));
             }
@@ -118,7 +124,10 @@ impl Provider for AwsProvider {
             let jobs = wire::jobs(&found)
                 .map_err(|why| call.not_applied(format!("the answer cannot be used: {why}")))?;
             // A pending job is returned even when its attachment began before `since`.
-            Ok(jobs.into_iter().filter(|job| job.is_pending() || job.created >= since).collect())
+            Ok(jobs
+                .into_iter()
+                .filter(|job| job.is_pending() || job.created >= since)
+                .collect())
         }
         .boxed()
     }
@@ -129,18 +138,27 @@ impl Provider for AwsProvider {
         Some(Duration::from_mins(40))
     }
 
-    fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
+    fn detach(
+        &self,
+        request: DetachRequest,
+    ) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
         detach::detach(&self.client, request).boxed()
     }
 
     fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String {
         let region = self.client.config().region();
-        format!("aws ec2 detach-volume --region {region} --volume-id {volume} --instance-id {holder}")
+        format!(
+            "aws ec2 detach-volume --region {region} --volume-id {volume} --instance-id {holder}"
+        )
     }
 
     fn power_command(&self, instance: &InstanceId, on: bool) -> String {
         let region = self.client.config().region();
-        let what = if on { "start-instances" } else { "stop-instances --force" };
+        let what = if on {
+            "start-instances"
+        } else {
+            "stop-instances --force"
+        };
         format!("aws ec2 {what} --region {region} --instance-ids {instance}")
     }
 
@@ -153,11 +171,17 @@ impl Provider for AwsProvider {
         preflight::run(&self.client).boxed()
     }
 
-    fn force_detach(&self, request: ForceDetachRequest) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
+    fn force_detach(
+        &self,
+        request: ForceDetachRequest,
+    ) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
         async move { Ok(detach::force_detach(&self.client, request).await?) }.boxed()
     }
 
-    fn power_off(&self, request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+    fn power_off(
+        &self,
+        request: PowerOffRequest,
+    ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
         async move { power::off(&self.client, &request).await }.boxed()
     }
 
@@ -175,7 +199,13 @@ impl Provider for AwsProvider {
             let account = read::account(&self.client, "tell which account answers").await?;
             let text = format!("{NAME}\n{account}\n{}", self.client.config().region());
             let digest = Sha256::digest(text.as_bytes());
-            Ok(CloudScope(digest.iter().take(FINGERPRINT).map(|byte| format!("{byte:02x}")).collect()))
+            Ok(CloudScope(
+                digest
+                    .iter()
+                    .take(FINGERPRINT)
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect(),
+            ))
         }
         .boxed()
     }
@@ -188,13 +218,19 @@ impl Provider for AwsProvider {
     ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
         async move {
             let operation = format!("read the power of instance {instance}");
-            let call = Call { operation: &operation, action: "DescribeInstances" };
+            let call = Call {
+                operation: &operation,
+                action: "DescribeInstances",
+            };
             if !handle::is_instance(instance.as_str()) {
-                return Err(call.not_applied("it is not the identifier of an EC2 instance").into());
+                return Err(call
+                    .not_applied("it is not the identifier of an EC2 instance")
+                    .into());
             }
             match read::raw_instance(&self.client, &operation, instance).await? {
-                Some(found) => Ok(wire::power(&found)
-                    .map_err(|why| call.not_applied(format!("the answer cannot be used: {why}")))?),
+                Some(found) => Ok(wire::power(&found).map_err(|why| {
+                    call.not_applied(format!("the answer cannot be used: {why}"))
+                })?),
                 None => {
                     let reason = "EC2 shows no such instance to this credential".to_owned();
                     Err(ProviderError::NotFound { operation, reason }.into())
@@ -204,7 +240,10 @@ impl Provider for AwsProvider {
         .boxed()
     }
 
-    fn snapshot(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
+    fn snapshot(
+        &self,
+        request: SnapshotRequest,
+    ) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
         async move { snapshot::create(&self.client, &request).await }.boxed()
     }
 

@@ -28,7 +28,10 @@ const PAGE: i32 = 500;
 /// Makes a filter of one name.
 fn filter<V: Into<String>>(name: &str, values: impl IntoIterator<Item = V>) -> Filter {
     let values = values.into_iter().map(Into::into).collect();
-    Filter::builder().name(name).set_values(Some(values)).build()
+    Filter::builder()
+        .name(name)
+        .set_values(Some(values))
+        .build()
 }
 
 /// Reads all pages. `$rows` takes the rows of an answer, or `None` when it has no list.
@@ -75,14 +78,19 @@ async fn raw_volumes(
     operation: &str,
     filters: Vec<Filter>,
 ) -> Result<Vec<Volume>, ProviderError> {
-    let call = Call { operation, action: "DescribeVolumes" };
+    let call = Call {
+        operation,
+        action: "DescribeVolumes",
+    };
     pages!(
         client,
         call,
         describe_volumes,
         filters,
         |request| request.include_managed_resources(true),
-        |answer: &mut aws_sdk_ec2::operation::describe_volumes::DescribeVolumesOutput| answer.volumes.take()
+        |answer: &mut aws_sdk_ec2::operation::describe_volumes::DescribeVolumesOutput| answer
+            .volumes
+            .take()
     )
 }
 
@@ -91,7 +99,10 @@ async fn raw_instances(
     operation: &str,
     filters: Vec<Filter>,
 ) -> Result<Vec<Instance>, ProviderError> {
-    let call = Call { operation, action: "DescribeInstances" };
+    let call = Call {
+        operation,
+        action: "DescribeInstances",
+    };
     let reservations = pages!(
         client,
         call,
@@ -102,7 +113,10 @@ async fn raw_instances(
             answer.reservations.take()
         }
     )?;
-    Ok(reservations.into_iter().flat_map(|r| r.instances.unwrap_or_default()).collect())
+    Ok(reservations
+        .into_iter()
+        .flat_map(|r| r.instances.unwrap_or_default())
+        .collect())
 }
 
 /// Refuses an answer with a row that does not match the filter. Such an answer belongs to another request, so an object that
@@ -123,7 +137,8 @@ fn asked_for<R>(
                 [one] => one.clone(),
                 many => format!("any of {} objects", many.len()),
             },
-            answered: id_of(row).map_or_else(|| "an object without an identifier".to_owned(), quote),
+            answered: id_of(row)
+                .map_or_else(|| "an object without an identifier".to_owned(), quote),
         }),
     }
 }
@@ -136,7 +151,9 @@ pub(crate) async fn one_volume(
 ) -> Result<Option<Volume>, ProviderError> {
     let rows = raw_volumes(client, operation, vec![filter("volume-id", [id.as_str()])]).await?;
     let rows = asked_for(operation, rows, Volume::volume_id, std::slice::from_ref(id))?;
-    Ok(rows.into_iter().find(|v| v.volume_id() == Some(id.as_str())))
+    Ok(rows
+        .into_iter()
+        .find(|v| v.volume_id() == Some(id.as_str())))
 }
 
 /// Reads one instance. `None`: this account has no such instance.
@@ -149,7 +166,10 @@ pub(crate) async fn one_instance(
         Some(Lookup::Found(instance)) => Ok(Some(instance)),
         Some(Lookup::Failed(error)) => Err(error),
         Some(Lookup::NotFound) => Ok(None),
-        None => Err(ProviderError::not_applied(operation, "the identifier is not in the answer")),
+        None => Err(ProviderError::not_applied(
+            operation,
+            "the identifier is not in the answer",
+        )),
     }
 }
 
@@ -159,17 +179,42 @@ pub(crate) async fn raw_instance(
     operation: &str,
     id: &InstanceId,
 ) -> Result<Option<Instance>, ProviderError> {
-    let rows = raw_instances(client, operation, vec![filter("instance-id", [id.as_str()])]).await?;
-    let rows = asked_for(operation, rows, Instance::instance_id, std::slice::from_ref(id))?;
-    Ok(rows.into_iter().find(|i| i.instance_id() == Some(id.as_str())))
+    let rows = raw_instances(
+        client,
+        operation,
+        vec![filter("instance-id", [id.as_str()])],
+    )
+    .await?;
+    let rows = asked_for(
+        operation,
+        rows,
+        Instance::instance_id,
+        std::slice::from_ref(id),
+    )?;
+    Ok(rows
+        .into_iter()
+        .find(|i| i.instance_id() == Some(id.as_str())))
 }
 
 /// Reads the account that answers, from the owner of any of its instances. A cluster on EC2 has instances.
 pub(crate) async fn account(client: &Client, operation: &str) -> Result<String, ProviderError> {
-    let call = Call { operation, action: "DescribeInstances" };
-    let answer = client.read(call, |ec2| ec2.describe_instances().max_results(SMALL_PAGE).send()).await?;
-    let owner = answer.reservations().iter().find_map(|r| r.owner_id()).filter(|id| !id.is_empty());
-    owner.map(str::to_owned).ok_or_else(|| call.not_applied("EC2 shows no instance with an owner"))
+    let call = Call {
+        operation,
+        action: "DescribeInstances",
+    };
+    let answer = client
+        .read(call, |ec2| {
+            ec2.describe_instances().max_results(SMALL_PAGE).send()
+        })
+        .await?;
+    let owner = answer
+        .reservations()
+        .iter()
+        .find_map(|r| r.owner_id())
+        .filter(|id| !id.is_empty());
+    owner
+        .map(str::to_owned)
+        .ok_or_else(|| call.not_applied("EC2 shows no instance with an owner"))
 }
 
 /// Reads an attached volume of the EBS CSI driver and its holder, for a dry-run.
@@ -177,11 +222,20 @@ pub(crate) async fn sample(
     client: &Client,
     operation: &str,
 ) -> Result<Option<(VolumeId, InstanceId)>, ProviderError> {
-    let filters = vec![filter("tag-key", [DRIVER_TAG]), filter("attachment.status", ["attached"])];
-    let call = Call { operation, action: "DescribeVolumes" };
+    let filters = vec![
+        filter("tag-key", [DRIVER_TAG]),
+        filter("attachment.status", ["attached"]),
+    ];
+    let call = Call {
+        operation,
+        action: "DescribeVolumes",
+    };
     let answer = client
         .read(call, |ec2| {
-            ec2.describe_volumes().set_filters(Some(filters.clone())).max_results(SAMPLE_PAGE).send()
+            ec2.describe_volumes()
+                .set_filters(Some(filters.clone()))
+                .max_results(SAMPLE_PAGE)
+                .send()
         })
         .await?;
     let volumes = answer.volumes().iter().filter_map(|v| wire::volume(v).ok());
@@ -238,9 +292,16 @@ fn sort<I: Ord + Clone + Display, R, T>(
 ) -> Vec<(I, Lookup<T>)> {
     let rows = match rows {
         Ok(rows) => rows,
-        Err(error) => return part.iter().map(|id| (id.clone(), Lookup::Failed(error.clone()))).collect(),
+        Err(error) => {
+            return part
+                .iter()
+                .map(|id| (id.clone(), Lookup::Failed(error.clone())))
+                .collect();
+        }
     };
-    let look = |id: &I| match rows.iter().find(|row| id_of(row).is_some_and(|found| found == id.to_string()))
+    let look = |id: &I| match rows
+        .iter()
+        .find(|row| id_of(row).is_some_and(|found| found == id.to_string()))
     {
         None => Lookup::NotFound,
         Some(row) => match convert(row) {
@@ -256,7 +317,10 @@ fn sort<I: Ord + Clone + Display, R, T>(
 }
 
 /// Reads volumes by identifier.
-pub(crate) async fn volumes(client: &Client, ids: &[VolumeId]) -> BTreeMap<VolumeId, Lookup<CloudVolume>> {
+pub(crate) async fn volumes(
+    client: &Client,
+    ids: &[VolumeId],
+) -> BTreeMap<VolumeId, Lookup<CloudVolume>> {
     let (wanted, mut all) = well_formed(ids, "volume", handle::is_volume);
     for part in wanted.into_iter().collect::<Vec<_>>().chunks(BATCH) {
         let operation = match part {
@@ -285,7 +349,13 @@ pub(crate) async fn instances(
         let by = filter("instance-id", part.iter().map(InstanceId::as_str));
         let rows = raw_instances(client, &operation, vec![by]).await;
         let rows = rows.and_then(|rows| asked_for(&operation, rows, Instance::instance_id, part));
-        all.extend(sort(part, rows, Instance::instance_id, "instance", wire::instance));
+        all.extend(sort(
+            part,
+            rows,
+            Instance::instance_id,
+            "instance",
+            wire::instance,
+        ));
     }
     all
 }
@@ -297,8 +367,14 @@ pub(crate) async fn snapshots(
     label: &str,
 ) -> Result<Vec<CloudSnapshot>, ProviderError> {
     let operation = format!("read the snapshots of volume {volume}");
-    let call = Call { operation: &operation, action: "DescribeSnapshots" };
-    let filters = vec![filter("volume-id", [volume.as_str()]), filter("description", [label])];
+    let call = Call {
+        operation: &operation,
+        action: "DescribeSnapshots",
+    };
+    let filters = vec![
+        filter("volume-id", [volume.as_str()]),
+        filter("description", [label]),
+    ];
     let rows = pages!(
         client,
         call,
@@ -309,7 +385,12 @@ pub(crate) async fn snapshots(
             answer.snapshots.take()
         }
     )?;
-    let rows = asked_for(&operation, rows, aws_sdk_ec2::types::Snapshot::volume_id, &[volume])?;
+    let rows = asked_for(
+        &operation,
+        rows,
+        aws_sdk_ec2::types::Snapshot::volume_id,
+        &[volume],
+    )?;
     let mut found = Vec::new();
     for row in &rows {
         let snapshot = wire::snapshot(row)
@@ -328,16 +409,21 @@ mod tests {
     use crate::AwsConfig;
     use bytes::Bytes;
     use http::Request;
-    use reattach_cloud_simulator::{CloudSim, ManualClock, NewVolume, VolumeNo, ec2::volume_id, in_memory};
+    use reattach_cloud_simulator::{
+        CloudSim, ManualClock, NewVolume, VolumeNo, ec2::volume_id, in_memory,
+    };
     use reattach_provider_api::HttpTransport;
     use tower::ServiceExt;
 
     /// EC2 may return smaller pages than requested, so all pages are read.
     #[tokio::test]
     async fn all_pages_are_read() {
-        let sim = CloudSim::new(ManualClock::new("2021-07-11T01:13:00Z".parse().expect("a time")).clock());
+        let sim = CloudSim::new(
+            ManualClock::new("2021-07-11T01:13:00Z".parse().expect("a time")).clock(),
+        );
         for n in 1..=23 {
-            sim.create_volume(NewVolume::new(format!("v{n}")).with_id(n)).expect("a volume");
+            sim.create_volume(NewVolume::new(format!("v{n}")).with_id(n))
+                .expect("a volume");
         }
         let cloud = in_memory(sim.clone());
         let small_pages = tower::service_fn(move |request: Request<Bytes>| {
@@ -349,9 +435,17 @@ mod tests {
         });
         let config = AwsConfig::fixed("eu-central-1", "http://127.0.0.1", "AKIAEXAMPLE", "secret");
         let client = Client::new(HttpTransport::new(small_pages), config.expect("settings"));
-        let ids: Vec<VolumeId> = (1..=24).map(|n| VolumeId::new(volume_id(VolumeNo(n)))).collect();
+        let ids: Vec<VolumeId> = (1..=24)
+            .map(|n| VolumeId::new(volume_id(VolumeNo(n))))
+            .collect();
         let found = volumes(&client, &ids).await;
-        assert_eq!(found.values().filter(|l| matches!(l, Lookup::Found(_))).count(), 23);
+        assert_eq!(
+            found
+                .values()
+                .filter(|l| matches!(l, Lookup::Found(_)))
+                .count(),
+            23
+        );
         assert_eq!(found.get(&ids[23]), Some(&Lookup::NotFound));
         assert_eq!(sim.requests().len(), 5);
     }

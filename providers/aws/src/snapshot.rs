@@ -10,14 +10,23 @@ use reattach_provider_api::{Deadline, EffectError, ProviderError, SnapshotReques
 const LABEL: usize = 200;
 
 /// Begins a snapshot.
-pub(crate) async fn create(client: &Client, request: &SnapshotRequest) -> Result<CloudSnapshot, EffectError> {
+pub(crate) async fn create(
+    client: &Client,
+    request: &SnapshotRequest,
+) -> Result<CloudSnapshot, EffectError> {
     let volume = &request.volume;
     let operation = format!("make a snapshot of volume {volume}");
-    let call = Call { operation: &operation, action: "CreateSnapshot" };
+    let call = Call {
+        operation: &operation,
+        action: "CreateSnapshot",
+    };
     check(call, &request.label)?;
     let answer = client
         .mutate(call, Deadline::after(request.timeout), |ec2, once| {
-            let order = ec2.create_snapshot().volume_id(volume.as_str()).description(&request.label);
+            let order = ec2
+                .create_snapshot()
+                .volume_id(volume.as_str())
+                .description(&request.label);
             let order = order.customize().config_override(once);
             async move { order.send().await }
         })
@@ -31,10 +40,16 @@ pub(crate) async fn create(client: &Client, request: &SnapshotRequest) -> Result
         .set_state_message(answer.state_message)
         .set_start_time(answer.start_time)
         .build();
-    let unknown = |reason: String| ProviderError::Unknown { operation: operation.clone(), reason };
+    let unknown = |reason: String| ProviderError::Unknown {
+        operation: operation.clone(),
+        reason,
+    };
     match wire::snapshot(&shown) {
         Ok(begun) if begun.volume == *volume && begun.label == request.label => Ok(begun),
-        Ok(_) => Err(unknown("the answer is a success that names another volume or label".to_owned()).into()),
+        Ok(_) => Err(unknown(
+            "the answer is a success that names another volume or label".to_owned(),
+        )
+        .into()),
         Err(why) => Err(unknown(format!("the answer cannot be used: {why}")).into()),
     }
 }
@@ -46,7 +61,13 @@ pub(crate) async fn list(
     label: &str,
 ) -> Result<Vec<CloudSnapshot>, EffectError> {
     let operation = format!("read the snapshots of volume {volume}");
-    check(Call { operation: &operation, action: "DescribeSnapshots" }, label)?;
+    check(
+        Call {
+            operation: &operation,
+            action: "DescribeSnapshots",
+        },
+        label,
+    )?;
     Ok(read::snapshots(client, volume, label).await?)
 }
 

@@ -11,6 +11,10 @@ async fn aws_conforms() {
     println!("{report}");
     assert!(report.broken.is_empty(), "{report}");
     let skipped: Vec<_> = report.skipped.iter().map(|s| s.case).collect();
-    assert_eq!(skipped, ["locked", "locked_unseen", "finished_job"], "each skip is meant");
+    assert_eq!(
+        skipped,
+        ["locked", "locked_unseen", "finished_job"],
+        "each skip is meant"
+    );
     assert_eq!(report.passed.len(), 37, "{report}");
 }

@@ -38,9 +38,18 @@ async fn moto_and_the_simulated_cloud_agree_or_differ_as_known() {
                 agreed += 1;
                 String::new()
             }
-            Expected::Differ { ours, theirs, right, why } => {
+            Expected::Differ {
+                ours,
+                theirs,
+                right,
+                why,
+            } => {
                 differed += 1;
-                assert_ne!(ours, theirs, "{}: a disagreement has two answers", question.name);
+                assert_ne!(
+                    ours, theirs,
+                    "{}: a disagreement has two answers",
+                    question.name
+                );
                 let side = match right {
                     Right::Ours => "the simulated cloud",
                     Right::Theirs => "moto",
@@ -49,7 +58,10 @@ async fn moto_and_the_simulated_cloud_agree_or_differ_as_known() {
                 format!("\n      right is {side}: {why}")
             }
         };
-        println!("{}: simulated cloud: {ours}; moto: {theirs}{right}", question.name);
+        println!(
+            "{}: simulated cloud: {ours}; moto: {theirs}{right}",
+            question.name
+        );
         if ours != expected_ours {
             wrong.push(format!(
                 "{}: the simulated cloud answers {ours:?}, expected {expected_ours:?}",
@@ -57,9 +69,15 @@ async fn moto_and_the_simulated_cloud_agree_or_differ_as_known() {
             ));
         }
         if theirs != expected_theirs {
-            wrong.push(format!("{}: moto answers {theirs:?}, expected {expected_theirs:?}", question.name));
+            wrong.push(format!(
+                "{}: moto answers {theirs:?}, expected {expected_theirs:?}",
+                question.name
+            ));
         }
     }
-    println!("moto {}: {agreed} answers agree, {differed} differ as known", moto.version());
+    println!(
+        "moto {}: {agreed} answers agree, {differed} differ as known",
+        moto.version()
+    );
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -44,7 +44,10 @@ fn profile() -> CloudProfile {
         let config = config.map_err(|e| e.to_string())?;
         Ok(Arc::new(AwsProvider::new(transport, config)) as Arc<dyn Provider>)
     };
-    CloudProfile { ground: Ground::Ebs, provider: Arc::new(provider) }
+    CloudProfile {
+        ground: Ground::Ebs,
+        provider: Arc::new(provider),
+    }
 }
 
 /// A database on the first of two nodes, and two replicas of the controller in a mode that acts.
@@ -70,18 +73,33 @@ fn simulate<F>(play: impl FnOnce() -> F + Send + 'static)
 where
     F: Future<Output = Result<(), WorldError>>,
 {
-    in_virtual_time(move || async move { play().await.map_err(|e| e.to_string()) }).unwrap().unwrap();
+    in_virtual_time(move || async move { play().await.map_err(|e| e.to_string()) })
+        .unwrap()
+        .unwrap();
 }
 
 /// Returns the mutations sent to EC2, in order.
 fn orders(s: &Stage) -> Vec<String> {
-    let entries = s.world.request_log.entries().into_iter().filter(|e| e.target == Target::Cloud);
+    let entries = s
+        .world
+        .request_log
+        .entries()
+        .into_iter()
+        .filter(|e| e.target == Target::Cloud);
     let line = |e: reattach_drill::request_log::Entry| {
         let of = |key: &str| e.body[key].as_str().unwrap_or_default().to_owned();
         match of("Action").as_str() {
             "DetachVolume" => {
-                let force = if of("Force") == "true" { " by force" } else { "" };
-                format!("DetachVolume {} from {}{force}", of("VolumeId"), of("InstanceId"))
+                let force = if of("Force") == "true" {
+                    " by force"
+                } else {
+                    ""
+                };
+                format!(
+                    "DetachVolume {} from {}{force}",
+                    of("VolumeId"),
+                    of("InstanceId")
+                )
             }
             "CreateSnapshot" => format!("CreateSnapshot {}", of("VolumeId")),
             action => format!("{action} {}", of("InstanceId.1")),
@@ -96,7 +114,10 @@ fn recovery(s: &Stage) -> VolumeRecovery {
 
 fn history(recovery: &VolumeRecovery) -> (Plan, Vec<Entry>) {
     let (plan, journal) = recovery.history().unwrap();
-    (plan.unwrap().clone(), journal.into_iter().cloned().collect())
+    (
+        plan.unwrap().clone(),
+        journal.into_iter().cloned().collect(),
+    )
 }
 
 /// Returns the kinds of the steps whose effect is in the journal, in order.
@@ -124,12 +145,29 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
     s.boot_again(NODES[0].0).await?;
     s.look();
     for check in checks::all(s) {
-        assert!(check.held(), "{} {}: {:#?}\n{}", check.rule, check.promise, check.broken, timeline(s));
+        assert!(
+            check.held(),
+            "{} {}: {:#?}\n{}",
+            check.rule,
+            check.promise,
+            check.broken,
+            timeline(s)
+        );
     }
     // EC2 got the requests that the controllers sent, and each had its effect once.
-    let got: Vec<_> = s.world.cloud.requests().into_iter().filter(|r| r.is_mutation()).collect();
+    let got: Vec<_> = s
+        .world
+        .cloud
+        .requests()
+        .into_iter()
+        .filter(|r| r.is_mutation())
+        .collect();
     assert_eq!(got.len(), orders(s).len(), "{got:#?}");
-    assert!(got.iter().all(|r| r.status == Some(200) && r.effect != Effect::None), "{got:#?}");
+    assert!(
+        got.iter()
+            .all(|r| r.status == Some(200) && r.effect != Effect::None),
+        "{got:#?}"
+    );
     Ok(())
 }
 
@@ -137,11 +175,21 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
 fn a_phantom_is_healed_by_hold_and_release_without_an_order_to_ec2() {
     simulate(|| async {
         let mut s = stage(1, "Required").await?;
-        s.recycle(NODES[0].0, DiskAfter::Kept, Duration::from_secs(20)).await?;
-        s.phases(&[APP], &[Phase::Running, Phase::Recovered], LONG).await?;
+        s.recycle(NODES[0].0, DiskAfter::Kept, Duration::from_secs(20))
+            .await?;
+        s.phases(&[APP], &[Phase::Running, Phase::Recovered], LONG)
+            .await?;
         all_is_well(&mut s).await?;
-        assert_eq!(begun(&s), [StepKind::Hold, StepKind::Release, StepKind::Lift], "{}", timeline(&s));
-        assert_eq!(history(&recovery(&s)).0.class(), reattach_core::diagnosis::Class::B);
+        assert_eq!(
+            begun(&s),
+            [StepKind::Hold, StepKind::Release, StepKind::Lift],
+            "{}",
+            timeline(&s)
+        );
+        assert_eq!(
+            history(&recovery(&s)).0.class(),
+            reattach_core::diagnosis::Class::B
+        );
         assert!(orders(&s).is_empty(), "{:?}", orders(&s));
         Ok(())
     });
@@ -161,21 +209,34 @@ fn a_dead_node_is_stopped_proven_off_and_tainted() {
         let proofs: Vec<_> = journal
             .iter()
             .filter_map(|e| match &e.event {
-                Event::Started { proof: Some(proof), .. } => Some(proof),
+                Event::Started {
+                    proof: Some(proof), ..
+                } => Some(proof),
                 _ => None,
             })
             .collect();
         // EC2 keeps no history, so the proof needs the state, read twice.
-        assert!(matches!(proofs[..], [ProofKind::Off { job: None, .. }]), "{proofs:?}");
+        assert!(
+            matches!(proofs[..], [ProofKind::Off { job: None, .. }]),
+            "{proofs:?}"
+        );
         assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
-        assert!(s.world.cloud.snapshots().is_empty(), "a detach that works needs no snapshot");
+        assert!(
+            s.world.cloud.snapshots().is_empty(),
+            "a detach that works needs no snapshot"
+        );
         Ok(())
     });
 }
 
 /// The volume stays in `detaching` although its instance is stopped. `by_us`: the driver sends no detach, so the stuck
 /// detach is ours; otherwise it is the driver's.
-fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected: &'static [&'static str]) {
+fn stuck_in_detaching(
+    seed: u64,
+    snapshots: &'static str,
+    by_us: bool,
+    expected: &'static [&'static str],
+) {
     simulate(move || async move {
         let mut s = stage(seed, snapshots).await?;
         s.world.csi.set_unpublish_fails(by_us);
@@ -185,7 +246,10 @@ fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected:
         all_is_well(&mut s).await?;
         assert_eq!(orders(&s), expected, "{}", timeline(&s));
         let taken = s.world.cloud.snapshots();
-        assert_eq!(taken.len(), expected.iter().filter(|o| **o == SNAPSHOT).count());
+        assert_eq!(
+            taken.len(),
+            expected.iter().filter(|o| **o == SNAPSHOT).count()
+        );
         let recovery = recovery(&s);
         for snapshot in taken {
             assert_eq!(Some(snapshot.description), recovery.metadata.uid);
@@ -194,12 +258,15 @@ fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected:
         let line = |kind, is: &dyn Fn(&Event) -> bool| {
             let ix = plan.find(kind).unwrap();
             let of = |m: &Event| match m {
-                Event::Started { step, .. } | Event::Outcome { step, .. } | Event::Completed { step, .. } => {
-                    *step == ix
-                }
+                Event::Started { step, .. }
+                | Event::Outcome { step, .. }
+                | Event::Completed { step, .. } => *step == ix,
                 _ => false,
             };
-            journal.iter().position(|e| of(&e.event) && is(&e.event)).unwrap()
+            journal
+                .iter()
+                .position(|e| of(&e.event) && is(&e.event))
+                .unwrap()
         };
         let started = |m: &Event| matches!(m, Event::Started { .. });
         if expected.contains(&SNAPSHOT) {
@@ -239,19 +306,40 @@ fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_heal
         s.phases(&[APP], &[Phase::Running], LONG).await?;
         all_is_well(&mut s).await?;
         assert_eq!(orders(&s), [PLAIN, SNAPSHOT, FORCE], "{}", timeline(&s));
-        let text =
-            |r: &serde_json::Value, at: &str| r.pointer(at).and_then(|v| v.as_str()).unwrap().to_owned();
-        let all = s.world.server().list("reattach.dev", "volumerecoveries", None);
+        let text = |r: &serde_json::Value, at: &str| {
+            r.pointer(at).and_then(|v| v.as_str()).unwrap().to_owned()
+        };
+        let all = s
+            .world
+            .server()
+            .list("reattach.dev", "volumerecoveries", None);
         let mut told: Vec<_> = all
             .iter()
             .map(|r| {
-                (text(r, "/metadata/creationTimestamp"), text(r, "/status/class"), text(r, "/status/phase"))
+                (
+                    text(r, "/metadata/creationTimestamp"),
+                    text(r, "/status/class"),
+                    text(r, "/status/phase"),
+                )
             })
             .collect();
         told.sort();
-        let told: Vec<_> = told.iter().map(|(_, class, phase)| (class.as_str(), phase.as_str())).collect();
-        assert_eq!(told, [("E", "Failed"), ("C", "Recovered")], "{}", timeline(&s));
-        assert_eq!(begun(&s), [StepKind::Hold, StepKind::Release, StepKind::Lift], "{}", timeline(&s));
+        let told: Vec<_> = told
+            .iter()
+            .map(|(_, class, phase)| (class.as_str(), phase.as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [("E", "Failed"), ("C", "Recovered")],
+            "{}",
+            timeline(&s)
+        );
+        assert_eq!(
+            begun(&s),
+            [StepKind::Hold, StepKind::Release, StepKind::Lift],
+            "{}",
+            timeline(&s)
+        );
         Ok(())
     });
 }
@@ -260,14 +348,27 @@ fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_heal
 fn an_instance_that_is_only_stopping_frees_nothing() {
     simulate(|| async {
         let mut s = stage(6, "Never").await?;
-        s.world.cloud.set_timings(Timings { shutdown_ms: 800_000, ..Timings::default() });
+        s.world.cloud.set_timings(Timings {
+            shutdown_ms: 800_000,
+            ..Timings::default()
+        });
         s.hang(NODES[0].0)?;
         s.pass(Duration::from_secs(850)).await;
         let instance = s.world.instance(NODES[0].0)?;
-        assert_eq!(s.world.cloud.instance(instance).map(|i| i.status), Some(InstanceStatus::ShuttingDown));
+        assert_eq!(
+            s.world.cloud.instance(instance).map(|i| i.status),
+            Some(InstanceStatus::ShuttingDown)
+        );
         assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
-        assert!(s.world.taint_recorder.tainted().is_empty(), "{}", timeline(&s));
-        assert_eq!(s.world.cloud.volume(VOLUME).and_then(|v| v.holder), Some(instance));
+        assert!(
+            s.world.taint_recorder.tainted().is_empty(),
+            "{}",
+            timeline(&s)
+        );
+        assert_eq!(
+            s.world.cloud.volume(VOLUME).and_then(|v| v.holder),
+            Some(instance)
+        );
         assert_eq!(begun(&s), [StepKind::PowerOff], "{}", timeline(&s));
         // Once it is stopped it does.
         all_is_well(&mut s).await?;
@@ -293,9 +394,16 @@ fn a_volume_made_for_another_persistent_volume_waits_for_a_person() {
         s.pass(Duration::from_secs(300)).await;
         assert!(s.world.request_log.effects().is_empty(), "{}", timeline(&s));
         let said = recovery(&s).status.unwrap().refusals.join("; ");
-        assert!(said.contains("is tagged as made for PersistentVolume pvc-of-others, and"), "{said}");
-        let pv = format!("/api/v1/persistentvolumes/{}", LABEL.replacen("pvc", "pvc-", 1));
-        let word = json!({"metadata": {"annotations": {"reattach.dev/tagged-as": "pvc-of-others"}}});
+        assert!(
+            said.contains("is tagged as made for PersistentVolume pvc-of-others, and"),
+            "{said}"
+        );
+        let pv = format!(
+            "/api/v1/persistentvolumes/{}",
+            LABEL.replacen("pvc", "pvc-", 1)
+        );
+        let word =
+            json!({"metadata": {"annotations": {"reattach.dev/tagged-as": "pvc-of-others"}}});
         s.world.merge("sre@example.org", &pv, &word).await?;
         all_is_well(&mut s).await?;
         assert_eq!(orders(&s), [STOP], "{}", timeline(&s));

@@ -6,7 +6,9 @@ use axum::{Router, http::StatusCode, routing::any};
 use reattach_aws::{AwsConfig, AwsProvider};
 use reattach_cloud_simulator::{CloudSim, Fault, FaultRule, Operation, When, router};
 use reattach_provider_api::conformance::proof::handshake as proof;
-use reattach_provider_api::{DetachOutcome, DetachRequest, EffectKnowledge, Lookup, Provider, ProviderError};
+use reattach_provider_api::{
+    DetachOutcome, DetachRequest, EffectKnowledge, Lookup, Provider, ProviderError,
+};
 use std::{
     process::Command,
     sync::{
@@ -34,7 +36,10 @@ fn order(sim: &CloudSim, time: Duration) -> DetachRequest {
 }
 
 fn detaches(sim: &CloudSim) -> usize {
-    sim.requests().iter().filter(|r| r.operation == Some(Operation::DetachVolume)).count()
+    sim.requests()
+        .iter()
+        .filter(|r| r.operation == Some(Operation::DetachVolume))
+        .count()
 }
 
 #[tokio::test]
@@ -51,15 +56,29 @@ async fn a_detach_over_a_socket() {
 #[tokio::test]
 async fn a_connection_cut_or_no_answer_leaves_the_outcome_open_and_nothing_is_repeated() {
     for fault in [
-        Fault::Cut { when: When::AfterEffect },
-        Fault::Cut { when: When::BeforeEffect },
-        Fault::Latency { before_ms: 0, after_ms: 60_000 },
+        Fault::Cut {
+            when: When::AfterEffect,
+        },
+        Fault::Cut {
+            when: When::BeforeEffect,
+        },
+        Fault::Latency {
+            before_ms: 0,
+            after_ms: 60_000,
+        },
     ] {
         let sim = cloud();
         sim.add_fault(FaultRule::new([Operation::DetachVolume], fault.clone()));
         let provider = provider(&serve(router(sim.clone())).await);
-        let error = provider.detach(order(&sim, Duration::from_secs(2))).await.expect_err("no answer");
-        assert_eq!(error.effect(), EffectKnowledge::Unknown, "{fault:?}: {error}");
+        let error = provider
+            .detach(order(&sim, Duration::from_secs(2)))
+            .await
+            .expect_err("no answer");
+        assert_eq!(
+            error.effect(),
+            EffectKnowledge::Unknown,
+            "{fault:?}: {error}"
+        );
         assert_eq!(detaches(&sim), 1, "{fault:?}");
     }
 }
@@ -70,7 +89,10 @@ async fn nobody_listening_is_nothing_done() {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
     let sim = cloud();
-    let error = provider(&url).detach(order(&sim, Duration::from_secs(10))).await.expect_err("nobody");
+    let error = provider(&url)
+        .detach(order(&sim, Duration::from_secs(10)))
+        .await
+        .expect_err("nobody");
     assert_eq!(error.effect(), EffectKnowledge::NotApplied, "{error}");
     let power = reattach_provider_api::PowerOffRequest {
         instance: instance(HOLDER),
@@ -92,7 +114,10 @@ async fn redirects_are_not_followed_and_foreign_pages_not_believed() {
     })))
     .await;
     let found = provider(&elsewhere).describe_volumes(&[volume()]).await;
-    assert!(matches!(found.get(&volume()), Some(Lookup::Failed(_))), "{found:?}");
+    assert!(
+        matches!(found.get(&volume()), Some(Lookup::Failed(_))),
+        "{found:?}"
+    );
     let before = hits.load(Ordering::SeqCst);
     let target = elsewhere.clone();
     let redirecting = serve(Router::new().fallback(any(move || {
@@ -101,8 +126,15 @@ async fn redirects_are_not_followed_and_foreign_pages_not_believed() {
     })))
     .await;
     let found = provider(&redirecting).describe_volumes(&[volume()]).await;
-    assert!(matches!(found.get(&volume()), Some(Lookup::Failed(_))), "{found:?}");
-    assert_eq!(hits.load(Ordering::SeqCst), before, "the redirect was followed");
+    assert!(
+        matches!(found.get(&volume()), Some(Lookup::Failed(_))),
+        "{found:?}"
+    );
+    assert_eq!(
+        hits.load(Ordering::SeqCst),
+        before,
+        "the redirect was followed"
+    );
 }
 
 /// Variable that marks a process started by the test.
@@ -111,15 +143,29 @@ const CHILD: &str = "REATTACH_TEST_CHILD";
 /// Runs the test below in a new process with only these of the variables that AWS's tools read.
 fn child(vars: &[(&str, &str)]) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--exact", "settings_from_the_environment_child", "--nocapture", "--ignored"]);
+    command.args([
+        "--exact",
+        "settings_from_the_environment_child",
+        "--nocapture",
+        "--ignored",
+    ]);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
         command.env_remove(name);
     }
-    command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
-    command.env("AWS_EC2_METADATA_DISABLED", "true").env(CHILD, "1").envs(vars.iter().copied());
+    command
+        .env("AWS_CONFIG_FILE", "/dev/null")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+    command
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env(CHILD, "1")
+        .envs(vars.iter().copied());
     let output = command.output().expect("a process");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
@@ -132,7 +178,10 @@ async fn settings_from_the_environment_child() {
     }
     let config = AwsConfig::from_vars(|name| std::env::var(name).ok()).expect("settings");
     let provider = AwsProvider::connect(config).expect("a provider");
-    let found = provider.describe_volumes(&[volume()]).await.remove(&volume());
+    let found = provider
+        .describe_volumes(&[volume()])
+        .await
+        .remove(&volume());
     println!("{found:?}");
 }
 
@@ -140,30 +189,65 @@ async fn settings_from_the_environment_child() {
 async fn settings_come_from_the_environment() {
     let sim = cloud();
     let url = serve(router(sim.clone())).await;
-    let place = [("AWS_REGION", "eu-central-1"), ("AWS_ENDPOINT_URL", url.as_str())];
+    let place = [
+        ("AWS_REGION", "eu-central-1"),
+        ("AWS_ENDPOINT_URL", url.as_str()),
+    ];
     let run = |more: &[(&'static str, &'static str)]| {
         let vars: Vec<_> = place.iter().copied().chain(more.iter().copied()).collect();
         child(&vars)
     };
-    let text = run(&[("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)]);
-    assert!(text.contains("Some(Found(CloudVolume {") && !text.contains(SECRET), "{text}");
+    let text = run(&[
+        ("AWS_ACCESS_KEY_ID", KEY),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+    ]);
+    assert!(
+        text.contains("Some(Found(CloudVolume {") && !text.contains(SECRET),
+        "{text}"
+    );
     let before = sim.requests().len();
     let text = run(&[]);
     assert!(text.contains("Failed(Denied {"), "{text}");
-    assert_eq!(sim.requests().len(), before, "nothing is sent without credentials");
+    assert_eq!(
+        sim.requests().len(),
+        before,
+        "nothing is sent without credentials"
+    );
     sim.add_token("AKIAANOTHER", &["*"]);
-    let text = run(&[("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)]);
-    assert!(text.contains("AuthFailure") && !text.contains(SECRET) && !text.contains(KEY), "{text}");
+    let text = run(&[
+        ("AWS_ACCESS_KEY_ID", KEY),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+    ]);
+    assert!(
+        text.contains("AuthFailure") && !text.contains(SECRET) && !text.contains(KEY),
+        "{text}"
+    );
 }
 
 #[tokio::test]
 async fn errors_without_an_answer_do_not_name_the_secret() {
     let sim = cloud();
-    sim.add_fault(FaultRule::new([], Fault::Cut { when: When::BeforeEffect }).on_volume(VOLUME));
+    sim.add_fault(
+        FaultRule::new(
+            [],
+            Fault::Cut {
+                when: When::BeforeEffect,
+            },
+        )
+        .on_volume(VOLUME),
+    );
     let provider = provider(&serve(router(sim.clone())).await);
-    let found = provider.describe_volumes(&[volume()]).await.remove(&volume());
-    let Some(Lookup::Failed(error)) = found else { panic!("{found:?}") };
-    assert!(matches!(error, ProviderError::NotApplied { .. }), "{error:?}");
+    let found = provider
+        .describe_volumes(&[volume()])
+        .await
+        .remove(&volume());
+    let Some(Lookup::Failed(error)) = found else {
+        panic!("{found:?}")
+    };
+    assert!(
+        matches!(error, ProviderError::NotApplied { .. }),
+        "{error:?}"
+    );
     let text = format!("{error} {error:?} {provider:?}");
     assert!(!text.contains(SECRET) && !text.contains(KEY), "{text}");
     assert_eq!(sim.requests().len(), 3, "a read is tried three times");

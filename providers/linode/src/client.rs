@@ -30,7 +30,9 @@ pub(crate) struct Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,13 +60,19 @@ pub(crate) struct PostFailure {
 
 impl From<ProviderError> for PostFailure {
     fn from(error: ProviderError) -> Self {
-        Self { error, refusal: None }
+        Self {
+            error,
+            refusal: None,
+        }
     }
 }
 
 impl Client {
     pub(crate) fn new(transport: HttpTransport, config: LinodeConfig) -> Self {
-        Self { transport: masking(transport), config }
+        Self {
+            transport: masking(transport),
+            config,
+        }
     }
 
     pub(crate) fn config(&self) -> &LinodeConfig {
@@ -79,7 +87,9 @@ impl Client {
         path: &str,
         filter: Option<&Value>,
     ) -> Result<Response<Bytes>, ProviderError> {
-        self.get_with_retries(operation, path, filter).await.map_err(|failure| failure.error)
+        self.get_with_retries(operation, path, filter)
+            .await
+            .map_err(|failure| failure.error)
     }
 
     async fn get_with_retries(
@@ -107,7 +117,14 @@ impl Client {
         path: &str,
         filter: Option<&Value>,
     ) -> Result<Response<Bytes>, Failure> {
-        let sent = self.send(Method::GET, path, filter, Deadline::after(self.config.read_timeout)).await;
+        let sent = self
+            .send(
+                Method::GET,
+                path,
+                filter,
+                Deadline::after(self.config.read_timeout),
+            )
+            .await;
         let answer = sent.map_err(|error| Failure {
             error: classify::transport(operation, Kind::Read, &error),
             transient: true,
@@ -120,17 +137,26 @@ impl Client {
         let transient = (status == http::StatusCode::REQUEST_TIMEOUT || status.is_server_error())
             && !classify::in_maintenance(answer.headers());
         let error = classify::refusal(operation, Kind::Read, &answer);
-        Err(Failure { error, transient, refused: Some(answer) })
+        Err(Failure {
+            error,
+            transient,
+            refused: Some(answer),
+        })
     }
 
     /// Reads the headers of one path. An answer that refuses the read because of a missing scope is no error here: it names
     /// the token's scopes too.
-    pub(crate) async fn probe(&self, operation: &str, path: &str) -> Result<Response<Bytes>, ProviderError> {
+    pub(crate) async fn probe(
+        &self,
+        operation: &str,
+        path: &str,
+    ) -> Result<Response<Bytes>, ProviderError> {
         match self.get_with_retries(operation, path, None).await {
             Ok(answer) => Ok(answer),
-            Err(Failure { refused: Some(answer), .. }) if answer.headers().contains_key("x-oauth-scopes") => {
-                Ok(answer)
-            }
+            Err(Failure {
+                refused: Some(answer),
+                ..
+            }) if answer.headers().contains_key("x-oauth-scopes") => Ok(answer),
             Err(failure) => Err(failure.error),
         }
     }
@@ -142,7 +168,9 @@ impl Client {
         path: &str,
         number: u64,
     ) -> Result<T, ProviderError> {
-        let answer = self.get(operation, &format!("{path}/{number}"), None).await?;
+        let answer = self
+            .get(operation, &format!("{path}/{number}"), None)
+            .await?;
         let object: T = parse(operation, &answer)?;
         if object.number() == number {
             return Ok(object);
@@ -172,7 +200,10 @@ impl Client {
                 return Ok(());
             }
         }
-        Err(ProviderError::not_applied(operation, format!("the list has more than {MAX_PAGES} pages")))
+        Err(ProviderError::not_applied(
+            operation,
+            format!("the list has more than {MAX_PAGES} pages"),
+        ))
     }
 
     /// Sends one mutation, without a body, and never repeats it. This is the only place of this crate that sends one.
@@ -183,17 +214,25 @@ impl Client {
         deadline: Deadline,
     ) -> Result<(), PostFailure> {
         let sent = self.send(Method::POST, path, None, deadline).await;
-        let answer = sent.map_err(|error| classify::transport(operation, Kind::Mutation, &error))?;
+        let answer =
+            sent.map_err(|error| classify::transport(operation, Kind::Mutation, &error))?;
         if !answer.status().is_success() {
             let error = classify::refusal(operation, Kind::Mutation, &answer);
-            return Err(PostFailure { error, refusal: Some(answer) });
+            return Err(PostFailure {
+                error,
+                refusal: Some(answer),
+            });
         }
         // The documented answer is an empty JSON object. Another success, such as a proxy's page, proves nothing.
         match serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(answer.body()) {
             Ok(_) if classify::is_json(answer.headers()) => Ok(()),
-            _ => {
-                Err(classify::unusable(operation, Kind::Mutation, &answer, "it is not a JSON object").into())
-            }
+            _ => Err(classify::unusable(
+                operation,
+                Kind::Mutation,
+                &answer,
+                "it is not a JSON object",
+            )
+            .into()),
         }
     }
 
@@ -212,12 +251,18 @@ impl Client {
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, self.config.user_agent);
         if let Some(filter) = filter {
-            let value = HeaderValue::from_str(&filter.to_string()).map_err(|e| unsendable(e.to_string()))?;
+            let value = HeaderValue::from_str(&filter.to_string())
+                .map_err(|e| unsendable(e.to_string()))?;
             request = request.header("x-filter", value);
         }
-        let request = request.body(Bytes::new()).map_err(|e| unsendable(e.to_string()))?;
+        let request = request
+            .body(Bytes::new())
+            .map_err(|e| unsendable(e.to_string()))?;
         let allowed = deadline.left();
-        match deadline.bound(self.transport.clone().oneshot(request)).await {
+        match deadline
+            .bound(self.transport.clone().oneshot(request))
+            .await
+        {
             Some(answer) => answer,
             None => Err(TransportError::new(
                 TransportErrorKind::Timeout,
@@ -228,9 +273,17 @@ impl Client {
 }
 
 /// Parses the object in a successful answer to a read.
-fn parse<T: DeserializeOwned>(operation: &str, answer: &Response<Bytes>) -> Result<T, ProviderError> {
+fn parse<T: DeserializeOwned>(
+    operation: &str,
+    answer: &Response<Bytes>,
+) -> Result<T, ProviderError> {
     if !classify::is_json(answer.headers()) {
-        return Err(classify::unusable(operation, Kind::Read, answer, "it is not JSON"));
+        return Err(classify::unusable(
+            operation,
+            Kind::Read,
+            answer,
+            "it is not JSON",
+        ));
     }
     serde_json::from_slice(answer.body())
         .map_err(|error| classify::unusable(operation, Kind::Read, answer, &error.to_string()))

@@ -100,7 +100,14 @@ impl LinodeConfig {
     pub fn new(token: Token, url: Option<&str>) -> Result<Self, ConfigError> {
         let (base, loopback) = base_url(url.unwrap_or(DEFAULT_URL))?;
         let (connect_timeout, read_timeout) = (CONNECT_TIMEOUT, READ_TIMEOUT);
-        Ok(Self { base, loopback, token, connect_timeout, read_timeout, user_agent: USER_AGENT })
+        Ok(Self {
+            base,
+            loopback,
+            token,
+            connect_timeout,
+            read_timeout,
+            user_agent: USER_AGENT,
+        })
     }
 
     /// Makes settings from environment variables: `LINODE_TOKEN`, and `LINODE_URL` if it is set and not empty.
@@ -134,17 +141,26 @@ impl LinodeConfig {
 /// Returns the base with its version, and whether its host is this machine.
 fn base_url(url: &str) -> Result<(String, bool), ConfigError> {
     let url = url.trim();
-    let bad = |why| ConfigError::BadUrl { url: redacted(url), why };
+    let bad = |why| ConfigError::BadUrl {
+        url: redacted(url),
+        why,
+    };
     let uri: Uri = url.parse().map_err(|_| bad("it is not a URL"))?;
     let loopback = loopback_of(&uri).map_err(bad)?;
     if uri.query().is_some() {
         return Err(bad("it must not have a query"));
     }
     let path = uri.path().trim_end_matches('/');
-    let version = if path.ends_with("/v4") || path.ends_with("/v4beta") { "" } else { "/v4" };
+    let version = if path.ends_with("/v4") || path.ends_with("/v4beta") {
+        ""
+    } else {
+        "/v4"
+    };
     // `loopback_of` has checked that both are present.
-    let (scheme, authority) =
-        (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |a| a.as_str()));
+    let (scheme, authority) = (
+        uri.scheme_str().unwrap_or_default(),
+        uri.authority().map_or("", |a| a.as_str()),
+    );
     Ok((format!("{scheme}://{authority}{path}{version}"), loopback))
 }
 
@@ -159,14 +175,24 @@ mod tests {
             ("https://api.linode.com/", "https://api.linode.com/v4"),
             ("https://api.linode.com/v4", "https://api.linode.com/v4"),
             ("https://api.linode.com/v4/", "https://api.linode.com/v4"),
-            (" https://api.linode.com/v4beta/ ", "https://api.linode.com/v4beta"),
-            ("https://proxy.example:8443/linode", "https://proxy.example:8443/linode/v4"),
+            (
+                " https://api.linode.com/v4beta/ ",
+                "https://api.linode.com/v4beta",
+            ),
+            (
+                "https://proxy.example:8443/linode",
+                "https://proxy.example:8443/linode/v4",
+            ),
             ("http://127.0.0.1:8070", "http://127.0.0.1:8070/v4"),
             ("http://localhost:8070/", "http://localhost:8070/v4"),
             ("http://[::1]:8070", "http://[::1]:8070/v4"),
         ];
         for (given, expected) in table {
-            assert_eq!(base_url(given).map(|(base, _)| base).as_deref(), Ok(expected), "{given}");
+            assert_eq!(
+                base_url(given).map(|(base, _)| base).as_deref(),
+                Ok(expected),
+                "{given}"
+            );
         }
     }
 
@@ -191,7 +217,9 @@ mod tests {
 
     #[test]
     fn the_token_is_never_printed() {
-        let config = LinodeConfig::from_vars(|name| (name == "LINODE_TOKEN").then(|| " s3cret\n".to_owned()));
+        let config = LinodeConfig::from_vars(|name| {
+            (name == "LINODE_TOKEN").then(|| " s3cret\n".to_owned())
+        });
         let config = config.expect("a good token");
         assert_eq!(config.base(), "https://api.linode.com/v4");
         let printed = format!("{config:?} {:?}", config.token.header());
@@ -209,7 +237,9 @@ mod tests {
             (Some("a\nb"), ConfigError::BadToken),
             (Some("tökén"), ConfigError::BadToken),
         ] {
-            let found = LinodeConfig::from_vars(|n| token.filter(|_| n == "LINODE_TOKEN").map(str::to_owned));
+            let found = LinodeConfig::from_vars(|n| {
+                token.filter(|_| n == "LINODE_TOKEN").map(str::to_owned)
+            });
             assert_eq!(found.expect_err("no config"), expected, "{token:?}");
         }
     }

@@ -47,21 +47,31 @@ impl Entity {
 
 impl Event {
     fn about(&self, kind: &str) -> Option<String> {
-        [&self.entity, &self.secondary_entity].into_iter().flatten().find_map(|entity| entity.number(kind))
+        [&self.entity, &self.secondary_entity]
+            .into_iter()
+            .flatten()
+            .find_map(|entity| entity.number(kind))
     }
 
     /// Returns whether the event is about this object. `kind` is the API's word, such as `volume`.
     pub(crate) fn concerns(&self, kind: &str, number: u64) -> bool {
-        self.about(kind).is_some_and(|found| found == number.to_string())
+        self.about(kind)
+            .is_some_and(|found| found == number.to_string())
     }
 
     /// Returns the first object of the event, as "volume 17".
     pub(crate) fn entity(&self) -> String {
         let named = |entity: &Entity| {
             let kind = entity.kind.as_deref()?;
-            Some(crate::classify::quote(&format!("{kind} {}", entity.number(kind)?)))
+            Some(crate::classify::quote(&format!(
+                "{kind} {}",
+                entity.number(kind)?
+            )))
         };
-        self.entity.as_ref().and_then(named).unwrap_or_else(|| "an event without an object".to_owned())
+        self.entity
+            .as_ref()
+            .and_then(named)
+            .unwrap_or_else(|| "an event without an object".to_owned())
     }
 
     /// Returns the event's number, by which events of one second are sorted.
@@ -105,13 +115,26 @@ impl Event {
     /// Converts the event into an entry of an instance's power history. `None`: the event surely does not change the power.
     /// The error is a sentence: a time cannot be parsed.
     pub(crate) fn into_power(self) -> Result<Option<PowerJob>, String> {
-        let Some(change) = change(&self.action) else { return Ok(None) };
+        let Some(change) = change(&self.action) else {
+            return Ok(None);
+        };
         let (status, created) = (self.job_status(), self.created()?);
         let over = matches!(status, JobStatus::Finished | JobStatus::Failed);
-        let finished = if over { self.duration.and_then(|d| end(created, d)) } else { None };
+        let finished = if over {
+            self.duration.and_then(|d| end(created, d))
+        } else {
+            None
+        };
         // The API names no user for jobs that the cloud starts by itself.
         let by = self.username.filter(|name| !name.is_empty());
-        Ok(Some(PowerJob { id: self.id.to_string(), change, status, by, created, finished }))
+        Ok(Some(PowerJob {
+            id: self.id.to_string(),
+            change,
+            status,
+            by,
+            created,
+            finished,
+        }))
     }
 }
 
@@ -160,8 +183,14 @@ fn change(action: &str) -> Option<PowerChange> {
 
 /// Returns the latest time at which a job of this duration may have ended. Both times are cut to whole seconds.
 fn end(created: Timestamp, seconds: f64) -> Option<Timestamp> {
-    let lasted = SignedDuration::try_from_secs_f64(seconds.floor()).ok().filter(|d| !d.is_negative())?;
-    created.checked_add(lasted).ok()?.checked_add(SignedDuration::from_secs(2)).ok()
+    let lasted = SignedDuration::try_from_secs_f64(seconds.floor())
+        .ok()
+        .filter(|d| !d.is_negative())?;
+    created
+        .checked_add(lasted)
+        .ok()?
+        .checked_add(SignedDuration::from_secs(2))
+        .ok()
 }
 
 /// Parses a timestamp. Linode's timestamps have no zone and mean UTC. The zone of any other timestamp counts.
@@ -171,7 +200,9 @@ fn timestamp(text: &str) -> Result<Timestamp, String> {
         let moment: civil::DateTime = text.parse().ok()?;
         moment.to_zoned(TimeZone::UTC).ok().map(|at| at.timestamp())
     };
-    zoned.or_else(naive).ok_or_else(|| format!("{:?} is not a time", crate::classify::quote(text)))
+    zoned
+        .or_else(naive)
+        .ok_or_else(|| format!("{:?} is not a time", crate::classify::quote(text)))
 }
 
 #[cfg(test)]
@@ -196,15 +227,22 @@ mod tests {
         });
         let event: Event = serde_json::from_value(shown).expect("an event");
         assert!(
-            event.concerns("volume", 17) && event.concerns("linode", 42) && !event.concerns("volume", 42)
+            event.concerns("volume", 17)
+                && event.concerns("linode", 42)
+                && !event.concerns("volume", 42)
         );
         let job = event.into_cloud().expect("a job");
         assert_eq!(job.instance, Some("42".into()));
         assert!(job.is_pending());
-        let odd =
-            json!({"id": 1, "action": "a", "status": "s", "created": "2026-01-01T00:00:00", "entity": null});
-        let job = serde_json::from_value::<Event>(odd).expect("an event").into_cloud().expect("a job");
-        assert_eq!((job.volume, job.instance, job.status), (None, None, JobStatus::Other("s".into())));
+        let odd = json!({"id": 1, "action": "a", "status": "s", "created": "2026-01-01T00:00:00", "entity": null});
+        let job = serde_json::from_value::<Event>(odd)
+            .expect("an event")
+            .into_cloud()
+            .expect("a job");
+        assert_eq!(
+            (job.volume, job.instance, job.status),
+            (None, None, JobStatus::Other("s".into()))
+        );
     }
 
     fn power(change: Value) -> Option<PowerJob> {
@@ -215,28 +253,56 @@ mod tests {
         for (name, value) in change.as_object().expect("an object") {
             shown[name] = value.clone();
         }
-        serde_json::from_value::<Event>(shown).expect("an event").into_power().expect("a time")
+        serde_json::from_value::<Event>(shown)
+            .expect("an event")
+            .into_power()
+            .expect("a time")
     }
 
     #[test]
     fn a_shutdown_names_its_user_and_its_latest_end() {
         let job = power(json!({})).expect("a power job");
-        assert_eq!((job.change, job.by.as_deref()), (PowerChange::Off, Some("someone")));
-        assert_eq!(job.finished, Some("2026-01-01T00:00:30Z".parse().expect("a time")));
+        assert_eq!(
+            (job.change, job.by.as_deref()),
+            (PowerChange::Off, Some("someone"))
+        );
+        assert_eq!(
+            job.finished,
+            Some("2026-01-01T00:00:30Z".parse().expect("a time"))
+        );
         for nobody in [json!({"username": null}), json!({"username": ""})] {
             assert_eq!(power(nobody).expect("a power job").by, None);
         }
-        for open in [json!({"status": "started"}), json!({"duration": null}), json!({"duration": -1})] {
-            assert_eq!(power(open.clone()).expect("a power job").finished, None, "{open}");
+        for open in [
+            json!({"status": "started"}),
+            json!({"duration": null}),
+            json!({"duration": -1}),
+        ] {
+            assert_eq!(
+                power(open.clone()).expect("a power job").finished,
+                None,
+                "{open}"
+            );
         }
     }
 
     #[test]
     fn an_unknown_action_counts_as_a_boot() {
         let change = |action: &str| power(json!({ "action": action })).map(|job| job.change);
-        let boots =
-            ["linode_boot", "linode_reboot", "lassie_reboot", "host_reboot", "lish_boot", "linode_migrate"];
-        for on in boots.into_iter().chain(["linode_rebuild", "linode_resize", "backups_restore", "shiny"]) {
+        let boots = [
+            "linode_boot",
+            "linode_reboot",
+            "lassie_reboot",
+            "host_reboot",
+            "lish_boot",
+            "linode_migrate",
+        ];
+        for on in boots.into_iter().chain([
+            "linode_rebuild",
+            "linode_resize",
+            "backups_restore",
+            "shiny",
+        ]) {
             assert_eq!(change(on), Some(PowerChange::On), "{on}");
         }
         for harmless in HARMLESS {

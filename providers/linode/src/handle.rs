@@ -21,17 +21,33 @@ pub const PROVIDER_ID_PREFIX: &str = "linode://";
 ///
 /// A handle that does not begin with a number is refused: Linode's driver hashes such a handle, for its own tests, and the
 /// hash is no number of a volume.
-pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Result<VolumeId, HandleError>> {
+pub(crate) fn volume(
+    driver: &DriverName,
+    handle: &VolumeHandle,
+) -> Option<Result<VolumeId, HandleError>> {
     if driver.as_str() != DRIVER {
         return None;
     }
-    let (head, label) = handle.as_str().split_once('-').unwrap_or((handle.as_str(), ""));
+    let (head, label) = handle
+        .as_str()
+        .split_once('-')
+        .unwrap_or((handle.as_str(), ""));
     Some(if label.is_empty() {
-        Err(HandleError::new("volume handle", handle.as_str(), "expected <volume number>-<label>"))
+        Err(HandleError::new(
+            "volume handle",
+            handle.as_str(),
+            "expected <volume number>-<label>",
+        ))
     } else {
-        number(head).map(|id| VolumeId::new(id.to_string())).ok_or_else(|| {
-            HandleError::new("volume handle", handle.as_str(), "it does not begin with a volume number")
-        })
+        number(head)
+            .map(|id| VolumeId::new(id.to_string()))
+            .ok_or_else(|| {
+                HandleError::new(
+                    "volume handle",
+                    handle.as_str(),
+                    "it does not begin with a volume number",
+                )
+            })
     })
 }
 
@@ -54,16 +70,24 @@ pub(crate) fn as_driver_reads(driver: &DriverName, handle: &VolumeHandle) -> Opt
 }
 
 fn fnv1a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// Returns the instance of a provider ID.
 pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
     let tail = provider_id.strip_prefix(PROVIDER_ID_PREFIX)?;
     Some(
-        number(tail).map(|id| InstanceId::new(id.to_string())).ok_or_else(|| {
-            HandleError::new("provider ID", provider_id, "expected linode://<instance number>")
-        }),
+        number(tail)
+            .map(|id| InstanceId::new(id.to_string()))
+            .ok_or_else(|| {
+                HandleError::new(
+                    "provider ID",
+                    provider_id,
+                    "expected linode://<instance number>",
+                )
+            }),
     )
 }
 
@@ -75,7 +99,8 @@ pub(crate) fn number(text: &str) -> Option<u64> {
 
 /// Parses a number as [`number`] does. Otherwise returns the error of `operation`: nothing was sent.
 pub(crate) fn require_number(operation: &str, text: &str) -> Result<u64, ProviderError> {
-    number(text).ok_or_else(|| ProviderError::not_applied(operation, "it is not a number of Linode's"))
+    number(text)
+        .ok_or_else(|| ProviderError::not_applied(operation, "it is not a number of Linode's"))
 }
 
 #[cfg(test)]
@@ -85,10 +110,16 @@ mod tests {
     #[test]
     fn handles() {
         let ours = DriverName::from(DRIVER);
-        for (handle, id) in
-            [("17-pvcbb1d06139b334c1f", "17"), ("9007199254740993-a", "9007199254740993"), ("5-a-b-c", "5")]
-        {
-            assert_eq!(volume(&ours, &handle.into()), Some(Ok(id.into())), "{handle}");
+        for (handle, id) in [
+            ("17-pvcbb1d06139b334c1f", "17"),
+            ("9007199254740993-a", "9007199254740993"),
+            ("5-a-b-c", "5"),
+        ] {
+            assert_eq!(
+                volume(&ours, &handle.into()),
+                Some(Ok(id.into())),
+                "{handle}"
+            );
         }
         for handle in [
             "",
@@ -103,8 +134,14 @@ mod tests {
             "1e3-a",
             "99999999999999999999-a",
         ] {
-            let error = volume(&ours, &handle.into()).expect("ours").expect_err(handle);
-            assert!(error.to_string().starts_with(&format!("volume handle {handle:?} cannot be used: ")));
+            let error = volume(&ours, &handle.into())
+                .expect("ours")
+                .expect_err(handle);
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(&format!("volume handle {handle:?} cannot be used: "))
+            );
         }
         assert_eq!(volume(&"ebs.csi.aws.com".into(), &"17-a".into()), None);
     }
@@ -119,12 +156,17 @@ mod tests {
             size_gib: 10,
             holders: Vec::new(),
             state: VolumeState::Active,
-            identity: DeviceIdentity { serial: label.to_owned() },
+            identity: DeviceIdentity {
+                serial: label.to_owned(),
+            },
             owner: Default::default(),
         };
         let handle = canonical(&described("pvc-bb1d"));
         assert_eq!(handle.as_str(), "17-pvc-bb1d");
-        assert_eq!(volume(&DriverName::from(DRIVER), &handle), Some(Ok("17".into())));
+        assert_eq!(
+            volume(&DriverName::from(DRIVER), &handle),
+            Some(Ok("17".into()))
+        );
         assert_ne!(canonical(&described("renamed")), handle);
     }
 
@@ -132,18 +174,34 @@ mod tests {
     fn other_spellings_lead_to_the_same_volume() {
         let ours = DriverName::from(DRIVER);
         for handle in ["17-pvc1", "17-", "17-x-y", "017-pvc1", "+17-pvc1"] {
-            assert_eq!(as_driver_reads(&ours, &handle.into()), Some("17".into()), "{handle}");
+            assert_eq!(
+                as_driver_reads(&ours, &handle.into()),
+                Some("17".into()),
+                "{handle}"
+            );
         }
         // FNV-1a of "foobar", from the reference's test suite.
-        assert_eq!(as_driver_reads(&ours, &"foobar".into()), Some(0xbf9c_f968_u32.to_string().into()));
+        assert_eq!(
+            as_driver_reads(&ours, &"foobar".into()),
+            Some(0xbf9c_f968_u32.to_string().into())
+        );
         assert_eq!(as_driver_reads(&ours, &"".into()), None);
-        assert_eq!(as_driver_reads(&"ebs.csi.aws.com".into(), &"17-a".into()), None);
+        assert_eq!(
+            as_driver_reads(&"ebs.csi.aws.com".into(), &"17-a".into()),
+            None
+        );
     }
 
     #[test]
     fn provider_ids() {
         assert_eq!(instance("linode://42"), Some(Ok("42".into())));
-        for bad in ["linode://", "linode://x", "linode://42/", "linode:// 42", "linode://042"] {
+        for bad in [
+            "linode://",
+            "linode://x",
+            "linode://42/",
+            "linode:// 42",
+            "linode://042",
+        ] {
             assert!(instance(bad).expect("ours").is_err(), "{bad}");
         }
         for foreign in ["aws:///eu-central-1a/i-1", "", "42", "kind://linode"] {

@@ -23,9 +23,15 @@ pub(crate) async fn volume_jobs(
 ) -> Result<Vec<CloudJob>, ProviderError> {
     let operation = format!("read the job history of volume {volume}");
     let events = read(client, &operation, "volume", volume.as_str(), Some(since)).await?;
-    let recent = events.into_iter().filter(|(at, event)| *at >= since_of(since) || event.is_pending());
+    let recent = events
+        .into_iter()
+        .filter(|(at, event)| *at >= since_of(since) || event.is_pending());
     recent
-        .map(|(_, event)| event.into_cloud().map_err(|why| ProviderError::not_applied(&operation, why)))
+        .map(|(_, event)| {
+            event
+                .into_cloud()
+                .map_err(|why| ProviderError::not_applied(&operation, why))
+        })
         .collect()
 }
 
@@ -37,7 +43,8 @@ pub(crate) async fn newest_volume_jobs(
     let operation = format!("read the newest jobs of volume {volume}");
     let events = read(client, &operation, "volume", volume.as_str(), None).await?;
     let jobs = events.into_iter().map(|(_, event)| event.into_cloud());
-    jobs.map(|job| job.map_err(|why| ProviderError::not_applied(&operation, why))).collect()
+    jobs.map(|job| job.map_err(|why| ProviderError::not_applied(&operation, why)))
+        .collect()
 }
 
 /// Reads the jobs about an instance's power that were created at or after `since`, and those under way. Linode's watchdog
@@ -55,10 +62,17 @@ pub(crate) async fn power(
     let mut jobs = Vec::new();
     for (created, event) in events {
         if created >= since_of(since) || event.is_pending() {
-            jobs.extend(event.into_power().map_err(|why| ProviderError::not_applied(&operation, why))?);
+            jobs.extend(
+                event
+                    .into_power()
+                    .map_err(|why| ProviderError::not_applied(&operation, why))?,
+            );
         }
     }
-    Ok(PowerFacts { jobs, off_stays_off: false })
+    Ok(PowerFacts {
+        jobs,
+        off_stays_off: false,
+    })
 }
 
 /// Returns `since` a second earlier, because the API's times have whole seconds.
@@ -90,30 +104,43 @@ async fn read(
     let (mut seen, mut cut) = (0, false);
     let mut other = None;
     client
-        .get_pages(operation, "/account/events", PAGE, Some(&filter), |rows, left| {
-            let mut older = false;
-            for row in rows {
-                let event: Event = serde_json::from_value(row).map_err(|e| failed(e.to_string()))?;
-                let created = event.created().map_err(failed)?;
-                older |= created < since;
-                if event.concerns(kind, number) {
-                    events.push((created, event));
-                } else {
-                    other.get_or_insert_with(|| event.entity());
+        .get_pages(
+            operation,
+            "/account/events",
+            PAGE,
+            Some(&filter),
+            |rows, left| {
+                let mut older = false;
+                for row in rows {
+                    let event: Event =
+                        serde_json::from_value(row).map_err(|e| failed(e.to_string()))?;
+                    let created = event.created().map_err(failed)?;
+                    older |= created < since;
+                    if event.concerns(kind, number) {
+                        events.push((created, event));
+                    } else {
+                        other.get_or_insert_with(|| event.entity());
+                    }
                 }
-            }
-            seen += 1;
-            cut = !older && seen >= PAGES && left > 0;
-            Ok(!older && seen < pages)
-        })
+                seen += 1;
+                cut = !older && seen >= PAGES && left > 0;
+                Ok(!older && seen < pages)
+            },
+        )
         .await?;
     if let (true, Some(answered)) = (events.is_empty(), other) {
         let (operation, asked) = (operation.to_owned(), format!("{kind} {number}"));
-        return Err(ProviderError::OtherObject { operation, asked, answered });
+        return Err(ProviderError::OtherObject {
+            operation,
+            asked,
+            answered,
+        });
     }
     // A job on a page that was not read may be under way, so an incomplete history proves nothing.
     if cut {
-        return Err(failed(format!("the history has more than {PAGES} pages since {since}")));
+        return Err(failed(format!(
+            "the history has more than {PAGES} pages since {since}"
+        )));
     }
     events.sort_by_key(|(created, event)| (*created, event.number()));
     Ok(events)

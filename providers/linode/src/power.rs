@@ -16,10 +16,19 @@ const INSTANCES: &str = "/linode/instances";
 
 /// Requests a shutdown. Linode has one kind: it asks the guest to shut down, and cuts the power when the guest does not do
 /// so. An instance that is off already does not change.
-pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<PowerOutcome, EffectError> {
+pub(crate) async fn off(
+    client: &Client,
+    request: &PowerOffRequest,
+) -> Result<PowerOutcome, EffectError> {
     let operation = format!("power off instance {}", request.instance);
-    let change = Change { verb: "shutdown", from: InstanceState::Running, to: InstanceState::Off };
-    Ok(change.request(client, &operation, &request.instance, request.timeout).await?)
+    let change = Change {
+        verb: "shutdown",
+        from: InstanceState::Running,
+        to: InstanceState::Off,
+    };
+    Ok(change
+        .request(client, &operation, &request.instance, request.timeout)
+        .await?)
 }
 
 /// Requests a boot into the configuration that ran last.
@@ -29,8 +38,14 @@ pub(crate) async fn on(
     timeout: Duration,
 ) -> Result<PowerOutcome, EffectError> {
     let operation = format!("power on instance {instance}");
-    let change = Change { verb: "boot", from: InstanceState::Off, to: InstanceState::Running };
-    Ok(change.request(client, &operation, instance, timeout).await?)
+    let change = Change {
+        verb: "boot",
+        from: InstanceState::Off,
+        to: InstanceState::Running,
+    };
+    Ok(change
+        .request(client, &operation, instance, timeout)
+        .await?)
 }
 
 /// A change of an instance's power.
@@ -54,7 +69,11 @@ impl Change {
         let deadline = Deadline::after(timeout);
         let number = handle::require_number(operation, instance.as_str())?;
         let reading = client.get_object::<Instance>(operation, INSTANCES, number);
-        let state = deadline.read_first(operation, "the instance", reading).await?.into_cloud().state;
+        let state = deadline
+            .read_first(operation, "the instance", reading)
+            .await?
+            .into_cloud()
+            .state;
         match &state {
             state if *state == self.to => return Ok(PowerOutcome::AlreadyThere),
             state if *state == self.from => {}
@@ -63,7 +82,9 @@ impl Change {
                 return Err(ProviderError::not_applied(operation, reason));
             }
             InstanceState::Transitional(word) => {
-                return Ok(PowerOutcome::Busy { detail: format!("the instance's status is {word}") });
+                return Ok(PowerOutcome::Busy {
+                    detail: format!("the instance's status is {word}"),
+                });
             }
             _ => {
                 let detail = "the instance is shutting down or being deleted".to_owned();
@@ -84,6 +105,9 @@ impl Change {
 
 /// Returns Linode's text when it refused because the instance is busy.
 fn busy(failure: &PostFailure) -> Option<String> {
-    let answer = failure.refusal.as_ref().filter(|answer| answer.status() == StatusCode::BAD_REQUEST)?;
+    let answer = failure
+        .refusal
+        .as_ref()
+        .filter(|answer| answer.status() == StatusCode::BAD_REQUEST)?;
     classify::own_reasons(answer).filter(|reasons| classify::says(reasons, "busy"))
 }

@@ -18,7 +18,10 @@ const NEEDED: [(&str, &[RightUse]); 5] = [
 /// Reads the token's scopes. Also an answer that refuses the read because of a missing scope names them. The grants of a
 /// restricted user for single objects are not shown: a detach by such a user is answered 403.
 pub(crate) async fn run(client: &Client) -> PreflightReport {
-    match client.probe("read the token's scopes", "/volumes?page=1&page_size=25").await {
+    match client
+        .probe("read the token's scopes", "/volumes?page=1&page_size=25")
+        .await
+    {
         Ok(answer) => report(&answer),
         Err(error) => unknown(error),
     }
@@ -29,14 +32,22 @@ fn report(answer: &Response<Bytes>) -> PreflightReport {
     let grant = |scope: &str| match &granted {
         Some(granted) if classify::grants(granted, scope) => Grant::Present,
         Some(_) => Grant::Missing,
-        None => Grant::Unknown { why: "the API's answer did not name the token's scopes".to_owned() },
+        None => Grant::Unknown {
+            why: "the API's answer did not name the token's scopes".to_owned(),
+        },
     };
-    PreflightReport { rights: rights(grant), failure: None }
+    PreflightReport {
+        rights: rights(grant),
+        failure: None,
+    }
 }
 
 fn unknown(error: ProviderError) -> PreflightReport {
     let why = error.to_string();
-    PreflightReport { rights: rights(|_| Grant::Unknown { why: why.clone() }), failure: Some(error) }
+    PreflightReport {
+        rights: rights(|_| Grant::Unknown { why: why.clone() }),
+        failure: Some(error),
+    }
 }
 
 fn rights(grant: impl Fn(&str) -> Grant) -> Vec<Right> {

@@ -42,7 +42,9 @@ pub struct LinodeProvider {
 impl LinodeProvider {
     /// Makes a provider over this transport.
     pub fn new(transport: HttpTransport, config: LinodeConfig) -> Self {
-        Self { client: Client::new(transport, config) }
+        Self {
+            client: Client::new(transport, config),
+        }
     }
 
     /// Makes a provider over HTTP, as in production.
@@ -63,11 +65,17 @@ impl LinodeProvider {
     ) -> Result<BTreeMap<u64, Volume>, ProviderError> {
         let mut found = BTreeMap::new();
         self.client
-            .get_pages("list volumes", "/volumes", PAGE, None, |rows, pages_left| {
-                collect(rows, wanted, &mut found, |volume: &Volume| volume.id);
-                let rest = wanted.len() - found.len();
-                Ok(usize::try_from(pages_left).is_ok_and(|pages| pages < rest))
-            })
+            .get_pages(
+                "list volumes",
+                "/volumes",
+                PAGE,
+                None,
+                |rows, pages_left| {
+                    collect(rows, wanted, &mut found, |volume: &Volume| volume.id);
+                    let rest = wanted.len() - found.len();
+                    Ok(usize::try_from(pages_left).is_ok_and(|pages| pages < rest))
+                },
+            )
             .await?;
         Ok(found)
     }
@@ -80,19 +88,35 @@ impl LinodeProvider {
         let mut found = BTreeMap::new();
         let all: Vec<_> = wanted.iter().copied().collect();
         for part in all.chunks(INSTANCES_PER_LIST) {
-            let filter = json!({ "+or": part.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>() });
+            let filter =
+                json!({ "+or": part.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>() });
             self.client
-                .get_pages("list instances", "/linode/instances", PAGE, Some(&filter), |rows, _| {
-                    collect(rows, wanted, &mut found, |instance: &Instance| instance.id);
-                    Ok(true)
-                })
+                .get_pages(
+                    "list instances",
+                    "/linode/instances",
+                    PAGE,
+                    Some(&filter),
+                    |rows, _| {
+                        collect(rows, wanted, &mut found, |instance: &Instance| instance.id);
+                        Ok(true)
+                    },
+                )
                 .await?;
         }
         Ok(found)
     }
 
-    async fn look_up<T: DeserializeOwned + Numbered>(&self, what: &str, path: &str, id: u64) -> Lookup<T> {
-        match self.client.get_object(&format!("read {what} {id}"), path, id).await {
+    async fn look_up<T: DeserializeOwned + Numbered>(
+        &self,
+        what: &str,
+        path: &str,
+        id: u64,
+    ) -> Lookup<T> {
+        match self
+            .client
+            .get_object(&format!("read {what} {id}"), path, id)
+            .await
+        {
             Ok(found) => Lookup::Found(found),
             Err(ProviderError::NotFound { .. }) => Lookup::NotFound,
             Err(error) => Lookup::Failed(error),
@@ -109,16 +133,26 @@ impl LinodeProvider {
     ) -> BTreeMap<u64, Lookup<T>> {
         let listed = match listed {
             Some(Err(error)) => {
-                return wanted.into_iter().map(|id| (id, Lookup::Failed(error.clone()))).collect();
+                return wanted
+                    .into_iter()
+                    .map(|id| (id, Lookup::Failed(error.clone())))
+                    .collect();
             }
             Some(Ok(listed)) => listed,
             None => BTreeMap::new(),
         };
-        let rest: Vec<_> = wanted.into_iter().filter(|id| !listed.contains_key(id)).collect();
-        let mut all: BTreeMap<_, _> =
-            listed.into_iter().map(|(id, item)| (id, Lookup::Found(item))).collect();
+        let rest: Vec<_> = wanted
+            .into_iter()
+            .filter(|id| !listed.contains_key(id))
+            .collect();
+        let mut all: BTreeMap<_, _> = listed
+            .into_iter()
+            .map(|(id, item)| (id, Lookup::Found(item)))
+            .collect();
         for some in rest.chunks(SINGLE_READS) {
-            let looks = some.iter().map(|id| self.look_up(what, path, *id).map(move |look| (*id, look)));
+            let looks = some
+                .iter()
+                .map(|id| self.look_up(what, path, *id).map(move |look| (*id, look)));
             all.extend(join_all(looks).await);
         }
         all
@@ -156,7 +190,10 @@ fn numbers<I: Ord + Clone + std::fmt::Display, T>(
             None => {
                 let operation = format!("read {what} {id}");
                 let reason = format!("{:?} is not a number of Linode's", id.to_string());
-                failed.insert(id.clone(), Lookup::Failed(ProviderError::not_applied(&operation, reason)));
+                failed.insert(
+                    id.clone(),
+                    Lookup::Failed(ProviderError::not_applied(&operation, reason)),
+                );
             }
         }
     }
@@ -179,7 +216,10 @@ impl Provider for LinodeProvider {
     /// Linode's detach names no holder and cannot be forced. There are no dry-runs and no snapshots of volumes (a clone is a
     /// new volume that costs money).
     fn capabilities(&self) -> Capabilities {
-        Capabilities { can_fence: true, ..Capabilities::default() }
+        Capabilities {
+            can_fence: true,
+            ..Capabilities::default()
+        }
     }
 
     fn resolve_volume(
@@ -194,7 +234,11 @@ impl Provider for LinodeProvider {
         handle::canonical(volume)
     }
 
-    fn volume_as_driver_reads(&self, driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
+    fn volume_as_driver_reads(
+        &self,
+        driver: &DriverName,
+        handle: &VolumeHandle,
+    ) -> Option<VolumeId> {
         handle::as_driver_reads(driver, handle)
     }
 
@@ -212,10 +256,19 @@ impl Provider for LinodeProvider {
     ) -> BoxFuture<'a, BTreeMap<VolumeId, Lookup<CloudVolume>>> {
         async move {
             let (wanted, mut all) = numbers(ids, "volume");
-            let listed =
-                if wanted.len() > SINGLE_READS { Some(self.volumes_from_list(&wanted).await) } else { None };
-            for (id, look) in self.complete::<Volume>("volume", "/volumes", wanted, listed).await {
-                all.insert(VolumeId::new(id.to_string()), convert(look, Volume::into_cloud));
+            let listed = if wanted.len() > SINGLE_READS {
+                Some(self.volumes_from_list(&wanted).await)
+            } else {
+                None
+            };
+            for (id, look) in self
+                .complete::<Volume>("volume", "/volumes", wanted, listed)
+                .await
+            {
+                all.insert(
+                    VolumeId::new(id.to_string()),
+                    convert(look, Volume::into_cloud),
+                );
             }
             all
         }
@@ -233,9 +286,14 @@ impl Provider for LinodeProvider {
             } else {
                 None
             };
-            let looks = self.complete::<Instance>("instance", "/linode/instances", wanted, listed).await;
+            let looks = self
+                .complete::<Instance>("instance", "/linode/instances", wanted, listed)
+                .await;
             for (id, look) in looks {
-                all.insert(InstanceId::new(id.to_string()), convert(look, Instance::into_cloud));
+                all.insert(
+                    InstanceId::new(id.to_string()),
+                    convert(look, Instance::into_cloud),
+                );
             }
             all
         }
@@ -250,7 +308,10 @@ impl Provider for LinodeProvider {
         history::volume_jobs(&self.client, volume, since).boxed()
     }
 
-    fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
+    fn detach(
+        &self,
+        request: DetachRequest,
+    ) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
         detach(&self.client, request).boxed()
     }
 
@@ -260,14 +321,20 @@ impl Provider for LinodeProvider {
     }
 
     fn power_command(&self, instance: &InstanceId, on: bool) -> String {
-        format!("linode-cli linodes {} {instance}", if on { "boot" } else { "shutdown" })
+        format!(
+            "linode-cli linodes {} {instance}",
+            if on { "boot" } else { "shutdown" }
+        )
     }
 
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
         preflight::run(&self.client).boxed()
     }
 
-    fn power_off(&self, request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+    fn power_off(
+        &self,
+        request: PowerOffRequest,
+    ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
         async move { power::off(&self.client, &request).await }.boxed()
     }
 

@@ -16,12 +16,29 @@ const FINGERPRINT: usize = 16;
 /// identifies the account also when an answer does not name it. The read shows that the API accepts the token now. The
 /// numbers of instances and volumes are unique in all regions, so the region is not part of the fingerprint.
 pub(crate) async fn read(client: &Client) -> Result<CloudScope, ProviderError> {
-    let answer = client.probe("tell which account answers", "/volumes?page=1&page_size=25").await?;
-    let account = answer.headers().get(ACCOUNT).map_or(&b""[..], |value| value.as_bytes());
+    let answer = client
+        .probe("tell which account answers", "/volumes?page=1&page_size=25")
+        .await?;
+    let account = answer
+        .headers()
+        .get(ACCOUNT)
+        .map_or(&b""[..], |value| value.as_bytes());
     let config = client.config();
     let mut digest = Sha256::new();
-    for part in [NAME.as_bytes(), config.base().as_bytes(), config.token.header().as_bytes(), account] {
+    for part in [
+        NAME.as_bytes(),
+        config.base().as_bytes(),
+        config.token.header().as_bytes(),
+        account,
+    ] {
         digest.update(Sha256::digest(part));
     }
-    Ok(CloudScope(digest.finalize().iter().take(FINGERPRINT).map(|byte| format!("{byte:02x}")).collect()))
+    Ok(CloudScope(
+        digest
+            .finalize()
+            .iter()
+            .take(FINGERPRINT)
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    ))
 }

@@ -9,5 +9,6 @@ use reattach_provider_api::{HttpTransport, socket};
 /// [`ConfigError::Client`] when the HTTP client cannot be made, as on a system without usable TLS roots.
 pub fn http_transport(config: &LinodeConfig) -> Result<HttpTransport, ConfigError> {
     let mutates = |request: &http::Request<_>| request.method() != http::Method::GET;
-    socket::http_transport(config.connect_timeout, config.loopback, mutates).map_err(ConfigError::Client)
+    socket::http_transport(config.connect_timeout, config.loopback, mutates)
+        .map_err(ConfigError::Client)
 }

@@ -99,11 +99,17 @@ impl Volume {
         CloudVolume {
             owner: clusters(self.tags.as_deref()),
             id: VolumeId::new(self.id.to_string()),
-            identity: DeviceIdentity { serial: self.label.clone() },
+            identity: DeviceIdentity {
+                serial: self.label.clone(),
+            },
             label: self.label,
             region: self.region,
             size_gib: self.size,
-            holders: self.linode_id.map(|id| InstanceId::new(id.to_string())).into_iter().collect(),
+            holders: self
+                .linode_id
+                .map(|id| InstanceId::new(id.to_string()))
+                .into_iter()
+                .collect(),
             state,
         }
     }
@@ -117,15 +123,19 @@ impl Volume {
             .filter(|lock| !DELETION_LOCKS.contains(&lock.as_str()))
             .collect();
         if !locks.is_empty() {
-            return VolumeState::Locked { reason: crate::classify::quote(&locks.join(", ")) };
+            return VolumeState::Locked {
+                reason: crate::classify::quote(&locks.join(", ")),
+            };
         }
         match self.status.as_str() {
             "active" => VolumeState::Active,
-            doing @ ("creating" | "resizing" | "key_rotating") => {
-                VolumeState::Busy { doing: doing.to_owned() }
-            }
+            doing @ ("creating" | "resizing" | "key_rotating") => VolumeState::Busy {
+                doing: doing.to_owned(),
+            },
             // Known to linodego: "a support ticket must be opened to resolve the issue".
-            reason @ "contact_support" => VolumeState::Locked { reason: reason.to_owned() },
+            reason @ "contact_support" => VolumeState::Locked {
+                reason: reason.to_owned(),
+            },
             other => VolumeState::Other(other.to_owned()),
         }
     }
@@ -133,7 +143,10 @@ impl Volume {
 
 /// Returns the name of a lock. The API shows texts, and may show objects in the future.
 fn word(lock: &Value) -> String {
-    match lock.as_str().or_else(|| lock.get("lock_type").and_then(Value::as_str)) {
+    match lock
+        .as_str()
+        .or_else(|| lock.get("lock_type").and_then(Value::as_str))
+    {
         Some(word) => word.to_owned(),
         None => lock.to_string(),
     }
@@ -146,8 +159,8 @@ impl Instance {
             "running" => InstanceState::Running,
             "offline" => InstanceState::Off,
             "shutting_down" | "deleting" => InstanceState::Stopping,
-            "booting" | "busy" | "rebooting" | "provisioning" | "migrating" | "rebuilding" | "cloning"
-            | "restoring" | "resizing" | "stopped" | "billing_suspension" => {
+            "booting" | "busy" | "rebooting" | "provisioning" | "migrating" | "rebuilding"
+            | "cloning" | "restoring" | "resizing" | "stopped" | "billing_suspension" => {
                 InstanceState::Transitional(self.status)
             }
             _ => InstanceState::Unknown(self.status),
@@ -186,49 +199,121 @@ mod tests {
     fn volumes() {
         let found = volume(json!({})).expect("a volume");
         assert_eq!(found.holders, [InstanceId::from("42")]);
-        assert_eq!((found.size_gib, found.identity.serial.as_str()), (20, "pvc1"));
-        assert!(volume(json!({"linode_id": null})).expect("a volume").holders.is_empty());
-        let locked = |reason: &str| VolumeState::Locked { reason: reason.to_owned() };
+        assert_eq!(
+            (found.size_gib, found.identity.serial.as_str()),
+            (20, "pvc1")
+        );
+        assert!(
+            volume(json!({"linode_id": null}))
+                .expect("a volume")
+                .holders
+                .is_empty()
+        );
+        let locked = |reason: &str| VolumeState::Locked {
+            reason: reason.to_owned(),
+        };
         let table = [
             (json!({}), VolumeState::Active),
             (json!({"io_ready": false}), VolumeState::Active),
-            (json!({"status": "resizing"}), VolumeState::Busy { doing: "resizing".into() }),
-            (json!({"status": "contact_support"}), locked("contact_support")),
-            (json!({"status": "shiny"}), VolumeState::Other("shiny".into())),
+            (
+                json!({"status": "resizing"}),
+                VolumeState::Busy {
+                    doing: "resizing".into(),
+                },
+            ),
+            (
+                json!({"status": "contact_support"}),
+                locked("contact_support"),
+            ),
+            (
+                json!({"status": "shiny"}),
+                VolumeState::Other("shiny".into()),
+            ),
             (json!({"locks": []}), VolumeState::Active),
             (json!({"locks": null}), VolumeState::Active),
             (json!({"locks": ["cannot_delete"]}), VolumeState::Active),
             (json!({"locks": ["migration"]}), locked("migration")),
-            (json!({"locks": [{"id": 1, "lock_type": "cannot_delete"}]}), VolumeState::Active),
+            (
+                json!({"locks": [{"id": 1, "lock_type": "cannot_delete"}]}),
+                VolumeState::Active,
+            ),
             (json!({"locks": [7]}), locked("7")),
         ];
         for (change, state) in table {
-            assert_eq!(volume(change.clone()).expect("a volume").state, state, "{change}");
+            assert_eq!(
+                volume(change.clone()).expect("a volume").state,
+                state,
+                "{change}"
+            );
         }
     }
 
     #[test]
     fn tags_name_lke_clusters_and_nothing_else() {
-        let names = |owner: &OwnerTags| owner.clusters.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let tags = json!(["prod", "lke13311", "lke", "lke13311-x", "lke 7", "LKE8", 9, null]);
+        let names = |owner: &OwnerTags| {
+            owner
+                .clusters
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        let tags = json!([
+            "prod",
+            "lke13311",
+            "lke",
+            "lke13311-x",
+            "lke 7",
+            "LKE8",
+            9,
+            null
+        ]);
         let found = volume(json!({"tags": tags})).expect("a volume").owner;
-        assert_eq!((names(&found), found.volumes.len(), found.claim), (vec!["lke13311".to_owned()], 0, None));
+        assert_eq!(
+            (names(&found), found.volumes.len(), found.claim),
+            (vec!["lke13311".to_owned()], 0, None)
+        );
         for none in [json!({}), json!({"tags": null}), json!({"tags": []})] {
-            assert!(volume(none.clone()).expect("a volume").owner.is_empty(), "{none}");
+            assert!(
+                volume(none.clone()).expect("a volume").owner.is_empty(),
+                "{none}"
+            );
         }
         let instance = |more: Value| {
             let mut shown = json!({"id": 1, "label": "n", "status": "running"});
-            shown.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-            names(&serde_json::from_value::<Instance>(shown).expect("an instance").into_cloud().owner)
+            shown
+                .as_object_mut()
+                .expect("an object")
+                .extend(more.as_object().expect("an object").clone());
+            names(
+                &serde_json::from_value::<Instance>(shown)
+                    .expect("an instance")
+                    .into_cloud()
+                    .owner,
+            )
         };
-        assert_eq!(instance(json!({"lke_cluster_id": 13311, "tags": ["lke5"]})), ["lke13311", "lke5"]);
-        assert_eq!(instance(json!({"lke_cluster_id": null, "tags": ["web"]})), [""; 0]);
+        assert_eq!(
+            instance(json!({"lke_cluster_id": 13311, "tags": ["lke5"]})),
+            ["lke13311", "lke5"]
+        );
+        assert_eq!(
+            instance(json!({"lke_cluster_id": null, "tags": ["web"]})),
+            [""; 0]
+        );
         assert_eq!(instance(json!({})), [""; 0]);
         // There may be any number of tags of any length: they are cut, and are never an error.
-        let many: Vec<_> = (0..500).map(|n| format!("lke{n}{}", "1".repeat(999))).collect();
-        let found = volume(json!({"tags": many})).expect("a volume").owner.clusters;
+        let many: Vec<_> = (0..500)
+            .map(|n| format!("lke{n}{}", "1".repeat(999)))
+            .collect();
+        let found = volume(json!({"tags": many}))
+            .expect("a volume")
+            .owner
+            .clusters;
         assert_eq!(found.len(), OwnerTags::NAMES);
-        assert!(found.iter().all(|c| c.as_str().chars().count() <= OwnerTags::NAME_CHARS));
+        assert!(
+            found
+                .iter()
+                .all(|c| c.as_str().chars().count() <= OwnerTags::NAME_CHARS)
+        );
     }
 
     #[test]
@@ -242,13 +327,24 @@ mod tests {
     fn instances() {
         let state = |word: &str| {
             let shown = json!({"id": 1, "label": "n", "status": word});
-            serde_json::from_value::<Instance>(shown).expect("an instance").into_cloud()
+            serde_json::from_value::<Instance>(shown)
+                .expect("an instance")
+                .into_cloud()
         };
         assert_eq!(state("running").state, InstanceState::Running);
         assert_eq!(state("offline").state, InstanceState::Off);
         assert_eq!(state("shutting_down").state, InstanceState::Stopping);
-        assert_eq!(state("stopped").state, InstanceState::Transitional("stopped".into()));
-        assert_eq!(state("levitating").state, InstanceState::Unknown("levitating".into()));
-        assert!(state("offline").auto_restart, "an unknown watchdog counts as on");
+        assert_eq!(
+            state("stopped").state,
+            InstanceState::Transitional("stopped".into())
+        );
+        assert_eq!(
+            state("levitating").state,
+            InstanceState::Unknown("levitating".into())
+        );
+        assert!(
+            state("offline").auto_restart,
+            "an unknown watchdog counts as on"
+        );
     }
 }

@@ -12,7 +12,11 @@ async fn linode_conforms_and_keeps_to_the_api_description() {
     println!("{report}");
     assert!(report.broken.is_empty(), "{report}");
     let skipped: Vec<_> = report.skipped.iter().map(|s| s.case).collect();
-    assert_eq!(skipped, ["moved_meanwhile", "snapshot_of_unknown_outcome"], "each skip is meant");
+    assert_eq!(
+        skipped,
+        ["moved_meanwhile", "snapshot_of_unknown_outcome"],
+        "each skip is meant"
+    );
     assert_eq!(report.passed.len(), 38, "{report}");
     contract.assert_kept();
     let mut operations = contract.seen().operations;

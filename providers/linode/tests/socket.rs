@@ -23,9 +23,15 @@ async fn serve(router: Router) -> String {
 
 fn wall_cloud() -> CloudSim {
     let sim = CloudSim::new(clock::system());
-    sim.set_timings(Timings { attach_ms: 0, detach_ms: 0, ..Timings::default() });
-    sim.create_instance(NewInstance::new("node-1").with_id(HOLDER.0)).expect("an instance");
-    sim.create_volume(NewVolume::new("pvc1").with_id(VOLUME.0)).expect("a volume");
+    sim.set_timings(Timings {
+        attach_ms: 0,
+        detach_ms: 0,
+        ..Timings::default()
+    });
+    sim.create_instance(NewInstance::new("node-1").with_id(HOLDER.0))
+        .expect("an instance");
+    sim.create_volume(NewVolume::new("pvc1").with_id(VOLUME.0))
+        .expect("a volume");
     sim.attach_now(VOLUME, HOLDER).expect("an attachment");
     sim
 }
@@ -34,7 +40,10 @@ fn volume() -> VolumeId {
     VolumeId::new(VOLUME.to_string())
 }
 
-async fn detach(provider: &LinodeProvider, timeout: Duration) -> Result<DetachOutcome, ProviderError> {
+async fn detach(
+    provider: &LinodeProvider,
+    timeout: Duration,
+) -> Result<DetachOutcome, ProviderError> {
     let proof = proof(&volume(), &InstanceId::new(HOLDER.to_string()), start());
     provider.detach(DetachRequest::plain(proof, timeout)).await
 }
@@ -53,7 +62,13 @@ async fn a_detach_over_a_socket_keeps_to_the_api_description() {
     let found = provider.describe_volumes(&[volume()]).await;
     let holders = found[&volume()].clone().found().map(|v| v.holders);
     assert_eq!(holders, Some(Vec::new()));
-    assert_eq!(provider.jobs(&volume(), start()).await.map(|jobs| jobs.len()), Ok(2));
+    assert_eq!(
+        provider
+            .jobs(&volume(), start())
+            .await
+            .map(|jobs| jobs.len()),
+        Ok(2)
+    );
     contract.assert_kept();
 }
 
@@ -61,12 +76,22 @@ async fn a_detach_over_a_socket_keeps_to_the_api_description() {
 async fn a_connection_cut_after_the_request_is_unknown() {
     for when in [When::BeforeEffect, When::AfterEffect] {
         let sim = wall_cloud();
-        sim.add_fault(FaultRule::new([Operation::DetachVolume], Fault::Cut { when }));
+        sim.add_fault(FaultRule::new(
+            [Operation::DetachVolume],
+            Fault::Cut { when },
+        ));
         let url = serve(router(sim.clone())).await;
         let provider = LinodeProvider::connect(config(&url)).expect("a provider");
         let outcome = detach(&provider, LONG).await;
-        assert!(matches!(outcome, Err(ProviderError::Unknown { .. })), "{outcome:?}");
-        let detaches = sim.requests().iter().filter(|r| r.operation == Some(Operation::DetachVolume)).count();
+        assert!(
+            matches!(outcome, Err(ProviderError::Unknown { .. })),
+            "{outcome:?}"
+        );
+        let detaches = sim
+            .requests()
+            .iter()
+            .filter(|r| r.operation == Some(Operation::DetachVolume))
+            .count();
         assert_eq!(detaches, 1, "nothing repeats a mutation");
         let freed = sim.volume(VOLUME).expect("a volume").holder.is_none();
         assert_eq!(freed, when == When::AfterEffect);
@@ -76,11 +101,17 @@ async fn a_connection_cut_after_the_request_is_unknown() {
 #[tokio::test]
 async fn a_missing_answer_is_unknown() {
     let sim = wall_cloud();
-    let never = Fault::Latency { before_ms: 0, after_ms: 3_600_000 };
+    let never = Fault::Latency {
+        before_ms: 0,
+        after_ms: 3_600_000,
+    };
     sim.add_fault(FaultRule::new([Operation::DetachVolume], never));
     let provider = LinodeProvider::connect(config(&serve(router(sim)).await)).expect("a provider");
     let outcome = detach(&provider, Duration::from_secs(2)).await;
-    assert!(matches!(outcome, Err(ProviderError::Unknown { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(ProviderError::Unknown { .. })),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]
@@ -90,7 +121,10 @@ async fn a_refused_connection_has_no_effect() {
     drop(listener);
     let provider = LinodeProvider::connect(config(&url)).expect("a provider");
     let outcome = detach(&provider, LONG).await.expect_err("no connection");
-    assert!(matches!(outcome, ProviderError::NotApplied { .. }), "{outcome:?}");
+    assert!(
+        matches!(outcome, ProviderError::NotApplied { .. }),
+        "{outcome:?}"
+    );
     assert!(outcome.to_string().contains("refused"), "{outcome}");
     assert!(!outcome.to_string().contains('\n'));
 }
@@ -106,7 +140,9 @@ async fn redirects_and_pages_of_other_servers_are_not_used() {
     for (router, expected) in [(redirect, "HTTP 307"), (page, "it is not JSON")] {
         let provider = LinodeProvider::connect(config(&serve(router).await)).expect("a provider");
         let found = provider.describe_volumes(&[volume()]).await;
-        let Lookup::Failed(error) = &found[&volume()] else { panic!("{found:?}") };
+        let Lookup::Failed(error) = &found[&volume()] else {
+            panic!("{found:?}")
+        };
         assert!(error.to_string().contains(expected), "{error}");
     }
 }

@@ -21,9 +21,15 @@ use std::{collections::BTreeMap, time::Duration};
 pub(crate) fn router(sim: CloudSim) -> Router {
     Router::new()
         .route("/instances", get(instances).post(create_instance))
-        .route("/instances/{id}", get(instance).post(change_instance).delete(delete_instance))
+        .route(
+            "/instances/{id}",
+            get(instance).post(change_instance).delete(delete_instance),
+        )
         .route("/volumes", get(volumes).post(create_volume))
-        .route("/volumes/{id}", get(volume).post(change_volume).delete(delete_volume))
+        .route(
+            "/volumes/{id}",
+            get(volume).post(change_volume).delete(delete_volume),
+        )
         .route("/jobs", get(jobs))
         .route("/snapshots", get(snapshots))
         .route("/faults", post(add_fault).delete(clear_faults))
@@ -176,14 +182,22 @@ async fn change_volume(
     Json(change): Json<VolumeChange>,
 ) -> Answer {
     match change {
-        VolumeChange::Attach { instance, persist, now: true } => {
+        VolumeChange::Attach {
+            instance,
+            persist,
+            now: true,
+        } => {
             sim.attach_now_with(id, instance, persist)?;
         }
-        VolumeChange::Attach { instance, persist, .. } => sim.attach_with(id, instance, persist).map(drop)?,
+        VolumeChange::Attach {
+            instance, persist, ..
+        } => sim.attach_with(id, instance, persist).map(drop)?,
         VolumeChange::Detach => sim.detach(id).map(drop)?,
         VolumeChange::Lock { reason, shown } => sim.lock_volume(id, &reason, shown)?,
         VolumeChange::Unlock => sim.unlock_volume(id)?,
-        VolumeChange::Busy { milliseconds } => sim.make_busy(id, Duration::from_millis(milliseconds))?,
+        VolumeChange::Busy { milliseconds } => {
+            sim.make_busy(id, Duration::from_millis(milliseconds))?
+        }
         VolumeChange::Phantom => sim.make_phantom(id)?,
         VolumeChange::Lost => sim.make_lost(id)?,
         VolumeChange::Orphan { instance } => sim.make_orphan(id, instance)?,

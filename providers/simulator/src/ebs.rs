@@ -4,7 +4,8 @@
 use crate::{
     log::Effect,
     model::{
-        DetachBehaviour, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot, SnapshotNo, VolumeNo,
+        DetachBehaviour, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot, SnapshotNo,
+        VolumeNo,
     },
     state::{State, later},
 };
@@ -22,7 +23,12 @@ impl State {
     ) -> Result<Job, OpError> {
         let instance = self.check_detach(volume, instance)?;
         let behaviour = self.volume(volume)?.detach.clone();
-        if let Some(job) = self.view.running_job(volume, instance).filter(|j| j.due.is_none()).cloned() {
+        if let Some(job) = self
+            .view
+            .running_job(volume, instance)
+            .filter(|j| j.due.is_none())
+            .cloned()
+        {
             // Further calls change nothing about a detach that is stuck; only force ends it.
             if force {
                 self.set_due(&job, now);
@@ -33,7 +39,13 @@ impl State {
         let waits = !force && self.guest_uses(volume, instance);
         let stuck = !force && (waits || behaviour == DetachBehaviour::Stuck);
         let lasting = (!stuck).then(|| self.timings.of(JobAction::VolumeDetach));
-        let job = self.start(JobAction::VolumeDetach, Some(volume), Some(instance), now, lasting);
+        let job = self.start(
+            JobAction::VolumeDetach,
+            Some(volume),
+            Some(instance),
+            now,
+            lasting,
+        );
         if let Some(begun) = self.view.jobs.get_mut(&job.id) {
             begun.waits_for_guest = waits;
         }
@@ -50,26 +62,35 @@ impl State {
         if let Some(instance) = instance {
             self.instance(instance)?;
         }
-        let Some(holder) = found.holder else { return Err(OpError::NotAttached(volume)) };
+        let Some(holder) = found.holder else {
+            return Err(OpError::NotAttached(volume));
+        };
         let instance = instance.unwrap_or(holder);
         if instance != holder && !found.also_attached.contains(&instance) {
             return Err(OpError::NotHeldBy { volume, instance });
         }
         if let DetachBehaviour::Refused { status, reason } = &found.detach {
-            return Err(OpError::Refused { status: *status, reason: reason.clone() });
+            return Err(OpError::Refused {
+                status: *status,
+                reason: reason.clone(),
+            });
         }
         Ok(instance)
     }
 
     fn guest_uses(&self, volume: VolumeNo, instance: InstanceNo) -> bool {
         self.in_use.contains(&(instance, volume))
-            && self.instance(instance).is_ok_and(|i| i.status == InstanceStatus::Running)
+            && self
+                .instance(instance)
+                .is_ok_and(|i| i.status == InstanceStatus::Running)
     }
 
     /// Continues a detach that waited for the guest, which no longer uses the device.
     pub(crate) fn guest_released(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) {
-        let waiting =
-            self.view.running_job(volume, instance).filter(|j| j.waits_for_guest && j.due.is_none());
+        let waiting = self
+            .view
+            .running_job(volume, instance)
+            .filter(|j| j.waits_for_guest && j.due.is_none());
         if let Some(job) = waiting.cloned() {
             self.set_due(&job, at);
         }
@@ -92,8 +113,18 @@ impl State {
     ) -> Result<(Snapshot, Effect), OpError> {
         let size_gib = self.volume(volume)?.size_gib;
         let id = SnapshotNo(self.next_number());
-        let due = later(now, std::time::Duration::from_millis(self.timings.snapshot_ms));
-        let snapshot = Snapshot { id, volume, size_gib, description, started: now, due };
+        let due = later(
+            now,
+            std::time::Duration::from_millis(self.timings.snapshot_ms),
+        );
+        let snapshot = Snapshot {
+            id,
+            volume,
+            size_gib,
+            description,
+            started: now,
+            due,
+        };
         self.view.snapshots.insert(id, snapshot.clone());
         Ok((snapshot, Effect::Snapshot { volume }))
     }

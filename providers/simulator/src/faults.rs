@@ -188,7 +188,12 @@ impl FaultRule {
         self
     }
 
-    fn matches(&self, operation: Operation, volume: Option<VolumeNo>, instance: Option<InstanceNo>) -> bool {
+    fn matches(
+        &self,
+        operation: Operation,
+        volume: Option<VolumeNo>,
+        instance: Option<InstanceNo>,
+    ) -> bool {
         (self.operations.is_empty() || self.operations.contains(&operation))
             && (self.volume.is_none() || self.volume == volume)
             && (self.instance.is_none() || self.instance == instance)

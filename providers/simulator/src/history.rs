@@ -68,45 +68,74 @@ impl History {
         at: Timestamp,
     ) {
         if !self.holds(volume, instance, source) {
-            self.intervals.push(HolderInterval { volume, instance, source, from: at, until: None });
+            self.intervals.push(HolderInterval {
+                volume,
+                instance,
+                source,
+                from: at,
+                until: None,
+            });
         }
     }
 
-    pub(crate) fn lost(&mut self, volume: VolumeNo, instance: InstanceNo, source: HoldSource, at: Timestamp) {
+    pub(crate) fn lost(
+        &mut self,
+        volume: VolumeNo,
+        instance: InstanceNo,
+        source: HoldSource,
+        at: Timestamp,
+    ) {
         for interval in &mut self.intervals {
-            let same =
-                interval.volume == volume && interval.instance == instance && interval.source == source;
+            let same = interval.volume == volume
+                && interval.instance == instance
+                && interval.source == source;
             if same && interval.until.is_none() {
                 interval.until = Some(at);
             }
         }
     }
 
-    pub(crate) fn powered(&mut self, instance: InstanceNo, status: Option<InstanceStatus>, at: Timestamp) {
+    pub(crate) fn powered(
+        &mut self,
+        instance: InstanceNo,
+        status: Option<InstanceStatus>,
+        at: Timestamp,
+    ) {
         self.power.push((instance, at, status));
     }
 
     /// Returns the power state at a time. `None`: before the instance was created, or after it was deleted.
     pub(crate) fn power_at(&self, instance: InstanceNo, at: Timestamp) -> Option<InstanceStatus> {
-        let known = self.power.iter().rev().find(|(i, from, _)| *i == instance && *from <= at);
+        let known = self
+            .power
+            .iter()
+            .rev()
+            .find(|(i, from, _)| *i == instance && *from <= at);
         known.and_then(|(_, _, status)| status.clone())
     }
 
     fn holds(&self, volume: VolumeNo, instance: InstanceNo, source: HoldSource) -> bool {
-        self.intervals
-            .iter()
-            .any(|i| i.volume == volume && i.instance == instance && i.source == source && i.until.is_none())
+        self.intervals.iter().any(|i| {
+            i.volume == volume && i.instance == instance && i.source == source && i.until.is_none()
+        })
     }
 
     pub(crate) fn of(&self, volume: VolumeNo, source: HoldSource) -> Vec<HolderInterval> {
-        self.intervals.iter().filter(|i| i.volume == volume && i.source == source).cloned().collect()
+        self.intervals
+            .iter()
+            .filter(|i| i.volume == volume && i.source == source)
+            .cloned()
+            .collect()
     }
 
     /// Returns the greatest number of instances that held the volume at one time, at any of these places. The number rises
     /// only where an interval begins, so only those times are counted.
     pub(crate) fn max_holders(&self, volume: VolumeNo, sources: &[HoldSource]) -> usize {
-        let mine: Vec<_> =
-            self.intervals.iter().filter(|i| i.volume == volume && sources.contains(&i.source)).collect();
+        let mine: Vec<_> = self
+            .intervals
+            .iter()
+            .filter(|i| i.volume == volume && sources.contains(&i.source))
+            .collect();
         mine.iter()
             .map(|start| {
                 mine.iter()

@@ -37,8 +37,18 @@ pub(crate) struct Incoming {
 /// Reads a request. `None`: its body could not be read.
 pub(crate) async fn read(request: Request<Body>) -> Option<Incoming> {
     let (parts, body) = request.into_parts();
-    let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let body = http_body_util::Limited::new(body, BODY_LIMIT).collect().await.ok()?.to_bytes();
+    let header = |name: &str| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned)
+    };
+    let body = http_body_util::Limited::new(body, BODY_LIMIT)
+        .collect()
+        .await
+        .ok()?
+        .to_bytes();
     Some(Incoming {
         authorization: header("authorization"),
         filter: header("x-filter"),
@@ -74,13 +84,18 @@ pub(crate) fn answer(
     headers: impl IntoIterator<Item = (&'static str, String)>,
 ) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Some(kind) = kind {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     }
     for (name, value) in headers {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(HeaderName::from_static(name), value);
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static(name), value);
         }
     }
     response
@@ -96,8 +111,20 @@ pub(crate) async fn serve_with_faults<R: Reply>(
 ) -> Response<Body> {
     let (number, faults) = sim.with(|state, now| arrive(state, now, &incoming, summary));
     let wait = |which: fn(&Fault) -> u64| Duration::from_millis(faults.iter().map(which).sum());
-    let before = wait(|f| if let Fault::Latency { before_ms, .. } = f { *before_ms } else { 0 });
-    let after = wait(|f| if let Fault::Latency { after_ms, .. } = f { *after_ms } else { 0 });
+    let before = wait(|f| {
+        if let Fault::Latency { before_ms, .. } = f {
+            *before_ms
+        } else {
+            0
+        }
+    });
+    let after = wait(|f| {
+        if let Fault::Latency { after_ms, .. } = f {
+            *after_ms
+        } else {
+            0
+        }
+    });
     let finish = move |sim: &CloudSim| {
         sim.with(|state, now| {
             let reply = serve(state, now, &incoming, &faults, number);
@@ -124,7 +151,9 @@ pub(crate) async fn serve_with_faults<R: Reply>(
 }
 
 pub(crate) fn record_of(state: &mut State, number: u64) -> Option<&mut RequestRecord> {
-    state.log.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
+    state
+        .log
+        .get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
 }
 
 /// Writes the effect of a request into its record.
@@ -172,14 +201,20 @@ fn arrive(
 
 /// The name of a status, as error pages print it.
 pub(crate) fn status_name(status: u16) -> &'static str {
-    StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error")
+    StatusCode::from_u16(status)
+        .ok()
+        .and_then(|s| s.canonical_reason())
+        .unwrap_or("Error")
 }
 
 /// Returns a response that ends the connection without an answer.
 pub(crate) fn cut() -> Response<Body> {
     // On a socket, a body that ends in an error makes the server break the connection off.
     let broken = futures::stream::once(async {
-        Err::<Bytes, _>(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "connection cut"))
+        Err::<Bytes, _>(std::io::Error::new(
+            std::io::ErrorKind::ConnectionReset,
+            "connection cut",
+        ))
     });
     let mut response = Response::new(Body::from_stream(broken));
     response.extensions_mut().insert(ConnectionCut);
@@ -213,6 +248,8 @@ impl Limits {
     }
 
     pub(crate) fn seconds_left(&self, now: Timestamp) -> u64 {
-        u64::try_from(self.reset.as_second() - now.as_second()).unwrap_or(0).max(1)
+        u64::try_from(self.reset.as_second() - now.as_second())
+            .unwrap_or(0)
+            .max(1)
     }
 }

@@ -11,7 +11,11 @@ use std::time::Duration;
 
 impl CloudSim {
     /// Sets the power state that the API shows for an instance. Guest and devices do not change.
-    pub fn set_instance_status(&self, instance: InstanceNo, status: InstanceStatus) -> Result<(), OpError> {
+    pub fn set_instance_status(
+        &self,
+        instance: InstanceNo,
+        status: InstanceStatus,
+    ) -> Result<(), OpError> {
         self.with(|state, now| {
             state.instance(instance)?;
             state.set_status(instance, status, now);
@@ -20,7 +24,11 @@ impl CloudSim {
     }
 
     /// Sets the status that the API shows for a volume.
-    pub fn set_volume_status(&self, volume: VolumeNo, status: impl Into<String>) -> Result<(), OpError> {
+    pub fn set_volume_status(
+        &self,
+        volume: VolumeNo,
+        status: impl Into<String>,
+    ) -> Result<(), OpError> {
         self.with(|state, _| {
             state.volume_mut(volume)?.status = status.into();
             Ok(())
@@ -33,7 +41,11 @@ impl CloudSim {
         self.with(|state, _| {
             let found = state.volume_mut(volume)?;
             found.locked = Some(reason.to_owned());
-            found.locks = if shown { vec![reason.to_owned()] } else { Vec::new() };
+            found.locks = if shown {
+                vec![reason.to_owned()]
+            } else {
+                Vec::new()
+            };
             Ok(())
         })
     }
@@ -66,7 +78,8 @@ impl CloudSim {
         self.with(|state, now| {
             let held = state.held_by(instance);
             state.delete_instance(instance, now)?;
-            held.into_iter().for_each(|volume| state.set_holder(volume, Some(instance), now));
+            held.into_iter()
+                .for_each(|volume| state.set_holder(volume, Some(instance), now));
             Ok(())
         })
     }

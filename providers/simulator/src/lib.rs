@@ -28,8 +28,8 @@ pub use faults::{ErrorBody, Fault, FaultNo, FaultRule, Operation, When};
 pub use history::{HoldSource, HolderInterval, Pulled};
 pub use log::{Effect, RequestRecord};
 pub use model::{
-    DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus, OpError,
-    Snapshot, SnapshotNo, Timings, Volume, VolumeNo,
+    DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus,
+    OpError, Snapshot, SnapshotNo, Timings, Volume, VolumeNo,
 };
 pub use sim::{CloudSim, NewInstance, NewVolume};
 pub use state::UnattachedDetach;
@@ -38,5 +38,7 @@ pub use transport::{in_memory, over};
 /// The simulated cloud's HTTP APIs: Linode's API v4 under `/v4` and `/v4beta`, EC2's Query API at `/`, the control
 /// API under `/control`.
 pub fn router(sim: CloudSim) -> axum::Router {
-    linode::router(sim.clone()).merge(ec2::router(sim.clone())).nest("/control", control::router(sim))
+    linode::router(sim.clone())
+        .merge(ec2::router(sim.clone()))
+        .nest("/control", control::router(sim))
 }

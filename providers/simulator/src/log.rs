@@ -64,6 +64,9 @@ pub struct RequestRecord {
 impl RequestRecord {
     /// Returns whether the request was a mutation, also when it was refused. A dry-run is no mutation.
     pub fn is_mutation(&self) -> bool {
-        !self.dry_run && self.operation.map_or(self.method != "GET", Operation::is_mutation)
+        !self.dry_run
+            && self
+                .operation
+                .map_or(self.method != "GET", Operation::is_mutation)
     }
 }

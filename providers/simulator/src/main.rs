@@ -33,24 +33,37 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
     ensure!(
         args.listen.ip().is_loopback() || args.allow_non_loopback,
         "other machines can reach {}, and the control API has no authentication; nothing was started. To listen there \
          all the same, pass --allow-non-loopback",
         args.listen
     );
-    let listener =
-        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    println!("http://{}", listener.local_addr().context("the listener has no address")?);
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
+    println!(
+        "http://{}",
+        listener
+            .local_addr()
+            .context("the listener has no address")?
+    );
     let sim = CloudSim::new(clock::system()).with_seed(args.seed);
-    axum::serve(listener, router(sim)).with_graceful_shutdown(stop()).await.context("the server stopped")
+    axum::serve(listener, router(sim))
+        .with_graceful_shutdown(stop())
+        .await
+        .context("the server stopped")
 }
 
 /// Resolves on SIGINT or SIGTERM.
 async fn stop() {
     let interrupt = tokio::signal::ctrl_c();
-    let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+    let Ok(mut terminate) =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+    else {
         let _ = interrupt.await;
         return;
     };

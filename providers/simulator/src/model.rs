@@ -360,7 +360,11 @@ impl View {
     /// Returns the job that runs on a volume for one of its holders, if there is one.
     pub(crate) fn running_job(&self, volume: VolumeNo, instance: InstanceNo) -> Option<&Job> {
         let mine = |j: &&Job| j.volume == Some(volume) && j.instance == Some(instance);
-        self.jobs.values().rev().filter(mine).find(|j| j.status == JobStatus::Started)
+        self.jobs
+            .values()
+            .rev()
+            .filter(mine)
+            .find(|j| j.status == JobStatus::Started)
     }
 }
 

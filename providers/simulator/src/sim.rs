@@ -6,8 +6,8 @@ use crate::{
     history::{HoldSource, HolderInterval, Pulled},
     log::RequestRecord,
     model::{
-        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot, Timings,
-        Volume, VolumeNo,
+        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot,
+        Timings, Volume, VolumeNo,
     },
     state::State,
 };
@@ -110,7 +110,10 @@ impl NewInstance {
         mut self,
         tags: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        self.tags.extend(tags.into_iter().map(|(key, value)| (key.into(), value.into())));
+        self.tags.extend(
+            tags.into_iter()
+                .map(|(key, value)| (key.into(), value.into())),
+        );
         self
     }
 }
@@ -118,7 +121,13 @@ impl NewInstance {
 impl NewVolume {
     /// An unattached volume of 10 GiB in the default region `eu-central`.
     pub fn new(label: impl Into<String>) -> Self {
-        Self { id: None, label: label.into(), region: default_region(), size_gib: 10, tags: BTreeMap::new() }
+        Self {
+            id: None,
+            label: label.into(),
+            region: default_region(),
+            size_gib: 10,
+            tags: BTreeMap::new(),
+        }
     }
 
     /// Sets the number.
@@ -132,7 +141,10 @@ impl NewVolume {
         mut self,
         tags: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        self.tags.extend(tags.into_iter().map(|(key, value)| (key.into(), value.into())));
+        self.tags.extend(
+            tags.into_iter()
+                .map(|(key, value)| (key.into(), value.into())),
+        );
         self
     }
 }
@@ -140,7 +152,10 @@ impl NewVolume {
 impl CloudSim {
     /// An empty cloud on this clock.
     pub fn new(clock: Clock) -> Self {
-        Self { state: Arc::new(Mutex::new(State::default())), clock }
+        Self {
+            state: Arc::new(Mutex::new(State::default())),
+            clock,
+        }
     }
 
     /// Sets the seed from which faults with a chance are drawn.
@@ -196,7 +211,9 @@ impl CloudSim {
                 created: now,
                 updated: now,
             };
-            state.history.powered(id, Some(InstanceStatus::Running), now);
+            state
+                .history
+                .powered(id, Some(InstanceStatus::Running), now);
             state.view.instances.insert(id, instance);
             Ok(id)
         })
@@ -241,7 +258,11 @@ impl CloudSim {
     }
 
     /// Replaces the tags of a volume.
-    pub fn set_volume_tags(&self, volume: VolumeNo, tags: BTreeMap<String, String>) -> Result<(), OpError> {
+    pub fn set_volume_tags(
+        &self,
+        volume: VolumeNo,
+        tags: BTreeMap<String, String>,
+    ) -> Result<(), OpError> {
         self.with(|state, now| {
             let found = state.volume_mut(volume)?;
             (found.tags, found.updated) = (tags, now);
@@ -263,7 +284,11 @@ impl CloudSim {
     }
 
     /// Sets the LKE cluster that an instance is a node of.
-    pub fn set_lke_cluster(&self, instance: InstanceNo, number: Option<u64>) -> Result<(), OpError> {
+    pub fn set_lke_cluster(
+        &self,
+        instance: InstanceNo,
+        number: Option<u64>,
+    ) -> Result<(), OpError> {
         self.with(|state, now| {
             let found = state.instance_mut(instance)?;
             (found.lke_cluster_id, found.updated) = (number, now);
@@ -288,7 +313,12 @@ impl CloudSim {
     }
 
     /// Attaches. `persist`: the attachment survives a reboot.
-    pub fn attach_with(&self, volume: VolumeNo, instance: InstanceNo, persist: bool) -> Result<Job, OpError> {
+    pub fn attach_with(
+        &self,
+        volume: VolumeNo,
+        instance: InstanceNo,
+        persist: bool,
+    ) -> Result<Job, OpError> {
         self.with(|state, now| state.attach(volume, instance, persist, now))
     }
 
@@ -367,13 +397,20 @@ impl CloudSim {
     /// [`CloudSim::pulled`]. Without effect when the guest does not have the device.
     pub fn set_in_use(&self, instance: InstanceNo, volume: VolumeNo, in_use: bool) {
         self.with(|state, now| {
-            let has = state.devices.get(&instance).is_some_and(|d| d.contains(&volume));
+            let has = state
+                .devices
+                .get(&instance)
+                .is_some_and(|d| d.contains(&volume));
             if in_use && has {
                 state.in_use.insert((instance, volume));
-                state.history.gained(volume, instance, HoldSource::Writer, now);
+                state
+                    .history
+                    .gained(volume, instance, HoldSource::Writer, now);
             } else {
                 state.in_use.remove(&(instance, volume));
-                state.history.lost(volume, instance, HoldSource::Writer, now);
+                state
+                    .history
+                    .lost(volume, instance, HoldSource::Writer, now);
                 state.guest_released(volume, instance, now);
             }
         });
@@ -381,12 +418,25 @@ impl CloudSim {
 
     /// Returns whether the guest has the device now.
     pub fn guest_has_device(&self, instance: InstanceNo, volume: VolumeNo) -> bool {
-        self.with(|state, _| state.devices.get(&instance).is_some_and(|d| d.contains(&volume)))
+        self.with(|state, _| {
+            state
+                .devices
+                .get(&instance)
+                .is_some_and(|d| d.contains(&volume))
+        })
     }
 
     /// Returns the volumes whose devices the guest has now.
     pub fn guest_devices(&self, instance: InstanceNo) -> Vec<VolumeNo> {
-        self.with(|state, _| state.devices.get(&instance).into_iter().flatten().copied().collect())
+        self.with(|state, _| {
+            state
+                .devices
+                .get(&instance)
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect()
+        })
     }
 
     /// Returns the real state of an instance, independent of what reads of the API answer.
@@ -452,7 +502,11 @@ impl CloudSim {
 
     /// Returns the greatest number of instances that held the volume at one time, at the API or in their guests.
     pub fn max_holders(&self, volume: VolumeNo) -> usize {
-        self.with(|state, _| state.history.max_holders(volume, &[HoldSource::Api, HoldSource::Guest]))
+        self.with(|state, _| {
+            state
+                .history
+                .max_holders(volume, &[HoldSource::Api, HoldSource::Guest])
+        })
     }
 
     /// Returns the greatest number of guests that had the volume mounted or open at one time.

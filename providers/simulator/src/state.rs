@@ -5,8 +5,8 @@ use crate::{
     history::{History, HoldSource, Pulled},
     log::RequestRecord,
     model::{
-        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus, OpError,
-        Timings, View, Volume, VolumeNo,
+        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus,
+        OpError, Timings, View, Volume, VolumeNo,
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -123,19 +123,24 @@ impl State {
     }
 
     pub(crate) fn instance_mut(&mut self, id: InstanceNo) -> Result<&mut Instance, OpError> {
-        self.view.instances.get_mut(&id).ok_or(OpError::NoInstance(id))
+        self.view
+            .instances
+            .get_mut(&id)
+            .ok_or(OpError::NoInstance(id))
     }
 
     pub(crate) fn running_job_of_volume(&self, volume: VolumeNo) -> Option<&Job> {
-        self.view.jobs.values().rev().find(|j| j.volume == Some(volume) && j.status == JobStatus::Started)
-    }
-
-    fn power_job_of(&self, instance: InstanceNo) -> Option<&Job> {
         self.view
             .jobs
             .values()
             .rev()
-            .find(|j| j.volume.is_none() && j.instance == Some(instance) && j.status == JobStatus::Started)
+            .find(|j| j.volume == Some(volume) && j.status == JobStatus::Started)
+    }
+
+    fn power_job_of(&self, instance: InstanceNo) -> Option<&Job> {
+        self.view.jobs.values().rev().find(|j| {
+            j.volume.is_none() && j.instance == Some(instance) && j.status == JobStatus::Started
+        })
     }
 
     pub(crate) fn start(
@@ -169,8 +174,15 @@ impl State {
     }
 
     /// Sets the holder that the API shows.
-    pub(crate) fn set_holder(&mut self, volume: VolumeNo, holder: Option<InstanceNo>, at: Timestamp) {
-        let Some(found) = self.view.volumes.get_mut(&volume) else { return };
+    pub(crate) fn set_holder(
+        &mut self,
+        volume: VolumeNo,
+        holder: Option<InstanceNo>,
+        at: Timestamp,
+    ) {
+        let Some(found) = self.view.volumes.get_mut(&volume) else {
+            return;
+        };
         if found.holder == holder {
             return;
         }
@@ -193,10 +205,23 @@ impl State {
 
     /// Takes the device from a guest. `powered`: the guest keeps running, so taking a device that it uses is recorded as
     /// an accident.
-    pub(crate) fn unplug(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp, powered: bool) {
-        let had = self.devices.get_mut(&instance).is_some_and(|devices| devices.remove(&volume));
+    pub(crate) fn unplug(
+        &mut self,
+        volume: VolumeNo,
+        instance: InstanceNo,
+        at: Timestamp,
+        powered: bool,
+    ) {
+        let had = self
+            .devices
+            .get_mut(&instance)
+            .is_some_and(|devices| devices.remove(&volume));
         if self.in_use.remove(&(instance, volume)) && had && powered {
-            self.history.pulled.push(Pulled { volume, instance, at });
+            self.history.pulled.push(Pulled {
+                volume,
+                instance,
+                at,
+            });
         }
         for source in [HoldSource::Guest, HoldSource::Writer] {
             self.history.lost(volume, instance, source, at);
@@ -231,7 +256,10 @@ impl State {
             return Err(OpError::OtherRegion { volume, instance });
         }
         if !persist && target.status != InstanceStatus::Running {
-            return Err(OpError::WrongPower { instance, status: target.status.word().to_owned() });
+            return Err(OpError::WrongPower {
+                instance,
+                status: target.status.word().to_owned(),
+            });
         }
         self.check_free(volume, now)?;
         self.set_holder(volume, Some(instance), now);
@@ -239,11 +267,21 @@ impl State {
         let found = self.volume_mut(volume)?;
         found.io_ready = false;
         found.persist_across_boots = persist;
-        Ok(self.start(JobAction::VolumeAttach, Some(volume), Some(instance), now, Some(lasting)))
+        Ok(self.start(
+            JobAction::VolumeAttach,
+            Some(volume),
+            Some(instance),
+            now,
+            Some(lasting),
+        ))
     }
 
     /// Accepts a detach from the present holder. `Ok(None)`: the volume has no holder, and the detach counts as a success.
-    pub(crate) fn detach(&mut self, volume: VolumeNo, now: Timestamp) -> Result<Option<Job>, OpError> {
+    pub(crate) fn detach(
+        &mut self,
+        volume: VolumeNo,
+        now: Timestamp,
+    ) -> Result<Option<Job>, OpError> {
         let found = self.volume(volume)?;
         let Some(holder) = found.holder else {
             return match self.unattached_detach {
@@ -253,24 +291,42 @@ impl State {
             };
         };
         if let DetachBehaviour::Refused { status, reason } = &found.detach {
-            return Err(OpError::Refused { status: *status, reason: reason.clone() });
+            return Err(OpError::Refused {
+                status: *status,
+                reason: reason.clone(),
+            });
         }
         let behaviour = found.detach.clone();
-        if let Some(job) = self.running_job_of_volume(volume).filter(|j| j.due.is_none()) {
+        if let Some(job) = self
+            .running_job_of_volume(volume)
+            .filter(|j| j.due.is_none())
+        {
             // Further calls change nothing about a detach that is stuck.
             return Ok(Some(job.clone()));
         }
         self.check_free(volume, now)?;
-        let lasting = (behaviour != DetachBehaviour::Stuck).then(|| self.timings.of(JobAction::VolumeDetach));
-        Ok(Some(self.start(JobAction::VolumeDetach, Some(volume), Some(holder), now, lasting)))
+        let lasting =
+            (behaviour != DetachBehaviour::Stuck).then(|| self.timings.of(JobAction::VolumeDetach));
+        Ok(Some(self.start(
+            JobAction::VolumeDetach,
+            Some(volume),
+            Some(holder),
+            now,
+            lasting,
+        )))
     }
 
     pub(crate) fn check_free(&self, volume: VolumeNo, now: Timestamp) -> Result<(), OpError> {
         let found = self.volume(volume)?;
         if let Some(reason) = &found.locked {
-            return Err(OpError::Locked { volume, reason: reason.clone() });
+            return Err(OpError::Locked {
+                volume,
+                reason: reason.clone(),
+            });
         }
-        if found.busy_until.is_some_and(|until| now < until) || self.running_job_of_volume(volume).is_some() {
+        if found.busy_until.is_some_and(|until| now < until)
+            || self.running_job_of_volume(volume).is_some()
+        {
             return Err(OpError::Busy);
         }
         Ok(())
@@ -284,7 +340,10 @@ impl State {
         now: Timestamp,
     ) -> Result<(), OpError> {
         self.volume_mut(volume)?.detach = behaviour.clone();
-        let stuck = self.running_job_of_volume(volume).filter(|j| j.due.is_none()).map(|j| j.id);
+        let stuck = self
+            .running_job_of_volume(volume)
+            .filter(|j| j.due.is_none())
+            .map(|j| j.id);
         if let (Some(id), true) = (stuck, behaviour != DetachBehaviour::Stuck) {
             let due = later(now, self.timings.of(JobAction::VolumeDetach));
             if let Some(job) = self.view.jobs.get_mut(&id) {
@@ -312,7 +371,10 @@ impl State {
             _ => (InstanceStatus::Running, InstanceStatus::Rebooting),
         };
         if status != wanted {
-            return Err(OpError::WrongPower { instance, status: status.word().to_owned() });
+            return Err(OpError::WrongPower {
+                instance,
+                status: status.word().to_owned(),
+            });
         }
         self.set_status(instance, next, now);
         let lasting = self.power_timings(instance).of(action);
@@ -347,13 +409,23 @@ impl State {
         self.set_status(instance, InstanceStatus::Offline, now);
         if watchdog {
             let lasting = self.power_timings(instance).of(JobAction::WatchdogBoot);
-            self.start(JobAction::WatchdogBoot, None, Some(instance), now, Some(lasting));
+            self.start(
+                JobAction::WatchdogBoot,
+                None,
+                Some(instance),
+                now,
+                Some(lasting),
+            );
         }
         Ok(())
     }
 
     /// Deletes an instance; the cloud detaches its volumes.
-    pub(crate) fn delete_instance(&mut self, instance: InstanceNo, now: Timestamp) -> Result<(), OpError> {
+    pub(crate) fn delete_instance(
+        &mut self,
+        instance: InstanceNo,
+        now: Timestamp,
+    ) -> Result<(), OpError> {
         self.instance(instance)?;
         self.cancel_power_job(instance, now);
         self.unplug_all(instance, now);
@@ -368,10 +440,20 @@ impl State {
     }
 
     pub(crate) fn held_by(&self, instance: InstanceNo) -> Vec<VolumeNo> {
-        self.view.volumes.values().filter(|v| v.holder == Some(instance)).map(|v| v.id).collect()
+        self.view
+            .volumes
+            .values()
+            .filter(|v| v.holder == Some(instance))
+            .map(|v| v.id)
+            .collect()
     }
 
-    pub(crate) fn set_status(&mut self, instance: InstanceNo, status: InstanceStatus, at: Timestamp) {
+    pub(crate) fn set_status(
+        &mut self,
+        instance: InstanceNo,
+        status: InstanceStatus,
+        at: Timestamp,
+    ) {
         if let Ok(found) = self.instance_mut(instance) {
             found.status = status.clone();
             found.updated = at;
@@ -403,19 +485,37 @@ impl State {
     }
 
     fn finish(&mut self, id: JobNo, at: Timestamp) {
-        let Some(job) = self.view.jobs.get(&id).cloned() else { return };
+        let Some(job) = self.view.jobs.get(&id).cloned() else {
+            return;
+        };
         let done = match (job.action, job.volume, job.instance) {
-            (JobAction::VolumeAttach, Some(volume), Some(instance)) => self.attached(volume, instance, at),
-            (JobAction::VolumeDetach, Some(volume), Some(instance)) => self.detached(volume, instance, at),
+            (JobAction::VolumeAttach, Some(volume), Some(instance)) => {
+                self.attached(volume, instance, at)
+            }
+            (JobAction::VolumeDetach, Some(volume), Some(instance)) => {
+                self.detached(volume, instance, at)
+            }
             (action, None, Some(instance)) => self.powered(action, instance, at),
             _ => false,
         };
-        self.end(id, if done { JobStatus::Finished } else { JobStatus::Failed }, at);
+        self.end(
+            id,
+            if done {
+                JobStatus::Finished
+            } else {
+                JobStatus::Failed
+            },
+            at,
+        );
     }
 
     fn attached(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) -> bool {
-        let runs = self.instance(instance).is_ok_and(|i| i.status == InstanceStatus::Running);
-        let Ok(found) = self.volume_mut(volume) else { return false };
+        let runs = self
+            .instance(instance)
+            .is_ok_and(|i| i.status == InstanceStatus::Running);
+        let Ok(found) = self.volume_mut(volume) else {
+            return false;
+        };
         if found.holder != Some(instance) {
             return false;
         }
@@ -428,7 +528,9 @@ impl State {
     }
 
     fn detached(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) -> bool {
-        let Ok(found) = self.volume_mut(volume) else { return false };
+        let Ok(found) = self.volume_mut(volume) else {
+            return false;
+        };
         if found.also_attached.remove(&instance) {
             self.unplug(volume, instance, at, true);
             return true;
@@ -465,7 +567,9 @@ impl State {
     /// Restores the devices after a boot: persistent attachments return in the guest, all others end at the API too.
     fn restore_devices(&mut self, instance: InstanceNo, at: Timestamp) {
         for volume in self.held_by(instance) {
-            let Ok(found) = self.volume_mut(volume) else { continue };
+            let Ok(found) = self.volume_mut(volume) else {
+                continue;
+            };
             found.io_ready = found.persist_across_boots;
             if found.persist_across_boots {
                 self.plug(volume, instance, at);
@@ -478,5 +582,8 @@ impl State {
 
 /// Returns `at` plus `by`, at most the greatest timestamp.
 pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
-    SignedDuration::try_from(by).ok().and_then(|by| at.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
+    SignedDuration::try_from(by)
+        .ok()
+        .and_then(|by| at.checked_add(by).ok())
+        .unwrap_or(Timestamp::MAX)
 }

@@ -23,7 +23,8 @@ pub fn over(router: Router) -> HttpTransport {
                 Err(never) => match never {},
             };
             let (parts, body) = answer.into_parts();
-            let cut = || TransportError::new(TransportErrorKind::AfterSend, "the connection broke off");
+            let cut =
+                || TransportError::new(TransportErrorKind::AfterSend, "the connection broke off");
             if parts.extensions.get::<ConnectionCut>().is_some() {
                 return Err(cut());
             }

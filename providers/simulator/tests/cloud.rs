@@ -2,8 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_cloud_simulator::{
-    CloudSim, DetachBehaviour, HoldSource, InstanceNo, InstanceStatus, JobStatus, ManualClock, NewInstance,
-    NewVolume, OpError, UnattachedDetach, VolumeNo,
+    CloudSim, DetachBehaviour, HoldSource, InstanceNo, InstanceStatus, JobStatus, ManualClock,
+    NewInstance, NewVolume, OpError, UnattachedDetach, VolumeNo,
 };
 use std::time::Duration;
 
@@ -24,9 +24,11 @@ impl World {
         let clock = ManualClock::new(start);
         let sim = CloudSim::new(clock.clock());
         for (id, label) in [(A, "node-a"), (B, "node-b")] {
-            sim.create_instance(NewInstance::new(label).with_id(id.0)).expect("an instance");
+            sim.create_instance(NewInstance::new(label).with_id(id.0))
+                .expect("an instance");
         }
-        sim.create_volume(NewVolume::new("vol").with_id(V.0)).expect("a volume");
+        sim.create_volume(NewVolume::new("vol").with_id(V.0))
+            .expect("a volume");
         sim.attach_now(V, A).expect("attached");
         Self { sim, clock, start }
     }
@@ -42,7 +44,11 @@ impl World {
     /// Returns the holder at the API, and whether each of the two guests has the device.
     fn shown(&self) -> (Option<InstanceNo>, bool, bool) {
         let holder = self.sim.volume(V).expect("the volume").holder;
-        (holder, self.sim.guest_has_device(A, V), self.sim.guest_has_device(B, V))
+        (
+            holder,
+            self.sim.guest_has_device(A, V),
+            self.sim.guest_has_device(B, V),
+        )
     }
 }
 
@@ -57,7 +63,11 @@ fn attach_and_detach_end_at_their_due_time() {
     assert_eq!(w.shown(), (None, false, false));
     assert_eq!(w.sim.holder_intervals(V)[0].until, Some(w.after(2)));
     w.sim.attach(V, B).expect("free");
-    assert_eq!(w.shown(), (Some(B), false, false), "the API names the holder at once");
+    assert_eq!(
+        w.shown(),
+        (Some(B), false, false),
+        "the API names the holder at once"
+    );
     assert!(!w.sim.volume(V).expect("the volume").io_ready);
     w.pass(2);
     assert_eq!(w.shown(), (Some(B), false, true));
@@ -70,12 +80,21 @@ fn a_recycled_node_is_a_phantom_holder() {
     let w = World::new();
     w.sim.recycle(A).expect("recycled");
     assert_eq!(w.shown(), (Some(A), false, false));
-    assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Rebooting);
+    assert_eq!(
+        w.sim.instance(A).expect("a").status,
+        InstanceStatus::Rebooting
+    );
     w.pass(60);
     let a = w.sim.instance(A).expect("a");
     assert_eq!((a.status, a.boots), (InstanceStatus::Running, 2));
     assert_eq!(w.shown(), (Some(A), false, false), "never by itself");
-    assert_eq!(w.sim.attach(V, A), Err(OpError::AlreadyAttached { volume: V, holder: A }));
+    assert_eq!(
+        w.sim.attach(V, A),
+        Err(OpError::AlreadyAttached {
+            volume: V,
+            holder: A
+        })
+    );
     w.sim.detach(V).expect("accepted");
     w.pass(2);
     w.sim.attach(V, A).expect("free");
@@ -85,7 +104,10 @@ fn a_recycled_node_is_a_phantom_holder() {
 
 #[test]
 fn a_reboot_drops_attachments_that_do_not_persist() {
-    for (persist, expected) in [(false, (None, false, false)), (true, (Some(A), true, false))] {
+    for (persist, expected) in [
+        (false, (None, false, false)),
+        (true, (Some(A), true, false)),
+    ] {
         let w = World::new();
         w.sim.detach(V).expect("accepted");
         w.pass(2);
@@ -102,31 +124,57 @@ fn a_reboot_drops_attachments_that_do_not_persist() {
 fn the_watchdog_boots_only_after_a_stop_without_a_job() {
     let w = World::new();
     w.sim.kill(A).expect("killed");
-    assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Offline);
-    assert_eq!(w.shown(), (Some(A), false, false), "off, and still the holder");
+    assert_eq!(
+        w.sim.instance(A).expect("a").status,
+        InstanceStatus::Offline
+    );
+    assert_eq!(
+        w.shown(),
+        (Some(A), false, false),
+        "off, and still the holder"
+    );
     w.pass(600);
-    assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Running);
+    assert_eq!(
+        w.sim.instance(A).expect("a").status,
+        InstanceStatus::Running
+    );
 
     w.sim.shutdown(B).expect("accepted");
     w.pass(6000);
-    assert_eq!(w.sim.instance(B).expect("b").status, InstanceStatus::Offline);
+    assert_eq!(
+        w.sim.instance(B).expect("b").status,
+        InstanceStatus::Offline
+    );
     w.sim.boot(B).expect("accepted");
     w.pass(600);
-    assert_eq!(w.sim.instance(B).expect("b").status, InstanceStatus::Running);
+    assert_eq!(
+        w.sim.instance(B).expect("b").status,
+        InstanceStatus::Running
+    );
 }
 
 #[test]
 fn a_power_cut_does_not_boot_an_instance_that_was_shut_down() {
     let w = World::new();
     let job = w.sim.shutdown_by_cloud(A).expect("accepted");
-    assert_eq!((job.by, w.sim.jobs().pop().and_then(|j| j.by)), (None, None));
+    assert_eq!(
+        (job.by, w.sim.jobs().pop().and_then(|j| j.by)),
+        (None, None)
+    );
     w.pass(60);
     w.sim.kill(A).expect("nothing happens");
     w.pass(6000);
-    assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Offline);
+    assert_eq!(
+        w.sim.instance(A).expect("a").status,
+        InstanceStatus::Offline
+    );
     w.sim.shutdown(B).expect("accepted");
     let by: Vec<_> = w.sim.jobs().into_iter().map(|j| j.by.is_some()).collect();
-    assert_eq!(by.last(), Some(&true), "a requested shutdown names its user");
+    assert_eq!(
+        by.last(),
+        Some(&true),
+        "a requested shutdown names its user"
+    );
 }
 
 #[test]
@@ -164,7 +212,10 @@ fn locks_and_busy_refuse_attach_and_detach() {
     assert!(matches!(w.sim.detach(V), Err(OpError::Locked { .. })));
     assert_eq!(w.sim.volume(V).expect("the volume").locks, ["migration"]);
     w.pass(7200);
-    assert!(matches!(w.sim.detach(V), Err(OpError::Locked { .. })), "a lock does not end by itself");
+    assert!(
+        matches!(w.sim.detach(V), Err(OpError::Locked { .. })),
+        "a lock does not end by itself"
+    );
     w.sim.unlock_volume(V).expect("unlocked");
     w.sim.make_busy(V, Duration::from_secs(30)).expect("busy");
     assert_eq!(w.sim.detach(V), Err(OpError::Busy));
@@ -173,22 +224,34 @@ fn locks_and_busy_refuse_attach_and_detach() {
     assert_eq!(w.sim.detach(V), Err(OpError::Busy), "one job at a time");
     w.pass(2);
     w.sim.lock_volume(V, "migration", false).expect("locked");
-    assert!(w.sim.volume(V).expect("the volume").locks.is_empty(), "unseen");
+    assert!(
+        w.sim.volume(V).expect("the volume").locks.is_empty(),
+        "unseen"
+    );
     assert!(matches!(w.sim.attach(V, B), Err(OpError::Locked { .. })));
 }
 
 #[test]
 fn a_detach_can_be_refused_fail_or_never_end() {
     let w = World::new();
-    let refused = DetachBehaviour::Refused { status: 400, reason: "No.".to_owned() };
+    let refused = DetachBehaviour::Refused {
+        status: 400,
+        reason: "No.".to_owned(),
+    };
     w.sim.set_detach(V, refused).expect("set");
-    assert!(matches!(w.sim.detach(V), Err(OpError::Refused { status: 400, .. })));
+    assert!(matches!(
+        w.sim.detach(V),
+        Err(OpError::Refused { status: 400, .. })
+    ));
 
     w.sim.set_detach(V, DetachBehaviour::Fails).expect("set");
     w.sim.detach(V).expect("accepted");
     w.pass(60);
     assert_eq!(w.shown(), (Some(A), true, false));
-    assert_eq!(w.sim.jobs().last().map(|j| j.status), Some(JobStatus::Failed));
+    assert_eq!(
+        w.sim.jobs().last().map(|j| j.status),
+        Some(JobStatus::Failed)
+    );
 
     w.sim.set_detach(V, DetachBehaviour::Stuck).expect("set");
     let first = w.sim.detach(V).expect("accepted").expect("a job");
@@ -221,7 +284,10 @@ fn the_history_shows_two_holders() {
     assert_eq!(w.sim.max_holders(V), 1);
     let intervals = w.sim.holder_intervals(V);
     assert_eq!(intervals.len(), 2);
-    assert_eq!((intervals[0].until, intervals[1].from), (Some(w.after(10)), w.after(10)));
+    assert_eq!(
+        (intervals[0].until, intervals[1].from),
+        (Some(w.after(10)), w.after(10))
+    );
     assert!(intervals.iter().all(|i| i.source == HoldSource::Guest));
 
     let w = World::new();
@@ -256,17 +322,37 @@ fn a_device_pulled_in_use_is_recorded() {
 fn numbers_and_labels_are_unique() {
     let w = World::new();
     assert!(w.sim.create_volume(NewVolume::new("vol")).is_err());
-    assert!(w.sim.create_volume(NewVolume::new("other").with_id(V.0)).is_err());
-    assert!(w.sim.create_instance(NewInstance::new("x").with_id(A.0)).is_err());
-    let free = w.sim.create_volume(NewVolume::new("other")).expect("a volume");
+    assert!(
+        w.sim
+            .create_volume(NewVolume::new("other").with_id(V.0))
+            .is_err()
+    );
+    assert!(
+        w.sim
+            .create_instance(NewInstance::new("x").with_id(A.0))
+            .is_err()
+    );
+    let free = w
+        .sim
+        .create_volume(NewVolume::new("other"))
+        .expect("a volume");
     assert_ne!(free, V);
-    assert_eq!(w.sim.delete_volume(V), Err(OpError::AlreadyAttached { volume: V, holder: A }));
+    assert_eq!(
+        w.sim.delete_volume(V),
+        Err(OpError::AlreadyAttached {
+            volume: V,
+            holder: A
+        })
+    );
 }
 
 #[test]
 fn the_history_shows_writers_and_power_states() {
     let w = World::new();
-    assert!(w.sim.writer_intervals(V).is_empty(), "a device that is not mounted");
+    assert!(
+        w.sim.writer_intervals(V).is_empty(),
+        "a device that is not mounted"
+    );
     w.sim.set_in_use(A, V, true);
     w.pass(10);
     w.sim.shutdown(A).expect("accepted");

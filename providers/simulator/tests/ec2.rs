@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use jiff::SignedDuration;
 use reattach_cloud_simulator::{
-    CloudSim, DetachBehaviour, Effect, ErrorBody, Fault, FaultRule, InstanceNo, InstanceStatus, JobAction,
-    ManualClock, NewInstance, NewVolume, Operation, VolumeNo, When, in_memory,
+    CloudSim, DetachBehaviour, Effect, ErrorBody, Fault, FaultRule, InstanceNo, InstanceStatus,
+    JobAction, ManualClock, NewInstance, NewVolume, Operation, VolumeNo, When, in_memory,
 };
 use reattach_provider_api::{TransportError, TransportErrorKind};
 use tower::ServiceExt;
@@ -14,7 +14,8 @@ const VOLUME: VolumeNo = VolumeNo(10);
 const ONE: InstanceNo = InstanceNo(1);
 const TWO: InstanceNo = InstanceNo(2);
 const VOL: &str = "vol-0000000000000000a";
-const DETACH: &str = "Action=DetachVolume&VolumeId=vol-0000000000000000a&InstanceId=i-00000000000000001";
+const DETACH: &str =
+    "Action=DetachVolume&VolumeId=vol-0000000000000000a&InstanceId=i-00000000000000001";
 
 fn cloud() -> (CloudSim, ManualClock) {
     let clock = ManualClock::new("2021-07-11T01:13:00Z".parse().expect("a time"));
@@ -24,7 +25,8 @@ fn cloud() -> (CloudSim, ManualClock) {
         new.watchdog_enabled = false;
         sim.create_instance(new).expect("an instance");
     }
-    sim.create_volume(NewVolume::new("a <b> & c").with_id(VOLUME.0)).expect("a volume");
+    sim.create_volume(NewVolume::new("a <b> & c").with_id(VOLUME.0))
+        .expect("a volume");
     sim.attach_now_with(VOLUME, ONE, true).expect("attached");
     (sim, clock)
 }
@@ -39,13 +41,18 @@ async fn send(sim: &CloudSim, key: &str, form: &str) -> Result<Response<Bytes>, 
         .header("authorization", credential)
         .header("content-type", "application/x-www-form-urlencoded")
         .body(Bytes::from(format!("{form}&Version=2016-11-15")));
-    in_memory(sim.clone()).oneshot(request.expect("a request")).await
+    in_memory(sim.clone())
+        .oneshot(request.expect("a request"))
+        .await
 }
 
 /// Returns status and body of the answer.
 async fn ask(sim: &CloudSim, form: &str) -> (u16, String) {
     let answer = send(sim, "AKIA", form).await.expect("an answer");
-    (answer.status().as_u16(), String::from_utf8_lossy(answer.body()).into_owned())
+    (
+        answer.status().as_u16(),
+        String::from_utf8_lossy(answer.body()).into_owned(),
+    )
 }
 
 /// Returns the status and the text of the first element of this name.
@@ -56,7 +63,8 @@ async fn element(sim: &CloudSim, form: &str, name: &str) -> (u16, String) {
 
 fn inner(body: &str, name: &str) -> String {
     let rest = body.split_once(&format!("<{name}>")).map(|(_, rest)| rest);
-    rest.and_then(|r| r.split_once(&format!("</{name}>"))).map_or(String::new(), |(text, _)| text.to_owned())
+    rest.and_then(|r| r.split_once(&format!("</{name}>")))
+        .map_or(String::new(), |(text, _)| text.to_owned())
 }
 
 async fn refusal(sim: &CloudSim, form: &str) -> String {
@@ -76,14 +84,26 @@ async fn a_volume_and_an_instance_are_encoded_as_ec2_does() {
     let (status, body) = ask(&sim, "Action=DescribeVolumes").await;
     assert_eq!(status, 200);
     assert!(
-        body.contains("<DescribeVolumesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">"),
+        body.contains(
+            "<DescribeVolumesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">"
+        ),
         "{body}"
     );
-    assert!(body.contains("<key>Name</key><value>a &lt;b&gt; &amp; c</value>"), "{body}");
+    assert!(
+        body.contains("<key>Name</key><value>a &lt;b&gt; &amp; c</value>"),
+        "{body}"
+    );
     assert_eq!(inner(&body, "attachTime"), "2021-07-11T01:13:00.000Z");
     assert_eq!(attachment(&sim).await, "i-00000000000000001 attached");
-    let (_, body) = ask(&sim, "Action=DescribeInstances&InstanceId.1=i-00000000000000001").await;
-    assert_eq!(inner(&body, "instanceState"), "<code>16</code><name>running</name>");
+    let (_, body) = ask(
+        &sim,
+        "Action=DescribeInstances&InstanceId.1=i-00000000000000001",
+    )
+    .await;
+    assert_eq!(
+        inner(&body, "instanceState"),
+        "<code>16</code><name>running</name>"
+    );
     assert_eq!(inner(&inner(&body, "blockDeviceMapping"), "volumeId"), VOL);
 }
 
@@ -91,7 +111,8 @@ async fn a_volume_and_an_instance_are_encoded_as_ec2_does() {
 async fn filters_and_pages() {
     let (sim, _) = cloud();
     for n in 20..32 {
-        sim.create_volume(NewVolume::new(format!("v{n}")).with_id(n)).expect("a volume");
+        sim.create_volume(NewVolume::new(format!("v{n}")).with_id(n))
+            .expect("a volume");
     }
     let count = async |form: &str| ask(&sim, form).await.1.matches("<volumeId>").count();
     // An attached volume shows its identifier twice.
@@ -101,14 +122,25 @@ async fn filters_and_pages() {
     assert_eq!(count(&by("volume-id", VOL)).await, 2);
     assert_eq!(count(&by("volume-id", "vol-0ffffffffffffffff")).await, 0);
     assert_eq!(count(&by("attachment.status", "attached")).await, 2);
-    assert_eq!(count(&by("attachment.instance-id", "i-00000000000000002")).await, 0);
+    assert_eq!(
+        count(&by("attachment.instance-id", "i-00000000000000002")).await,
+        0
+    );
     assert_eq!(count(&by("status", "available")).await, 12);
     assert_eq!(count(&by("tag-key", "ebs.csi.aws.com%2Fcluster")).await, 14);
     assert_eq!(count(&by("tag%3AName", "v20")).await, 1);
     let (mut token, mut pages, mut seen) = (String::new(), 0, 0);
     loop {
-        let more = if token.is_empty() { String::new() } else { format!("&NextToken={token}") };
-        let (_, body) = ask(&sim, &format!("{}&MaxResults=5{more}", by("status", "available"))).await;
+        let more = if token.is_empty() {
+            String::new()
+        } else {
+            format!("&NextToken={token}")
+        };
+        let (_, body) = ask(
+            &sim,
+            &format!("{}&MaxResults=5{more}", by("status", "available")),
+        )
+        .await;
         (pages, seen) = (pages + 1, seen + body.matches("<volumeId>").count());
         token = inner(&body, "nextToken");
         if token.is_empty() {
@@ -121,22 +153,49 @@ async fn filters_and_pages() {
 #[tokio::test]
 async fn refusals_have_ec2s_codes() {
     let (sim, _) = cloud();
-    sim.create_volume(NewVolume::new("free").with_id(11)).expect("a volume");
-    let values: String = (1..=201).map(|n| format!("&Filter.1.Value.{n}=x")).collect();
+    sim.create_volume(NewVolume::new("free").with_id(11))
+        .expect("a volume");
+    let values: String = (1..=201)
+        .map(|n| format!("&Filter.1.Value.{n}=x"))
+        .collect();
     let many = format!("Action=DescribeVolumes&Filter.1.Name=status{values}");
     let table = [
-        ("Action=DescribeVolumes&VolumeId.1=vol-0ffffffffffffffff", "400 InvalidVolume.NotFound"),
-        ("Action=DescribeVolumes&VolumeId.1=vol-x", "400 InvalidParameterValue"),
+        (
+            "Action=DescribeVolumes&VolumeId.1=vol-0ffffffffffffffff",
+            "400 InvalidVolume.NotFound",
+        ),
+        (
+            "Action=DescribeVolumes&VolumeId.1=vol-x",
+            "400 InvalidParameterValue",
+        ),
         ("Action=DescribeVolumes&Nonsense=1", "400 UnknownParameter"),
-        ("Action=DescribeVolumes&Filter.1.Name=nonsense&Filter.1.Value.1=x", "400 InvalidParameterValue"),
+        (
+            "Action=DescribeVolumes&Filter.1.Name=nonsense&Filter.1.Value.1=x",
+            "400 InvalidParameterValue",
+        ),
         (many.as_str(), "400 FilterLimitExceeded"),
-        ("Action=DescribeVolumes&MaxResults=4", "400 InvalidParameterValue"),
-        ("Action=DescribeInstances&InstanceId.1=i-0ffffffffffffffff", "400 InvalidInstanceID.NotFound"),
-        ("Action=DescribeInstances&InstanceId.1=17", "400 InvalidInstanceID.Malformed"),
+        (
+            "Action=DescribeVolumes&MaxResults=4",
+            "400 InvalidParameterValue",
+        ),
+        (
+            "Action=DescribeInstances&InstanceId.1=i-0ffffffffffffffff",
+            "400 InvalidInstanceID.NotFound",
+        ),
+        (
+            "Action=DescribeInstances&InstanceId.1=17",
+            "400 InvalidInstanceID.Malformed",
+        ),
         ("Action=Nonsense", "400 InvalidAction"),
         ("Action=DetachVolume", "400 MissingParameter"),
-        ("Action=DetachVolume&VolumeId=vol-0ffffffffffffffff", "400 InvalidVolume.NotFound"),
-        ("Action=DetachVolume&VolumeId=vol-0000000000000000b", "400 IncorrectState"),
+        (
+            "Action=DetachVolume&VolumeId=vol-0ffffffffffffffff",
+            "400 InvalidVolume.NotFound",
+        ),
+        (
+            "Action=DetachVolume&VolumeId=vol-0000000000000000b",
+            "400 IncorrectState",
+        ),
         (
             "Action=DetachVolume&VolumeId=vol-0000000000000000a&InstanceId=i-00000000000000002",
             "400 InvalidAttachment.NotFound",
@@ -145,31 +204,53 @@ async fn refusals_have_ec2s_codes() {
             "Action=AttachVolume&Device=%2Fdev%2Fsdf&VolumeId=vol-0000000000000000a&InstanceId=i-00000000000000002",
             "400 VolumeInUse",
         ),
-        ("Action=StopInstances&InstanceId.1=i-0ffffffffffffffff", "400 InvalidInstanceID.NotFound"),
-        ("Action=DetachVolume&DryRun=perhaps", "400 InvalidParameterValue"),
+        (
+            "Action=StopInstances&InstanceId.1=i-0ffffffffffffffff",
+            "400 InvalidInstanceID.NotFound",
+        ),
+        (
+            "Action=DetachVolume&DryRun=perhaps",
+            "400 InvalidParameterValue",
+        ),
         (&format!("{DETACH}&DryRun=true"), "412 DryRunOperation"),
-        ("Action=StopInstances&InstanceId.1=i-00000000000000001&DryRun=true", "412 DryRunOperation"),
-        ("Action=CreateSnapshot&VolumeId=vol-0000000000000000a&DryRun=true", "412 DryRunOperation"),
+        (
+            "Action=StopInstances&InstanceId.1=i-00000000000000001&DryRun=true",
+            "412 DryRunOperation",
+        ),
+        (
+            "Action=CreateSnapshot&VolumeId=vol-0000000000000000a&DryRun=true",
+            "412 DryRunOperation",
+        ),
         ("Action=DescribeVolumes&DryRun=true", "412 DryRunOperation"),
     ];
     for (form, expected) in table {
         assert_eq!(refusal(&sim, form).await, expected, "{form}");
     }
-    assert!(sim.requests().iter().all(|r| r.effect == Effect::None), "a refusal changed something");
+    assert!(
+        sim.requests().iter().all(|r| r.effect == Effect::None),
+        "a refusal changed something"
+    );
     assert_eq!(attachment(&sim).await, "i-00000000000000001 attached");
 }
 
 #[tokio::test]
 async fn a_detach_takes_time_and_names_its_instance() {
     let (sim, clock) = cloud();
-    assert_eq!(element(&sim, DETACH, "status").await, (200, "detaching".to_owned()));
+    assert_eq!(
+        element(&sim, DETACH, "status").await,
+        (200, "detaching".to_owned())
+    );
     assert_eq!(attachment(&sim).await, "i-00000000000000001 detaching");
     assert_eq!(refusal(&sim, DETACH).await, "400 IncorrectState");
     clock.advance(SignedDuration::from_secs(3));
     assert_eq!(attachment(&sim).await, " ");
-    let attach =
-        format!("Action=AttachVolume&Device=%2Fdev%2Fsdf&VolumeId={VOL}&InstanceId=i-00000000000000002");
-    assert_eq!(element(&sim, &attach, "status").await, (200, "attaching".to_owned()));
+    let attach = format!(
+        "Action=AttachVolume&Device=%2Fdev%2Fsdf&VolumeId={VOL}&InstanceId=i-00000000000000002"
+    );
+    assert_eq!(
+        element(&sim, &attach, "status").await,
+        (200, "attaching".to_owned())
+    );
     clock.advance(SignedDuration::from_secs(3));
     assert_eq!(attachment(&sim).await, "i-00000000000000002 attached");
     assert_eq!(sim.max_holders(VOLUME), 1);
@@ -180,7 +261,11 @@ async fn a_detach_waits_for_the_guest_unless_forced_or_stopped() {
     for how in ["released", "force", "kill"] {
         let (sim, clock) = cloud();
         sim.set_in_use(ONE, VOLUME, true);
-        assert_eq!(element(&sim, DETACH, "status").await, (200, "busy".to_owned()), "{how}");
+        assert_eq!(
+            element(&sim, DETACH, "status").await,
+            (200, "busy".to_owned()),
+            "{how}"
+        );
         clock.advance(SignedDuration::from_hours(1));
         assert_eq!(attachment(&sim).await, "i-00000000000000001 busy", "{how}");
         match how {
@@ -190,7 +275,11 @@ async fn a_detach_waits_for_the_guest_unless_forced_or_stopped() {
         }
         clock.advance(SignedDuration::from_secs(3));
         assert_eq!(attachment(&sim).await, " ", "{how}");
-        assert_eq!(sim.pulled().len(), usize::from(how == "force"), "{how}: a pulled device is on record");
+        assert_eq!(
+            sim.pulled().len(),
+            usize::from(how == "force"),
+            "{how}: a pulled device is on record"
+        );
     }
 }
 
@@ -210,7 +299,11 @@ async fn force_ends_a_stuck_detach() {
 async fn instances_stop_and_start_and_keep_their_volumes() {
     let (sim, clock) = cloud();
     let state = async || {
-        let (_, body) = ask(&sim, "Action=DescribeInstances&InstanceId.1=i-00000000000000001").await;
+        let (_, body) = ask(
+            &sim,
+            "Action=DescribeInstances&InstanceId.1=i-00000000000000001",
+        )
+        .await;
         inner(&inner(&body, "instanceState"), "name")
     };
     let stop = "Action=StopInstances&InstanceId.1=i-00000000000000001&Force=true";
@@ -223,13 +316,20 @@ async fn instances_stop_and_start_and_keep_their_volumes() {
     assert!(!sim.guest_has_device(ONE, VOLUME));
     assert_eq!(attachment(&sim).await, "i-00000000000000001 attached");
     let (status, body) = ask(&sim, stop).await;
-    assert_eq!((status, inner(&inner(&body, "previousState"), "name").as_str()), (200, "stopped"));
+    assert_eq!(
+        (
+            status,
+            inner(&inner(&body, "previousState"), "name").as_str()
+        ),
+        (200, "stopped")
+    );
     assert_eq!(ask(&sim, start).await.0, 200);
     assert_eq!(state().await, "pending");
     clock.advance(SignedDuration::from_mins(2));
     assert_eq!(state().await, "running");
     assert!(sim.guest_has_device(ONE, VOLUME), "EBS attachments survive");
-    sim.set_instance_status(ONE, InstanceStatus::Other("terminated".to_owned())).expect("set");
+    sim.set_instance_status(ONE, InstanceStatus::Other("terminated".to_owned()))
+        .expect("set");
     assert_eq!(state().await, "terminated");
     assert_eq!(refusal(&sim, start).await, "400 IncorrectInstanceState");
 }
@@ -237,15 +337,24 @@ async fn instances_stop_and_start_and_keep_their_volumes() {
 #[tokio::test]
 async fn snapshots() {
     let (sim, clock) = cloud();
-    let (status, body) =
-        ask(&sim, &format!("Action=CreateSnapshot&VolumeId={VOL}&Description=a+label%2F1")).await;
+    let (status, body) = ask(
+        &sim,
+        &format!("Action=CreateSnapshot&VolumeId={VOL}&Description=a+label%2F1"),
+    )
+    .await;
     assert_eq!((status, inner(&body, "status").as_str()), (200, "pending"));
     let list = "Action=DescribeSnapshots&Owner.1=self&Filter.1.Name=description&Filter.1.Value.1=a+label%2F1";
-    assert_eq!(element(&sim, list, "snapshotId").await, (200, inner(&body, "snapshotId")));
+    assert_eq!(
+        element(&sim, list, "snapshotId").await,
+        (200, inner(&body, "snapshotId"))
+    );
     clock.advance(SignedDuration::from_mins(1));
     assert_eq!(element(&sim, list, "status").await.1, "completed");
     assert_eq!(sim.snapshots().len(), 1);
-    assert_eq!(sim.requests()[0].effect, Effect::Snapshot { volume: VOLUME });
+    assert_eq!(
+        sim.requests()[0].effect,
+        Effect::Snapshot { volume: VOLUME }
+    );
 }
 
 #[tokio::test]
@@ -260,42 +369,96 @@ async fn keys_rights_and_accounts() {
     };
     let codes = |(status, code, _): (u16, String, String)| format!("{status} {code}");
     assert_eq!(codes(ask("STRANGER", DETACH).await), "401 AuthFailure");
-    assert_eq!(codes(ask("READER", DETACH).await), "403 UnauthorizedOperation");
-    assert_eq!(codes(ask("READER", &format!("{DETACH}&DryRun=true")).await), "403 UnauthorizedOperation");
+    assert_eq!(
+        codes(ask("READER", DETACH).await),
+        "403 UnauthorizedOperation"
+    );
+    assert_eq!(
+        codes(ask("READER", &format!("{DETACH}&DryRun=true")).await),
+        "403 UnauthorizedOperation"
+    );
     assert_eq!(codes(ask("READER", "Action=DescribeVolumes").await), "200 ");
-    assert_eq!(codes(ask("FOREIGN", DETACH).await), "400 InvalidVolume.NotFound");
+    assert_eq!(
+        codes(ask("FOREIGN", DETACH).await),
+        "400 InvalidVolume.NotFound"
+    );
     let (status, _, body) = ask("FOREIGN", "Action=DescribeVolumes").await;
-    assert!(status == 200 && inner(&body, "volumeSet").is_empty(), "{body}");
-    assert_eq!(attachment(&sim).await, " ", "the key of the other questions is not known any more");
+    assert!(
+        status == 200 && inner(&body, "volumeSet").is_empty(),
+        "{body}"
+    );
+    assert_eq!(
+        attachment(&sim).await,
+        " ",
+        "the key of the other questions is not known any more"
+    );
     let text = format!("{:?}", sim.requests());
-    assert!(!text.contains("READER") && !text.contains("Signature"), "credentials are in the log");
+    assert!(
+        !text.contains("READER") && !text.contains("Signature"),
+        "credentials are in the log"
+    );
 }
 
 #[tokio::test]
 async fn faults_are_encoded_as_ec2_does() {
-    let broken = |when, body| Fault::Error { status: 503, reason: "InternalError: Oops".into(), when, body };
+    let broken = |when, body| Fault::Error {
+        status: 503,
+        reason: "InternalError: Oops".into(),
+        when,
+        body,
+    };
     let table = [
-        (Fault::Throttle { retry_after_seconds: Some(5) }, "503 RequestLimitExceeded", false),
+        (
+            Fault::Throttle {
+                retry_after_seconds: Some(5),
+            },
+            "503 RequestLimitExceeded",
+            false,
+        ),
         (Fault::Maintenance, "503 Unavailable", false),
-        (broken(When::BeforeEffect, ErrorBody::Json), "503 InternalError", false),
-        (broken(When::AfterEffect, ErrorBody::Json), "503 InternalError", true),
+        (
+            broken(When::BeforeEffect, ErrorBody::Json),
+            "503 InternalError",
+            false,
+        ),
+        (
+            broken(When::AfterEffect, ErrorBody::Json),
+            "503 InternalError",
+            true,
+        ),
         (broken(When::AfterEffect, ErrorBody::Html), "503 ", true),
     ];
     for (fault, expected, detached) in table {
         let (sim, _) = cloud();
-        sim.add_fault(FaultRule::new([Operation::DetachVolume], fault.clone()).on_volume(VOLUME).times(1));
+        sim.add_fault(
+            FaultRule::new([Operation::DetachVolume], fault.clone())
+                .on_volume(VOLUME)
+                .times(1),
+        );
         assert_eq!(refusal(&sim, DETACH).await, expected, "{fault:?}");
         let state = if detached { "detaching" } else { "attached" };
-        assert_eq!(attachment(&sim).await, format!("i-00000000000000001 {state}"), "{fault:?}");
+        assert_eq!(
+            attachment(&sim).await,
+            format!("i-00000000000000001 {state}"),
+            "{fault:?}"
+        );
         assert_eq!(sim.requests()[0].faults.len(), 1);
     }
     let (sim, _) = cloud();
-    sim.add_fault(FaultRule::new([Operation::DetachVolume], Fault::Cut { when: When::AfterEffect }));
+    sim.add_fault(FaultRule::new(
+        [Operation::DetachVolume],
+        Fault::Cut {
+            when: When::AfterEffect,
+        },
+    ));
     let error = send(&sim, "AKIA", DETACH).await.expect_err("cut");
     assert_eq!(error.kind, TransportErrorKind::AfterSend);
     assert_eq!(attachment(&sim).await, "i-00000000000000001 detaching");
     sim.set_rate_limit(Some(1));
-    assert_eq!(refusal(&sim, "Action=DescribeVolumes").await, "503 RequestLimitExceeded");
+    assert_eq!(
+        refusal(&sim, "Action=DescribeVolumes").await,
+        "503 RequestLimitExceeded"
+    );
 }
 
 #[tokio::test]
@@ -304,16 +467,40 @@ async fn both_apis_show_one_cloud_and_one_log() {
     assert_eq!(ask(&sim, DETACH).await.0, 200);
     assert_eq!(ask(&sim, &format!("{DETACH}&DryRun=true")).await.0, 412);
     clock.advance(SignedDuration::from_secs(3));
-    let request = Request::builder().uri("/v4/volumes/10").header("authorization", "Bearer x");
-    let answer = in_memory(sim.clone()).oneshot(request.body(Bytes::new()).expect("a request")).await;
+    let request = Request::builder()
+        .uri("/v4/volumes/10")
+        .header("authorization", "Bearer x");
+    let answer = in_memory(sim.clone())
+        .oneshot(request.body(Bytes::new()).expect("a request"))
+        .await;
     let text = String::from_utf8_lossy(answer.expect("an answer").body()).into_owned();
     assert!(text.contains("\"linode_id\":null"), "{text}");
     let log = sim.requests();
-    let seen: Vec<_> = log.iter().map(|r| (r.operation, r.dry_run, r.is_mutation())).collect();
-    let (detach, read) = (Some(Operation::DetachVolume), Some(Operation::DescribeVolume));
-    assert_eq!(seen, [(detach, false, true), (detach, true, false), (read, false, false)]);
+    let seen: Vec<_> = log
+        .iter()
+        .map(|r| (r.operation, r.dry_run, r.is_mutation()))
+        .collect();
+    let (detach, read) = (
+        Some(Operation::DetachVolume),
+        Some(Operation::DescribeVolume),
+    );
+    assert_eq!(
+        seen,
+        [
+            (detach, false, true),
+            (detach, true, false),
+            (read, false, false)
+        ]
+    );
     let (action, volume) = (JobAction::VolumeDetach, Some(VOLUME));
-    assert_eq!(log[0].effect, Effect::Accepted { action, volume, instance: Some(ONE) });
+    assert_eq!(
+        log[0].effect,
+        Effect::Accepted {
+            action,
+            volume,
+            instance: Some(ONE)
+        }
+    );
 }
 
 #[tokio::test]

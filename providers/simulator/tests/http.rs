@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use jiff::Timestamp;
 use reattach_cloud_simulator::{
-    CloudSim, Effect, Fault, FaultRule, InstanceNo, ManualClock, NewInstance, NewVolume, Operation, VolumeNo,
-    When, clock, in_memory,
+    CloudSim, Effect, Fault, FaultRule, InstanceNo, ManualClock, NewInstance, NewVolume, Operation,
+    VolumeNo, When, clock, in_memory,
 };
 use reattach_provider_api::{TransportError, TransportErrorKind};
 use serde_json::{Value, json};
@@ -21,14 +21,19 @@ async fn send(sim: &CloudSim, request: Request<Bytes>) -> Result<Response<Bytes>
 }
 
 fn api(method: Method, path: &str) -> Request<Bytes> {
-    let request =
-        Request::builder().method(method).uri(format!("/v4{path}")).header("authorization", "Bearer x");
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("/v4{path}"))
+        .header("authorization", "Bearer x");
     request.body(Bytes::new()).expect("a request")
 }
 
 async fn get(sim: &CloudSim, path: &str) -> (u16, Value) {
     let answer = send(sim, api(Method::GET, path)).await.expect("an answer");
-    (answer.status().as_u16(), serde_json::from_slice(answer.body()).unwrap_or(Value::Null))
+    (
+        answer.status().as_u16(),
+        serde_json::from_slice(answer.body()).unwrap_or(Value::Null),
+    )
 }
 
 async fn control(sim: &CloudSim, method: Method, path: &str, body: Value) -> (u16, Value) {
@@ -39,31 +44,50 @@ async fn control(sim: &CloudSim, method: Method, path: &str, body: Value) -> (u1
         .body(Bytes::from(body.to_string()))
         .expect("a request");
     let answer = send(sim, request).await.expect("an answer");
-    (answer.status().as_u16(), serde_json::from_slice(answer.body()).unwrap_or(Value::Null))
+    (
+        answer.status().as_u16(),
+        serde_json::from_slice(answer.body()).unwrap_or(Value::Null),
+    )
 }
 
 fn cloud() -> CloudSim {
     let sim = CloudSim::new(ManualClock::new(start()).clock()).with_seed(7);
-    sim.create_instance(NewInstance::new("node-a").with_id(1)).expect("an instance");
-    sim.create_volume(NewVolume::new("vol").with_id(10)).expect("a volume");
-    sim.attach_now(VolumeNo(10), InstanceNo(1)).expect("attached");
+    sim.create_instance(NewInstance::new("node-a").with_id(1))
+        .expect("an instance");
+    sim.create_volume(NewVolume::new("vol").with_id(10))
+        .expect("a volume");
+    sim.attach_now(VolumeNo(10), InstanceNo(1))
+        .expect("attached");
     sim
 }
 
 #[tokio::test(start_paused = true)]
 async fn faults_apply_as_often_as_set() {
     let sim = cloud();
-    let throttle = Fault::Throttle { retry_after_seconds: Some(5) };
-    sim.add_fault(FaultRule::new([Operation::DescribeVolume], throttle).after(1).times(2));
+    let throttle = Fault::Throttle {
+        retry_after_seconds: Some(5),
+    };
+    sim.add_fault(
+        FaultRule::new([Operation::DescribeVolume], throttle)
+            .after(1)
+            .times(2),
+    );
     let mut statuses = Vec::new();
     for _ in 0..5 {
         statuses.push(get(&sim, "/volumes/10").await.0);
     }
     assert_eq!(statuses, [200, 429, 429, 200, 200]);
-    assert_eq!(get(&sim, "/linode/instances/1").await.0, 200, "another operation");
+    assert_eq!(
+        get(&sim, "/linode/instances/1").await.0,
+        200,
+        "another operation"
+    );
     let log = sim.requests();
     assert_eq!(log.iter().filter(|r| !r.faults.is_empty()).count(), 2);
-    assert_eq!(log.iter().map(|r| r.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        log.iter().map(|r| r.number).collect::<Vec<_>>(),
+        [1, 2, 3, 4, 5, 6]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,18 +107,29 @@ async fn faults_with_a_chance_follow_the_seed() {
     assert_eq!(first, statuses(1).await);
     assert_ne!(first, statuses(2).await);
     let hits = first.iter().filter(|s| **s == 503).count();
-    assert!((30..90).contains(&hits), "{hits} of 200 at 300 per thousand");
+    assert!(
+        (30..90).contains(&hits),
+        "{hits} of 200 at 300 per thousand"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_connection_has_no_answer_and_a_logged_effect() {
     for (when, effect) in [(When::BeforeEffect, false), (When::AfterEffect, true)] {
         let sim = cloud();
-        sim.add_fault(FaultRule::new([Operation::DetachVolume], Fault::Cut { when }));
-        let error = send(&sim, api(Method::POST, "/volumes/10/detach")).await.expect_err("cut");
+        sim.add_fault(FaultRule::new(
+            [Operation::DetachVolume],
+            Fault::Cut { when },
+        ));
+        let error = send(&sim, api(Method::POST, "/volumes/10/detach"))
+            .await
+            .expect_err("cut");
         assert_eq!(error.kind, TransportErrorKind::AfterSend);
         let record = &sim.requests()[0];
-        assert_eq!((record.status, record.effect != Effect::None), (None, effect));
+        assert_eq!(
+            (record.status, record.effect != Effect::None),
+            (None, effect)
+        );
         assert!(record.is_mutation());
     }
 }
@@ -102,7 +137,13 @@ async fn a_cut_connection_has_no_answer_and_a_logged_effect() {
 #[tokio::test(start_paused = true)]
 async fn latency_passes_on_tokios_clock() {
     let sim = CloudSim::new(clock::tokio_from(start()));
-    sim.add_fault(FaultRule::new([], Fault::Latency { before_ms: 3_000, after_ms: 4_000 }));
+    sim.add_fault(FaultRule::new(
+        [],
+        Fault::Latency {
+            before_ms: 3_000,
+            after_ms: 4_000,
+        },
+    ));
     let before = tokio::time::Instant::now();
     assert_eq!(get(&sim, "/volumes").await.0, 200);
     assert_eq!(before.elapsed(), Duration::from_secs(7));
@@ -113,12 +154,18 @@ async fn latency_passes_on_tokios_clock() {
 async fn frozen_reads_lag_behind_until_they_thaw() {
     let manual = ManualClock::new(start());
     let sim = CloudSim::new(manual.clock());
-    sim.create_instance(NewInstance::new("node-a").with_id(1)).expect("an instance");
-    sim.create_volume(NewVolume::new("vol").with_id(10)).expect("a volume");
+    sim.create_instance(NewInstance::new("node-a").with_id(1))
+        .expect("an instance");
+    sim.create_volume(NewVolume::new("vol").with_id(10))
+        .expect("a volume");
     sim.freeze_reads(Duration::from_secs(60));
-    sim.attach_now(VolumeNo(10), InstanceNo(1)).expect("attached");
+    sim.attach_now(VolumeNo(10), InstanceNo(1))
+        .expect("attached");
     assert_eq!(get(&sim, "/volumes/10").await.1["linode_id"], Value::Null);
-    assert!(sim.guest_has_device(InstanceNo(1), VolumeNo(10)), "the truth moved on");
+    assert!(
+        sim.guest_has_device(InstanceNo(1), VolumeNo(10)),
+        "the truth moved on"
+    );
     manual.advance(jiff::SignedDuration::from_secs(60));
     assert_eq!(get(&sim, "/volumes/10").await.1["linode_id"], 1);
 }
@@ -131,7 +178,9 @@ async fn a_rate_limit_counts_by_the_minute() {
     for expected in [200, 200, 429] {
         assert_eq!(get(&sim, "/volumes").await.0, expected);
     }
-    let answer = send(&sim, api(Method::GET, "/volumes")).await.expect("an answer");
+    let answer = send(&sim, api(Method::GET, "/volumes"))
+        .await
+        .expect("an answer");
     assert_eq!(answer.headers()["retry-after"], "60");
     assert_eq!(answer.headers()["x-ratelimit-remaining"], "0");
     manual.advance(jiff::SignedDuration::from_secs(60));
@@ -140,7 +189,10 @@ async fn a_rate_limit_counts_by_the_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn timestamps_have_no_zone() {
-    assert_eq!(get(&cloud(), "/volumes/10").await.1["created"], "2021-07-11T01:13:00");
+    assert_eq!(
+        get(&cloud(), "/volumes/10").await.1["created"],
+        "2021-07-11T01:13:00"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,10 +200,32 @@ async fn the_control_api_sets_up_a_cloud_and_shows_its_history() {
     let manual = ManualClock::new(start());
     let sim = CloudSim::new(manual.clock());
     let post = |path: &'static str, body: Value| control(&sim, Method::POST, path, body);
-    assert_eq!(post("/instances", json!({"label": "node-a", "id": 1})).await.0, 200);
-    assert_eq!(post("/instances", json!({"label": "node-b", "id": 2})).await.0, 200);
-    assert_eq!(post("/volumes", json!({"label": "vol", "id": 10, "size_gib": 20})).await.0, 200);
-    let (status, volume) = post("/volumes/10", json!({"attach": {"instance": 1, "now": true}})).await;
+    assert_eq!(
+        post("/instances", json!({"label": "node-a", "id": 1}))
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        post("/instances", json!({"label": "node-b", "id": 2}))
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        post(
+            "/volumes",
+            json!({"label": "vol", "id": 10, "size_gib": 20})
+        )
+        .await
+        .0,
+        200
+    );
+    let (status, volume) = post(
+        "/volumes/10",
+        json!({"attach": {"instance": 1, "now": true}}),
+    )
+    .await;
     assert_eq!((status, &volume["holder"]), (200, &json!(1)));
     let (_, shown) = post("/instances/1", json!("recycle")).await;
     assert_eq!(shown["guest_devices"], json!([]));
@@ -178,37 +252,59 @@ async fn the_control_api_sets_up_a_cloud_and_shows_its_history() {
     ] {
         assert_eq!(post("/settings", change.clone()).await.0, 200, "{change}");
     }
-    let fault =
-        json!({"operations": ["detach_volume"], "times": 1, "fault": {"cut": {"when": "after_effect"}}});
+    let fault = json!({"operations": ["detach_volume"], "times": 1, "fault": {"cut": {"when": "after_effect"}}});
     let (_, added) = post("/faults", fault).await;
     let path = format!("/faults/{}", added["id"]);
-    assert_eq!(control(&sim, Method::DELETE, &path, json!({})).await.1["removed"], true);
-    assert_eq!(control(&sim, Method::DELETE, &path, json!({})).await.1["removed"], false);
+    assert_eq!(
+        control(&sim, Method::DELETE, &path, json!({})).await.1["removed"],
+        true
+    );
+    assert_eq!(
+        control(&sim, Method::DELETE, &path, json!({})).await.1["removed"],
+        false
+    );
 
     get(&sim, "/volumes/10").await;
     let (_, log) = control(&sim, Method::GET, "/requests", json!({})).await;
     assert_eq!(log[0]["path"], "/v4/volumes/10");
-    assert!(!log.to_string().contains("Bearer"), "no credentials in the log");
+    assert!(
+        !log.to_string().contains("Bearer"),
+        "no credentials in the log"
+    );
     let (_, history) = control(&sim, Method::GET, "/history/10", json!({})).await;
     assert_eq!(history["max_holders"], 1);
     assert_eq!(history["guest"].as_array().map(Vec::len), Some(2));
 
     assert_eq!(post("/volumes/99", json!("lost")).await.0, 404);
     assert_eq!(post("/volumes", json!({"label": "vol"})).await.0, 409);
-    assert_eq!(post("/volumes", json!({"label": "x", "colour": 1})).await.0, 422);
+    assert_eq!(
+        post("/volumes", json!({"label": "x", "colour": 1})).await.0,
+        422
+    );
     assert_eq!(post("/instances/1", json!("explode")).await.0, 422);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_has_its_effect_when_its_sender_gave_up() {
     let sim = CloudSim::new(clock::tokio_from(start()));
-    sim.create_instance(NewInstance::new("node-a").with_id(1)).expect("an instance");
-    sim.create_volume(NewVolume::new("vol").with_id(10)).expect("a volume");
-    sim.attach_now(VolumeNo(10), InstanceNo(1)).expect("attached");
-    let slow = Fault::Latency { before_ms: 10_000, after_ms: 0 };
+    sim.create_instance(NewInstance::new("node-a").with_id(1))
+        .expect("an instance");
+    sim.create_volume(NewVolume::new("vol").with_id(10))
+        .expect("a volume");
+    sim.attach_now(VolumeNo(10), InstanceNo(1))
+        .expect("attached");
+    let slow = Fault::Latency {
+        before_ms: 10_000,
+        after_ms: 0,
+    };
     sim.add_fault(FaultRule::new([Operation::DetachVolume], slow));
     let call = send(&sim, api(Method::POST, "/volumes/10/detach"));
-    assert!(tokio::time::timeout(Duration::from_secs(1), call).await.is_err(), "gave up");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(1), call)
+            .await
+            .is_err(),
+        "gave up"
+    );
     assert_eq!(sim.requests()[0].status, None);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(sim.volume(VolumeNo(10)).map(|v| v.holder), Some(None));

@@ -51,21 +51,35 @@ impl KernelEvents {
         let open = |path: &str| {
             let watched = || -> io::Result<Watched> {
                 let place = root.join(path);
-                let watched = Watched { wait: File::open(&place)?, check: File::open(&place)? };
+                let watched = Watched {
+                    wait: File::open(&place)?,
+                    check: File::open(&place)?,
+                };
                 // Fails for a regular file, which has no events.
                 drop(registered(watched.wait.as_fd(), Interest::PRIORITY)?);
                 Ok(watched)
             };
             watched().map_err(|e| named(path, e))
         };
-        let files = FILES.into_iter().map(open).collect::<io::Result<Vec<_>>>()?;
+        let files = FILES
+            .into_iter()
+            .map(open)
+            .collect::<io::Result<Vec<_>>>()?;
         let uevents = || -> io::Result<OwnedFd> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
+            let socket = socket_with(
+                AddressFamily::NETLINK,
+                SocketType::DGRAM,
+                flags,
+                Some(KOBJECT_UEVENT),
+            )?;
             bind(&socket, &SocketAddrNetlink::new(0, KERNEL))?;
             Ok(socket)
         };
-        Ok(Self { files, uevents: uevents().map_err(|e| named("uevents", e))? })
+        Ok(Self {
+            files,
+            uevents: uevents().map_err(|e| named("uevents", e))?,
+        })
     }
 
     /// Returns a stream with one item after each change since the last item. It ends when a source fails, which is logged.
@@ -86,12 +100,18 @@ impl KernelEvents {
             files.push(registered(file.wait.as_fd(), Interest::PRIORITY)?);
         }
         // Check only after the registration: later changes wake this task.
-        let checked = self.files.iter().map(|file| has_changed(file.check.as_fd()));
+        let checked = self
+            .files
+            .iter()
+            .map(|file| has_changed(file.check.as_fd()));
         let changed = checked.collect::<io::Result<Vec<bool>>>()?;
         if drain(self.uevents.as_fd())? || changed.contains(&true) {
             return Ok(());
         }
-        let mut waiting: Vec<_> = files.iter().map(|file| Box::pin(file.ready(Interest::PRIORITY))).collect();
+        let mut waiting: Vec<_> = files
+            .iter()
+            .map(|file| Box::pin(file.ready(Interest::PRIORITY)))
+            .collect();
         loop {
             tokio::select! {
                 biased;
@@ -129,8 +149,16 @@ fn registered(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<Borr
 /// Returns whether the file has changed since the last check of this descriptor.
 fn has_changed(file: BorrowedFd<'_>) -> io::Result<bool> {
     let mut polled = [PollFd::from_borrowed_fd(file, PollFlags::PRI)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    Ok(polled[0].revents().intersects(PollFlags::PRI | PollFlags::ERR))
+    poll(
+        &mut polled,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )?;
+    Ok(polled[0]
+        .revents()
+        .intersects(PollFlags::PRI | PollFlags::ERR))
 }
 
 /// Reads all uevents. Returns whether one was about a block device, or some were lost.
@@ -151,5 +179,7 @@ fn drain(socket: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// Returns whether a uevent (`ACTION@PATH`, then `KEY=VALUE`, each ended by NUL) is about a block device.
 fn is_block(uevent: &[u8]) -> bool {
-    uevent.split(|byte| *byte == 0).any(|field| field == b"SUBSYSTEM=block")
+    uevent
+        .split(|byte| *byte == 0)
+        .any(|field| field == b"SUBSYSTEM=block")
 }

@@ -45,7 +45,12 @@ struct Args {
     node_name: Option<String>,
     /// What the agent may do: at the level full it may open a device that it is asked about, read-only and exclusively, for a
     /// moment; needs the rights of deploy/components/agent-full
-    #[arg(long, value_enum, env = "REATTACH_AGENT_LEVEL", default_value = "basic")]
+    #[arg(
+        long,
+        value_enum,
+        env = "REATTACH_AGENT_LEVEL",
+        default_value = "basic"
+    )]
     level: ScanLevel,
     /// Maximum time between scans without events of the kernel and without questions, such as 30s or 5m; at least 1s
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = interval)]
@@ -77,8 +82,15 @@ fn main() -> ExitCode {
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("reattach-agent: {}", plain::line(&format!("{e:#}"), plain::TEXT_CHARS));
-            if e.is::<BadValue>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            eprintln!(
+                "reattach-agent: {}",
+                plain::line(&format!("{e:#}"), plain::TEXT_CHARS)
+            );
+            if e.is::<BadValue>() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -103,19 +115,23 @@ fn start(args: &Args) -> anyhow::Result<()> {
         ScanLevel::Basic => Level::Basic,
         ScanLevel::Full => Level::Full,
     };
-    let root = HostRoot::new(&args.host_root).with_kubelet_root(&*args.kubelet_root).with_level(level);
+    let root = HostRoot::new(&args.host_root)
+        .with_kubelet_root(&*args.kubelet_root)
+        .with_level(level);
     if args.once {
         let started = Instant::now();
         let inventory = Scan::new(&root)?.inventory();
         let took = started.elapsed();
         let Output::Json = args.output;
-        let text = serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?;
+        let text =
+            serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?;
         println!("{}", plain::json(&text));
         eprintln!("scanned in {:.1} ms", took.as_secs_f64() * 1e3);
         return Ok(());
     }
     let Some(node) = args.node_name.as_deref().filter(|name| !name.is_empty()) else {
-        let why = "no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name";
+        let why =
+            "no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name";
         return Err(BadValue(why.to_owned()).into());
     };
     if !is_object_name(node) {
@@ -127,7 +143,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube=warn".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "info,kube=warn".into()),
         )
         .with_writer(|| LogLines::new(std::io::stderr(), LogForm::Json))
         .init();
@@ -169,7 +186,8 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.headers.push(named()?);
-    let client = kube::Client::try_from(config).context("cannot use the cluster's configuration")?;
+    let client =
+        kube::Client::try_from(config).context("cannot use the cluster's configuration")?;
     let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let shutdown = async move {
@@ -187,7 +205,12 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
             stream::pending().boxed()
         }
     };
-    let config = AgentConfig { node: NodeName::new(node), root, rescan, scan_on: ScanOn::BlockingPool };
+    let config = AgentConfig {
+        node: NodeName::new(node),
+        root,
+        rescan,
+        scan_on: ScanOn::BlockingPool,
+    };
     let (level, rescan_seconds) = (config.root.level(), config.rescan.as_secs());
     tracing::info!(node = %config.node, ?level, rescan_seconds, "agent started");
     reattach_agent::run_with_events(client, config, Timestamp::now, events, shutdown).await;
@@ -228,7 +251,9 @@ fn absolute(text: &str) -> Result<String, String> {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let span: SignedDuration = text.parse().map_err(|_| "give a duration such as 10s or 1m".to_owned())?;
+    let span: SignedDuration = text
+        .parse()
+        .map_err(|_| "give a duration such as 10s or 1m".to_owned())?;
     match Duration::try_from(span) {
         Ok(time) if time >= Duration::from_secs(1) => Ok(time),
         _ => Err("it must be at least 1s".to_owned()),

@@ -46,7 +46,11 @@ pub fn reduce() -> io::Result<Rights> {
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)?;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
     set_capabilities(None, sets)?;
     if geteuid() != user || capabilities(None)? != sets {
         return Err(io::Error::other("the kernel did not reduce the rights"));

@@ -34,7 +34,13 @@ fn once_prints_the_inventory_without_a_cluster() {
     let output = agent(&Tree::with_volume(), &["--once", "-o", "json"]);
     assert!(output.status.success(), "{output:?}");
     let inventory: GuestInventory = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((inventory.boot_id.as_str(), inventory.devices[0].identity.serial.as_str()), (BOOT, LABEL));
+    assert_eq!(
+        (
+            inventory.boot_id.as_str(),
+            inventory.devices[0].identity.serial.as_str()
+        ),
+        (BOOT, LABEL)
+    );
 }
 
 #[test]
@@ -48,18 +54,26 @@ fn the_level_is_basic_unless_a_flag_or_the_environment_says_full() {
             .envs(environment.iter().copied())
             .output()
             .unwrap();
-        serde_json::from_slice::<GuestInventory>(&output.stdout).unwrap().level
+        serde_json::from_slice::<GuestInventory>(&output.stdout)
+            .unwrap()
+            .level
     };
     assert_eq!(once(&[], &[]), Level::Basic);
     assert_eq!(once(&["--level", "full"], &[]), Level::Full);
     assert_eq!(once(&[], &[("REATTACH_AGENT_LEVEL", "full")]), Level::Full);
-    assert_eq!(once(&["--level", "basic"], &[("REATTACH_AGENT_LEVEL", "full")]), Level::Basic);
+    assert_eq!(
+        once(&["--level", "basic"], &[("REATTACH_AGENT_LEVEL", "full")]),
+        Level::Basic
+    );
 }
 
 #[test]
 fn each_bad_start_ends_with_one_sentence() {
     let text = complaint(&agent(&Tree::empty(), &["--once"]));
-    assert!(text.contains("no proc folder") && text.contains("--host-root"), "{text}");
+    assert!(
+        text.contains("no proc folder") && text.contains("--host-root"),
+        "{text}"
+    );
     let text = complaint(&agent(&Tree::host(), &[]));
     assert!(text.contains("no node name; set NODE_NAME"), "{text}");
     let text = complaint(&agent(&Tree::host(), &["--node-name", ""]));
@@ -76,7 +90,10 @@ fn each_bad_start_ends_with_one_sentence() {
 fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
     let host = Tree::host();
     for (args, says) in [
-        (&["--rescan", "10ms"][..], "invalid value '10ms' for '--rescan <TIME>': it must be at least 1s"),
+        (
+            &["--rescan", "10ms"][..],
+            "invalid value '10ms' for '--rescan <TIME>': it must be at least 1s",
+        ),
         (
             &["--rescan", "often"],
             "invalid value 'often' for '--rescan <TIME>': give a duration such as 10s or 1m",
@@ -85,8 +102,14 @@ fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
             &["--kubelet-root", "kubelet"],
             "invalid value 'kubelet' for '--kubelet-root <DIR>': it must be an absolute path",
         ),
-        (&["--level", "root"], "invalid value 'root' for '--level <LEVEL>'"),
-        (&["--once", "-o", "yaml"], "invalid value 'yaml' for '--output <OUTPUT>'"),
+        (
+            &["--level", "root"],
+            "invalid value 'root' for '--level <LEVEL>'",
+        ),
+        (
+            &["--once", "-o", "yaml"],
+            "invalid value 'yaml' for '--output <OUTPUT>'",
+        ),
         (&["--node-name", ""], "no node name; set NODE_NAME"),
         (
             &["--node-name", "Node_1"],
@@ -130,7 +153,11 @@ fn the_help_names_every_flag_variable_and_exit_code() {
 fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
     let tree = Tree::with_volume();
     // A free port without a listener.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     tree.file(
         "kubeconfig",
         format!(
@@ -150,31 +177,49 @@ fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
     let mut failures = 0;
     let mut messages = Vec::new();
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
-        let line: serde_json::Value = serde_json::from_str(&line.unwrap()).expect("every line is JSON");
+        let line: serde_json::Value =
+            serde_json::from_str(&line.unwrap()).expect("every line is JSON");
         let message = line["fields"]["message"].as_str().unwrap().to_owned();
         if message.contains("cannot be watched") {
             let error = line["fields"]["error"].as_str().unwrap();
-            assert!(error.starts_with("the API server cannot be reached"), "{error}");
+            assert!(
+                error.starts_with("the API server cannot be reached"),
+                "{error}"
+            );
             failures += 1;
             if failures == 2 {
-                let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+                let status = Command::new("kill")
+                    .args(["-TERM", &child.id().to_string()])
+                    .status()
+                    .unwrap();
                 assert!(status.success());
             }
         }
         messages.push(message);
     }
     assert!(child.wait().unwrap().success());
-    assert_eq!(messages.last().map(String::as_str), Some("agent stopped"), "{messages:?}");
+    assert_eq!(
+        messages.last().map(String::as_str),
+        Some("agent stopped"),
+        "{messages:?}"
+    );
 }
 
 #[test]
 fn a_complaint_is_one_line_whatever_it_quotes() {
     let output = Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
-        .args(["--host-root", "/nowhere\u{1b}[2J\nforged: all is well", "--once"])
+        .args([
+            "--host-root",
+            "/nowhere\u{1b}[2J\nforged: all is well",
+            "--once",
+        ])
         .env_clear()
         .output()
         .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(text.contains("has no proc folder") && !text.contains('\u{1b}'), "{text:?}");
+    assert!(
+        text.contains("has no proc folder") && !text.contains('\u{1b}'),
+        "{text:?}"
+    );
 }

@@ -21,17 +21,40 @@ fn links_no_provider() {
             "--format",
             "{p}",
         ])
-        .args(["--offline", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .args([
+            "--offline",
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ])
         .output()
         .unwrap();
-    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    assert!(
+        tree.status.success(),
+        "{}",
+        String::from_utf8_lossy(&tree.stderr)
+    );
     let tree = String::from_utf8(tree.stdout).unwrap();
-    let crates: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert!(crates.contains(&"kube") && crates.contains(&"reattach-core"), "{crates:?}");
+    let crates: Vec<&str> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(
+        crates.contains(&"kube") && crates.contains(&"reattach-core"),
+        "{crates:?}"
+    );
     // The last three are functions of values, without input or output.
-    let ours = ["reattach-agent", "reattach-api", "reattach-core", "reattach-messages", "reattach-report"];
+    let ours = [
+        "reattach-agent",
+        "reattach-api",
+        "reattach-core",
+        "reattach-messages",
+        "reattach-report",
+    ];
     for name in crates {
-        assert!(!name.starts_with("reattach-") || ours.contains(&name), "{name} is linked");
+        assert!(
+            !name.starts_with("reattach-") || ours.contains(&name),
+            "{name} is linked"
+        );
         assert!(
             name != "reqwest" && !name.starts_with("aws-sdk") && name != "aws-config",
             "{name} is linked"
@@ -47,16 +70,33 @@ fn only_the_component_lets_it_open_devices() {
         std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
     };
     let lines = |text: &str| -> Vec<String> {
-        let code = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        code.map(|line| line.trim_start_matches("- ").to_owned()).collect()
+        let code = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        code.map(|line| line.trim_start_matches("- ").to_owned())
+            .collect()
     };
-    let (base, full) = (lines(&read("/base/agent.yaml")), lines(&read("/components/agent-full/agent.yaml")));
+    let (base, full) = (
+        lines(&read("/base/agent.yaml")),
+        lines(&read("/components/agent-full/agent.yaml")),
+    );
     for line in ["privileged: true", "--level=full"] {
         assert!(!base.contains(&line.to_owned()), "{line}");
         assert!(full.contains(&line.to_owned()), "{line}");
     }
-    for line in base.iter().filter(|line| line.starts_with("--") && !line.starts_with("--level")) {
-        assert!(full.contains(line), "the component replaces the list of arguments and loses {line}");
+    for line in base
+        .iter()
+        .filter(|line| line.starts_with("--") && !line.starts_with("--level"))
+    {
+        assert!(
+            full.contains(line),
+            "the component replaces the list of arguments and loses {line}"
+        );
     }
-    assert!(!lines(&read("/base/kustomization.yaml")).iter().any(|line| line.contains("agent-full")));
+    assert!(
+        !lines(&read("/base/kustomization.yaml"))
+            .iter()
+            .any(|line| line.contains("agent-full"))
+    );
 }

@@ -32,7 +32,10 @@ const DEBUG: u64 = 64 << 10;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn seconds(variable: &str) -> Option<Duration> {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).map(Duration::from_secs)
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .map(Duration::from_secs)
 }
 
 fn window() -> Duration {
@@ -54,8 +57,13 @@ impl Drop for Agent {
         let _ = self.wrapper.wait();
         // It may have ended between attaching a loop device and detaching it.
         let image = self.folder.0.join("image");
-        let left = Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(image).output();
-        let left = left.map(|left| String::from_utf8_lossy(&left.stdout).into_owned()).unwrap_or_default();
+        let left = Command::new("losetup")
+            .args(["-n", "-O", "NAME", "-j"])
+            .arg(image)
+            .output();
+        let left = left
+            .map(|left| String::from_utf8_lossy(&left.stdout).into_owned())
+            .unwrap_or_default();
         for device in left.split_whitespace() {
             let _ = Command::new("losetup").args(["-d", device]).status();
         }
@@ -69,28 +77,59 @@ impl Agent {
         let folder = Tree::empty();
         folder.file("kubeconfig", api.kubeconfig());
         let dir = folder.0.display();
-        let agent =
-            std::env::var("REATTACH_COST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reattach-agent").to_owned());
+        let agent = std::env::var("REATTACH_COST_BIN")
+            .unwrap_or(env!("CARGO_BIN_EXE_reattach-agent").to_owned());
         let script = format!(
             "cd {dir}; RUST_LOG=info,kube=warn,reattach_agent=debug KUBECONFIG={dir}/kubeconfig \
             {agent} --host-root / --node-name n1 2>log & {beside}\nwait"
         );
-        let can = Command::new("unshare").args(["-m", "-p", "-f", "true"]).stderr(Stdio::null()).status();
+        let can = Command::new("unshare")
+            .args(["-m", "-p", "-f", "true"])
+            .stderr(Stdio::null())
+            .status();
         if !can.is_ok_and(|status| status.success()) {
             return None;
         }
-        let namespaces = ["-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "private"];
-        let wrapper = Command::new("unshare").args(namespaces).args(["sh", "-c", &script]).spawn().unwrap();
-        let mut agent = Self { wrapper, pid: 0, api, folder };
-        agent.pid = eventually("the agent runs", || descendant(agent.wrapper.id(), "reattach-agent"));
-        eventually("the first report", || (agent.api.writes() > 0).then_some(()));
+        let namespaces = [
+            "-m",
+            "-p",
+            "-f",
+            "--kill-child",
+            "--mount-proc",
+            "--propagation",
+            "private",
+        ];
+        let wrapper = Command::new("unshare")
+            .args(namespaces)
+            .args(["sh", "-c", &script])
+            .spawn()
+            .unwrap();
+        let mut agent = Self {
+            wrapper,
+            pid: 0,
+            api,
+            folder,
+        };
+        agent.pid = eventually("the agent runs", || {
+            descendant(agent.wrapper.id(), "reattach-agent")
+        });
+        eventually("the first report", || {
+            (agent.api.writes() > 0).then_some(())
+        });
         Some(agent)
     }
 
     fn status(&self, field: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .unwrap();
+        line.trim_start_matches(':')
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap()
     }
 
     /// Voluntary context switches of each thread.
@@ -100,7 +139,9 @@ impl Agent {
             let thread = thread.unwrap();
             // It may have ended since.
             let status = fs::read_to_string(thread.path().join("status")).ok()?;
-            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            let count = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
             Some((thread.file_name(), count.trim().parse().unwrap()))
         });
         threads.collect()
@@ -133,11 +174,19 @@ impl Agent {
 }
 
 fn descendant(parent: u32, comm: &str) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find_map(|pid| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        if name.trim() == comm { Some(pid) } else { descendant(pid, comm) }
-    })
+    let children =
+        fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .find_map(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if name.trim() == comm {
+                Some(pid)
+            } else {
+                descendant(pid, comm)
+            }
+        })
 }
 
 fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
@@ -146,7 +195,10 @@ fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(started.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
+        assert!(
+            started.elapsed() < TIMEOUT,
+            "not within {TIMEOUT:?}: {what}"
+        );
         sleep(Duration::from_millis(20));
     }
 }
@@ -160,13 +212,20 @@ fn skip(what: &str) {
     say(&format!(
         "SKIPPED {what}: no process and mount namespaces of its own (needs root); nothing was measured"
     ));
-    assert!(std::env::var("CI").is_err(), "skipping is a failure when CI is set: {what}");
+    assert!(
+        std::env::var("CI").is_err(),
+        "skipping is a failure when CI is set: {what}"
+    );
 }
 
 #[test]
 fn idle() {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(agent) = Agent::start("") else { return skip("idle") };
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(agent) = Agent::start("") else {
+        return skip("idle");
+    };
     sleep(seconds("REATTACH_COST_SETTLE").unwrap_or_default());
     let span = window();
     let (before, cpu) = (agent.switches(), agent.cpu());
@@ -181,9 +240,16 @@ fn idle() {
         cpu.as_millis(),
         span.as_secs()
     ));
-    let limit = if std::env::var_os("REATTACH_COST_BIN").is_some() { SHIPPED } else { DEBUG };
+    let limit = if std::env::var_os("REATTACH_COST_BIN").is_some() {
+        SHIPPED
+    } else {
+        DEBUG
+    };
     assert!(now <= limit, "{now} kB resident, more than {limit}");
-    assert!(wakeups as f64 / span.as_secs_f64() < 5.0, "{wakeups} wake-ups in {span:?}");
+    assert!(
+        wakeups as f64 / span.as_secs_f64() < 5.0,
+        "{wakeups} wake-ups in {span:?}"
+    );
     // What others do to this machine's disks meanwhile may be worth a line; a report per look is not.
     assert!(agent.api.writes() <= 3, "{} writes", agent.api.writes());
 }
@@ -191,33 +257,61 @@ fn idle() {
 /// The kernel's event about a mount causes a scan. tests/pace.rs and tests/rest.rs check how soon.
 #[test]
 fn a_mount_is_reported_because_the_kernel_tells_of_it() {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let point = "pods/u1/volumes/kubernetes.io~csi/pv1/mount";
     let script = format!(
         "mkdir -p {point}; while ! test -e go; do sleep 0.02; done; mount -n -i -t tmpfs none {point}"
     );
-    let Some(agent) = Agent::start(&script) else { return skip("kernel events") };
+    let Some(agent) = Agent::start(&script) else {
+        return skip("kernel events");
+    };
     assert!(!agent.api.says(point));
-    let because_of_an_event = || agent.text("log").matches(r#""event":true,"changed":true"#).count();
+    let because_of_an_event = || {
+        agent
+            .text("log")
+            .matches(r#""event":true,"changed":true"#)
+            .count()
+    };
     let before = because_of_an_event();
     agent.folder.file("go", "");
     let asked = Instant::now();
-    eventually("the mount is reported", || agent.api.says(point).then_some(()));
+    eventually("the mount is reported", || {
+        agent.api.says(point).then_some(())
+    });
     let took = asked.elapsed();
-    say(&format!("a mount was reported after {} ms", took.as_millis()));
+    say(&format!(
+        "a mount was reported after {} ms",
+        took.as_millis()
+    ));
     // The line follows the report.
-    eventually("the log names the cause of the scan", || (because_of_an_event() > before).then_some(()));
+    eventually("the log names the cause of the scan", || {
+        (because_of_an_event() > before).then_some(())
+    });
 }
 
 /// Runs the agent beside a script that writes one line per change, and tells the share of one core that it takes.
 fn storm(what: &str, script: &str) {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(agent) = Agent::start(script) else { return skip(what) };
-    eventually("the storm begins", || (agent.count("changes") > 20).then_some(()));
-    let (began, changes, cpu, wakeups) =
-        (Instant::now(), agent.count("changes"), agent.cpu(), agent.switches());
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(agent) = Agent::start(script) else {
+        return skip(what);
+    };
+    eventually("the storm begins", || {
+        (agent.count("changes") > 20).then_some(())
+    });
+    let (began, changes, cpu, wakeups) = (
+        Instant::now(),
+        agent.count("changes"),
+        agent.cpu(),
+        agent.switches(),
+    );
     sleep(window());
-    eventually("the storm goes on", || (agent.count("changes") > changes + CHANGES).then_some(()));
+    eventually("the storm goes on", || {
+        (agent.count("changes") > changes + CHANGES).then_some(())
+    });
     let span = began.elapsed().as_secs_f64();
     let share = (agent.cpu() - cpu).as_secs_f64() / span * 100.0;
     let rate = (agent.count("changes") - changes) as f64 / span;

@@ -61,7 +61,11 @@ fn what_is_no_block_device_is_not_opened_and_is_no_answer() {
     tree.link("dev/sda", "/dev/loop0");
     assert_eq!(doubts(&tree), ["/dev/sda: is not the device 8:0"]);
     fs::remove_file(tree.0.join("dev/sda")).unwrap();
-    assert!(doubts(&tree)[0].starts_with("/dev/sda: No such file"), "{:?}", doubts(&tree));
+    assert!(
+        doubts(&tree)[0].starts_with("/dev/sda: No such file"),
+        "{:?}",
+        doubts(&tree)
+    );
 }
 
 #[test]
@@ -69,9 +73,15 @@ fn counters_that_cannot_be_read_are_no_answer() {
     for file in ["stat", "inflight"] {
         let tree = counted();
         fs::remove_file(tree.0.join("sys/block/sda").join(file)).unwrap();
-        assert!(doubts(&tree)[0].starts_with(&format!("/sys/block/sda/{file}: cannot be read")), "{file}");
+        assert!(
+            doubts(&tree)[0].starts_with(&format!("/sys/block/sda/{file}: cannot be read")),
+            "{file}"
+        );
         tree.file(&format!("sys/block/sda/{file}"), "many\n");
-        assert!(doubts(&tree)[0].contains("not what the kernel's manual says"), "{file}");
+        assert!(
+            doubts(&tree)[0].contains("not what the kernel's manual says"),
+            "{file}"
+        );
         assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     }
 }
@@ -81,7 +91,10 @@ fn a_request_in_flight_is_a_user() {
     let tree = counted();
     tree.file("sys/block/sda/inflight", "       0        1\n");
     for level in [Level::Basic, Level::Full] {
-        assert!(matches!(seen(&tree, level), ScanResult::InUse { users } if users.active), "{level:?}");
+        assert!(
+            matches!(seen(&tree, level), ScanResult::InUse { users } if users.active),
+            "{level:?}"
+        );
     }
 }
 
@@ -92,7 +105,9 @@ fn a_device_whose_removal_is_not_finished_is_never_clean() {
         tree.file("sys/block/sda/device/state", format!("{state}\n"));
         assert_eq!(
             doubts(&tree),
-            [format!("/sys/block/sda/device/state: {state}, its removal is not finished")]
+            [format!(
+                "/sys/block/sda/device/state: {state}, its removal is not finished"
+            )]
         );
     }
 }
@@ -101,7 +116,9 @@ fn a_device_whose_removal_is_not_finished_is_never_clean() {
 fn a_mapping_outlives_its_descriptor() {
     let tree = counted();
     tree.process(99, "db", &[]);
-    let map = |dev: &str, path: &str| format!("7f00-7f01 rw-s 00000000 {dev} 12                 {path}\n");
+    let map = |dev: &str, path: &str| {
+        format!("7f00-7f01 rw-s 00000000 {dev} 12                 {path}\n")
+    };
     tree.file(
         "proc/99/maps",
         "7f00-7f01 rw-p 00000000 00:00 0 \n7f00-7f01 rw-p 00000000 00:00 0      [heap]\n",
@@ -115,7 +132,10 @@ fn a_mapping_outlives_its_descriptor() {
     assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     // A malformed file gives no answer.
     tree.file("proc/99/maps", "garbage\n");
-    assert!(matches!(seen(&tree, Level::Basic), ScanResult::Unreadable { .. }));
+    assert!(matches!(
+        seen(&tree, Level::Basic),
+        ScanResult::Unreadable { .. }
+    ));
     // The inventory does not contain it: it would change with every process.
     assert_eq!(tree.scan().unreadable, Vec::<String>::new());
 }
@@ -138,10 +158,16 @@ fn what_is_left_of_a_pod_that_had_the_volume() {
         let tree = counted();
         tree.csi_folders();
         tree.process(55, "redis-server", &[]);
-        tree.file("proc/55/cgroup", "0::/kubepods.slice/kubepods-podffff.slice\n");
+        tree.file(
+            "proc/55/cgroup",
+            "0::/kubepods.slice/kubepods-podffff.slice\n",
+        );
         assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle, "another pod's");
         tree.file("proc/55/cgroup", group);
-        assert_eq!(openers(&tree, Level::Basic), [format!("55 redis-server (of pod {POD})")]);
+        assert_eq!(
+            openers(&tree, Level::Basic),
+            [format!("55 redis-server (of pod {POD})")]
+        );
         // An exiting process that waits for its last writes still counts; a zombie does not.
         tree.file("proc/55/stat", "55 (redis-server) D 1 1 1 0 -1 4");
         assert_eq!(openers(&tree, Level::Basic).len(), 1);
@@ -161,7 +187,10 @@ fn programs_at_work_by_device_and_by_place() {
     let tree = counted();
     tree.csi_folders();
     tree.process(60, "mount", &[]);
-    tree.file("proc/60/cmdline", format!("mount\0-t\0ext4\0/dev/vda\0{}/globalmount\0", staging()));
+    tree.file(
+        "proc/60/cmdline",
+        format!("mount\0-t\0ext4\0/dev/vda\0{}/globalmount\0", staging()),
+    );
     tree.process(61, "umount", &[]);
     tree.file("proc/61/cmdline", format!("umount\0{}/mount\0", publish()));
     tree.process(62, "mkfs.ext4", &[]);
@@ -170,14 +199,20 @@ fn programs_at_work_by_device_and_by_place() {
     tree.file("proc/63/cmdline", "mount\0/dev/vda\0/mnt\0");
     tree.process(64, "tail", &[]);
     tree.file("proc/64/cmdline", "tail\0/dev/sda\0");
-    assert_eq!(openers(&tree, Level::Basic), ["60 mount", "61 umount", "62 mkfs.ext4"]);
+    assert_eq!(
+        openers(&tree, Level::Basic),
+        ["60 mount", "61 umount", "62 mkfs.ext4"]
+    );
     for pid in [60, 61, 62] {
         fs::remove_dir_all(tree.0.join(format!("proc/{pid}"))).unwrap();
     }
     assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     tree.process(65, "fsck", &[]);
     tree.file("proc/65/cmdline", "fsck\0-A\0");
-    assert_eq!(doubts(&tree), ["65 fsck: on which device it works is not known"]);
+    assert_eq!(
+        doubts(&tree),
+        ["65 fsck: on which device it works is not known"]
+    );
 }
 
 #[test]
@@ -187,9 +222,16 @@ fn a_loop_over_nothing_that_the_host_knows_is_never_clean() {
     // A path in a container.
     tree.file("sys/block/loop0/loop/backing_file", "/dev/xvdz\n");
     assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
-    assert_eq!(doubts(&tree), ["/sys/block/loop0/loop/backing_file: nothing on the host is /dev/xvdz"]);
+    assert_eq!(
+        doubts(&tree),
+        ["/sys/block/loop0/loop/backing_file: nothing on the host is /dev/xvdz"]
+    );
     tree.file("dev/xvdz", "a file after all");
-    assert_eq!(doubts(&tree), ["/dev/sda: is not the device 8:0"], "only the open is left");
+    assert_eq!(
+        doubts(&tree),
+        ["/dev/sda: is not the device 8:0"],
+        "only the open is left"
+    );
 }
 
 #[test]
@@ -208,11 +250,18 @@ fn a_network_block_device_stands_for_what_its_process_has_open() {
     };
     assert_eq!(
         (users.loops, users.mounts),
-        (vec!["loop1".to_owned(), "nbd0".to_owned()], vec!["/srv".to_owned()])
+        (
+            vec!["loop1".to_owned(), "nbd0".to_owned()],
+            vec!["/srv".to_owned()]
+        )
     );
     tree.file("sys/block/nbd0/pid", "nobody\n");
     tree.process(70, "qemu-nbd", &[]);
     fs::remove_dir_all(tree.0.join("proc/70")).unwrap();
     fs::remove_dir_all(tree.0.join("sys/block/loop1")).unwrap();
-    assert!(doubts(&tree)[0].starts_with("/sys/block/nbd0/pid: "), "{:?}", doubts(&tree));
+    assert!(
+        doubts(&tree)[0].starts_with("/sys/block/nbd0/pid: "),
+        "{:?}",
+        doubts(&tree)
+    );
 }

@@ -13,7 +13,14 @@ use std::fs;
 fn seen(tree: &Tree) -> ScanResult {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
     let answer = answer(&tree.root(), &challenge("r1", 7), now).unwrap();
-    assert_eq!((answer.recovery.as_str(), answer.epoch, answer.identity.serial.as_str()), ("r1", 7, LABEL));
+    assert_eq!(
+        (
+            answer.recovery.as_str(),
+            answer.epoch,
+            answer.identity.serial.as_str()
+        ),
+        ("r1", 7, LABEL)
+    );
     assert_eq!((answer.boot_id.as_str(), answer.scanned_at), (BOOT, now));
     answer.seen
 }
@@ -45,7 +52,14 @@ fn clean_node() {
     // The root disk has no identity and is left out.
     assert_eq!(inventory.devices.len(), 1);
     let sda = device(&inventory, "sda");
-    assert_eq!((sda.dev.as_str(), sda.identity.serial.as_str(), sda.size_bytes), ("8:0", LABEL, 1 << 20));
+    assert_eq!(
+        (
+            sda.dev.as_str(),
+            sda.identity.serial.as_str(),
+            sda.size_bytes
+        ),
+        ("8:0", LABEL, 1 << 20)
+    );
     assert!(sda.users.is_empty());
     assert_eq!(inventory.csi_volumes, []);
     assert_eq!(seen(&tree), ScanResult::Idle);
@@ -58,18 +72,34 @@ fn staged_and_published_volume() {
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
     let inventory = tree.scan();
-    let mounts = [format!("{}/globalmount", staging()), format!("{}/mount", publish())];
+    let mounts = [
+        format!("{}/globalmount", staging()),
+        format!("{}/mount", publish()),
+    ];
     let mut sorted = mounts.to_vec();
     sorted.sort();
     assert_eq!(
         device(&inventory, "sda").users,
-        DeviceUsers { mounts: sorted.clone(), ..DeviceUsers::default() }
+        DeviceUsers {
+            mounts: sorted.clone(),
+            ..DeviceUsers::default()
+        }
     );
     assert_eq!(inventory.csi_volumes.len(), 1);
     let volume = &inventory.csi_volumes[0];
-    assert_eq!((volume.driver.as_str(), volume.handle.as_str()), (DRIVER, HANDLE));
+    assert_eq!(
+        (volume.driver.as_str(), volume.handle.as_str()),
+        (DRIVER, HANDLE)
+    );
     assert_eq!(volume.pv.as_ref().map(|pv| pv.as_str()), Some(PV));
-    assert_eq!(volume.pods.iter().map(|pod| pod.as_str()).collect::<Vec<_>>(), [POD]);
+    assert_eq!(
+        volume
+            .pods
+            .iter()
+            .map(|pod| pod.as_str())
+            .collect::<Vec<_>>(),
+        [POD]
+    );
     let mount = |path: &String| GuestMount {
         path: path.clone(),
         dev: "8:0".to_owned(),
@@ -83,10 +113,18 @@ fn staged_and_published_volume() {
 #[test]
 fn mounted_in_another_mount_namespace_only() {
     let tree = Tree::with_volume();
-    tree.process(77, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
+    tree.process(
+        77,
+        "redis-server",
+        &["5 4 8:0 / /data rw - ext4 /dev/sda rw"],
+    );
     // A second process of the same namespace adds nothing, whether the link can be read or not.
     for pid in [77, 78] {
-        tree.process(pid, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
+        tree.process(
+            pid,
+            "redis-server",
+            &["5 4 8:0 / /data rw - ext4 /dev/sda rw"],
+        );
         tree.link(&format!("proc/{pid}/ns/mnt"), "mnt:[4026532001]");
     }
     tree.process(79, "sh", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
@@ -102,8 +140,14 @@ fn a_thread_may_have_a_namespace_of_its_own() {
     tree.link("proc/77/ns/mnt", "mnt:[1]");
     tree.link("proc/77/task/77/ns/mnt", "mnt:[1]");
     tree.link("proc/77/task/80/ns/mnt", "mnt:[2]");
-    tree.file("proc/77/task/80/mountinfo", "6 5 8:0 / /private rw - ext4 /dev/sda rw\n");
-    assert_eq!(users(&tree).mounts, strings(&["/private (mount namespace of 77 runner)"]));
+    tree.file(
+        "proc/77/task/80/mountinfo",
+        "6 5 8:0 / /private rw - ext4 /dev/sda rw\n",
+    );
+    assert_eq!(
+        users(&tree).mounts,
+        strings(&["/private (mount namespace of 77 runner)"])
+    );
 }
 
 #[test]
@@ -112,13 +156,23 @@ fn containers_of_a_mounted_volume_do_not_change_the_unasked_report() {
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
     let before = tree.scan();
-    tree.process(77, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
+    tree.process(
+        77,
+        "redis-server",
+        &["5 4 8:0 / /data rw - ext4 /dev/sda rw"],
+    );
     // A DaemonSet's pod that sees the host's / below /host.
-    let below = format!("6 4 8:0 / /host{}/globalmount rw - ext4 /dev/sda rw", staging());
+    let below = format!(
+        "6 4 8:0 / /host{}/globalmount rw - ext4 /dev/sda rw",
+        staging()
+    );
     tree.process(78, "reattach-agent", &[&below]);
     assert_eq!(tree.scan(), before);
     let asked = in_use(&tree).mounts;
-    assert!(asked.contains(&"/data (mount namespace of 77 redis-server)".to_owned()), "{asked:?}");
+    assert!(
+        asked.contains(&"/data (mount namespace of 77 redis-server)".to_owned()),
+        "{asked:?}"
+    );
 }
 
 #[test]
@@ -138,8 +192,16 @@ fn phantom_on_a_reimaged_disk() {
     let tree = Tree::host();
     fs::remove_dir_all(tree.0.join("var")).unwrap();
     let inventory = tree.scan();
-    let GuestInventory { devices, csi_volumes, unreadable, .. } = inventory;
-    assert_eq!((devices.len(), csi_volumes.len(), unreadable.len()), (0, 0, 0));
+    let GuestInventory {
+        devices,
+        csi_volumes,
+        unreadable,
+        ..
+    } = inventory;
+    assert_eq!(
+        (devices.len(), csi_volumes.len(), unreadable.len()),
+        (0, 0, 0)
+    );
     assert_eq!(seen(&tree), ScanResult::NoDevice);
 }
 
@@ -149,11 +211,20 @@ fn dead_mount() {
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
     // A container's mount of the vanished device.
-    tree.process(77, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
+    tree.process(
+        77,
+        "redis-server",
+        &["5 4 8:0 / /data rw - ext4 /dev/sda rw"],
+    );
     let inventory = tree.scan();
     assert_eq!(inventory.devices, []);
     assert_eq!(inventory.csi_volumes[0].mounts.len(), 2);
-    assert!(inventory.csi_volumes[0].mounts.iter().all(|mount| mount.dead && mount.dev == "8:0"));
+    assert!(
+        inventory.csi_volumes[0]
+            .mounts
+            .iter()
+            .all(|mount| mount.dead && mount.dev == "8:0")
+    );
     let mut paths = vec![
         "/data (mount namespace of 77 redis-server)".to_owned(),
         format!("{}/globalmount", staging()),
@@ -163,7 +234,12 @@ fn dead_mount() {
     assert_eq!(seen(&tree), ScanResult::DeadMount { paths });
     // Known to the kernel although not in /sys/block (removal not finished): not dead.
     tree.dir("sys/dev/block/8:0");
-    assert!(tree.scan().csi_volumes[0].mounts.iter().all(|mount| !mount.dead));
+    assert!(
+        tree.scan().csi_volumes[0]
+            .mounts
+            .iter()
+            .all(|mount| !mount.dead)
+    );
     assert_eq!(in_use(&tree).mounts.len(), 2);
 }
 
@@ -171,10 +247,21 @@ fn dead_mount() {
 fn a_dead_mount_that_only_another_namespace_still_has() {
     let tree = Tree::host();
     tree.csi_folders();
-    let below = format!("6 4 8:0 / /host{}/globalmount rw - ext4 /dev/sda rw", staging());
+    let below = format!(
+        "6 4 8:0 / /host{}/globalmount rw - ext4 /dev/sda rw",
+        staging()
+    );
     tree.process(78, "exporter", &[&below]);
-    let path = format!("/host{}/globalmount (mount namespace of 78 exporter)", staging());
-    let mount = GuestMount { path: path.clone(), dev: "8:0".to_owned(), dead: true, read_only: false };
+    let path = format!(
+        "/host{}/globalmount (mount namespace of 78 exporter)",
+        staging()
+    );
+    let mount = GuestMount {
+        path: path.clone(),
+        dev: "8:0".to_owned(),
+        dead: true,
+        read_only: false,
+    };
     assert_eq!(tree.scan().csi_volumes[0].mounts, [mount]);
     assert_eq!(seen(&tree), ScanResult::DeadMount { paths: vec![path] });
 }
@@ -182,9 +269,17 @@ fn a_dead_mount_that_only_another_namespace_still_has() {
 #[test]
 fn dead_mount_whose_folders_were_removed() {
     let tree = Tree::host();
-    tree.mount(&format!("90 22 8:0 / {}/globalmount rw - ext4 /dev/sda rw", staging()));
+    tree.mount(&format!(
+        "90 22 8:0 / {}/globalmount rw - ext4 /dev/sda rw",
+        staging()
+    ));
     // The hash in the path still identifies the volume.
-    assert_eq!(seen(&tree), ScanResult::DeadMount { paths: vec![format!("{}/globalmount", staging())] });
+    assert_eq!(
+        seen(&tree),
+        ScanResult::DeadMount {
+            paths: vec![format!("{}/globalmount", staging())]
+        }
+    );
     assert_eq!(tree.scan().unreadable.len(), 1);
 }
 
@@ -194,7 +289,10 @@ fn the_device_came_back_under_another_number_while_the_old_mount_is_still_there(
     tree.disk("sdb", "8:16", LABEL);
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
-    let expected = [format!("{}/globalmount (dead)", staging()), format!("{}/mount (dead)", publish())];
+    let expected = [
+        format!("{}/globalmount (dead)", staging()),
+        format!("{}/mount (dead)", publish()),
+    ];
     let mut mounts = in_use(&tree).mounts;
     mounts.sort_by_key(|mount| mount.contains("/pods/"));
     assert_eq!(mounts, expected);
@@ -214,8 +312,15 @@ fn a_tenants_own_mounts_cannot_pretend_to_be_a_volumes_user() {
     let tree = Tree::with_volume();
     tree.csi_folders();
     let before = tree.scan();
-    let staged = format!("6 4 0:70 / {}/globalmount rw - tmpfs /dev/sda rw", staging());
-    tree.process(77, "tenant", &["5 4 0:70 / /x rw - tmpfs /dev/sda rw", &staged]);
+    let staged = format!(
+        "6 4 0:70 / {}/globalmount rw - tmpfs /dev/sda rw",
+        staging()
+    );
+    tree.process(
+        77,
+        "tenant",
+        &["5 4 0:70 / /x rw - tmpfs /dev/sda rw", &staged],
+    );
     assert_eq!(tree.scan(), before);
     assert_eq!(seen(&tree), ScanResult::Idle);
 }
@@ -223,12 +328,20 @@ fn a_tenants_own_mounts_cannot_pretend_to_be_a_volumes_user() {
 #[test]
 fn an_unexplained_csi_mount_is_no_answer() {
     let tree = Tree::host();
-    tree.mount(&format!("91 22 0:99 / {}/mount rw - fuse.some some rw", publish()));
-    assert!(matches!(seen(&tree), ScanResult::Unreadable { items } if items[0].contains(&publish())));
+    tree.mount(&format!(
+        "91 22 0:99 / {}/mount rw - fuse.some some rw",
+        publish()
+    ));
+    assert!(
+        matches!(seen(&tree), ScanResult::Unreadable { items } if items[0].contains(&publish()))
+    );
     // The mount of an existing device with another identity is not ours.
     let tree = Tree::host();
     tree.disk("sdb", "8:16", "another");
-    tree.mount(&format!("91 22 8:16 / {}/mount rw - ext4 /dev/sdb rw", publish()));
+    tree.mount(&format!(
+        "91 22 8:16 / {}/mount rw - ext4 /dev/sdb rw",
+        publish()
+    ));
     assert_eq!(seen(&tree), ScanResult::NoDevice);
 }
 
@@ -237,10 +350,19 @@ fn loops_over_the_device_recursively() {
     let tree = Tree::with_volume();
     for (name, dev, backing) in [("loop0", "7:0", "/dev/sda"), ("loop1", "7:1", "/dev/loop0")] {
         tree.virtual_device(name, dev);
-        tree.file(&format!("sys/block/{name}/loop/backing_file"), format!("{backing}\n"));
+        tree.file(
+            &format!("sys/block/{name}/loop/backing_file"),
+            format!("{backing}\n"),
+        );
     }
     tree.virtual_device("loop2", "7:2");
-    assert_eq!(users(&tree), DeviceUsers { loops: strings(&["loop0", "loop1"]), ..DeviceUsers::default() });
+    assert_eq!(
+        users(&tree),
+        DeviceUsers {
+            loops: strings(&["loop0", "loop1"]),
+            ..DeviceUsers::default()
+        }
+    );
     tree.mount("95 22 7:1 / /srv ro - ext4 /dev/loop1 ro");
     assert_eq!(users(&tree).mounts, strings(&["/srv"]));
     assert_eq!(in_use(&tree).loops, strings(&["loop0", "loop1"]));
@@ -251,11 +373,15 @@ fn loop_over_a_file_on_the_device_and_over_kubelets_bind_of_it() {
     let tree = Tree::with_volume();
     tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
     tree.virtual_device("loop0", "7:0");
-    tree.file("sys/block/loop0/loop/backing_file", "/srv/disk.img (deleted)\n");
+    tree.file(
+        "sys/block/loop0/loop/backing_file",
+        "/srv/disk.img (deleted)\n",
+    );
     assert_eq!(users(&tree).loops, strings(&["loop0"]));
 
     let tree = Tree::with_volume();
-    let bind = format!("/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/{PV}/{POD}");
+    let bind =
+        format!("/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/{PV}/{POD}");
     tree.mount(&format!("95 22 0:6 /sda {bind} rw - devtmpfs udev rw"));
     tree.file(
         &format!("var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/{PV}/data/vol_data.json"),
@@ -265,7 +391,10 @@ fn loop_over_a_file_on_the_device_and_over_kubelets_bind_of_it() {
     tree.virtual_device("loop0", "7:0");
     tree.file("sys/block/loop0/loop/backing_file", format!("{bind}\n"));
     let users = users(&tree);
-    assert_eq!((users.loops, users.mounts), (strings(&["loop0"]), vec![bind]));
+    assert_eq!(
+        (users.loops, users.mounts),
+        (strings(&["loop0"]), vec![bind])
+    );
     let volume = &tree.scan().csi_volumes[0];
     assert_eq!(volume.pods[0].as_str(), POD);
     assert!(!volume.mounts[0].dead);
@@ -286,7 +415,10 @@ fn holders_recursively_and_on_partitions() {
     tree.mount("96 22 0:50 / /btrfs rw - btrfs /dev/mapper/luks-data rw,subvol=/");
     assert_eq!(users(&tree).mounts, strings(&["/btrfs", "/srv"]));
     tree.file("sys/fs/btrfs/0b-1c/devices/dm-1", "");
-    assert_eq!(in_use(&tree).holders, strings(&["btrfs:0b-1c", "dm-0", "dm-1"]));
+    assert_eq!(
+        in_use(&tree).holders,
+        strings(&["btrfs:0b-1c", "dm-0", "dm-1"])
+    );
 }
 
 #[test]
@@ -310,11 +442,17 @@ fn swap_on_the_device() {
     let head = "Filename\t\tType\t\tSize\tUsed\tPriority\n";
     tree.file("proc/swaps", head);
     assert!(!users(&tree).swap);
-    tree.file("proc/swaps", format!("{head}/dev/sda2    partition\t4\t0\t-2\n/swapfile   file\t4\t0\t-3\n"));
+    tree.file(
+        "proc/swaps",
+        format!("{head}/dev/sda2    partition\t4\t0\t-2\n/swapfile   file\t4\t0\t-3\n"),
+    );
     assert!(users(&tree).swap);
     assert!(in_use(&tree).swap);
     // An unknown swap device could be the device of the challenge.
-    tree.file("proc/swaps", format!("{head}/dev/zz    partition\t4\t0\t-2\n"));
+    tree.file(
+        "proc/swaps",
+        format!("{head}/dev/zz    partition\t4\t0\t-2\n"),
+    );
     assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }));
 }
 
@@ -337,9 +475,19 @@ fn identity_without_page_83() {
     // A single path of a multipath namespace has no device number.
     tree.file("sys/block/nvme0c0n1/hidden", "1\n");
     let inventory = tree.scan();
-    let seen: Vec<_> =
-        inventory.devices.iter().map(|d| (d.kernel_name.as_str(), d.identity.serial.as_str())).collect();
-    assert_eq!(seen, [("nvme0n1", "vol0123456789abcdef0"), ("sdc", "PG80-C"), ("vdb", "virtio-serial")]);
+    let seen: Vec<_> = inventory
+        .devices
+        .iter()
+        .map(|d| (d.kernel_name.as_str(), d.identity.serial.as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("nvme0n1", "vol0123456789abcdef0"),
+            ("sdc", "PG80-C"),
+            ("vdb", "virtio-serial")
+        ]
+    );
     assert_eq!(inventory.unreadable, Vec::<String>::new());
 }
 
@@ -372,7 +520,10 @@ fn unreadable_items_are_no_answer_but_hide_no_user() {
         ("sys/block/sdz/dev", "/sys/block/sdz/dev"),
         ("proc/50/mountinfo", "/proc/50/mountinfo"),
         ("proc/swaps", "/proc/swaps"),
-        ("sys/block/sda/device/vpd_pg80", "/sys/block/sda/device/vpd_pg80"),
+        (
+            "sys/block/sda/device/vpd_pg80",
+            "/sys/block/sda/device/vpd_pg80",
+        ),
         (
             "var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/v/vol_data.json",
             "/var/lib/kubelet/pods/p/volumes",
@@ -381,7 +532,9 @@ fn unreadable_items_are_no_answer_but_hide_no_user() {
     for (folder, item) in broken {
         let tree = Tree::with_volume();
         tree.dir(folder);
-        let ScanResult::Unreadable { items } = seen(&tree) else { panic!("{folder}: {:?}", seen(&tree)) };
+        let ScanResult::Unreadable { items } = seen(&tree) else {
+            panic!("{folder}: {:?}", seen(&tree))
+        };
         assert!(items.len() == 1 && items[0].starts_with(item), "{items:?}");
         assert_eq!(tree.scan().unreadable, items);
         tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
@@ -396,13 +549,23 @@ fn files_that_say_nonsense_are_unreadable() {
         ("sys/block/sda/size", "-\n"),
         ("proc/1/mountinfo", "not a table\n"),
         ("proc/swaps", "Filename\nhalf\n"),
-        ("var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/v/vol_data.json", "{"),
-        ("var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/v/vol_data.json", "{}"),
+        (
+            "var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/v/vol_data.json",
+            "{",
+        ),
+        (
+            "var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/v/vol_data.json",
+            "{}",
+        ),
     ];
     for (file, content) in nonsense {
         let tree = Tree::with_volume();
         tree.file(file, content);
-        assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }), "{file}: {:?}", seen(&tree));
+        assert!(
+            matches!(seen(&tree), ScanResult::Unreadable { .. }),
+            "{file}: {:?}",
+            seen(&tree)
+        );
     }
 }
 
@@ -416,12 +579,18 @@ fn a_root_that_is_not_the_hosts_proves_nothing() {
         } else {
             fs::remove_file(path).unwrap()
         }
-        assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }), "{missing}");
+        assert!(
+            matches!(seen(&tree), ScanResult::Unreadable { .. }),
+            "{missing}"
+        );
     }
     let tree = Tree::host();
     fs::remove_file(tree.0.join("proc/sys/kernel/random/boot_id")).unwrap();
     let error = reattach_agent::scan(&tree.root()).unwrap_err().to_string();
-    assert!(error.contains("boot ID") && error.contains("boot_id"), "{error}");
+    assert!(
+        error.contains("boot ID") && error.contains("boot_id"),
+        "{error}"
+    );
     let tree = Tree::host();
     tree.file("proc/stat", "cpu 1\n");
     let error = reattach_agent::scan(&tree.root()).unwrap_err().to_string();
@@ -453,5 +622,8 @@ fn kubelets_folder_behind_an_absolute_link_of_the_host() {
     tree.link("a", "/b");
     tree.link("b", "/a");
     let inventory = reattach_agent::scan(&tree.root().with_kubelet_root("/a")).unwrap();
-    assert!(inventory.unreadable[0].contains("too many symbolic links"), "{inventory:?}");
+    assert!(
+        inventory.unreadable[0].contains("too many symbolic links"),
+        "{inventory:?}"
+    );
 }

@@ -13,7 +13,13 @@ use std::fs;
 use std::process::Command;
 
 fn seen(tree: &Tree) -> ScanResult {
-    answer(&tree.root(), &challenge("r1", 7), jiff::Timestamp::UNIX_EPOCH).unwrap().seen
+    answer(
+        &tree.root(),
+        &challenge("r1", 7),
+        jiff::Timestamp::UNIX_EPOCH,
+    )
+    .unwrap()
+    .seen
 }
 
 #[test]
@@ -23,14 +29,23 @@ fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
         tree.process(99, "db", &[]);
         // Opening a FIFO for reading waits until it is opened for writing, as reading a locked map waits for its process.
         let fifo = tree.0.join("proc/99/maps");
-        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .unwrap()
+                .success()
+        );
     }
     assert_eq!(seen(&gone), ScanResult::NoDevice);
     let items = |tree| match seen(tree) {
         ScanResult::Unreadable { items } => items,
         other => panic!("{other:?}"),
     };
-    assert_eq!(items(&there), ["/proc: scanning all processes: did not end within 10 s"]);
+    assert_eq!(
+        items(&there),
+        ["/proc: scanning all processes: did not end within 10 s"]
+    );
     let again = "/proc: scanning all processes: not tried, because an earlier scan still hangs in the kernel";
     assert_eq!(items(&there), [again]);
     assert_eq!(seen(&gone), ScanResult::NoDevice);

@@ -61,9 +61,16 @@ fn lazily_unmounted_with_an_open_file() {
     on_a_disk("lazily_unmounted_with_an_open_file", |disk| {
         let point = disk.mounted();
         assert_eq!(disk.users().mounts, std::slice::from_ref(&point));
-        let pid = disk.start(&["sh", "-c", &format!("exec 9>{point}/file; echo ready; read x")]);
+        let pid = disk.start(&[
+            "sh",
+            "-c",
+            &format!("exec 9>{point}/file; echo ready; read x"),
+        ]);
         disk.run(&["umount", "-l", &point]);
-        let expected = DeviceUsers { openers: vec![format!("{pid} sh")], ..DeviceUsers::default() };
+        let expected = DeviceUsers {
+            openers: vec![format!("{pid} sh")],
+            ..DeviceUsers::default()
+        };
         is_seen(disk, &expected);
         disk.end();
         is_free(disk);
@@ -75,7 +82,10 @@ fn lazily_unmounted_with_a_file_in_memory_only() {
     on_a_disk("lazily_unmounted_with_a_file_in_memory_only", |disk| {
         let loader = "/lib64/ld-linux-x86-64.so.2";
         if !std::fs::exists(loader).unwrap() {
-            return skip("lazily_unmounted_with_a_file_in_memory_only", "no loader of glibc for x86-64");
+            return skip(
+                "lazily_unmounted_with_a_file_in_memory_only",
+                "no loader of glibc for x86-64",
+            );
         }
         let point = disk.mounted();
         // The loader maps the program: neither a descriptor nor the executable's link leads to it.
@@ -85,7 +95,10 @@ fn lazily_unmounted_with_a_file_in_memory_only() {
         for level in LEVELS {
             let users = disk.in_use(level);
             assert_eq!(users.openers.len(), 1, "{users:?}");
-            assert!(users.openers[0].starts_with(&format!("{pid} ")), "{users:?}");
+            assert!(
+                users.openers[0].starts_with(&format!("{pid} ")),
+                "{users:?}"
+            );
         }
         disk.end();
         is_free(disk);
@@ -96,8 +109,15 @@ fn lazily_unmounted_with_a_file_in_memory_only() {
 #[test]
 fn opened_raw() {
     on_a_disk("opened_raw", |disk| {
-        let pid = disk.start(&["sh", "-c", &format!("exec 9<{}; echo ready; read x", disk.device())]);
-        let expected = DeviceUsers { openers: vec![format!("{pid} sh")], ..DeviceUsers::default() };
+        let pid = disk.start(&[
+            "sh",
+            "-c",
+            &format!("exec 9<{}; echo ready; read x", disk.device()),
+        ]);
+        let expected = DeviceUsers {
+            openers: vec![format!("{pid} sh")],
+            ..DeviceUsers::default()
+        };
         is_seen(disk, &expected);
         disk.end();
         is_free(disk);
@@ -112,9 +132,15 @@ fn loops_over_it() {
         assert!(disk.attach(&device));
         let second = disk.loops[1].clone();
         assert!(disk.attach(&second));
-        let mut names: Vec<String> = disk.loops[1..].iter().map(|device| Disk::name(device)).collect();
+        let mut names: Vec<String> = disk.loops[1..]
+            .iter()
+            .map(|device| Disk::name(device))
+            .collect();
         names.sort();
-        let expected = DeviceUsers { loops: names, ..DeviceUsers::default() };
+        let expected = DeviceUsers {
+            loops: names,
+            ..DeviceUsers::default()
+        };
         is_seen(disk, &expected);
         disk.detach_last();
         disk.detach_last();
@@ -128,7 +154,13 @@ fn swap_on_it() {
         let device = disk.device();
         disk.run(&["mkswap", &device]);
         disk.run(&["swapon", &device]);
-        assert_eq!(disk.users(), DeviceUsers { swap: true, ..DeviceUsers::default() });
+        assert_eq!(
+            disk.users(),
+            DeviceUsers {
+                swap: true,
+                ..DeviceUsers::default()
+            }
+        );
         for level in LEVELS {
             assert!(disk.in_use(level).swap);
         }
@@ -151,7 +183,11 @@ fn mounted_in_a_namespace_without_a_process() {
             &format!("mount {device} {point} && echo ready; read x"),
         ]);
         // A descriptor keeps the namespace when its last process ends.
-        disk.start(&["sh", "-c", &format!("exec 9</proc/{pid}/ns/mnt; echo ready; read x")]);
+        disk.start(&[
+            "sh",
+            "-c",
+            &format!("exec 9</proc/{pid}/ns/mnt; echo ready; read x"),
+        ]);
         disk.end();
         assert_eq!(disk.users(), DeviceUsers::default());
         assert_eq!(
@@ -159,7 +195,13 @@ fn mounted_in_a_namespace_without_a_process() {
             ScanResult::Idle,
             "the basic level opens no device and cannot know"
         );
-        assert_eq!(disk.in_use(Level::Full), DeviceUsers { claimed: true, ..DeviceUsers::default() });
+        assert_eq!(
+            disk.in_use(Level::Full),
+            DeviceUsers {
+                claimed: true,
+                ..DeviceUsers::default()
+            }
+        );
         disk.end();
         is_free(disk);
     });
@@ -170,9 +212,19 @@ fn written_to_while_it_is_looked_at() {
     on_a_disk("written_to_while_it_is_looked_at", |disk| {
         let write = |disk: &Disk| {
             let to = format!("of={}", disk.device());
-            disk.run(&["dd", "if=/dev/zero", &to, "bs=4096", "count=1", "oflag=direct"]);
+            disk.run(&[
+                "dd",
+                "if=/dev/zero",
+                &to,
+                "bs=4096",
+                "count=1",
+                "oflag=direct",
+            ]);
         };
-        let active = DeviceUsers { active: true, ..DeviceUsers::default() };
+        let active = DeviceUsers {
+            active: true,
+            ..DeviceUsers::default()
+        };
         assert_eq!(disk.seen_after(write), ScanResult::InUse { users: active });
         assert_eq!(disk.seen_after(|_| ()), ScanResult::Clean);
     });
@@ -208,14 +260,25 @@ fn a_device_mapper_target_over_it() {
     on_a_disk("a_device_mapper_target_over_it", |disk| {
         let name = format!("reattach-test-{}", Disk::name(&disk.device()));
         let table = format!("0 2048 linear {} 0", disk.device());
-        let made = std::process::Command::new("dmsetup").args(["create", &name, "--table", &table]).output();
+        let made = std::process::Command::new("dmsetup")
+            .args(["create", &name, "--table", &table])
+            .output();
         if !made.is_ok_and(|made| made.status.success()) {
-            return skip("a_device_mapper_target_over_it", "this kernel has no device mapper");
+            return skip(
+                "a_device_mapper_target_over_it",
+                "this kernel has no device mapper",
+            );
         }
         let (users, seen) = (disk.users(), disk.seen(Level::Full));
         disk.run(&["dmsetup", "remove", &name]);
-        assert!(users.holders.len() == 1 && users.holders[0].starts_with("dm-"), "{users:?}");
-        assert!(matches!(&seen, ScanResult::InUse { users } if users.holders.len() == 1), "{seen:?}");
+        assert!(
+            users.holders.len() == 1 && users.holders[0].starts_with("dm-"),
+            "{users:?}"
+        );
+        assert!(
+            matches!(&seen, ScanResult::InUse { users } if users.holders.len() == 1),
+            "{seen:?}"
+        );
         is_free(disk);
     });
 }

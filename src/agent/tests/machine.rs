@@ -14,14 +14,26 @@ fn this_machine() {
     let root = HostRoot::new("/");
     let started = Instant::now();
     let inventory = scan(&root).unwrap();
-    println!("scan of this machine: {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "scan of this machine: {:.1} ms",
+        started.elapsed().as_secs_f64() * 1e3
+    );
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(inventory.boot_id.as_str(), boot_id.trim());
     // The kernel computes btime from the wall clock: an adjustment between the reads may move it by a second.
     let stat = fs::read_to_string("/proc/stat").unwrap();
-    let btime: i64 =
-        stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().trim().parse().unwrap();
-    assert!((inventory.booted_at.as_second() - btime).abs() <= 2, "{} {btime}", inventory.booted_at);
+    let btime: i64 = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("btime "))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(
+        (inventory.booted_at.as_second() - btime).abs() <= 2,
+        "{} {btime}",
+        inventory.booted_at
+    );
     for device in &inventory.devices {
         let number = fs::read_to_string(format!("/sys/block/{}/dev", device.kernel_name)).unwrap();
         assert_eq!(device.dev, number.trim());
@@ -33,7 +45,10 @@ fn this_machine() {
 /// whatever comes and goes meanwhile, none may be missing.
 fn missing(root: &HostRoot) -> Option<String> {
     let inventory = scan(root).unwrap();
-    inventory.unreadable.into_iter().find(|item| item.contains("mountinfo") || item.contains("/sys/"))
+    inventory
+        .unreadable
+        .into_iter()
+        .find(|item| item.contains("mountinfo") || item.contains("/sys/"))
 }
 
 #[test]

@@ -21,7 +21,11 @@ const MOUNT: &str = "95 22 8:0 / /srv rw - ext4 /dev/sda rw";
 const NEVER: Duration = Duration::from_secs(1_000_000);
 
 /// The events that a test sends, and the number of times that the stream was polled.
-fn news() -> (mpsc::UnboundedSender<()>, impl futures::Stream<Item = ()>, Arc<AtomicUsize>) {
+fn news() -> (
+    mpsc::UnboundedSender<()>,
+    impl futures::Stream<Item = ()>,
+    Arc<AtomicUsize>,
+) {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let taken = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&taken);
@@ -35,7 +39,10 @@ fn news() -> (mpsc::UnboundedSender<()>, impl futures::Stream<Item = ()>, Arc<At
     (sender, stream, taken)
 }
 
-async fn settled(rescan: Duration, news: impl futures::Stream<Item = ()> + Send + 'static) -> World {
+async fn settled(
+    rescan: Duration,
+    news: impl futures::Stream<Item = ()> + Send + 'static,
+) -> World {
     let mut world = World::new(Tree::with_volume());
     world.start_with(rescan, Level::Basic, news);
     // After the scans that follow a change.
@@ -107,10 +114,16 @@ async fn regular_scans_continue_when_the_events_end() {
 /// For ten minutes another writer wins every race for the report, or every reply is lost.
 #[tokio::test(start_paused = true)]
 async fn lost_writes_slow_the_agent_down_and_do_not_end_it() {
-    for fault in [refusal(409), Fault::Disconnect { after_effect: true }, refusal(404)] {
+    for fault in [
+        refusal(409),
+        Fault::Disconnect { after_effect: true },
+        refusal(404),
+    ] {
         let (send, news, _) = news();
         let world = settled(NEVER, news).await;
-        let id = world.server.add_fault(FaultRule::always(on(Verb::Patch), fault.clone()));
+        let id = world
+            .server
+            .add_fault(FaultRule::always(on(Verb::Patch), fault.clone()));
         world.ask("n1", &[challenge("recovery-1", 1)]).await;
         let asked = Instant::now();
         // Events must not shorten the pauses.
@@ -120,11 +133,22 @@ async fn lost_writes_slow_the_agent_down_and_do_not_end_it() {
         }
         let tries = world.writes().len();
         assert!(tries <= 120, "{fault:?}: {tries} in {LONG:?}");
-        assert!(tries > 3 || matches!(fault, Fault::Disconnect { .. }), "{fault:?}: {tries}");
+        assert!(
+            tries > 3 || matches!(fault, Fault::Disconnect { .. }),
+            "{fault:?}: {tries}"
+        );
         world.server.remove_fault(id);
         world.ask("n1", &[challenge("recovery-1", 2)]).await;
         sleep(Duration::from_secs(120)).await;
-        assert_eq!(world.answers().iter().map(|answer| answer.epoch).collect::<Vec<_>>(), [2], "{fault:?}");
+        assert_eq!(
+            world
+                .answers()
+                .iter()
+                .map(|answer| answer.epoch)
+                .collect::<Vec<_>>(),
+            [2],
+            "{fault:?}"
+        );
         world.writes();
         sleep(LONG).await;
         assert_eq!(world.writes().len(), 0, "{fault:?}: all is written");
@@ -148,5 +172,8 @@ async fn the_full_level_compares_counters_over_a_second() {
     sleep(Duration::from_millis(200)).await;
     let answer = &world.answers()[0];
     assert_eq!(answer.level, Level::Full);
-    assert!(matches!(&answer.seen, ScanResult::InUse { users } if users.active), "{answer:?}");
+    assert!(
+        matches!(&answer.seen, ScanResult::InUse { users } if users.active),
+        "{answer:?}"
+    );
 }

@@ -21,13 +21,36 @@ use tokio::time::{Instant, sleep};
 async fn unasked_reports_are_written_on_change_only() {
     let world = World::running(Tree::with_volume()).await;
     let report = world.report();
-    assert!(report["metadata"]["ownerReferences"].is_null(), "the report outlives the Node: {report}");
+    assert!(
+        report["metadata"]["ownerReferences"].is_null(),
+        "the report outlives the Node: {report}"
+    );
     let inventory = world.inventory();
-    assert_eq!((inventory.boot_id.as_str(), inventory.devices[0].identity.serial.as_str()), (BOOT, LABEL));
+    assert_eq!(
+        (
+            inventory.boot_id.as_str(),
+            inventory.devices[0].identity.serial.as_str()
+        ),
+        (BOOT, LABEL)
+    );
     let entries = world.writes();
-    assert!(entries.iter().all(|entry| entry.field_manager == Product::Agent.user_agent()), "{entries:?}");
-    let writes: Vec<_> = entries.iter().map(|entry| (entry.verb, entry.subresource.clone())).collect();
-    assert_eq!(writes, [(Verb::Create, None), (Verb::Patch, Some("status".to_owned()))]);
+    assert!(
+        entries
+            .iter()
+            .all(|entry| entry.field_manager == Product::Agent.user_agent()),
+        "{entries:?}"
+    );
+    let writes: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.verb, entry.subresource.clone()))
+        .collect();
+    assert_eq!(
+        writes,
+        [
+            (Verb::Create, None),
+            (Verb::Patch, Some("status".to_owned()))
+        ]
+    );
 
     sleep(LONG).await;
     assert_eq!(world.writes().len(), 0);
@@ -48,14 +71,21 @@ async fn unasked_reports_are_written_on_change_only() {
 #[tokio::test(start_paused = true)]
 async fn a_restarted_agent_scans_at_once() {
     let mut world = World::running(Tree::with_volume()).await;
-    for (change, writes) in [(None, 0), (Some("95 22 8:0 / /srv rw - ext4 /dev/sda rw"), 1)] {
+    for (change, writes) in [
+        (None, 0),
+        (Some("95 22 8:0 / /srv rw - ext4 /dev/sda rw"), 1),
+    ] {
         world.stop.take().unwrap().send(()).unwrap();
         world.agent.take().unwrap().await.unwrap();
         change.into_iter().for_each(|mount| world.tree.mount(mount));
         world.writes();
         world.start();
         sleep(Duration::from_secs(1)).await;
-        assert_eq!(world.writes().len(), writes, "{change:?}, within {RESCAN:?}");
+        assert_eq!(
+            world.writes().len(),
+            writes,
+            "{change:?}, within {RESCAN:?}"
+        );
     }
     assert_eq!(world.inventory().devices[0].users.mounts, ["/srv"]);
     sleep(LONG).await;
@@ -78,7 +108,10 @@ async fn a_challenge_is_answered_once_at_once_with_its_triple() {
         (&answer.recovery, answer.epoch, &answer.identity),
         (&question.recovery, question.epoch, &question.identity)
     );
-    assert_eq!((answer.boot_id.as_str(), &answer.seen), (BOOT, &ScanResult::Idle));
+    assert_eq!(
+        (answer.boot_id.as_str(), &answer.seen),
+        (BOOT, &ScanResult::Idle)
+    );
     assert!(answer.scanned_at >= asked_at && answer.scanned_at <= world.server.clock().now());
     let generation = world.report()["metadata"]["generation"].as_i64();
     assert_eq!(world.status().observed_generation, generation);
@@ -92,13 +125,23 @@ async fn a_challenge_is_answered_once_at_once_with_its_triple() {
 #[tokio::test(start_paused = true)]
 async fn a_new_epoch_is_answered_by_a_new_scan() {
     let world = World::running(Tree::with_volume()).await;
-    world.ask("n1", &[challenge("recovery-1", 1), challenge("recovery-2", 1)]).await;
+    world
+        .ask(
+            "n1",
+            &[challenge("recovery-1", 1), challenge("recovery-2", 1)],
+        )
+        .await;
     sleep(Duration::from_secs(60)).await;
     let first = world.answers();
     assert_eq!(first.len(), 2);
     world.tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
     let asked_at = world.server.clock().now();
-    world.ask("n1", &[challenge("recovery-1", 2), challenge("recovery-2", 1)]).await;
+    world
+        .ask(
+            "n1",
+            &[challenge("recovery-1", 2), challenge("recovery-2", 1)],
+        )
+        .await;
     sleep(Duration::from_millis(100)).await;
     let second = world.answers();
     assert_eq!((second.len(), second[0].epoch), (2, 2));
@@ -124,9 +167,18 @@ async fn another_nodes_report_is_never_touched() {
     world.ask("n2", &[challenge("recovery-1", 2)]).await;
     sleep(LONG).await;
     let writes = world.writes();
-    assert!(!writes.is_empty() && writes.iter().all(|entry| entry.name == "n1"), "{writes:?}");
-    let now = world.server.read("reattach.dev", "nodevolumereports", "", "n2").unwrap();
-    assert_eq!((&now["status"], &now["metadata"]["uid"]), (&Value::Null, &foreign["metadata"]["uid"]));
+    assert!(
+        !writes.is_empty() && writes.iter().all(|entry| entry.name == "n1"),
+        "{writes:?}"
+    );
+    let now = world
+        .server
+        .read("reattach.dev", "nodevolumereports", "", "n2")
+        .unwrap();
+    assert_eq!(
+        (&now["status"], &now["metadata"]["uid"]),
+        (&Value::Null, &foreign["metadata"]["uid"])
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,7 +186,9 @@ async fn a_new_boot_answers_again() {
     let world = World::running(Tree::with_volume()).await;
     world.ask("n1", &[challenge("recovery-1", 1)]).await;
     sleep(Duration::from_secs(1)).await;
-    world.tree.file("proc/sys/kernel/random/boot_id", "another-boot\n");
+    world
+        .tree
+        .file("proc/sys/kernel/random/boot_id", "another-boot\n");
     world.tree.file("proc/stat", "btime 1752199999\n");
     sleep(RESCAN).await;
     let inventory = world.inventory();
@@ -150,7 +204,10 @@ async fn a_deleted_report_comes_back() {
     let world = World::running(Tree::with_volume()).await;
     let old = world.report()["metadata"]["uid"].clone();
     let reports: kube::Api<NodeVolumeReport> = kube::Api::all(world.server.client());
-    reports.delete("n1", &kube::api::DeleteParams::default()).await.unwrap();
+    reports
+        .delete("n1", &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
     sleep(Duration::from_secs(1)).await;
     assert_ne!(world.report()["metadata"]["uid"], old);
     assert!(world.status().inventory.is_some());
@@ -177,7 +234,9 @@ async fn a_status_of_another_version_is_replaced() {
 async fn a_conflict_is_read_again_and_scanned_again() {
     let world = World::running(Tree::with_volume()).await;
     world.writes();
-    world.server.add_fault(FaultRule::always(on(Verb::Patch), refusal(409)).times(1));
+    world
+        .server
+        .add_fault(FaultRule::always(on(Verb::Patch), refusal(409)).times(1));
     let asked_at = world.server.clock().now();
     world.ask("n1", &[challenge("recovery-1", 1)]).await;
     sleep(Duration::from_millis(100)).await;
@@ -190,21 +249,35 @@ async fn a_conflict_is_read_again_and_scanned_again() {
     sleep(RESCAN).await;
     let writes = world.writes();
     assert_eq!(writes.len(), 1);
-    assert_eq!(writes[0].body.as_ref().unwrap()["metadata"]["resourceVersion"], version);
+    assert_eq!(
+        writes[0].body.as_ref().unwrap()["metadata"]["resourceVersion"],
+        version
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn errors_slow_the_agent_down_and_do_not_end_it() {
     let world = World::running(Tree::with_volume()).await;
-    for fault in [refusal(503), Fault::Disconnect { after_effect: false }, Fault::Hang] {
-        let id = world.server.add_fault(FaultRule::always(on(Verb::Patch), fault.clone()));
+    for fault in [
+        refusal(503),
+        Fault::Disconnect {
+            after_effect: false,
+        },
+        Fault::Hang,
+    ] {
+        let id = world
+            .server
+            .add_fault(FaultRule::always(on(Verb::Patch), fault.clone()));
         world.writes();
         let epoch = u64::from(world.server.clock().now().as_second().unsigned_abs() as u32);
         world.ask("n1", &[challenge("recovery-1", epoch)]).await;
         sleep(LONG).await;
         let tries = world.writes().len();
         // 600 s with pauses that grow to 30 s and more by jitter; a hanging request takes its 15 s.
-        assert!((8..40).contains(&tries) || matches!(fault, Fault::Hang), "{fault:?}: {tries}");
+        assert!(
+            (8..40).contains(&tries) || matches!(fault, Fault::Hang),
+            "{fault:?}: {tries}"
+        );
         world.server.remove_fault(id);
         sleep(Duration::from_secs(120)).await;
         assert_eq!(world.answers()[0].epoch, epoch, "{fault:?}");
@@ -215,7 +288,9 @@ async fn errors_slow_the_agent_down_and_do_not_end_it() {
 async fn new_questions_do_not_shorten_the_pause_after_an_error() {
     let world = World::running(Tree::with_volume()).await;
     world.writes();
-    world.server.add_fault(FaultRule::always(on(Verb::Patch), refusal(503)));
+    world
+        .server
+        .add_fault(FaultRule::always(on(Verb::Patch), refusal(503)));
     for epoch in 1..=50 {
         world.ask("n1", &[challenge("recovery-1", epoch)]).await;
         sleep(Duration::from_millis(10)).await;
@@ -229,7 +304,11 @@ async fn new_questions_do_not_shorten_the_pause_after_an_error() {
 #[tokio::test(start_paused = true)]
 async fn a_broken_watch_loses_no_challenge() {
     let world = World::running(Tree::with_volume()).await;
-    for (epoch, how) in [(1, WatchBreak::End), (2, WatchBreak::Expired), (3, WatchBreak::Disconnect)] {
+    for (epoch, how) in [
+        (1, WatchBreak::End),
+        (2, WatchBreak::Expired),
+        (3, WatchBreak::Disconnect),
+    ] {
         world.server.break_watches(&on(Verb::Watch), how);
         world.ask("n1", &[challenge("recovery-1", epoch)]).await;
         sleep(Duration::from_secs(60)).await;
@@ -240,12 +319,19 @@ async fn a_broken_watch_loses_no_challenge() {
 #[tokio::test(start_paused = true)]
 async fn it_waits_for_its_crd_and_for_a_readable_boot() {
     let tree = Tree::with_volume();
-    let mut world = World { server: World::bare(), tree, stop: None, agent: None };
+    let mut world = World {
+        server: World::bare(),
+        tree,
+        stop: None,
+        agent: None,
+    };
     world.start();
     sleep(LONG).await;
     assert_eq!(world.writes().len(), 0);
     std::fs::remove_file(world.tree.0.join("proc/stat")).unwrap();
-    world.server.register_crd(&serde_json::to_value(NodeVolumeReport::crd()).unwrap());
+    world
+        .server
+        .register_crd(&serde_json::to_value(NodeVolumeReport::crd()).unwrap());
     sleep(Duration::from_secs(120)).await;
     assert_eq!(world.report()["status"], Value::Null, "no boot, no report");
     world.tree.file("proc/stat", "btime 1752192000\n");
@@ -258,7 +344,9 @@ async fn the_agent_stops_in_the_middle_of_a_request() {
     for fault in [None, Some(Fault::Hang)] {
         let mut world = World::running(Tree::with_volume()).await;
         if let Some(fault) = fault {
-            world.server.add_fault(FaultRule::always(on(Verb::Patch), fault));
+            world
+                .server
+                .add_fault(FaultRule::always(on(Verb::Patch), fault));
             world.ask("n1", &[challenge("recovery-1", 1)]).await;
             sleep(Duration::from_secs(1)).await;
         }
@@ -274,11 +362,17 @@ async fn two_runs_have_equal_requests_and_times() {
     let mut runs = Vec::new();
     for _ in 0..2 {
         let world = World::running(Tree::with_volume()).await;
-        world.server.add_fault(FaultRule::always(on(Verb::Patch), refusal(503)).times(5));
+        world
+            .server
+            .add_fault(FaultRule::always(on(Verb::Patch), refusal(503)).times(5));
         world.ask("n1", &[challenge("recovery-1", 1)]).await;
         sleep(LONG).await;
-        let audit: Vec<(Timestamp, Verb, u16)> =
-            world.server.take_audit().iter().map(|e| (e.at, e.verb, e.code)).collect();
+        let audit: Vec<(Timestamp, Verb, u16)> = world
+            .server
+            .take_audit()
+            .iter()
+            .map(|e| (e.at, e.verb, e.code))
+            .collect();
         assert!(audit.len() > 8);
         runs.push(audit);
     }

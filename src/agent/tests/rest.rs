@@ -29,8 +29,12 @@ const SOON: Duration = Duration::from_secs(45);
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn mounts(world: &World) -> Option<Vec<String>> {
-    let report = world.server.read("reattach.dev", "nodevolumereports", "", "n1")?;
-    report["status"]["inventory"].is_object().then(|| world.inventory().devices[0].users.mounts.clone())
+    let report = world
+        .server
+        .read("reattach.dev", "nodevolumereports", "", "n1")?;
+    report["status"]["inventory"]
+        .is_object()
+        .then(|| world.inventory().devices[0].users.mounts.clone())
 }
 
 #[tokio::test]
@@ -49,7 +53,13 @@ async fn a_scan_that_waited_does_not_delay_the_next() {
     world.writes();
 
     remove_file(&swaps).unwrap();
-    assert!(Command::new("mkfifo").arg(&swaps).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&swaps)
+            .status()
+            .unwrap()
+            .success()
+    );
     let looks = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&looks);
     // Opening a FIFO waits for the other side: one turn for each scan, which waits until this side is closed.
@@ -63,7 +73,9 @@ async fn a_scan_that_waited_does_not_delay_the_next() {
         }
     });
     let (send, news) = mpsc::unbounded_channel();
-    let news = stream::unfold(news, async |mut news| news.recv().await.map(|()| ((), news)));
+    let news = stream::unfold(news, async |mut news| {
+        news.recv().await.map(|()| ((), news))
+    });
     world.start_with(NEVER, Level::Basic, news.boxed());
     while looks.load(Ordering::SeqCst) == 0 {
         sleep(Duration::from_millis(10)).await;
@@ -76,5 +88,8 @@ async fn a_scan_that_waited_does_not_delay_the_next() {
         assert!(told.elapsed() < SOON, "not within {SOON:?}");
         sleep(Duration::from_millis(10)).await;
     }
-    println!("a mount was reported {:.1} s after the event", told.elapsed().as_secs_f32());
+    println!(
+        "a mount was reported {:.1} s after the event",
+        told.elapsed().as_secs_f32()
+    );
 }

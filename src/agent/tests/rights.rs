@@ -48,7 +48,11 @@ fn with_rights<T: Send>(first: fn(), body: impl FnOnce() -> T + Send) -> T {
 fn as_started() {
     let kept = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
     set_no_new_privs(true).unwrap();
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
     set_capabilities(None, sets).unwrap();
 }
 
@@ -68,9 +72,15 @@ fn changes(folder: &str, victim: u32) -> Vec<(&'static str, bool)> {
         made
     };
     let victims = Pid::from_raw(i32::try_from(victim).unwrap()).unwrap();
-    let mounts = Command::new("mount").args(["--bind", folder, folder]).stderr(Stdio::null()).status();
+    let mounts = Command::new("mount")
+        .args(["--bind", folder, folder])
+        .stderr(Stdio::null())
+        .status();
     vec![
-        ("the program that the kernel starts at a crash", writes("/proc/sys/kernel/core_pattern".to_owned())),
+        (
+            "the program that the kernel starts at a crash",
+            writes("/proc/sys/kernel/core_pattern".to_owned()),
+        ),
         ("the same through another process's root", {
             writes(format!("/proc/{victim}/root/proc/sys/kernel/core_pattern"))
         }),
@@ -78,12 +88,21 @@ fn changes(folder: &str, victim: u32) -> Vec<(&'static str, bool)> {
             "a file of user 0, through another process's root",
             writes(format!("/proc/{victim}/root{folder}/file")),
         ),
-        ("a new file beside it", creates(format!("/proc/{victim}/root{folder}/new"))),
-        ("another process's memory", writes(format!("/proc/{victim}/mem"))),
+        (
+            "a new file beside it",
+            creates(format!("/proc/{victim}/root{folder}/new")),
+        ),
+        (
+            "another process's memory",
+            writes(format!("/proc/{victim}/mem")),
+        ),
         ("a socket of user 0, as a container runtime has", {
             UnixStream::connect(format!("{folder}/socket")).is_ok()
         }),
-        ("a signal to another process", test_kill_process(victims).is_ok()),
+        (
+            "a signal to another process",
+            test_kill_process(victims).is_ok(),
+        ),
         ("a mount", mounts.is_ok_and(|status| status.success())),
     ]
 }
@@ -103,7 +122,11 @@ fn it_reads_everything_and_changes_nothing() {
     let _listener = UnixListener::bind(&socket).unwrap();
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).unwrap();
     let (name, value) = SECRET.split_once('=').unwrap();
-    let mut victim = Command::new("sleep").arg("1000").env(name, value).spawn().unwrap();
+    let mut victim = Command::new("sleep")
+        .arg("1000")
+        .env(name, value)
+        .spawn()
+        .unwrap();
     let pid = victim.id();
 
     let before = with_rights(as_started, || changes(&folder, pid));
@@ -111,15 +134,26 @@ fn it_reads_everything_and_changes_nothing() {
     let reads = with_rights(as_running, || {
         let environment = std::fs::read(format!("/proc/{pid}/environ"));
         let file = std::fs::read_to_string(format!("/proc/{pid}/root{folder}/file"));
-        (environment.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), file)
+        (
+            environment.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            file,
+        )
     });
     victim.kill().unwrap();
     victim.wait().unwrap();
 
     // What user 0 owns it can write without a capability. A mount needs one.
-    let could: Vec<&str> = before.iter().filter(|(_, worked)| *worked).map(|(what, _)| *what).collect();
+    let could: Vec<&str> = before
+        .iter()
+        .filter(|(_, worked)| *worked)
+        .map(|(what, _)| *what)
+        .collect();
     assert_eq!(could.len(), before.len() - 1, "{before:?}");
-    let can: Vec<&str> = after.iter().filter(|(_, worked)| *worked).map(|(what, _)| *what).collect();
+    let can: Vec<&str> = after
+        .iter()
+        .filter(|(_, worked)| *worked)
+        .map(|(what, _)| *what)
+        .collect();
     assert_eq!(can, Vec::<&str>::new());
     // Not prevented: it is as good as root for reading.
     assert!(reads.0.unwrap().contains(SECRET));
@@ -137,8 +171,9 @@ fn it_sees_each_user_of_a_device_that_root_sees() {
         );
         disk.format();
         let (device, point) = (disk.device(), disk.path("point"));
-        let script =
-            format!("mount {device} {point} && exec 9>{point}/file; umount -l {point}; echo ready; read x");
+        let script = format!(
+            "mount {device} {point} && exec 9>{point}/file; umount -l {point}; echo ready; read x"
+        );
         disk.start(&["unshare", "-m", "sh", "-c", &script]);
         let private = format!("mount {device} {point} && echo ready; read x; umount {point}");
         disk.start(&["unshare", "-m", "sh", "-c", &private]);
@@ -149,9 +184,15 @@ fn it_sees_each_user_of_a_device_that_root_sees() {
         disk.start(&["sh", "-c", &open]);
         let disk = &*disk;
         for level in [Level::Basic, Level::Full] {
-            let (by_root, by_agent) = (disk.in_use(level), with_rights(as_running, || disk.in_use(level)));
+            let (by_root, by_agent) = (
+                disk.in_use(level),
+                with_rights(as_running, || disk.in_use(level)),
+            );
             assert_eq!(by_agent, by_root, "{level:?}");
-            assert!(by_root.openers.len() >= 2 && !by_root.mounts.is_empty(), "{by_root:?}");
+            assert!(
+                by_root.openers.len() >= 2 && !by_root.mounts.is_empty(),
+                "{by_root:?}"
+            );
         }
     });
 }
@@ -183,7 +224,10 @@ fn each_thread_of_the_running_agent_has_two_capabilities_and_no_way_back() {
     agent.wait().unwrap();
     assert!(!statuses.is_empty());
     // DAC_READ_SEARCH is capability 2, SYS_PTRACE 19.
-    let (user, kept) = (format!("{USER}\t{USER}\t{USER}\t{USER}"), format!("{:016x}", 1 << 2 | 1 << 19));
+    let (user, kept) = (
+        format!("{USER}\t{USER}\t{USER}\t{USER}"),
+        format!("{:016x}", 1 << 2 | 1 << 19),
+    );
     for status in statuses {
         for (field, value) in [
             ("Uid", user.as_str()),
@@ -195,7 +239,10 @@ fn each_thread_of_the_running_agent_has_two_capabilities_and_no_way_back() {
             ("CapAmb", "0000000000000000"),
             ("NoNewPrivs", "1"),
         ] {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+                .unwrap();
             assert_eq!(line.trim(), value, "{field}");
         }
     }

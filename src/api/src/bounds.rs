@@ -38,7 +38,14 @@ type Cut = fn(&mut VolumeRecoveryStatus) -> Option<&'static str>;
 
 /// What is cut from a status that is too large, in this order, and how that is called. The longest texts of the least
 /// use go first.
-const CUTS: [Cut; 6] = [cut_ticket, cut_facts, cut_refusals, cut_timings, cut_journal, drop_diagnosis];
+const CUTS: [Cut; 6] = [
+    cut_ticket,
+    cut_facts,
+    cut_refusals,
+    cut_timings,
+    cut_journal,
+    drop_diagnosis,
+];
 
 impl VolumeRecoveryStatus {
     /// Makes every text plain that people read in the status, within the schema's bounds. The plan and the journal are
@@ -56,14 +63,20 @@ impl VolumeRecoveryStatus {
         }
         if let Some(told) = &mut self.escalation {
             told.summary = plain::sentence(&told.summary, SENTENCE_CHARS);
-            told.ticket = told.ticket.as_ref().map(|t| plain::cut(&plain::page(t), TICKET_CHARS));
+            told.ticket = told
+                .ticket
+                .as_ref()
+                .map(|t| plain::cut(&plain::page(t), TICKET_CHARS));
         }
         let old = self.timings.len().saturating_sub(TIMINGS);
         self.timings.drain(..old);
         for timing in &mut self.timings {
             timing.name = plain::line(&timing.name, 253);
         }
-        self.left_out = self.left_out.as_ref().map(|text| plain::line(text, SENTENCE_CHARS));
+        self.left_out = self
+            .left_out
+            .as_ref()
+            .map(|text| plain::line(text, SENTENCE_CHARS));
         if let Some(diagnosis) = &mut self.diagnosis {
             change(diagnosis, |d: &mut Diagnosis| {
                 shorten(&mut d.facts, FACTS, "facts");
@@ -132,7 +145,9 @@ fn cut_facts(status: &mut VolumeRecoveryStatus) -> Option<&'static str> {
     let before = diagnosis.clone();
     change(diagnosis, |d: &mut Diagnosis| {
         shorten(&mut d.facts, FEW, "facts");
-        d.facts.iter_mut().for_each(|fact| *fact = plain::cut(fact, SHORT_CHARS));
+        d.facts
+            .iter_mut()
+            .for_each(|fact| *fact = plain::cut(fact, SHORT_CHARS));
     });
     (*diagnosis != before).then_some("facts of the diagnosis")
 }
@@ -140,7 +155,10 @@ fn cut_facts(status: &mut VolumeRecoveryStatus) -> Option<&'static str> {
 fn cut_refusals(status: &mut VolumeRecoveryStatus) -> Option<&'static str> {
     let before = status.refusals.clone();
     shorten(&mut status.refusals, FEW, "reasons");
-    status.refusals.iter_mut().for_each(|text| *text = plain::cut(text, SHORT_CHARS));
+    status
+        .refusals
+        .iter_mut()
+        .for_each(|text| *text = plain::cut(text, SHORT_CHARS));
     (status.refusals != before).then_some("refusals")
 }
 
@@ -184,9 +202,17 @@ mod tests {
         let evil = || format!("{EVIL} {}", "word ".repeat(words));
         let at = jiff::Timestamp::UNIX_EPOCH;
         let entry = |seq: usize| {
-            let event =
-                Event::Accepted { plan_hash: "0123456789abcdef".into(), authority: "w".repeat(words * 5) };
-            Entry { seq: u32::try_from(seq).unwrap(), at, term: 1, by: "r".into(), event }
+            let event = Event::Accepted {
+                plan_hash: "0123456789abcdef".into(),
+                authority: "w".repeat(words * 5),
+            };
+            Entry {
+                seq: u32::try_from(seq).unwrap(),
+                at,
+                term: 1,
+                by: "r".into(),
+                event,
+            }
         };
         VolumeRecoveryStatus {
             class: Some(evil()),
@@ -194,7 +220,10 @@ mod tests {
             diagnosis: Some(
                 Diagnosis {
                     verdict: Verdict::Unclassified {
-                        missing: vec![MissingFact { what: evil(), why: evil() }],
+                        missing: vec![MissingFact {
+                            what: evil(),
+                            why: evil(),
+                        }],
                     },
                     facts: vec![evil(); 3_000],
                 }
@@ -210,7 +239,14 @@ mod tests {
                 observed_generation: None,
                 last_transition_time: Time(at),
             }],
-            timings: vec![PhaseTiming { name: evil(), started: Time(at), millis: 1 }; 300],
+            timings: vec![
+                PhaseTiming {
+                    name: evil(),
+                    started: Time(at),
+                    millis: 1
+                };
+                300
+            ],
             escalation: Some(Escalation {
                 since: Time(at),
                 summary: evil(),
@@ -226,22 +262,44 @@ mod tests {
         status.make_plain();
         let value = serde_json::to_value(&status).unwrap();
         let facts = value["diagnosis"]["facts"].to_string();
-        for text in [&facts, &status.message, &status.refusals[0], &status.conditions[0].message] {
-            assert!(text.contains("Bearer [masked]") && !text.contains("s3cr3t"), "{text}");
+        for text in [
+            &facts,
+            &status.message,
+            &status.refusals[0],
+            &status.conditions[0].message,
+        ] {
+            assert!(
+                text.contains("Bearer [masked]") && !text.contains("s3cr3t"),
+                "{text}"
+            );
         }
         let mut longest = 0;
         let mut value_of_ticket = value.clone();
         reattach_core::plain::every_text(&mut value_of_ticket, &|text| {
-            assert!(!text.contains(|c| c != '\n' && plain::is_hidden(c)), "{text:?}");
+            assert!(
+                !text.contains(|c| c != '\n' && plain::is_hidden(c)),
+                "{text:?}"
+            );
             text.to_owned()
         });
-        for text in [&status.message, &status.refusals[0], &status.conditions[0].message] {
+        for text in [
+            &status.message,
+            &status.refusals[0],
+            &status.conditions[0].message,
+        ] {
             longest = longest.max(text.chars().count());
-            assert!(text.contains("characters in all") && !text.contains('\n'), "{text}");
+            assert!(
+                text.contains("characters in all") && !text.contains('\n'),
+                "{text}"
+            );
         }
         assert!(longest <= TEXT_CHARS);
         assert_eq!((status.refusals.len(), status.timings.len()), (64, 128));
-        assert!(status.refusals[63].contains("137 more reasons"), "{}", status.refusals[63]);
+        assert!(
+            status.refusals[63].contains("137 more reasons"),
+            "{}",
+            status.refusals[63]
+        );
         let before = status.clone();
         status.make_plain();
         assert_eq!(status, before, "twice is once");
@@ -251,10 +309,19 @@ mod tests {
     fn a_status_that_is_too_large_is_cut_and_says_so() {
         let mut status = full(400, 300);
         status.fit(SMALL_STATUS_BYTES * 4);
-        assert!(status.bytes() <= SMALL_STATUS_BYTES * 4, "{}", status.bytes());
+        assert!(
+            status.bytes() <= SMALL_STATUS_BYTES * 4,
+            "{}",
+            status.bytes()
+        );
         assert_eq!(status.journal.len(), 400, "no line of the journal is lost");
         let said = status.left_out.clone().unwrap();
-        for part in ["the ticket", "facts of the diagnosis", "refusals", "long texts of the journal"] {
+        for part in [
+            "the ticket",
+            "facts of the diagnosis",
+            "refusals",
+            "long texts of the journal",
+        ] {
             assert!(said.contains(part), "{said}");
         }
         let before = status.clone();

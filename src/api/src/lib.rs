@@ -15,16 +15,18 @@ mod volume_recovery;
 
 pub use bounds::{SMALL_STATUS_BYTES, STATUS_BYTES};
 pub use crds::{all_crds, crd_yaml};
-pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, Said};
+pub use node_volume_report::{
+    NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, Said,
+};
 pub use opaque::{Opaque, Unreadable, UnreadableField};
 pub use reattach_core::phase::Phase;
 pub use recovery_policy::{
-    Budgets, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec,
-    SnapshotRule,
+    Budgets, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy,
+    RecoveryPolicySpec, SnapshotRule,
 };
 pub use volume_recovery::{
-    Abort, Approval, Declaration, Escalation, NothingUnderWay, PhaseTiming, PowerOff, VolumeRecovery,
-    VolumeRecoverySpec, VolumeRecoveryStatus, condition,
+    Abort, Approval, Declaration, Escalation, NothingUnderWay, PhaseTiming, PowerOff,
+    VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, condition,
 };
 
 /// The annotation of a VolumeRecovery that does nothing but hold new pods away, for an order to the cloud whose own record was

@@ -18,9 +18,21 @@ use serde::{Deserialize, Serialize};
     status = "NodeVolumeReportStatus",
     derive = "PartialEq",
     doc = "NodeVolumeReport holds the controller's questions to one node's agent, and the agent's answers about devices and mounts. Its name is that of the Node.",
-    printcolumn(name = "Boot", type_ = "string", json_path = ".status.inventory.bootId"),
-    printcolumn(name = "Booted", type_ = "date", json_path = ".status.inventory.bootedAt"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Boot",
+        type_ = "string",
+        json_path = ".status.inventory.bootId"
+    ),
+    printcolumn(
+        name = "Booted",
+        type_ = "date",
+        json_path = ".status.inventory.bootedAt"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NodeVolumeReportSpec {
@@ -67,7 +79,9 @@ impl NodeVolumeReport {
     /// The first part that cannot be read. The agent counts as one that has not answered then: whoever wrote something
     /// that is not understood may have meant something else by the rest, too.
     pub fn said(&self) -> Result<Said<'_>, UnreadableField> {
-        let Some(status) = &self.status else { return Ok(Said::default()) };
+        let Some(status) = &self.status else {
+            return Ok(Said::default());
+        };
         let inventory = UnreadableField::none_in(&status.inventory, "status.inventory")?;
         let answers = UnreadableField::none_of(&status.answers, "status.answers")?;
         Ok(Said { inventory, answers })

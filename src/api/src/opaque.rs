@@ -50,20 +50,32 @@ pub struct UnreadableField {
 
 impl UnreadableField {
     fn new(field: impl Into<String>, value: &Unreadable) -> Self {
-        Self { field: field.into(), why: value.why.clone() }
+        Self {
+            field: field.into(),
+            why: value.why.clone(),
+        }
     }
 
     /// Every value of a list.
     pub(crate) fn none_of<'a, T>(values: &'a [Opaque<T>], field: &str) -> Result<Vec<&'a T>, Self> {
         let read = |(n, value): (usize, &'a Opaque<T>)| {
-            value.get().map_err(|unreadable| Self::new(format!("{field}[{n}]"), unreadable))
+            value
+                .get()
+                .map_err(|unreadable| Self::new(format!("{field}[{n}]"), unreadable))
         };
         values.iter().enumerate().map(read).collect()
     }
 
     /// The value of an optional field.
-    pub(crate) fn none_in<'a, T>(value: &'a Option<Opaque<T>>, field: &str) -> Result<Option<&'a T>, Self> {
-        value.as_ref().map(Opaque::get).transpose().map_err(|unreadable| Self::new(field, unreadable))
+    pub(crate) fn none_in<'a, T>(
+        value: &'a Option<Opaque<T>>,
+        field: &str,
+    ) -> Result<Option<&'a T>, Self> {
+        value
+            .as_ref()
+            .map(Opaque::get)
+            .transpose()
+            .map_err(|unreadable| Self::new(field, unreadable))
     }
 }
 

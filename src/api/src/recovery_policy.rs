@@ -21,7 +21,11 @@ use std::collections::BTreeMap;
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Runbook", type_ = "string", json_path = ".spec.runbook"),
     printcolumn(name = "Precedence", type_ = "integer", json_path = ".spec.precedence"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.selector.claimLabels.size() == 0 || self.selector.namespaces.size() > 0 || (self.powerOff == 'Never' && !has(self.nodes))").message("a policy with powerOff or nodes that selects by claimLabels must name namespaces as well: the people of a namespace write the labels of its claims"))]
@@ -74,12 +78,18 @@ impl RecoveryPolicySpec {
 
     /// `powerOff`, as far as it counts.
     pub fn counting_power_off(&self) -> PowerOffRule {
-        if self.selects_by_labels_alone() { PowerOffRule::Never } else { self.power_off }
+        if self.selects_by_labels_alone() {
+            PowerOffRule::Never
+        } else {
+            self.power_off
+        }
     }
 
     /// `nodes`, as far as they count.
     pub fn counting_nodes(&self) -> Option<&NodePolicy> {
-        self.nodes.as_ref().filter(|_| !self.selects_by_labels_alone())
+        self.nodes
+            .as_ref()
+            .filter(|_| !self.selects_by_labels_alone())
     }
 }
 
@@ -131,7 +141,17 @@ impl From<&NodePolicy> for NodeRules {
 
 /// What it means for a node that a claim on it is opted out.
 #[derive(
-    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+    schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
 )]
 pub enum OptOutRule {
     /// The node is not fenced.
@@ -151,7 +171,17 @@ fn default_together() -> u32 {
 
 /// Whether instances may be powered off.
 #[derive(
-    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+    schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
 )]
 pub enum PowerOffRule {
     /// Never: a person powers it off, or declares that it cannot write.
@@ -165,7 +195,17 @@ pub enum PowerOffRule {
 
 /// Whether a volume is snapshotted before it is detached by force.
 #[derive(
-    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+    schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
 )]
 pub enum SnapshotRule {
     /// No snapshot is made.
@@ -233,7 +273,10 @@ fn default_node() -> u32 {
 
 impl Default for Budgets {
     fn default() -> Self {
-        Self { cluster: default_cluster(), node: default_node() }
+        Self {
+            cluster: default_cluster(),
+            node: default_node(),
+        }
     }
 }
 

@@ -33,8 +33,17 @@ use serde::{Deserialize, Deserializer, Serialize};
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Class", type_ = "string", json_path = ".status.class"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.message",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.claimName == oldSelf.claimName").message("claimName is fixed once created: make a new VolumeRecovery for another claim"))]
@@ -189,12 +198,15 @@ pub struct PowerOff {
 impl VolumeRecovery {
     /// When it was created; the epoch for an object that never reached an API server.
     pub fn created(&self) -> jiff::Timestamp {
-        self.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |t| t.0)
+        self.creation_timestamp()
+            .map_or(jiff::Timestamp::UNIX_EPOCH, |t| t.0)
     }
 
     /// Phase of the recovery; `Diagnosing` while it has no status.
     pub fn phase(&self) -> Phase {
-        self.status.as_ref().map_or_else(Phase::default, |status| status.phase)
+        self.status
+            .as_ref()
+            .map_or_else(Phase::default, |status| status.phase)
     }
 
     /// The plan and the journal: what a run goes by.
@@ -203,7 +215,9 @@ impl VolumeRecovery {
     /// The first field that cannot be read. What the run has done is not known then: a journal with such a line is
     /// never to be taken for a shorter one.
     pub fn history(&self) -> Result<(Option<&Plan>, Vec<&Entry>), UnreadableField> {
-        let Some(status) = &self.status else { return Ok((None, Vec::new())) };
+        let Some(status) = &self.status else {
+            return Ok((None, Vec::new()));
+        };
         let plan = UnreadableField::none_in(&status.plan, "status.plan")?;
         let journal = UnreadableField::none_of(&status.journal, "status.journal")?;
         Ok((plan, journal))
@@ -211,7 +225,15 @@ impl VolumeRecovery {
 
     /// The plan, if a run may go by it. `None`: there is none, it cannot be read, or its version or hash is wrong.
     pub fn sound_plan(&self) -> Option<SoundPlan> {
-        self.status.as_ref()?.plan.as_ref()?.get().ok()?.clone().sound().ok()
+        self.status
+            .as_ref()?
+            .plan
+            .as_ref()?
+            .get()
+            .ok()?
+            .clone()
+            .sound()
+            .ok()
     }
 
     /// Everything in it that reports need, free of Kubernetes types. `cloud_volume` is the cloud's view of the volume,
@@ -342,13 +364,21 @@ pub struct Escalation {
 
 impl From<reattach_report::Escalation> for Escalation {
     fn from(told: reattach_report::Escalation) -> Self {
-        Self { since: Time(told.since), summary: told.summary, ticket: told.ticket }
+        Self {
+            since: Time(told.since),
+            summary: told.summary,
+            ticket: told.ticket,
+        }
     }
 }
 
 impl From<Escalation> for reattach_report::Escalation {
     fn from(told: Escalation) -> Self {
-        Self { since: told.since.0, summary: told.summary, ticket: told.ticket }
+        Self {
+            since: told.since.0,
+            summary: told.summary,
+            ticket: told.ticket,
+        }
     }
 }
 

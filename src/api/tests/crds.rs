@@ -4,9 +4,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use reattach_api::{
-    Abort, Approval, Budgets, Declaration, Escalation, NodePolicy, NodeVolumeReport, NodeVolumeReportSpec,
-    NodeVolumeReportStatus, PhaseTiming, PolicySelector, PowerOff, RecoveryPolicy, RecoveryPolicySpec,
-    VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, all_crds, crd_yaml,
+    Abort, Approval, Budgets, Declaration, Escalation, NodePolicy, NodeVolumeReport,
+    NodeVolumeReportSpec, NodeVolumeReportStatus, PhaseTiming, PolicySelector, PowerOff,
+    RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus,
+    all_crds, crd_yaml,
 };
 use reattach_core::policy::Mode;
 use serde_json::{Value, json};
@@ -18,26 +19,40 @@ fn folder() -> PathBuf {
 }
 
 fn crd(plural: &str) -> CustomResourceDefinition {
-    all_crds().into_iter().find(|crd| crd.spec.names.plural == plural).expect("a definition of that name")
+    all_crds()
+        .into_iter()
+        .find(|crd| crd.spec.names.plural == plural)
+        .expect("a definition of that name")
 }
 
 /// The schema of the only version.
 fn schema(crd: &CustomResourceDefinition) -> JSONSchemaProps {
-    let [version] = crd.spec.versions.as_slice() else { panic!("more than one version") };
-    version.schema.clone().and_then(|s| s.open_api_v3_schema).expect("a schema")
+    let [version] = crd.spec.versions.as_slice() else {
+        panic!("more than one version")
+    };
+    version
+        .schema
+        .clone()
+        .and_then(|s| s.open_api_v3_schema)
+        .expect("a schema")
 }
 
 /// The schema of a property, by path.
 fn at(crd: &CustomResourceDefinition, path: &[&str]) -> JSONSchemaProps {
     path.iter().fold(schema(crd), |schema, name| {
-        schema.properties.unwrap_or_default().remove(*name).unwrap_or_else(|| panic!("no {name} in {path:?}"))
+        schema
+            .properties
+            .unwrap_or_default()
+            .remove(*name)
+            .unwrap_or_else(|| panic!("no {name} in {path:?}"))
     })
 }
 
 #[test]
 fn the_committed_files_are_current_and_complete() {
     let mut expected = BTreeSet::from(["kustomization.yaml".to_owned()]);
-    let list = std::fs::read_to_string(folder().join("kustomization.yaml")).expect("kustomization.yaml");
+    let list =
+        std::fs::read_to_string(folder().join("kustomization.yaml")).expect("kustomization.yaml");
     for crd in all_crds() {
         let (name, body) = crd_yaml(&crd).expect("YAML");
         let committed = std::fs::read_to_string(folder().join(&name)).unwrap_or_default();
@@ -45,15 +60,27 @@ fn the_committed_files_are_current_and_complete() {
             committed == body,
             "deploy/crds/{name} is not current: cargo run -p reattach-api --bin crdgen"
         );
-        assert!(list.lines().any(|line| line == format!("- {name}")), "kustomization.yaml lacks {name}");
+        assert!(
+            list.lines().any(|line| line == format!("- {name}")),
+            "kustomization.yaml lacks {name}"
+        );
         expected.insert(name);
     }
     let found: BTreeSet<String> = std::fs::read_dir(folder())
         .expect("deploy/crds")
-        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect();
     assert_eq!(found, expected);
-    assert_eq!(list.lines().filter(|line| line.starts_with("- ")).count(), expected.len() - 1);
+    assert_eq!(
+        list.lines().filter(|line| line.starts_with("- ")).count(),
+        expected.len() - 1
+    );
 }
 
 #[test]
@@ -61,11 +88,20 @@ fn names_scopes_and_subresources() {
     let facts: Vec<Value> = all_crds()
         .iter()
         .map(|crd| {
-            let [version] = crd.spec.versions.as_slice() else { panic!("more than one version") };
-            let status = version.subresources.as_ref().is_some_and(|s| s.status.is_some());
+            let [version] = crd.spec.versions.as_slice() else {
+                panic!("more than one version")
+            };
+            let status = version
+                .subresources
+                .as_ref()
+                .is_some_and(|s| s.status.is_some());
             let names = &crd.spec.names;
-            let columns: Vec<&str> =
-                version.additional_printer_columns.iter().flatten().map(|c| c.name.as_str()).collect();
+            let columns: Vec<&str> = version
+                .additional_printer_columns
+                .iter()
+                .flatten()
+                .map(|c| c.name.as_str())
+                .collect();
             json!([
                 crd.spec.scope,
                 names.plural,
@@ -121,7 +157,14 @@ fn dry_run_is_the_default_and_required_is_what_cannot_be_guessed() {
         assert_eq!(modes, ["Observe", "DryRun", "Approve", "Auto"], "{plural}");
     }
     let recovery = at(&crd("volumerecoveries"), &["spec"]);
-    assert_eq!(recovery.required, Some(vec!["claimName".into(), "requester".into(), "runbook".into()]));
+    assert_eq!(
+        recovery.required,
+        Some(vec![
+            "claimName".into(),
+            "requester".into(),
+            "runbook".into()
+        ])
+    );
     let budgets = at(&crd("recoverypolicies"), &["spec", "budgets", "cluster"]);
     assert_eq!((budgets.minimum, budgets.maximum), (Some(1.0), Some(100.0)));
 }
@@ -135,11 +178,19 @@ fn what_must_not_change_has_a_transition_rule() {
     assert!(fields.len() >= 8, "{fields:?}");
     let free: Vec<&String> = fields
         .iter()
-        .filter(|field| !rules.iter().any(|r| r.rule.contains(&format!("== oldSelf.{field}"))))
+        .filter(|field| {
+            !rules
+                .iter()
+                .any(|r| r.rule.contains(&format!("== oldSelf.{field}")))
+        })
         .collect();
     // A person's word is given anew when it does not count any more, or not for a later order: by whom is admission's
     // business. It is never taken back.
-    assert_eq!(free, ["declaration", "nothingUnderWay"], "fields that may be changed afterwards");
+    assert_eq!(
+        free,
+        ["declaration", "nothingUnderWay"],
+        "fields that may be changed afterwards"
+    );
     for field in free {
         let kept = format!("!has(oldSelf.{field}) || has(self.{field})");
         assert!(rules.iter().any(|r| r.rule == kept), "{kept}");
@@ -162,7 +213,11 @@ fn every_rule_has_a_message_and_every_list_a_bound() {
         let root = crd.spec.names.plural.clone();
         every(&schema(&crd), &root, &mut |path, schema| {
             for rule in schema.x_kubernetes_validations.iter().flatten() {
-                assert!(rule.message.as_ref().is_some_and(|m| !m.is_empty()), "{path}: {}", rule.rule);
+                assert!(
+                    rule.message.as_ref().is_some_and(|m| !m.is_empty()),
+                    "{path}: {}",
+                    rule.rule
+                );
             }
             if schema.type_.as_deref() == Some("array") {
                 assert!(schema.max_items.is_some(), "{path} may grow without bound");
@@ -189,7 +244,11 @@ fn every_kind_and_property_has_a_description() {
             }
         });
     }
-    assert!(bare.is_empty(), "no useful description:\n{}", bare.join("\n"));
+    assert!(
+        bare.is_empty(),
+        "no useful description:\n{}",
+        bare.join("\n")
+    );
 }
 
 /// A tenant, a driver or a cloud wrote a part of every text. Objects without a schema are the controller's and the agent's
@@ -200,14 +259,20 @@ fn every_text_has_a_bound() {
         let root = crd.spec.names.plural.clone();
         let schema = schema(&crd);
         for part in ["spec", "status"] {
-            let Some(schema) = schema.properties.as_ref().and_then(|p| p.get(part)) else { continue };
+            let Some(schema) = schema.properties.as_ref().and_then(|p| p.get(part)) else {
+                continue;
+            };
             every(schema, &format!("{root}.{part}"), &mut |path, schema| {
-                let is_word = schema.enum_.is_some() || schema.format.as_deref() == Some("date-time");
+                let is_word =
+                    schema.enum_.is_some() || schema.format.as_deref() == Some("date-time");
                 if schema.type_.as_deref() == Some("string") && !is_word {
                     assert!(schema.max_length.is_some(), "{path} may be of any length");
                 }
                 if schema.additional_properties.is_some() {
-                    assert!(schema.max_properties.is_some(), "{path} may have any number of fields");
+                    assert!(
+                        schema.max_properties.is_some(),
+                        "{path} may have any number of fields"
+                    );
                 }
             });
         }
@@ -233,7 +298,9 @@ fn dropped(schema: &JSONSchemaProps, value: &Value, path: &str, into: &mut Vec<S
         }
         Value::Array(items) => {
             if let Some(JSONSchemaPropsOrArray::Schema(schema)) = &schema.items {
-                items.iter().for_each(|item| dropped(schema, item, &format!("{path}[]"), into));
+                items
+                    .iter()
+                    .for_each(|item| dropped(schema, item, &format!("{path}[]"), into));
             }
         }
         _ => {}
@@ -254,7 +321,10 @@ fn nothing_that_we_write_is_dropped() {
             requester: "jane".into(),
             requester_groups: groups(),
             confirm_workload: text(),
-            abort: Some(Abort { by: "jane".into(), reason: text() }),
+            abort: Some(Abort {
+                by: "jane".into(),
+                reason: text(),
+            }),
             approval: Some(Approval {
                 plan_hash: "0123456789abcdef".into(),
                 approver: "jane".into(),
@@ -268,7 +338,10 @@ fn nothing_that_we_write_is_dropped() {
                 of_this_cluster: true,
                 groups: groups(),
             }),
-            power_off: Some(PowerOff { allowed_by: "jane".into(), groups: groups() }),
+            power_off: Some(PowerOff {
+                allowed_by: "jane".into(),
+                groups: groups(),
+            }),
             nothing_under_way: None,
         },
     );
@@ -312,7 +385,10 @@ fn nothing_that_we_write_is_dropped() {
         },
     );
     let mut report = NodeVolumeReport::new("n", NodeVolumeReportSpec::default());
-    report.status = Some(NodeVolumeReportStatus { observed_generation: Some(1), ..Default::default() });
+    report.status = Some(NodeVolumeReportStatus {
+        observed_generation: Some(1),
+        ..Default::default()
+    });
     let all = [
         ("volumerecoveries", serde_json::to_value(recovery)),
         ("recoverypolicies", serde_json::to_value(policy)),
@@ -322,9 +398,19 @@ fn nothing_that_we_write_is_dropped() {
         let value = value.expect("JSON");
         let (crd, mut lost) = (crd(plural), Vec::new());
         for part in ["spec", "status"] {
-            let Some(value) = value.get(part) else { continue };
-            assert!(value.as_object().is_some_and(|o| !o.is_empty()), "{plural}.{part} is empty");
-            dropped(&at(&crd, &[part]), value, &format!("{plural}.{part}"), &mut lost);
+            let Some(value) = value.get(part) else {
+                continue;
+            };
+            assert!(
+                value.as_object().is_some_and(|o| !o.is_empty()),
+                "{plural}.{part} is empty"
+            );
+            dropped(
+                &at(&crd, &[part]),
+                value,
+                &format!("{plural}.{part}"),
+                &mut lost,
+            );
         }
         assert_eq!(lost, Vec::<String>::new());
     }

@@ -12,13 +12,20 @@ fn line(seq: u32, mark: &Value) -> Value {
 }
 
 fn accepted() -> Value {
-    line(0, &json!({ "mark": "accepted", "planHash": "0123456789abcdef", "authority": "mode Auto" }))
+    line(
+        0,
+        &json!({ "mark": "accepted", "planHash": "0123456789abcdef", "authority": "mode Auto" }),
+    )
 }
 
 /// Of a kind that no version has so far, with numbers, nulls and nesting as JSON allows them.
 fn of_the_future() -> Value {
-    let inner = json!({ "deep": [null, 1.5, -3, 18_446_744_073_709_551_615_u64, "ü", { "": false }] });
-    line(1, &json!({ "mark": "quarantined", "node": "node-1", "inner": inner }))
+    let inner =
+        json!({ "deep": [null, 1.5, -3, 18_446_744_073_709_551_615_u64, "ü", { "": false }] });
+    line(
+        1,
+        &json!({ "mark": "quarantined", "node": "node-1", "inner": inner }),
+    )
 }
 
 fn recovery(status: &Value) -> Value {
@@ -31,7 +38,8 @@ fn recovery(status: &Value) -> Value {
 }
 
 fn read(value: &Value) -> VolumeRecovery {
-    serde_json::from_value(value.clone()).expect("a VolumeRecovery, whatever is in its opaque fields")
+    serde_json::from_value(value.clone())
+        .expect("a VolumeRecovery, whatever is in its opaque fields")
 }
 
 #[test]
@@ -61,7 +69,10 @@ fn an_unreadable_value_is_kept_as_it_was_found() {
         assert_eq!(from_text, from_value);
         let unreadable = from_text.get().expect_err("unreadable");
         assert_eq!(unreadable.raw(), &raw);
-        assert!(!unreadable.why().is_empty() && unreadable.why().chars().count() <= 301, "{unreadable}");
+        assert!(
+            !unreadable.why().is_empty() && unreadable.why().chars().count() <= 301,
+            "{unreadable}"
+        );
         assert_eq!(serde_json::to_string(&from_text).expect("JSON"), text);
     }
 }
@@ -75,9 +86,14 @@ fn a_recovery_names_its_first_unreadable_field_and_loses_nothing() {
     let unreadable = recovery.history().expect_err("a line of the future");
     assert_eq!(unreadable.field, "status.journal[1]");
     assert!(
-        unreadable.to_string().starts_with("status.journal[1] cannot be read (unknown variant `quarantined`")
+        unreadable
+            .to_string()
+            .starts_with("status.journal[1] cannot be read (unknown variant `quarantined`")
     );
-    assert_eq!(recovery.record(None).expect_err("no report of a part"), unreadable);
+    assert_eq!(
+        recovery.record(None).expect_err("no report of a part"),
+        unreadable
+    );
     let mut again = recovery.clone();
     let status = again.status.as_mut().expect("a status");
     (status.phase, status.message) = (Phase::Stuck, "a person is needed".to_owned());
@@ -85,18 +101,37 @@ fn a_recovery_names_its_first_unreadable_field_and_loses_nothing() {
     assert_eq!(written["status"]["journal"], raw["status"]["journal"]);
 
     for (status, field) in [
-        (json!({ "plan": { "version": 9 }, "journal": [of_the_future()] }), "status.plan"),
+        (
+            json!({ "plan": { "version": 9 }, "journal": [of_the_future()] }),
+            "status.plan",
+        ),
         (json!({ "plan": { "version": 9 } }), "status.plan"),
         (json!({ "journal": [{}] }), "status.journal[0]"),
     ] {
-        assert_eq!(read(&self::recovery(&status)).history().expect_err("unreadable").field, field);
+        assert_eq!(
+            read(&self::recovery(&status))
+                .history()
+                .expect_err("unreadable")
+                .field,
+            field
+        );
     }
     // The explanation is not what a run goes by.
-    let explained =
-        read(&self::recovery(&json!({ "diagnosis": { "verdict": "new" }, "journal": [accepted()] })));
+    let explained = read(&self::recovery(
+        &json!({ "diagnosis": { "verdict": "new" }, "journal": [accepted()] }),
+    ));
     assert_eq!(explained.history().expect("readable").1.len(), 1);
-    assert_eq!(explained.record(None).expect_err("no report without it").field, "status.diagnosis");
-    assert_eq!(read(&self::recovery(&json!({}))).history(), Ok((None, Vec::new())));
+    assert_eq!(
+        explained
+            .record(None)
+            .expect_err("no report without it")
+            .field,
+        "status.diagnosis"
+    );
+    assert_eq!(
+        read(&self::recovery(&json!({}))).history(),
+        Ok((None, Vec::new()))
+    );
 }
 
 #[test]
@@ -126,16 +161,37 @@ fn an_agent_that_is_not_understood_has_said_nothing() {
         "devices": [], "csiVolumes": [], "unreadable": [],
     });
     let good = report(&json!({ "inventory": inventory, "answers": [] }));
-    assert_eq!(good.said().expect("readable").inventory.map(|i| i.boot_id.as_str()), Some("b"));
-    assert!(report(&Value::Null).said().expect("nothing said").inventory.is_none());
+    assert_eq!(
+        good.said()
+            .expect("readable")
+            .inventory
+            .map(|i| i.boot_id.as_str()),
+        Some("b")
+    );
+    assert!(
+        report(&Value::Null)
+            .said()
+            .expect("nothing said")
+            .inventory
+            .is_none()
+    );
     for (status, field) in [
-        (json!({ "inventory": { "bootId": 5 }, "answers": [] }), "status.inventory"),
-        (json!({ "inventory": inventory, "answers": [{ "seen": "clean" }] }), "status.answers[0]"),
+        (
+            json!({ "inventory": { "bootId": 5 }, "answers": [] }),
+            "status.inventory",
+        ),
+        (
+            json!({ "inventory": inventory, "answers": [{ "seen": "clean" }] }),
+            "status.answers[0]",
+        ),
     ] {
         assert_eq!(report(&status).said().expect_err("unreadable").field, field);
     }
     let challenge: &Opaque<Challenge> = &good.spec.challenges[0];
-    assert_eq!(challenge.get().expect_err("unreadable").raw()["recovery"], "uid-1");
+    assert_eq!(
+        challenge.get().expect_err("unreadable").raw()["recovery"],
+        "uid-1"
+    );
 }
 
 #[test]
@@ -143,14 +199,18 @@ fn words_of_another_version_read_as_the_most_cautious_of_ours() {
     let mut raw = recovery(&json!({ "phase": "Quarantined" }));
     raw["spec"]["mode"] = json!("Supervised");
     let read = read(&raw);
-    assert_eq!((read.spec.mode, read.status.expect("a status").phase), (Mode::Observe, Phase::Stuck));
+    assert_eq!(
+        (read.spec.mode, read.status.expect("a status").phase),
+        (Mode::Observe, Phase::Stuck)
+    );
     let policy: RecoveryPolicySpec =
         serde_json::from_value(json!({ "mode": "Supervised" })).expect("a policy");
     assert_eq!(policy.mode, Mode::Observe);
     let unset: RecoveryPolicySpec = serde_json::from_value(json!({})).expect("a policy");
     assert_eq!(unset.mode, Mode::DryRun);
     for mode in [Mode::Observe, Mode::DryRun, Mode::Approve, Mode::Auto] {
-        let policy: RecoveryPolicySpec = serde_json::from_value(json!({ "mode": mode })).expect("a policy");
+        let policy: RecoveryPolicySpec =
+            serde_json::from_value(json!({ "mode": mode })).expect("a policy");
         assert_eq!(policy.mode, mode);
     }
 }

@@ -53,7 +53,10 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     let reason = records::reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    let name = ObjectName::new(
+        recovery.namespace().unwrap_or_default(),
+        recovery.name_any(),
+    );
     if recovery.phase().is_final() {
         return Err(Fail::Other(format!("{name} is over already: {}", recovery.phase())).into());
     }
@@ -72,7 +75,10 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
         ));
     }
     if !args.wait {
-        note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
+        note(&format!(
+            "Follow it: kubectl reattach status -n {} {} --watch",
+            name.namespace, name.name
+        ));
         return Ok(Exit::Done);
     }
     let deadline = Instant::now() + args.timeout;

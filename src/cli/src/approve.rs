@@ -48,7 +48,12 @@ pub struct ApproveArgs {
 /// # Errors
 /// No such recovery, another plan, a recovery that waits for nobody, or the API server's refusal.
 pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
-    if args.plan.len() != 16 || !args.plan.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()) {
+    if args.plan.len() != 16
+        || !args
+            .plan
+            .bytes()
+            .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+    {
         return Err(Fail::Usage(format!(
             "--plan {:?} must be the 16 hexadecimal digits that status shows",
             args.plan
@@ -57,11 +62,17 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     }
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    let name = ObjectName::new(
+        recovery.namespace().unwrap_or_default(),
+        recovery.name_any(),
+    );
     let status = recovery.status.clone().unwrap_or_default();
     let no = |why: String| Err(Fail::Other(why).into());
     if records::under_way(&recovery) || status.phase.is_final() {
-        return no(format!("{name} is past approval: {}, {}", status.phase, status.message));
+        return no(format!(
+            "{name} is past approval: {}, {}",
+            status.phase, status.message
+        ));
     }
     if recovery.spec.mode != Mode::Approve {
         return no(format!(
@@ -77,7 +88,10 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
             ));
         }
         (None, None) => {
-            return no(format!("{name} has no plan to approve: {}, {}", status.phase, status.message));
+            return no(format!(
+                "{name} has no plan to approve: {}, {}",
+                status.phase, status.message
+            ));
         }
         (None, Some(now)) if *now != args.plan => {
             return no(format!(
@@ -90,9 +104,15 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     let user = session.me().await?;
     rights::tell_of_approval(&session, &name, &user).await;
     records::approve(&session, &name, &args.plan, &user).await?;
-    note(&format!("Plan {} of {name} approved by {}.", args.plan, user.name));
+    note(&format!(
+        "Plan {} of {name} approved by {}.",
+        args.plan, user.name
+    ));
     if !args.wait {
-        note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
+        note(&format!(
+            "Follow it: kubectl reattach status -n {} {} --watch",
+            name.namespace, name.name
+        ));
         return Ok(Exit::Done);
     }
     let deadline = Instant::now() + args.timeout;

@@ -53,21 +53,45 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     let election = tokio::spawn(elector.run(publish, election_ended));
     note(&format!("Lease {lease} taken, term {}.", leadership.term));
 
-    let collector =
-        Collector::new(session.clients.clone(), Some(cache.clone()), providers, session.clock.clone());
-    let gate = Gate::new(session.clients.clone(), leading)
-        .locking_nodes_in(args.node_lock_namespace.as_deref().unwrap_or(&lease.namespace));
+    let collector = Collector::new(
+        session.clients.clone(),
+        Some(cache.clone()),
+        providers,
+        session.clock.clone(),
+    );
+    let gate = Gate::new(session.clients.clone(), leading).locking_nodes_in(
+        args.node_lock_namespace
+            .as_deref()
+            .unwrap_or(&lease.namespace),
+    );
     let metrics = Metrics::register(&mut Registry::default());
     let executor = Executor::new(collector, gate, identity, &user.name, metrics);
-    let users = Users { me: user, controller: lease.controller_user() };
-    let ended = drive(args, &session, executor, &cache, &claim, users, &mut interrupt).await;
+    let users = Users {
+        me: user,
+        controller: lease.controller_user(),
+    };
+    let ended = drive(
+        args,
+        &session,
+        executor,
+        &cache,
+        &claim,
+        users,
+        &mut interrupt,
+    )
+    .await;
     end_election.send_replace(true);
     if election.await.is_err() {
-        note(&format!("note: Lease {lease} was not given back; it runs out by itself"));
+        note(&format!(
+            "note: Lease {lease} was not given back; it runs out by itself"
+        ));
     }
     if let Some(left) = running(&session, &claim).await.ok().flatten() {
         let (ns, name) = (&claim.namespace, &claim.name);
-        let plan = left.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
+        let plan = left
+            .status
+            .as_ref()
+            .and_then(|s| s.plan.as_ref()?.get().ok());
         let workload = plan.map(|p| p.pins.workload.to_string());
         note(&format!(
             "\nThe recovery is not over, and {} may be at 0 replicas. It goes on when you run\n  kubectl reattach recover -n {ns} {name} --break-glass\nagain, or when a controller runs; kubectl reattach abort first makes either put everything back.",
@@ -116,18 +140,25 @@ async fn drive(
         None => records::create(session, &claim.namespace, spec(args, claim, &users.me)).await?,
     };
     let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
-    note(&format!("Recovery {name}, asked for by {}.", recovery.spec.requester));
+    note(&format!(
+        "Recovery {name}, asked for by {}.",
+        recovery.spec.requester
+    ));
     let (stop, stopped) = watch::channel(false);
     let (gone_tx, gone) = watch::channel(false);
     let driver = tokio::spawn({
         let (name, cache, controller) = (name.clone(), cache.clone(), users.controller);
         async move {
-            let phase = executor.drive(&name, |n| limits(&cache, n, &controller), stopped).await;
+            let phase = executor
+                .drive(&name, |n| limits(&cache, n, &controller), stopped)
+                .await;
             gone_tx.send_replace(true);
             phase
         }
     });
-    let ended = follow(session, args, name.clone(), users.me).run(Some(gone), interrupt).await;
+    let ended = follow(session, args, name.clone(), users.me)
+        .run(Some(gone), interrupt)
+        .await;
     // The turn under way ends first: an effect is never cut off between itself and its journal line.
     let settle = async {
         let last = records::again(session, &name).await;
@@ -136,7 +167,10 @@ async fn drive(
         }
         driver.await
     };
-    if tokio::time::timeout(DRIVER_ENDS_WITHIN, settle).await.is_err() {
+    if tokio::time::timeout(DRIVER_ENDS_WITHIN, settle)
+        .await
+        .is_err()
+    {
         stop.send_replace(true);
         note(
             "note: the last step did not end in time; its outcome will be observed when the recovery goes on",
@@ -148,7 +182,13 @@ async fn drive(
 /// This machine's name, for the journal.
 fn host() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    let name = kernel
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .unwrap_or_default();
     let name = name.trim();
-    if name.is_empty() { "unknown-host".to_owned() } else { name.to_owned() }
+    if name.is_empty() {
+        "unknown-host".to_owned()
+    } else {
+        name.to_owned()
+    }
 }

@@ -61,7 +61,10 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<Exit> {
     let reason = reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    let name = ObjectName::new(
+        recovery.namespace().unwrap_or_default(),
+        recovery.name_any(),
+    );
     if args.nothing_under_way {
         return nothing_under_way(&session, &recovery, &name, reason).await;
     }
@@ -119,7 +122,10 @@ async fn nothing_under_way(
     name: &ObjectName,
     reason: &str,
 ) -> Result<Exit> {
-    let begun = recovery.status.as_ref().is_some_and(|status| !status.journal.is_empty());
+    let begun = recovery
+        .status
+        .as_ref()
+        .is_some_and(|status| !status.journal.is_empty());
     if recovery.phase().is_final() || !begun {
         return Err(Fail::Other(format!(
             "{name} has no run under way ({}), so it has ordered nothing that could be",
@@ -137,22 +143,27 @@ async fn nothing_under_way(
     };
     let user = user.name;
     records::nothing_under_way(session, name, &word).await?;
-    note(&format!("Declared by {user}: nothing that {name} ordered is under way at the cloud ({reason})."));
+    note(&format!(
+        "Declared by {user}: nothing that {name} ordered is under way at the cloud ({reason})."
+    ));
     note(
         "It counts for what was ordered before now. If the cloud shows a job that is pending, that is still waited for.",
     );
-    note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
+    note(&format!(
+        "Follow it: kubectl reattach status -n {} {} --watch",
+        name.namespace, name.name
+    ));
     Ok(Exit::Done)
 }
 
 fn reason(given: Option<&str>) -> Result<&str, Fail> {
     match given.map(str::trim) {
-        None | Some("") => {
-            Err(Fail::Usage("--reason is missing: say why you are sure; it goes on the record".to_owned()))
-        }
-        Some(reason) if reason.chars().count() > 1024 => {
-            Err(Fail::Usage("--reason may have at most 1024 characters".to_owned()))
-        }
+        None | Some("") => Err(Fail::Usage(
+            "--reason is missing: say why you are sure; it goes on the record".to_owned(),
+        )),
+        Some(reason) if reason.chars().count() > 1024 => Err(Fail::Usage(
+            "--reason may have at most 1024 characters".to_owned(),
+        )),
         Some(reason) => Ok(reason),
     }
 }
@@ -186,7 +197,9 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
             recovery.spec.mode, name.namespace, recovery.spec.claim_name
         )));
     }
-    let (plan, _) = recovery.history().map_err(|e| NoPlan::Never(records::unreadable_sentence(&e)))?;
+    let (plan, _) = recovery
+        .history()
+        .map_err(|e| NoPlan::Never(records::unreadable_sentence(&e)))?;
     plan.ok_or_else(|| {
         NoPlan::NotYet(format!(
             "{name} has no plan, so there is no instance to speak about: {}, {}",
@@ -196,12 +209,28 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
 }
 
 /// What it means.
-fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: Option<&Plan>, declaration: &Declaration) {
-    let Declaration { holder, declared_by, reason, at, of_this_cluster, .. } = declaration;
+fn tell(
+    recovery: &VolumeRecovery,
+    name: &ObjectName,
+    plan: Option<&Plan>,
+    declaration: &Declaration,
+) {
+    let Declaration {
+        holder,
+        declared_by,
+        reason,
+        at,
+        of_this_cluster,
+        ..
+    } = declaration;
     let until = at.0.saturating_add(GOOD_FOR).unwrap_or(at.0);
-    note(&format!("Declared by {declared_by}: instance {holder} cannot write ({reason})."));
+    note(&format!(
+        "Declared by {declared_by}: instance {holder} cannot write ({reason})."
+    ));
     if *of_this_cluster {
-        note(&format!("And instance {holder} is a machine of this cluster."));
+        note(&format!(
+            "And instance {holder} is a machine of this cluster."
+        ));
     }
     let Some(plan) = plan else {
         note(&format!(

@@ -58,25 +58,46 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
     preflight(&providers, false).await?;
-    let mut collector = Collector::new(session.clients.clone(), None, providers, session.clock.clone());
+    let mut collector = Collector::new(
+        session.clients.clone(),
+        None,
+        providers,
+        session.clock.clone(),
+    );
     let mut tasks = JoinSet::new();
     let wanted: Vec<(ObjectName, Option<String>)> = if args.claims.is_empty() {
         let cache = watches::start(&session, &mut tasks).await?;
         let all = nominees(&cache);
         collector.cache = Some(cache);
         let here = |n: &ObjectName| args.all_namespaces || n.namespace == session.namespace;
-        all.into_iter().filter(|n| here(&n.claim)).map(|n| (n.claim, Some(n.why))).collect()
+        all.into_iter()
+            .filter(|n| here(&n.claim))
+            .map(|n| (n.claim, Some(n.why)))
+            .collect()
     } else {
-        args.claims.iter().map(|c| Ok((session.claim(c)?, None))).collect::<Result<_, Fail>>()?
+        args.claims
+            .iter()
+            .map(|c| Ok((session.claim(c)?, None)))
+            .collect::<Result<_, Fail>>()?
     };
     let mut findings = Vec::new();
     for (claim, why) in wanted {
         let collected = collector.collect(&claim, None, Needs::Diagnose);
-        let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
+        let evidence = session
+            .ask(&format!("collect the facts about claim {claim}"), collected)
+            .await?;
         if evidence.claim.shown().is_none() && why.is_none() {
-            return Err(Fail::NoClaim { namespace: claim.namespace, name: claim.name }.into());
+            return Err(Fail::NoClaim {
+                namespace: claim.namespace,
+                name: claim.name,
+            }
+            .into());
         }
-        findings.push(Finding { claim, why, diagnosis: diagnose(&evidence, session.clock.now()) });
+        findings.push(Finding {
+            claim,
+            why,
+            diagnosis: diagnose(&evidence, session.clock.now()),
+        });
     }
     match args.output {
         Format::Table => tell(&findings, &args, &session)?,
@@ -111,13 +132,19 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
         } else {
             format!("namespace {}", session.namespace)
         };
-        note(&format!("No event, unready pod or agent's report points at a claim in {place}."));
+        note(&format!(
+            "No event, unready pod or agent's report points at a claim in {place}."
+        ));
         return Ok(());
     }
     if args.claims.is_empty() || findings.len() > 1 {
         let mut table = Table::new(&["NAMESPACE", "CLAIM", "CLASS", "VERDICT", "WHY"]);
         for f in findings {
-            let class = f.diagnosis.class().map(|c| c.to_string()).unwrap_or_default();
+            let class = f
+                .diagnosis
+                .class()
+                .map(|c| c.to_string())
+                .unwrap_or_default();
             table.row(vec![
                 f.claim.namespace.clone(),
                 f.claim.name.clone(),
@@ -146,7 +173,11 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
         let gap = if i == 0 { "" } else { "\n" };
         out(&format!("{gap}Claim {}\n", f.claim))?;
         if let Some(why) = &f.why {
-            out(&crate::table::paragraph("  looked at because of: ", &one_line(why), 100))?;
+            out(&crate::table::paragraph(
+                "  looked at because of: ",
+                &one_line(why),
+                100,
+            ))?;
         }
         out(&diagnosis_text(&f.diagnosis))?;
     }

@@ -47,14 +47,26 @@ pub struct DrillArgs {
 pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     if args.list {
         for scenario in SCENARIOS {
-            print!("{:<20}  {}", scenario.name, paragraph(22, scenario.summary).trim_start());
+            print!(
+                "{:<20}  {}",
+                scenario.name,
+                paragraph(22, scenario.summary).trim_start()
+            );
         }
         return Ok(ExitCode::SUCCESS);
     }
-    #[allow(clippy::disallowed_methods)] // Wall time for the last line; the drill's own time is virtual.
+    #[allow(clippy::disallowed_methods)]
+    // Wall time for the last line; the drill's own time is virtual.
     if Scenario::named(&args.scenario).is_none() {
-        let known = SCENARIOS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
-        eprintln!("error: there is no scenario {:?}; there are: {known}", args.scenario);
+        let known = SCENARIOS
+            .iter()
+            .map(|s| s.name)
+            .collect::<Vec<_>>()
+            .join(", ");
+        eprintln!(
+            "error: there is no scenario {:?}; there are: {known}",
+            args.scenario
+        );
         return Ok(ExitCode::from(2));
     }
     let started = tokio::time::Instant::now();
@@ -73,7 +85,8 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     let outcome = play(&args.scenario, args.seed, Pace::Full, sink)?;
     if let Some(file) = &args.html {
         let page = reattach_report::html(&outcome.incident);
-        std::fs::write(file, page).with_context(|| format!("--html {} cannot be written", file.display()))?;
+        std::fs::write(file, page)
+            .with_context(|| format!("--html {} cannot be written", file.display()))?;
     }
     if args.json {
         let mut document = serde_json::to_value(&outcome)?;
@@ -82,14 +95,26 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else {
         println!("{}", outcome.summary());
-        println!("== Post-mortem\n\n{}", reattach_report::markdown(&outcome.incident));
-        let (virtual_time, wall) =
-            (outcome.incident.to.duration_since(outcome.incident.from), started.elapsed());
+        println!(
+            "== Post-mortem\n\n{}",
+            reattach_report::markdown(&outcome.incident)
+        );
+        let (virtual_time, wall) = (
+            outcome.incident.to.duration_since(outcome.incident.from),
+            started.elapsed(),
+        );
         let virtual_time = span(virtual_time.as_secs_f64());
-        eprintln!("{virtual_time} of cluster time in {:.1} s.", wall.as_secs_f64());
+        eprintln!(
+            "{virtual_time} of cluster time in {:.1} s.",
+            wall.as_secs_f64()
+        );
         if let Some(file) = &args.html {
             eprintln!("The post-mortem with its picture: {}", file.display());
         }
     }
-    Ok(if outcome.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome.good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

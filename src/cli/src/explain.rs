@@ -61,9 +61,17 @@ enum Form {
 /// # Errors
 /// The file cannot be read; lines that cannot be read are counted in the exit code, the others are answered.
 pub fn run(args: ExplainArgs) -> Result<Exit> {
-    let mut sink = Sink { form: args.output, first: true };
+    let mut sink = Sink {
+        form: args.output,
+        first: true,
+    };
     if let Some(message) = args.message {
-        let message = Message { message, reason: args.reason, driver: args.driver, source_component: None };
+        let message = Message {
+            message,
+            reason: args.reason,
+            driver: args.driver,
+            source_component: None,
+        };
         sink.answer(&message)?;
         sink.close()?;
         return Ok(Exit::Done);
@@ -107,14 +115,18 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn BufRead>, String)> {
     match file {
         Some(path) if path != Path::new("-") => {
             let name = path.display().to_string();
-            let file = File::open(path).map_err(|e| Fail::Usage(format!("cannot read {name}: {e}")))?;
+            let file =
+                File::open(path).map_err(|e| Fail::Usage(format!("cannot read {name}: {e}")))?;
             Ok((Box::new(BufReader::new(file)), name))
         }
         None if std::io::stdin().is_terminal() => Err(Fail::Usage(
             "nothing to explain: give a FILE, - for standard input, or --message TEXT".to_owned(),
         )
         .into()),
-        _ => Ok((Box::new(std::io::stdin().lock()), "standard input".to_owned())),
+        _ => Ok((
+            Box::new(std::io::stdin().lock()),
+            "standard input".to_owned(),
+        )),
     }
 }
 
@@ -122,7 +134,10 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn BufRead>, String)> {
 /// answered as if its field names were words of the message.
 fn message_of(text: &str) -> Result<Message, String> {
     if !text.starts_with('{') {
-        return Ok(Message { message: text.to_owned(), ..Message::default() });
+        return Ok(Message {
+            message: text.to_owned(),
+            ..Message::default()
+        });
     }
     match serde_json::from_str::<Value>(text) {
         Err(e) => Err(format!("not a JSON object ({})", one_line(&e.to_string()))),
@@ -130,7 +145,10 @@ fn message_of(text: &str) -> Result<Message, String> {
             Err("the JSON object has no text field \"message\"".to_owned())
         }
         Ok(value) => serde_json::from_value(value).map_err(|e| {
-            format!("reason, source_component and driver must be texts ({})", one_line(&e.to_string()))
+            format!(
+                "reason, source_component and driver must be texts ({})",
+                one_line(&e.to_string())
+            )
         }),
     }
 }
@@ -177,19 +195,39 @@ impl Sink {
 
     fn paragraphs(&mut self, message: &str, found: &Explanation) -> Result<()> {
         let width = width().unwrap_or(100).min(110);
-        let mut text = if std::mem::take(&mut self.first) { String::new() } else { "\n".to_owned() };
+        let mut text = if std::mem::take(&mut self.first) {
+            String::new()
+        } else {
+            "\n".to_owned()
+        };
         text.push_str(&paragraph("", &one_line(message), width));
-        text.push_str(&paragraph("  means     ", &one_line(&found.sentence), width));
+        text.push_str(&paragraph(
+            "  means     ",
+            &one_line(&found.sentence),
+            width,
+        ));
         for (i, fact) in found.deciding_facts.iter().enumerate() {
             text.push_str(&paragraph(
-                if i == 0 { "  look at   " } else { "            " },
+                if i == 0 {
+                    "  look at   "
+                } else {
+                    "            "
+                },
                 fact.in_words(),
                 width,
             ));
         }
         for (i, remedy) in found.remedies.iter().enumerate() {
             let words = format!("{}: {}", name(*remedy), remedy.in_words());
-            text.push_str(&paragraph(if i == 0 { "  remedies  " } else { "            " }, &words, width));
+            text.push_str(&paragraph(
+                if i == 0 {
+                    "  remedies  "
+                } else {
+                    "            "
+                },
+                &words,
+                width,
+            ));
         }
         out(&text)
     }
@@ -206,8 +244,7 @@ fn object(found: &Explanation) -> Value {
     details.retain(|_, v| !v.is_null());
     let facts: Vec<&str> = found.deciding_facts.iter().map(|f| f.in_words()).collect();
     let remedies: Vec<&str> = found.remedies.iter().map(|r| name(*r)).collect();
-    let mut object =
-        json!({ "meaning": kind, "sentence": found.sentence, "facts": facts, "remedies": remedies });
+    let mut object = json!({ "meaning": kind, "sentence": found.sentence, "facts": facts, "remedies": remedies });
     if !details.is_empty() {
         object["details"] = Value::Object(details);
     }

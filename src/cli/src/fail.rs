@@ -92,20 +92,38 @@ impl Fail {
     pub fn kubernetes(error: &kube::Error, server: &str, doing: &str) -> Self {
         let doing = doing.to_owned();
         match error {
-            kube::Error::Api(status) if status.code == 401 => {
-                Self::Unauthorized { server: server.to_owned(), why: one_line(&status.message) }
-            }
+            kube::Error::Api(status) if status.code == 401 => Self::Unauthorized {
+                server: server.to_owned(),
+                why: one_line(&status.message),
+            },
             kube::Error::Api(status) if status.code == 403 => match denied(&status.message) {
-                Some((user, verb, resource, scope)) => Self::Forbidden { user, verb, resource, scope, doing },
-                None => Self::Api { doing, why: one_line(&status.message) },
+                Some((user, verb, resource, scope)) => Self::Forbidden {
+                    user,
+                    verb,
+                    resource,
+                    scope,
+                    doing,
+                },
+                None => Self::Api {
+                    doing,
+                    why: one_line(&status.message),
+                },
             },
             kube::Error::Api(status) => {
-                let why = if status.message.is_empty() { &status.reason } else { &status.message };
-                Self::Api { doing, why: format!("{} ({})", one_line(why), status.code) }
+                let why = if status.message.is_empty() {
+                    &status.reason
+                } else {
+                    &status.message
+                };
+                Self::Api {
+                    doing,
+                    why: format!("{} ({})", one_line(why), status.code),
+                }
             }
-            kube::Error::Service(_) | kube::Error::HyperError(_) => {
-                Self::Unreachable { server: server.to_owned(), why: innermost(error) }
-            }
+            kube::Error::Service(_) | kube::Error::HyperError(_) => Self::Unreachable {
+                server: server.to_owned(),
+                why: innermost(error),
+            },
             other => Self::Other(format!("cannot {doing} at {server}: {}", innermost(other))),
         }
     }
@@ -132,7 +150,10 @@ fn denied(message: &str) -> Option<(String, String, String, String)> {
     let user = quoted("User \"")?;
     let (_, rest) = message.split_once("\" cannot ")?;
     let (verb, _) = rest.split_once(' ')?;
-    let (resource, group) = (quoted("resource \"")?, quoted("API group \"").unwrap_or_default());
+    let (resource, group) = (
+        quoted("resource \"")?,
+        quoted("API group \"").unwrap_or_default(),
+    );
     let scope = match quoted("in the namespace \"") {
         Some(namespace) => format!("in namespace {namespace:?}"),
         None => "in the whole cluster".to_owned(),
@@ -162,7 +183,11 @@ mod tests {
     use kube::core::Status;
 
     fn api(code: u16, message: &str) -> kube::Error {
-        kube::Error::Api(Box::new(Status { code, message: message.to_owned(), ..Status::default() }))
+        kube::Error::Api(Box::new(Status {
+            code,
+            message: message.to_owned(),
+            ..Status::default()
+        }))
     }
 
     #[test]
@@ -186,16 +211,29 @@ mod tests {
             ),
         ];
         for (message, sentence) in table {
-            assert_eq!(Fail::kubernetes(&api(403, message), "https://api", "ask").to_string(), sentence);
+            assert_eq!(
+                Fail::kubernetes(&api(403, message), "https://api", "ask").to_string(),
+                sentence
+            );
         }
     }
 
     #[test]
     fn other_answers_keep_the_servers_words() {
         let fail = Fail::kubernetes(&api(401, "Unauthorized"), "https://api/", "ask");
-        assert!(fail.to_string().contains("does not accept the credentials"), "{fail}");
-        let fail = Fail::kubernetes(&api(422, "spec.runbook: Invalid value"), "https://api/", "ask");
-        assert_eq!(fail.to_string(), "the API server refused to ask: spec.runbook: Invalid value (422)");
+        assert!(
+            fail.to_string().contains("does not accept the credentials"),
+            "{fail}"
+        );
+        let fail = Fail::kubernetes(
+            &api(422, "spec.runbook: Invalid value"),
+            "https://api/",
+            "ask",
+        );
+        assert_eq!(
+            fail.to_string(),
+            "the API server refused to ask: spec.runbook: Invalid value (422)"
+        );
         assert_eq!(fail.end(), Exit::Error);
         assert_eq!(Fail::Usage("x".into()).end(), Exit::Usage);
     }

@@ -89,7 +89,9 @@ impl Follow<'_> {
         loop {
             let read = match records::again(self.session, &self.name).await {
                 Ok(read) => read,
-                Err(error @ (Fail::Unauthorized { .. } | Fail::Forbidden { .. })) => return Err(error.into()),
+                Err(error @ (Fail::Unauthorized { .. } | Fail::Forbidden { .. })) => {
+                    return Err(error.into());
+                }
                 Err(error) if heard.elapsed() > BEAR => return Err(error.into()),
                 Err(_) => {
                     tokio::time::sleep(LOOK_EVERY).await;
@@ -98,7 +100,9 @@ impl Follow<'_> {
             };
             heard = Instant::now();
             let Some(recovery) = read else {
-                return Err(Fail::Other(format!("VolumeRecovery {} was deleted", self.name)).into());
+                return Err(
+                    Fail::Other(format!("VolumeRecovery {} was deleted", self.name)).into(),
+                );
             };
             if let Some(end) = self.look(&recovery, &mut shown, started, interrupt).await? {
                 return Ok(end);
@@ -130,7 +134,11 @@ impl Follow<'_> {
         let record = match recovery.record(None) {
             Ok(record) => record,
             Err(unreadable) => {
-                self.tell(&paragraph("", &records::unreadable_sentence(&unreadable), TEXT_WIDTH));
+                self.tell(&paragraph(
+                    "",
+                    &records::unreadable_sentence(&unreadable),
+                    TEXT_WIDTH,
+                ));
                 self.value(recovery)?;
                 return Ok(Some(Exit::Unhealed));
             }
@@ -139,7 +147,10 @@ impl Follow<'_> {
         if let Some(plan) = record.plan.as_ref().filter(|_| !record.journal.is_empty()) {
             // The text only grows, line by line: print what is new.
             let text = journal_text(plan, &record.journal);
-            let fresh = text.strip_prefix(shown.journal.as_str()).unwrap_or(&text).to_owned();
+            let fresh = text
+                .strip_prefix(shown.journal.as_str())
+                .unwrap_or(&text)
+                .to_owned();
             if shown.journal.is_empty() {
                 self.tell("\n");
             }
@@ -151,30 +162,53 @@ impl Follow<'_> {
                 self.ended(recovery, phase.into()).map(Some)
             }
             Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
-            Phase::Running | Phase::Restoring => self.late(recovery, "the run goes on", false).await,
+            Phase::Running | Phase::Restoring => {
+                self.late(recovery, "the run goes on", false).await
+            }
             _ if self.consent == Consent::Watch => {
                 self.news(phase, &record.message, shown);
                 self.late(recovery, "it goes on without you", false).await
             }
             Phase::Refused => {
-                let trouble = record.diagnosis.as_ref().map(|d| d.verdict.to_string()).unwrap_or_default();
-                self.tell(&refused(&format!("Refused, claim {}", record.claim), &trouble, &record.refusals));
-                self.end_request(recovery, "refused, nothing was touched", phase.into()).await
+                let trouble = record
+                    .diagnosis
+                    .as_ref()
+                    .map(|d| d.verdict.to_string())
+                    .unwrap_or_default();
+                self.tell(&refused(
+                    &format!("Refused, claim {}", record.claim),
+                    &trouble,
+                    &record.refusals,
+                ));
+                self.end_request(recovery, "refused, nothing was touched", phase.into())
+                    .await
             }
             Phase::NotOurs => {
-                self.tell(&paragraph("", &format!("{}: {}", record.claim, record.message), TEXT_WIDTH));
-                self.end_request(recovery, "the trouble is not ours, nothing was touched", phase.into()).await
+                self.tell(&paragraph(
+                    "",
+                    &format!("{}: {}", record.claim, record.message),
+                    TEXT_WIDTH,
+                ));
+                self.end_request(
+                    recovery,
+                    "the trouble is not ours, nothing was touched",
+                    phase.into(),
+                )
+                .await
             }
             Phase::Planned | Phase::AwaitingApproval => {
                 self.planned(recovery, &record, shown, interrupt).await
             }
-            Phase::Diagnosing if recovery.status.is_none() && started.elapsed() > ANSWERED_WITHIN => {
+            Phase::Diagnosing
+                if recovery.status.is_none() && started.elapsed() > ANSWERED_WITHIN =>
+            {
                 note(&format!(
                     "error: no controller has looked at VolumeRecovery {} within {} s",
                     self.name,
                     ANSWERED_WITHIN.as_secs()
                 ));
-                self.end_request(recovery, "no controller answered", Exit::Waiting).await
+                self.end_request(recovery, "no controller answered", Exit::Waiting)
+                    .await
             }
             _ => {
                 self.news(phase, &record.message, shown);
@@ -196,14 +230,27 @@ impl Follow<'_> {
             return self.late(recovery, "there is no plan yet", true).await;
         };
         let hash = plan.hash.to_string();
-        if let Some(approved) = recovery.spec.approval.as_ref().map(|a| a.plan_hash.as_str()) {
+        if let Some(approved) = recovery
+            .spec
+            .approval
+            .as_ref()
+            .map(|a| a.plan_hash.as_str())
+        {
             if approved == hash {
-                return self.late(recovery, "the plan is approved and has not begun", true).await;
+                return self
+                    .late(recovery, "the plan is approved and has not begun", true)
+                    .await;
             }
             note(&format!(
                 "The facts have changed since plan {approved} was approved; the plan is {hash} now and has not run."
             ));
-            return self.end_request(recovery, "the plan changed after its approval", Exit::Refused).await;
+            return self
+                .end_request(
+                    recovery,
+                    "the plan changed after its approval",
+                    Exit::Refused,
+                )
+                .await;
         }
         if shown.plan != hash {
             if !shown.plan.is_empty() {
@@ -214,14 +261,23 @@ impl Follow<'_> {
         }
         match self.consent {
             Consent::ShowOnly => {
-                self.end_request(recovery, "dry run: the plan was shown, nothing was touched", Exit::Done)
-                    .await
+                self.end_request(
+                    recovery,
+                    "dry run: the plan was shown, nothing was touched",
+                    Exit::Done,
+                )
+                .await
             }
             Consent::Given => self.approve(recovery, &hash, shown).await,
             Consent::Ask => match self.ask(&hash, interrupt).await? {
                 Some(true) => self.approve(recovery, &hash, shown).await,
                 Some(false) => {
-                    self.end_request(recovery, "not approved, nothing was touched", Exit::Unhealed).await
+                    self.end_request(
+                        recovery,
+                        "not approved, nothing was touched",
+                        Exit::Unhealed,
+                    )
+                    .await
                 }
                 None => self.interrupted().await.map(Some),
             },
@@ -248,8 +304,12 @@ impl Follow<'_> {
                     return Ok(Some(Exit::Waiting));
                 }
                 Err(error) => {
-                    self.end_request(recovery, "it could not be approved, nothing was touched", Exit::Error)
-                        .await?;
+                    self.end_request(
+                        recovery,
+                        "it could not be approved, nothing was touched",
+                        Exit::Error,
+                    )
+                    .await?;
                     return Err(error.into());
                 }
             }
@@ -262,8 +322,14 @@ impl Follow<'_> {
     /// Says how the plan that is shown can be run or dropped.
     fn later(&self, hash: &str) {
         let ns = &self.name.namespace;
-        note(&format!("\nTo run it: kubectl reattach approve -n {ns} {} --plan {hash}", self.name.name));
-        note(&format!("Or not:    kubectl reattach abort -n {ns} {}", self.name.name));
+        note(&format!(
+            "\nTo run it: kubectl reattach approve -n {ns} {} --plan {hash}",
+            self.name.name
+        ));
+        note(&format!(
+            "Or not:    kubectl reattach abort -n {ns} {}",
+            self.name.name
+        ));
     }
 
     /// Asks on the terminal; `None` when interrupted.
@@ -286,13 +352,20 @@ impl Follow<'_> {
     }
 
     /// Whether the time is over. `withdraw`: the request has no run to protect and is taken back.
-    async fn late(&self, recovery: &VolumeRecovery, what: &str, withdraw: bool) -> Result<Option<Exit>> {
+    async fn late(
+        &self,
+        recovery: &VolumeRecovery,
+        what: &str,
+        withdraw: bool,
+    ) -> Result<Option<Exit>> {
         if Instant::now() < self.deadline {
             return Ok(None);
         }
         note(&format!("error: the time of --timeout is over: {what}"));
         if withdraw {
-            return self.end_request(recovery, "timed out before it began", Exit::Waiting).await;
+            return self
+                .end_request(recovery, "timed out before it began", Exit::Waiting)
+                .await;
         }
         note(&format!(
             "Follow it with: kubectl reattach status -n {} {} --watch",
@@ -302,7 +375,12 @@ impl Follow<'_> {
     }
 
     /// Takes back a request that has touched nothing, so that it neither lingers nor runs later by surprise.
-    async fn end_request(&self, recovery: &VolumeRecovery, why: &str, end: Exit) -> Result<Option<Exit>> {
+    async fn end_request(
+        &self,
+        recovery: &VolumeRecovery,
+        why: &str,
+        end: Exit,
+    ) -> Result<Option<Exit>> {
         let last = recovery.clone();
         records::abort(self.session, &self.name, &self.user.name, Some(why)).await?;
         let until = Instant::now() + SETTLED_WITHIN;
@@ -337,7 +415,9 @@ impl Follow<'_> {
             Some(recovery) if records::under_way(&recovery) && !self.driven_here => {
                 let (ns, name) = (&self.name.namespace, recovery.name_any());
                 note("\nInterrupted; the recovery is not over.");
-                note(&format!("Follow it: kubectl reattach status -n {ns} {name} --watch"));
+                note(&format!(
+                    "Follow it: kubectl reattach status -n {ns} {name} --watch"
+                ));
                 note(&format!("End it:    kubectl reattach abort -n {ns} {name}"));
             }
             _ => {}
@@ -348,7 +428,9 @@ impl Follow<'_> {
     async fn last_look(&self, shown: &mut Shown, interrupt: &mut Interrupt) -> Result<Exit> {
         if let Some(recovery) = records::again(self.session, &self.name).await?
             && recovery.phase().is_final()
-            && let Some(end) = self.look(&recovery, shown, Instant::now(), interrupt).await?
+            && let Some(end) = self
+                .look(&recovery, shown, Instant::now(), interrupt)
+                .await?
         {
             return Ok(end);
         }
@@ -366,7 +448,10 @@ impl Follow<'_> {
         if end != Exit::Done {
             self.tell(&paragraph("  ", &records::message(recovery), TEXT_WIDTH));
         }
-        note(&format!("Post-mortem: kubectl reattach report -n {} {}", self.name.namespace, self.name.name));
+        note(&format!(
+            "Post-mortem: kubectl reattach report -n {} {}",
+            self.name.namespace, self.name.name
+        ));
         self.value(recovery)?;
         Ok(end)
     }

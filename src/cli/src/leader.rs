@@ -54,7 +54,10 @@ pub struct LeaseName {
 impl LeaseName {
     /// The user name of the controller as `deploy/` installs it, in the namespace of its Lease.
     pub fn controller_user(&self) -> String {
-        format!("system:serviceaccount:{}:reattach-controller", self.namespace)
+        format!(
+            "system:serviceaccount:{}:reattach-controller",
+            self.namespace
+        )
     }
 }
 
@@ -79,9 +82,9 @@ impl LeaseArgs {
     /// [`Fail::Usage`].
     pub fn check(&self) -> Result<(), Fail> {
         match &self.lease {
-            Some(name) if !name.starts_with(PREFIX) => {
-                Err(Fail::Usage(format!("--lease {name:?} must begin with \"{PREFIX}\"")))
-            }
+            Some(name) if !name.starts_with(PREFIX) => Err(Fail::Usage(format!(
+                "--lease {name:?} must begin with \"{PREFIX}\""
+            ))),
             _ => Ok(()),
         }
     }
@@ -110,10 +113,16 @@ impl LeaseArgs {
         match Self::search(session, self.lease.as_deref()).await? {
             Found::Named(all) => match all.as_slice() {
                 [one] => Ok(one.clone()),
-                [] => refuse(format!("no Lease {} exists in this cluster", self.pattern())),
+                [] => refuse(format!(
+                    "no Lease {} exists in this cluster",
+                    self.pattern()
+                )),
                 several => {
                     let names: Vec<String> = several.iter().map(ToString::to_string).collect();
-                    refuse(format!("several Leases may be the controller's: {}", names.join(", ")))
+                    refuse(format!(
+                        "several Leases may be the controller's: {}",
+                        names.join(", ")
+                    ))
                 }
             },
             Found::Hidden => refuse("you may not list the Leases of the whole cluster".to_owned()),
@@ -127,15 +136,19 @@ impl LeaseArgs {
         }
         match Self::search(session, self.lease.as_deref()).await? {
             Found::Named(all) if !all.is_empty() => Ok(all),
-            Found::Named(_) | Found::Hidden => {
-                Ok(vec![LeaseName { namespace: USUAL_NAMESPACE.to_owned(), name: self.usual_name() }])
-            }
+            Found::Named(_) | Found::Hidden => Ok(vec![LeaseName {
+                namespace: USUAL_NAMESPACE.to_owned(),
+                name: self.usual_name(),
+            }]),
         }
     }
 
     fn named(&self) -> Option<LeaseName> {
         let namespace = self.controller_namespace.clone()?;
-        Some(LeaseName { namespace, name: self.usual_name() })
+        Some(LeaseName {
+            namespace,
+            name: self.usual_name(),
+        })
     }
 
     fn usual_name(&self) -> String {
@@ -233,19 +246,32 @@ pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Re
                     ("its last holder gave it up".to_owned(), TAKEN_WITHIN)
                 }
                 Some((holder, lease)) => {
-                    let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref()).map(|t| t.0);
+                    let renewed = lease
+                        .spec
+                        .as_ref()
+                        .and_then(|s| s.renew_time.as_ref())
+                        .map(|t| t.0);
                     let age = renewed.map(|t| session.clock.now().duration_since(t).as_secs());
                     if changed || age.is_some_and(|a| a.abs() < FRESH) {
                         return Ok(Leader::Live);
                     }
-                    let since = renewed.map(|at| format!(" since {at:.0}")).unwrap_or_default();
-                    (format!("{} has not renewed it{since}", one_line(&holder)), LEASE_DURATION)
+                    let since = renewed
+                        .map(|at| format!(" since {at:.0}"))
+                        .unwrap_or_default();
+                    (
+                        format!("{} has not renewed it{since}", one_line(&holder)),
+                        LEASE_DURATION,
+                    )
                 }
             };
             wait = wait.max(limit);
             last.get_or_insert((name, why));
         }
-        let limit = if patience == Patience::None { Duration::ZERO } else { wait };
+        let limit = if patience == Patience::None {
+            Duration::ZERO
+        } else {
+            wait
+        };
         if let Some((lease, why)) = last {
             if began.elapsed() >= limit {
                 return Ok(Leader::None { lease, why });
@@ -269,7 +295,13 @@ pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Re
 /// A controller holds it; the namespace is missing; the API server's error.
 pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Elector, Leadership)> {
     let records = session.clients.records.clone();
-    let mut elector = Elector::new(records, &lease.namespace, &lease.name, me, session.clock.clone());
+    let mut elector = Elector::new(
+        records,
+        &lease.namespace,
+        &lease.name,
+        me,
+        session.clock.clone(),
+    );
     let give_up = Instant::now() + LEASE_DURATION * 2;
     let mut before: Option<(String, Option<String>)> = None;
     let mut told = false;
@@ -283,9 +315,13 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
             ));
         }
         if let Some(now) = found {
-            let holder = Some(holder(&now)).filter(|h| h != VACANT).unwrap_or_default();
+            let holder = Some(holder(&now))
+                .filter(|h| h != VACANT)
+                .unwrap_or_default();
             let seen = (holder, now.resource_version());
-            let renewed = before.as_ref().is_some_and(|b| b.0 == seen.0 && b.1 != seen.1);
+            let renewed = before
+                .as_ref()
+                .is_some_and(|b| b.0 == seen.0 && b.1 != seen.1);
             if seen.0.is_empty() && !told {
                 told = true;
                 note(&format!(
@@ -339,9 +375,18 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
 
 async fn read(session: &Session, name: &LeaseName) -> Result<Option<Lease>, Fail> {
     let api: Api<Lease> = Api::namespaced(session.clients.read.clone(), &name.namespace);
-    session.ask(&format!("read the leader Lease {name}"), api.get_opt(&name.name)).await
+    session
+        .ask(
+            &format!("read the leader Lease {name}"),
+            api.get_opt(&name.name),
+        )
+        .await
 }
 
 fn holder(lease: &Lease) -> String {
-    lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default()
+    lease
+        .spec
+        .as_ref()
+        .and_then(|s| s.holder_identity.clone())
+        .unwrap_or_default()
 }

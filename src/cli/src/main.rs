@@ -68,10 +68,17 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb, global: &session::Global) -> anyhow::Result<Exit> {
     // What a person needs to know is printed; RUST_LOG shows the rest.
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
     let to = || LogLines::new(std::io::stderr(), LogForm::Text);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(to).with_ansi(false).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(to)
+        .with_ansi(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(async {
         match verb {
             Verb::Explain(args) => explain::run(args),

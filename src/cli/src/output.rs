@@ -80,8 +80,15 @@ pub fn value(format: Format, value: &impl Serialize) -> Result<()> {
 /// The columns to print on: `COLUMNS` if set, else the terminal's; `None` when nobody looks at a terminal, and lines are
 /// not cut then.
 pub fn width() -> Option<usize> {
-    let set = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|c| *c >= 40);
+    let set = std::env::var("COLUMNS")
+        .ok()
+        .and_then(|c| c.parse().ok())
+        .filter(|c| *c >= 40);
     let stdout = std::io::stdout();
     let seen = || terminal_size::terminal_size_of(&stdout).map(|(w, _)| usize::from(w.0));
-    if stdout.is_terminal() { set.or_else(seen) } else { set }
+    if stdout.is_terminal() {
+        set.or_else(seen)
+    } else {
+        set
+    }
 }

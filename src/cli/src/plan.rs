@@ -78,9 +78,16 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
     preflight(&providers, false).await?;
     let claim = session.claim(&args.claim)?;
     session.require_claim(&claim).await?;
-    let collector = Collector::new(session.clients.clone(), None, providers, session.clock.clone());
+    let collector = Collector::new(
+        session.clients.clone(),
+        None,
+        providers,
+        session.clock.clone(),
+    );
     let collected = collector.collect(&claim, None, Needs::Plan);
-    let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
+    let evidence = session
+        .ask(&format!("collect the facts about claim {claim}"), collected)
+        .await?;
     let now = session.clock.now();
     let diagnosis = classify(&evidence, now);
     let Verdict::Ours { trouble } = &diagnosis.verdict else {
@@ -110,7 +117,12 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
         (Ok(plan), Format::Table) => {
             out(&whole_plan(&plan, Some(&evidence)))?;
             note("");
-            if let Trouble::Phantom { at, confirmed: false, .. } = trouble {
+            if let Trouble::Phantom {
+                at,
+                confirmed: false,
+                ..
+            } = trouble
+            {
                 note(&format!(
                     "Before anything runs, the agent on {} is asked to look at the machine anew.",
                     at.node
@@ -124,14 +136,17 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
                 note(&format!("It would wait before its first step: {waits}."));
             }
             if let Ok(me) = session.me().await {
-                let mandate = rights::own_mandate(&session, &me, &plan, ceiling, args.allow_power_off).await;
+                let mandate =
+                    rights::own_mandate(&session, &me, &plan, ceiling, args.allow_power_off).await;
                 for stands in rights::against(&mandate, &plan, &evidence, now) {
                     note(&format!("It would not run on your approval: {stands}."));
                 }
             }
             let power_off = plan.find(StepKind::PowerOff).is_some();
             match &args.runbook_file {
-                Some(_) => note("A runbook from a file can be shown here; recover runs the built-in ones."),
+                Some(_) => {
+                    note("A runbook from a file can be shown here; recover runs the built-in ones.")
+                }
                 None => note(&format!(
                     "To run it: kubectl reattach recover -n {} {}{}",
                     claim.namespace,
@@ -142,7 +157,10 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
             Ok(Exit::Done)
         }
         (Ok(plan), format) => {
-            value(format, &answer(&claim, &diagnosis, serde_json::to_value(&*plan)?, &[]))?;
+            value(
+                format,
+                &answer(&claim, &diagnosis, serde_json::to_value(&*plan)?, &[]),
+            )?;
             Ok(Exit::Done)
         }
         (Err(refusals), Format::Table) => {
@@ -178,7 +196,11 @@ async fn allowed(
             let policy = subject.and_then(|s| ruling(&policies, &s));
             let read = |p: &RecoveryPolicy| {
                 let ceiling = Some(ceiling(p.name_any(), &p.spec));
-                (p.spec.counting_power_off(), p.spec.snapshot_before_force, ceiling)
+                (
+                    p.spec.counting_power_off(),
+                    p.spec.snapshot_before_force,
+                    ceiling,
+                )
             };
             policy.map(read).unwrap_or_default()
         }
@@ -189,9 +211,18 @@ async fn allowed(
             );
             Default::default()
         }
-        Err(error) => return Err(Fail::kubernetes(&error, &session.server, "list the policies")),
+        Err(error) => {
+            return Err(Fail::kubernetes(
+                &error,
+                &session.server,
+                "list the policies",
+            ));
+        }
     };
-    Ok((providers.allowed(evidence, power_off, args.allow_power_off, snapshot), ceiling))
+    Ok((
+        providers.allowed(evidence, power_off, args.allow_power_off, snapshot),
+        ceiling,
+    ))
 }
 
 /// One of the compiled-in runbooks.
@@ -204,8 +235,8 @@ pub fn built_in(name: &str) -> Result<Runbook, Fail> {
 
 fn from_file(file: &Path) -> Result<Runbook, Fail> {
     let bad = |why: String| Fail::Usage(format!("--runbook-file: {why}"));
-    let text =
-        std::fs::read_to_string(file).map_err(|e| bad(format!("cannot read {}: {e}", file.display())))?;
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| bad(format!("cannot read {}: {e}", file.display())))?;
     Runbook::parse(&file.display().to_string(), &text)
         .map_err(|e| bad(one_line(&e.to_string()).replacen(": error: ", ": ", 1)))
 }
@@ -218,9 +249,9 @@ pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
     let Some(text) = given else { return Ok(()) };
     match text.split_once('/') {
         Some((kind, name)) if !kind.is_empty() && !name.is_empty() && !name.contains('/') => Ok(()),
-        _ => {
-            Err(Fail::Usage(format!("--confirm-workload {text:?} must be KIND/NAME, such as Deployment/web")))
-        }
+        _ => Err(Fail::Usage(format!(
+            "--confirm-workload {text:?} must be KIND/NAME, such as Deployment/web"
+        ))),
     }
 }
 
@@ -228,7 +259,9 @@ pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
 /// claim's namespace and counts the others; `seen` names those, where the person's own rights have read them.
 pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
     let mut text = plan_text(plan);
-    let Some(wide) = &plan.pins.node_wide else { return text };
+    let Some(wide) = &plan.pins.node_wide else {
+        return text;
+    };
     let node = &plan.pins.node;
     text.push_str(&format!("\nNode {node} is fenced as a whole. On it are\n"));
     let mut row = |label: &str, words: &str| {
@@ -238,7 +271,11 @@ pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
         row("pod", &pod.to_string());
     }
     let pods = seen.and_then(|e| e.node_pods.get(node)?.shown());
-    let named: Vec<_> = pods.into_iter().flatten().filter(|p| !wide.pods.contains(p)).collect();
+    let named: Vec<_> = pods
+        .into_iter()
+        .flatten()
+        .filter(|p| !wide.pods.contains(p))
+        .collect();
     for (pod, _) in &named {
         row("pod", &pod.to_string());
     }
@@ -251,7 +288,9 @@ pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
             ),
         );
     }
-    let attached = seen.and_then(|e| e.nodes.get(node)?.shown()).map(|n| n.volumes_attached.clone());
+    let attached = seen
+        .and_then(|e| e.nodes.get(node)?.shown())
+        .map(|n| n.volumes_attached.clone());
     let names = attached.unwrap_or_else(|| wide.named_volumes().map(str::to_owned).collect());
     names.iter().for_each(|volume| row("volume", volume));
     if names.len() < wide.volumes.len() {
@@ -295,7 +334,9 @@ fn sentences(refusals: &[Refusal]) -> Vec<String> {
 fn named_losses(evidence: &Evidence) {
     for (node, fact) in &evidence.node_losses {
         let others = fact.shown().into_iter().flatten();
-        for PodLoss { pod, loss } in others.filter(|l| l.pod.namespace != evidence.claim_name.namespace) {
+        for PodLoss { pod, loss } in
+            others.filter(|l| l.pod.namespace != evidence.claim_name.namespace)
+        {
             note(&format!("\nnote: pod {pod} on node {node}: {loss}"));
         }
     }
@@ -318,7 +359,9 @@ async fn own_rights(session: &Session, refusals: &[Refusal]) {
     if refusals.iter().any(no_right)
         && let Ok(me) = session.user().await
     {
-        note(&format!("\nnote: that pod was asked for with the rights of {me}; the controller has its own"));
+        note(&format!(
+            "\nnote: that pod was asked for with the rights of {me}; the controller has its own"
+        ));
     }
 }
 

@@ -24,7 +24,11 @@ pub fn under_way(recovery: &VolumeRecovery) -> bool {
 
 /// One sentence on where it stands: its status', unless this version cannot read what the run goes by.
 pub fn message(recovery: &VolumeRecovery) -> String {
-    let said = recovery.status.as_ref().map(|s| s.message.clone()).unwrap_or_default();
+    let said = recovery
+        .status
+        .as_ref()
+        .map(|s| s.message.clone())
+        .unwrap_or_default();
     match recovery.history() {
         Ok(_) => said,
         // The controller held the recovery for this reason and says more about it.
@@ -46,11 +50,22 @@ pub fn unreadable_sentence(unreadable: &UnreadableField) -> String {
 /// The API server's, as a sentence.
 pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<VolumeRecovery>, Fail> {
     let client = session.clients.read.clone();
-    let api: Api<VolumeRecovery> =
-        namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
-    let found = session.ask("list the recoveries", api.list(&ListParams::default())).await?;
+    let api: Api<VolumeRecovery> = namespace.map_or_else(
+        || Api::all(client.clone()),
+        |n| Api::namespaced(client.clone(), n),
+    );
+    let found = session
+        .ask("list the recoveries", api.list(&ListParams::default()))
+        .await?;
     let mut items: Vec<VolumeRecovery> = found.iter().map(made_plain).collect();
-    items.sort_by_key(|r| (r.namespace(), r.spec.claim_name.clone(), r.created(), r.name_any()));
+    items.sort_by_key(|r| {
+        (
+            r.namespace(),
+            r.spec.claim_name.clone(),
+            r.created(),
+            r.name_any(),
+        )
+    });
     Ok(items)
 }
 
@@ -83,9 +98,21 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
     if is_recovery && let Some(found) = all.iter().find(|r| r.name_any() == bare) {
         return Ok(found.clone());
     }
-    let own = all.into_iter().filter(|r| is_claim && r.spec.claim_name == bare);
-    own.max_by_key(|r| (under_way(r), !r.phase().is_final(), r.created(), r.name_any()))
-        .ok_or_else(|| Fail::NoRecovery { namespace: session.namespace.clone(), name: bare.to_owned() })
+    let own = all
+        .into_iter()
+        .filter(|r| is_claim && r.spec.claim_name == bare);
+    own.max_by_key(|r| {
+        (
+            under_way(r),
+            !r.phase().is_final(),
+            r.created(),
+            r.name_any(),
+        )
+    })
+    .ok_or_else(|| Fail::NoRecovery {
+        namespace: session.namespace.clone(),
+        name: bare.to_owned(),
+    })
 }
 
 /// Reads one again; `None` when it is gone.
@@ -94,7 +121,9 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
 /// The API server's, as a sentence.
 pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<VolumeRecovery>, Fail> {
     let api: Api<VolumeRecovery> = Api::namespaced(session.clients.read.clone(), &name.namespace);
-    let found = session.ask("read the recovery", api.get_opt(&name.name)).await?;
+    let found = session
+        .ask("read the recovery", api.get_opt(&name.name))
+        .await?;
     Ok(found.as_ref().map(made_plain))
 }
 
@@ -103,8 +132,15 @@ pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<Volume
 fn made_plain(recovery: &VolumeRecovery) -> VolumeRecovery {
     let mut shown = plain::made_plain(recovery, usize::MAX);
     // A ticket has lines of its own. The controller wrote it, and quoted texts of others in it line by line.
-    let ticket =
-        |r: &VolumeRecovery| r.status.as_ref()?.escalation.as_ref()?.ticket.as_deref().map(plain::page);
+    let ticket = |r: &VolumeRecovery| {
+        r.status
+            .as_ref()?
+            .escalation
+            .as_ref()?
+            .ticket
+            .as_deref()
+            .map(plain::page)
+    };
     if let (Some(ticket), Some(status)) = (ticket(recovery), &mut shown.status)
         && let Some(told) = &mut status.escalation
     {
@@ -120,7 +156,9 @@ fn made_plain(recovery: &VolumeRecovery) -> VolumeRecovery {
 pub fn reason(given: Option<&str>) -> Result<Option<String>, Fail> {
     let Some(given) = given else { return Ok(None) };
     if given.chars().count() > REASON_CHARS {
-        return Err(Fail::Usage(format!("--reason may have at most {REASON_CHARS} characters")));
+        return Err(Fail::Usage(format!(
+            "--reason may have at most {REASON_CHARS} characters"
+        )));
     }
     Ok(Some(plain::line(given, REASON_CHARS)))
 }
@@ -145,7 +183,12 @@ pub async fn create(
         status: None,
     };
     let api: Api<VolumeRecovery> = Api::namespaced(session.clients.records.clone(), namespace);
-    session.ask("ask for the recovery", api.create(&PostParams::default(), &recovery)).await
+    session
+        .ask(
+            "ask for the recovery",
+            api.create(&PostParams::default(), &recovery),
+        )
+        .await
 }
 
 /// Approves one exact plan of a recovery.
@@ -180,7 +223,13 @@ pub async fn abort(
     if let Some(reason) = reason {
         abort["reason"] = json!(reason);
     }
-    patch(session, recovery, "abort the recovery", json!({ "abort": abort })).await
+    patch(
+        session,
+        recovery,
+        "abort the recovery",
+        json!({ "abort": abort }),
+    )
+    .await
 }
 
 /// Records a person's word that an instance cannot write.
@@ -192,7 +241,13 @@ pub async fn declare(
     recovery: &ObjectName,
     declaration: &Declaration,
 ) -> Result<(), Fail> {
-    patch(session, recovery, "declare that", json!({ "declaration": declaration })).await
+    patch(
+        session,
+        recovery,
+        "declare that",
+        json!({ "declaration": declaration }),
+    )
+    .await
 }
 
 /// Records a person's word that nothing which the recovery ordered is under way at the cloud.
@@ -204,7 +259,13 @@ pub async fn nothing_under_way(
     recovery: &ObjectName,
     word: &NothingUnderWay,
 ) -> Result<(), Fail> {
-    patch(session, recovery, "declare that", json!({ "nothingUnderWay": word })).await
+    patch(
+        session,
+        recovery,
+        "declare that",
+        json!({ "nothingUnderWay": word }),
+    )
+    .await
 }
 
 async fn patch(
@@ -213,8 +274,14 @@ async fn patch(
     doing: &str,
     spec: serde_json::Value,
 ) -> Result<(), Fail> {
-    let api: Api<VolumeRecovery> = Api::namespaced(session.clients.records.clone(), &recovery.namespace);
+    let api: Api<VolumeRecovery> =
+        Api::namespaced(session.clients.records.clone(), &recovery.namespace);
     let body = Patch::Merge(json!({ "spec": spec }));
-    session.ask(doing, api.patch(&recovery.name, &PatchParams::default(), &body)).await?;
+    session
+        .ask(
+            doing,
+            api.patch(&recovery.name, &PatchParams::default(), &body),
+        )
+        .await?;
     Ok(())
 }

@@ -23,7 +23,10 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     built_in(&args.runbook)?;
     confirmation(args.confirm_workload.as_deref())?;
     args.lease.check()?;
-    let args = RecoverArgs { reason: records::reason(args.reason.as_deref())?, ..args };
+    let args = RecoverArgs {
+        reason: records::reason(args.reason.as_deref())?,
+        ..args
+    };
     if args.break_glass {
         if !args.yes && !args.dry_run && !interactive() {
             return Err(Fail::Usage("--break-glass acts from here, so somebody must consent: add --yes or --dry-run, or run it on a terminal".to_owned()).into());
@@ -53,11 +56,16 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
             Format::Table => crate::output::line(&format!("VolumeRecovery {name} was created."))?,
             format => value(format, &recovery)?,
         }
-        note(&format!("See its plan: kubectl reattach status -n {} {}", name.namespace, name.name));
+        note(&format!(
+            "See its plan: kubectl reattach status -n {} {}",
+            name.namespace, name.name
+        ));
         return Ok(Exit::Done);
     }
     note(&format!("Recovery {name}, asked for by {}.", user.name));
-    follow(&session, &args, name, user).run(None, &mut interrupt).await
+    follow(&session, &args, name, user)
+        .run(None, &mut interrupt)
+        .await
 }
 
 async fn require_controller(session: &Session, lease: &LeaseArgs) -> Result<(), Fail> {

@@ -32,7 +32,11 @@ pub struct ReportArgs {
     #[arg(long, value_name = "DURATION", conflicts_with = "names", value_parser = since)]
     since: Option<jiff::SignedDuration>,
     /// The title.
-    #[arg(long, value_name = "TEXT", default_value = "Volume recovery post-mortem")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "Volume recovery post-mortem"
+    )]
     title: String,
     /// Also write it as one self-contained HTML file with a timeline picture.
     #[arg(long, value_name = "FILE")]
@@ -60,7 +64,11 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
     let now = session.clock.now();
     let mut found = Vec::new();
     if args.names.is_empty() {
-        found = records::list(&session, (!args.all_namespaces).then_some(session.namespace.as_str())).await?;
+        found = records::list(
+            &session,
+            (!args.all_namespaces).then_some(session.namespace.as_str()),
+        )
+        .await?;
         if let Some(since) = args.since {
             let from = now.saturating_sub(since).unwrap_or(Timestamp::MIN);
             found.retain(|r| r.created() >= from);
@@ -95,7 +103,9 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
     if readable.is_empty() {
         return Err(Fail::Other(left_out.join("; ")).into());
     }
-    left_out.iter().for_each(|why| note(&format!("error: {why}")));
+    left_out
+        .iter()
+        .for_each(|why| note(&format!("error: {why}")));
     let incident = incident(args.title, readable, now);
     if let Some(file) = &args.html {
         let written = std::fs::write(file, html(&incident));
@@ -107,17 +117,35 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
         Form::Json => line(&json(&incident))?,
     }
     // What is missing is no post-mortem that a script may take for whole.
-    Ok(if left_out.is_empty() { Exit::Done } else { Exit::Error })
+    Ok(if left_out.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Error
+    })
 }
 
 /// From the first creation to the last line of a journal; to now, while something is not over.
 fn incident(title: String, records: Vec<Record>, now: Timestamp) -> Incident {
     let from = records.iter().map(|r| r.created).min().unwrap_or(now);
-    let last = records.iter().filter_map(|r| r.journal.last().map(|e| e.at)).max();
-    let to = if records.iter().all(|r| r.phase.is_final()) { last.unwrap_or(now) } else { now };
-    Incident { title, from, to: to.max(from), records, notes: Vec::new() }
+    let last = records
+        .iter()
+        .filter_map(|r| r.journal.last().map(|e| e.at))
+        .max();
+    let to = if records.iter().all(|r| r.phase.is_final()) {
+        last.unwrap_or(now)
+    } else {
+        now
+    };
+    Incident {
+        title,
+        from,
+        to: to.max(from),
+        records,
+        notes: Vec::new(),
+    }
 }
 
 fn since(text: &str) -> Result<jiff::SignedDuration, String> {
-    text.parse().map_err(|_| format!("{text:?} is no duration such as 90m, 6h or 2d 12h"))
+    text.parse()
+        .map_err(|_| format!("{text:?} is no duration such as 90m, 6h or 2d 12h"))
 }

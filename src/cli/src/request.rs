@@ -95,7 +95,12 @@ pub async fn say_rights(
 }
 
 /// How this command follows its recovery.
-pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, user: Who) -> Follow<'a> {
+pub fn follow<'a>(
+    session: &'a Session,
+    args: &RecoverArgs,
+    name: ObjectName,
+    user: Who,
+) -> Follow<'a> {
     let consent = match (args.dry_run, args.yes, interactive()) {
         (true, _, _) => Consent::ShowOnly,
         (_, true, _) => Consent::Given,
@@ -115,14 +120,19 @@ pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, us
 
 /// The request.
 pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &Who) -> VolumeRecoverySpec {
-    let mode = if args.dry_run { Mode::DryRun } else { Mode::Approve };
+    let mode = if args.dry_run {
+        Mode::DryRun
+    } else {
+        Mode::Approve
+    };
     VolumeRecoverySpec {
         reason: args.reason.clone(),
         requester_groups: user.groups.clone(),
         confirm_workload: args.confirm_workload.clone(),
-        power_off: args
-            .allow_power_off
-            .then(|| PowerOff { allowed_by: user.name.clone(), groups: user.groups.clone() }),
+        power_off: args.allow_power_off.then(|| PowerOff {
+            allowed_by: user.name.clone(),
+            groups: user.groups.clone(),
+        }),
         ..VolumeRecoverySpec::new(&claim.name, mode, &args.runbook, &user.name)
     }
 }
@@ -131,17 +141,25 @@ pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &Who) -> VolumeRecover
 ///
 /// # Errors
 /// The API server's, as a sentence.
-pub async fn running(session: &Session, claim: &ObjectName) -> Result<Option<VolumeRecovery>, Fail> {
+pub async fn running(
+    session: &Session,
+    claim: &ObjectName,
+) -> Result<Option<VolumeRecovery>, Fail> {
     let all = records::list(session, Some(&claim.namespace)).await?;
-    Ok(all.into_iter().find(|r| r.spec.claim_name == claim.name && records::under_way(r)))
+    Ok(all
+        .into_iter()
+        .find(|r| r.spec.claim_name == claim.name && records::under_way(r)))
 }
 
 /// `90s`, `15m`, `1h`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("{text:?} is no duration such as 90s, 15m or 1h"))?;
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration such as 90s, 15m or 1h"))?;
     match Duration::try_from(span) {
-        Ok(duration) if !duration.is_zero() && duration <= Duration::from_secs(86_400) => Ok(duration),
+        Ok(duration) if !duration.is_zero() && duration <= Duration::from_secs(86_400) => {
+            Ok(duration)
+        }
         _ => Err(format!("{text:?} must be more than 0 and at most 24h")),
     }
 }

@@ -23,9 +23,9 @@ pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Who) {
         Reach::Nowhere => note(&format!(
             "note: you do not have the verb approve on volumerecoveries in namespace {ns} (ClusterRole reattach-approver), so a person who has it must approve the plan"
         )),
-        Reach::Unknown { why } => {
-            note(&format!("note: how far your rights reach could not be looked up: {why}"))
-        }
+        Reach::Unknown { why } => note(&format!(
+            "note: how far your rights reach could not be looked up: {why}"
+        )),
     }
 }
 
@@ -33,7 +33,11 @@ pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Who) {
 ///
 /// # Errors
 /// [`Fail::Other`] without the right.
-pub async fn require_power_off(session: &Session, about: &ObjectName, me: &Who) -> Result<(), Fail> {
+pub async fn require_power_off(
+    session: &Session,
+    about: &ObjectName,
+    me: &Who,
+) -> Result<(), Fail> {
     let ns = &about.namespace;
     match reach(&session.clients.records, &me.name, me, "poweroff", about).await {
         Reach::Cluster => Ok(()),
@@ -47,7 +51,9 @@ pub async fn require_power_off(session: &Session, about: &ObjectName, me: &Who) 
             "--allow-power-off needs the verb poweroff on volumerecoveries (ClusterRole reattach-power-off), which you do not have in namespace {ns}; nothing was asked for. Ask without it, or ask a person who has it"
         ))),
         Reach::Unknown { why } => {
-            note(&format!("note: how far your rights reach could not be looked up: {why}"));
+            note(&format!(
+                "note: how far your rights reach could not be looked up: {why}"
+            ));
             Ok(())
         }
     }
@@ -64,16 +70,26 @@ pub async fn own_mandate(
     let records = &session.clients.records;
     let person = async |verb: &str| {
         let reach = reach(records, &me.name, me, verb, &plan.claim).await;
-        Person { name: me.name.clone(), reach }
+        Person {
+            name: me.name.clone(),
+            reach,
+        }
     };
     let by = person("approve").await;
-    let power_off = if allow_power_off { Some(person("poweroff").await) } else { None };
+    let power_off = if allow_power_off {
+        Some(person("poweroff").await)
+    } else {
+        None
+    };
     Mandate {
         mode: Mode::Approve,
         runbook: plan.runbook.clone(),
         ceiling,
         asker: Asker::Person(by.clone()),
-        approved: Some(Approved { plan: plan.hash.clone(), by }),
+        approved: Some(Approved {
+            plan: plan.hash.clone(),
+            by,
+        }),
         power_off,
         declared: None,
     }
@@ -87,5 +103,8 @@ pub fn against(mandate: &Mandate, plan: &Plan, evidence: &Evidence, now: Timesta
     let mut evidence = evidence.clone();
     let source = Source::Kubernetes("RecoveryPolicies and access reviews".to_owned());
     evidence.mandate = Some(Fact::present(mandate.clone(), source, now));
-    may_touch_node(plan, &evidence, now).iter().map(ToString::to_string).collect()
+    may_touch_node(plan, &evidence, now)
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }

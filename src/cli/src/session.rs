@@ -68,11 +68,19 @@ impl Session {
         let config = load(global.kubeconfig.as_deref(), global.context.as_deref()).await;
         let mut config = config.map_err(|e| Fail::Other(one_line(&e.to_string())))?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
-        let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = global
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
         let server = config.cluster_url.to_string();
-        let clients =
-            Clients::from_config(&config, Product::Cli).map_err(|e| Fail::Other(one_line(&e.to_string())))?;
-        let session = Self { clients, clock: Clock::system(), namespace, server };
+        let clients = Clients::from_config(&config, Product::Cli)
+            .map_err(|e| Fail::Other(one_line(&e.to_string())))?;
+        let session = Self {
+            clients,
+            clock: Clock::system(),
+            namespace,
+            server,
+        };
         session.require_resources().await?;
         Ok(session)
     }
@@ -104,7 +112,12 @@ impl Session {
             ))
         };
         let group = async {
-            match self.clients.read.list_api_group_resources("reattach.dev/v1alpha1").await {
+            match self
+                .clients
+                .read
+                .list_api_group_resources("reattach.dev/v1alpha1")
+                .await
+            {
                 // A real API server answers an unknown group with a bare 404 and no Status.
                 Err(kube::Error::Api(s)) if s.code == 404 => Ok(None),
                 other => other.map(Some),
@@ -113,8 +126,13 @@ impl Session {
         let Some(group) = self.ask("read the API group reattach.dev", group).await? else {
             return Err(missing("the API group reattach.dev/v1alpha1"));
         };
-        match RESOURCES.iter().find(|plural| !group.resources.iter().any(|r| r.name == **plural)) {
-            Some(plural) => Err(missing(&format!("the custom resource {plural}.reattach.dev"))),
+        match RESOURCES
+            .iter()
+            .find(|plural| !group.resources.iter().any(|r| r.name == **plural))
+        {
+            Some(plural) => Err(missing(&format!(
+                "the custom resource {plural}.reattach.dev"
+            ))),
             None => Ok(()),
         }
     }
@@ -132,10 +150,13 @@ impl Session {
     /// # Errors
     /// The API server does not say: nothing may be asked for or approved then.
     pub async fn me(&self) -> Result<Who, Fail> {
-        let me = self.ask("find out who you are", who_am_i(&self.clients.records)).await?;
+        let me = self
+            .ask("find out who you are", who_am_i(&self.clients.records))
+            .await?;
         match me.name.as_str() {
             "" => Err(Fail::Other(
-                "the API server does not tell your user name, which a request must carry".to_owned(),
+                "the API server does not tell your user name, which a request must carry"
+                    .to_owned(),
             )),
             _ => Ok(me),
         }
@@ -149,9 +170,16 @@ impl Session {
     pub async fn server_time(&self) -> Result<Timestamp, Fail> {
         let request = http::Request::get("/version").body(kube::client::Body::empty());
         let request = request.map_err(|e| Fail::Other(format!("cannot ask for the time: {e}")))?;
-        let answer = self.ask("ask for the time", self.clients.read.send(request)).await?;
-        let date = answer.headers().get(http::header::DATE).and_then(|d| d.to_str().ok());
-        let told = date.and_then(|d| jiff::fmt::rfc2822::parse(d).ok()).map(|d| d.timestamp());
+        let answer = self
+            .ask("ask for the time", self.clients.read.send(request))
+            .await?;
+        let date = answer
+            .headers()
+            .get(http::header::DATE)
+            .and_then(|d| d.to_str().ok());
+        let told = date
+            .and_then(|d| jiff::fmt::rfc2822::parse(d).ok())
+            .map(|d| d.timestamp());
         Ok(told.unwrap_or_else(|| self.clock.now()))
     }
 
@@ -168,10 +196,14 @@ impl Session {
     /// # Errors
     /// [`Fail::NoClaim`], or no answer.
     pub async fn require_claim(&self, claim: &ObjectName) -> Result<(), Fail> {
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.clients.read.clone(), &claim.namespace);
+        let api: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.clients.read.clone(), &claim.namespace);
         match self.ask("read the claim", api.get_opt(&claim.name)).await? {
             Some(_) => Ok(()),
-            None => Err(Fail::NoClaim { namespace: claim.namespace.clone(), name: claim.name.clone() }),
+            None => Err(Fail::NoClaim {
+                namespace: claim.namespace.clone(),
+                name: claim.name.clone(),
+            }),
         }
     }
 }
@@ -187,7 +219,9 @@ fn claim_name(name: &str) -> Result<&str, Fail> {
         }
     };
     if bare.is_empty() || bare.contains('/') {
-        return Err(Fail::Usage(format!("{name:?} names no PersistentVolumeClaim; give NAME or pvc/NAME")));
+        return Err(Fail::Usage(format!(
+            "{name:?} names no PersistentVolumeClaim; give NAME or pvc/NAME"
+        )));
     }
     Ok(bare)
 }
@@ -212,8 +246,15 @@ pub fn providers(global: &Global) -> Result<Providers, Fail> {
 
 /// What to do about a volume whose driver belongs to a cloud that is not asked.
 pub fn who_knows_the_driver(providers: &Providers, verdict: &Verdict) -> Option<String> {
-    let Verdict::NotOurs { reason: NotOurs::UnknownProvider { driver, .. } } = verdict else { return None };
-    providers.unknown_driver(driver).map(|why| format!("note: {why}"))
+    let Verdict::NotOurs {
+        reason: NotOurs::UnknownProvider { driver, .. },
+    } = verdict
+    else {
+        return None;
+    };
+    providers
+        .unknown_driver(driver)
+        .map(|why| format!("note: {why}"))
 }
 
 /// Asks every provider what the credential may do: reading, and `detach` too where it will be needed.
@@ -257,7 +298,10 @@ fn advice(provider: &str, failure: &ProviderError) -> String {
     match (provider, failure) {
         ("linode", ProviderError::Denied { .. }) => "; check LINODE_TOKEN".to_owned(),
         ("linode", ProviderError::NotApplied { .. } | ProviderError::Unknown { .. }) => {
-            match std::env::var("LINODE_URL").ok().filter(|u| !u.trim().is_empty()) {
+            match std::env::var("LINODE_URL")
+                .ok()
+                .filter(|u| !u.trim().is_empty())
+            {
                 Some(url) => format!("; check the network, and LINODE_URL, which is {url}"),
                 None => "; check the network".to_owned(),
             }

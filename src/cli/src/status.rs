@@ -50,9 +50,10 @@ pub struct StatusArgs {
 /// No such recovery, or the API server's error.
 pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
     if args.watch && args.output == Format::Yaml {
-        return Err(
-            Fail::Usage("--watch prints a table or one JSON object per line, not YAML".to_owned()).into()
-        );
+        return Err(Fail::Usage(
+            "--watch prints a table or one JSON object per line, not YAML".to_owned(),
+        )
+        .into());
     }
     let session = Session::open(global).await?;
     if args.watch {
@@ -79,11 +80,20 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
                     out(&table(&all, args.all_namespaces, &session).text(width()))?;
                     // The table is cut where it does not fit, and this sentence must not be.
                     for recovery in all.iter().filter(|r| r.history().is_err()) {
-                        let (ns, name) = (recovery.namespace().unwrap_or_default(), recovery.name_any());
-                        note(&format!("note: recovery {ns}/{name}: {}", records::message(recovery)));
+                        let (ns, name) = (
+                            recovery.namespace().unwrap_or_default(),
+                            recovery.name_any(),
+                        );
+                        note(&format!(
+                            "note: recovery {ns}/{name}: {}",
+                            records::message(recovery)
+                        ));
                     }
                 }
-                format => value(format, &json!({ "apiVersion": "v1", "kind": "List", "items": all }))?,
+                format => value(
+                    format,
+                    &json!({ "apiVersion": "v1", "kind": "List", "items": all }),
+                )?,
             }
             Ok(Exit::Done)
         }
@@ -91,13 +101,20 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
 }
 
 async fn wanted(args: &StatusArgs, session: &Session) -> Result<Vec<VolumeRecovery>, Fail> {
-    records::list(session, (!args.all_namespaces).then_some(session.namespace.as_str())).await
+    records::list(
+        session,
+        (!args.all_namespaces).then_some(session.namespace.as_str()),
+    )
+    .await
 }
 
 fn nothing(args: &StatusArgs, session: &Session) -> String {
     match args.all_namespaces {
         true => "No recoveries in any namespace.".to_owned(),
-        false => format!("No recoveries in namespace {}; -A shows all.", session.namespace),
+        false => format!(
+            "No recoveries in namespace {}; -A shows all.",
+            session.namespace
+        ),
     }
 }
 
@@ -133,10 +150,17 @@ fn text(recovery: &VolumeRecovery) -> String {
     };
     let mut text = format!("{}\n", status_line(&record));
     let mut row = |label: &str, words: &str| {
-        text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
+        text.push_str(&crate::table::paragraph(
+            &format!("  {label:<10} "),
+            words,
+            100,
+        ))
     };
     row("recovery", &record.recovery.to_string());
-    row("mode", &format!("{}, asked for by {}", record.mode, record.requester));
+    row(
+        "mode",
+        &format!("{}, asked for by {}", record.mode, record.requester),
+    );
     if let Some(reason) = &record.reason {
         row("reason", reason);
     }
@@ -147,17 +171,37 @@ fn text(recovery: &VolumeRecovery) -> String {
         row("left out", left_out);
     }
     if let Some(told) = &record.escalation {
-        row("escalated", &format!("it waits since {:.0}: {}", told.since, told.summary));
+        row(
+            "escalated",
+            &format!("it waits since {:.0}: {}", told.since, told.summary),
+        );
     }
     if let Some(approval) = &recovery.spec.approval {
-        row("approval", &format!("plan {} by {}", approval.plan_hash, approval.approver));
+        row(
+            "approval",
+            &format!("plan {} by {}", approval.plan_hash, approval.approver),
+        );
     }
     if let Some(said) = &recovery.spec.declaration {
-        let Declaration { holder, declared_by, reason, at, of_this_cluster, .. } = said;
-        let ours = if *of_this_cluster { " and is this cluster's" } else { "" };
+        let Declaration {
+            holder,
+            declared_by,
+            reason,
+            at,
+            of_this_cluster,
+            ..
+        } = said;
+        let ours = if *of_this_cluster {
+            " and is this cluster's"
+        } else {
+            ""
+        };
         row(
             "declared",
-            &format!("instance {holder} cannot write{ours}, by {declared_by} at {:.0}: {reason}", at.0),
+            &format!(
+                "instance {holder} cannot write{ours}, by {declared_by} at {:.0}: {reason}",
+                at.0
+            ),
         );
     }
     if let Some(word) = &recovery.spec.nothing_under_way {
@@ -171,17 +215,27 @@ fn text(recovery: &VolumeRecovery) -> String {
         row("power-off", &format!("allowed by {}", allowed.allowed_by));
     }
     if let Some(abort) = &recovery.spec.abort {
-        let why = abort.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        let why = abort
+            .reason
+            .as_ref()
+            .map(|r| format!(": {r}"))
+            .unwrap_or_default();
         row("abort", &format!("by {}{why}", abort.by));
     }
-    if let Some(diagnosis) = record.diagnosis.as_ref().filter(|_| record.journal.is_empty()) {
+    if let Some(diagnosis) = record
+        .diagnosis
+        .as_ref()
+        .filter(|_| record.journal.is_empty())
+    {
         text.push_str(&format!("\n{}", diagnosis_text(diagnosis)));
     }
     if !record.refusals.is_empty() {
         text.push_str(&format!("\n{}", refused("Refused", "", &record.refusals)));
     }
     match &record.plan {
-        Some(plan) if record.journal.is_empty() => text.push_str(&format!("\n{}", whole_plan(plan, None))),
+        Some(plan) if record.journal.is_empty() => {
+            text.push_str(&format!("\n{}", whole_plan(plan, None)))
+        }
         Some(plan) => text.push_str(&format!("\n{}", journal_text(plan, &record.journal))),
         None => {}
     }
@@ -193,13 +247,27 @@ fn text(recovery: &VolumeRecovery) -> String {
 
 /// What is known of one that cannot be read as a whole.
 fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> String {
-    let claim = format!("{}/{}", recovery.namespace().unwrap_or_default(), recovery.spec.claim_name);
+    let claim = format!(
+        "{}/{}",
+        recovery.namespace().unwrap_or_default(),
+        recovery.spec.claim_name
+    );
     let mut text = format!("{claim}: {}\n", recovery.phase());
     let mut row = |label: &str, words: &str| {
-        text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
+        text.push_str(&crate::table::paragraph(
+            &format!("  {label:<10} "),
+            words,
+            100,
+        ))
     };
     row("recovery", &recovery.name_any());
-    row("mode", &format!("{}, asked for by {}", recovery.spec.mode, recovery.spec.requester));
+    row(
+        "mode",
+        &format!(
+            "{}, asked for by {}",
+            recovery.spec.mode, recovery.spec.requester
+        ),
+    );
     row("unreadable", &records::unreadable_sentence(unreadable));
     if let Some(status) = recovery.status.as_ref().filter(|s| !s.message.is_empty()) {
         row("message", &status.message);
@@ -246,7 +314,9 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
         if let (Some(_), [one]) = (&args.name, now.as_slice())
             && (one.phase().is_final() || one.phase() == Phase::Stuck)
         {
-            let last = one.record(None).map_or_else(|_| records::message(one), |record| status_line(&record));
+            let last = one
+                .record(None)
+                .map_or_else(|_| records::message(one), |record| status_line(&record));
             note(&format!("\n{last}"));
             return Ok(ended(one));
         }

@@ -10,13 +10,17 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(head: &[&'static str]) -> Self {
-        Self { head: head.to_vec(), rows: Vec::new() }
+        Self {
+            head: head.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; missing cells are empty.
     pub fn row(&mut self, cells: Vec<String>) {
         // A control character from a name or a message must not move the cursor.
-        self.rows.push(cells.iter().map(|c| crate::fail::one_line(c)).collect());
+        self.rows
+            .push(cells.iter().map(|c| crate::fail::one_line(c)).collect());
     }
 
     /// The table as text. With a width the last column is cut with `…` where it does not fit.
@@ -49,12 +53,18 @@ impl Table {
                 let text = cell(row, c);
                 line.push_str(text);
                 if c + 1 < columns {
-                    line.extend(std::iter::repeat_n(' ', width.saturating_sub(text.chars().count())));
+                    line.extend(std::iter::repeat_n(
+                        ' ',
+                        width.saturating_sub(text.chars().count()),
+                    ));
                 }
             }
             cut(line.trim_end(), width)
         };
-        std::iter::once(&head).chain(&self.rows).map(print).collect()
+        std::iter::once(&head)
+            .chain(&self.rows)
+            .map(print)
+            .collect()
     }
 }
 
@@ -92,7 +102,11 @@ pub fn paragraph(prefix: &str, text: &str, width: usize) -> String {
         }
         fresh = false;
     }
-    let mut text: String = lines.iter().map(|l| l.trim_end()).collect::<Vec<_>>().join("\n");
+    let mut text: String = lines
+        .iter()
+        .map(|l| l.trim_end())
+        .collect::<Vec<_>>()
+        .join("\n");
     text.push('\n');
     text
 }
@@ -115,7 +129,11 @@ mod tests {
     #[test]
     fn columns_are_aligned_and_only_the_end_is_cut() {
         let mut table = Table::new(&["CLAIM", "PHASE", "MESSAGE"]);
-        table.row(vec!["data-redis-0".into(), "Recovered".into(), "StatefulSet/redis runs\nagain".into()]);
+        table.row(vec![
+            "data-redis-0".into(),
+            "Recovered".into(),
+            "StatefulSet/redis runs\nagain".into(),
+        ]);
         table.row(vec!["é".into(), "Waiting".into()]);
         assert_eq!(
             table.text(None),
@@ -123,7 +141,10 @@ mod tests {
              data-redis-0   Recovered   StatefulSet/redis runs again\n\
              é              Waiting\n"
         );
-        assert_eq!(table.lines(Some(40))[1], "data-redis-0   Recovered   StatefulSet/…");
+        assert_eq!(
+            table.lines(Some(40))[1],
+            "data-redis-0   Recovered   StatefulSet/…"
+        );
     }
 
     #[test]

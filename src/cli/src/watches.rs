@@ -2,7 +2,9 @@
 
 use crate::fail::Fail;
 use crate::session::Session;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::Api;
 use kube::api::ListParams;
@@ -39,7 +41,10 @@ pub async fn start(session: &Session, tasks: &mut JoinSet<()>) -> Result<Cache, 
         Ok(()) => Ok(cache),
         Err(_) => Err(Fail::Unreachable {
             server: session.server.clone(),
-            why: format!("the watches had no first answer within {} s", READY_WITHIN.as_secs()),
+            why: format!(
+                "the watches had no first answer within {} s",
+                READY_WITHIN.as_secs()
+            ),
         }),
     }
 }
@@ -47,5 +52,8 @@ pub async fn start(session: &Session, tasks: &mut JoinSet<()>) -> Result<Cache, 
 async fn probe<K: Cached>(session: &Session) -> Result<(), Fail> {
     let api: Api<K> = Api::all(session.clients.read.clone());
     let doing = format!("watch the {} of the cluster", K::plural(&()));
-    session.ask(&doing, api.list(&ListParams::default().limit(1))).await.map(|_| ())
+    session
+        .ask(&doing, api.list(&ListParams::default().limit(1)))
+        .await
+        .map(|_| ())
 }

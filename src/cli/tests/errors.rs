@@ -14,10 +14,17 @@ use std::sync::Arc;
 fn one_sentence(ran: &Ran, code: i32) -> String {
     println!("{}", ran.err);
     assert_eq!((ran.code, ran.out.as_str()), (code, ""), "{ran:?}");
-    let lines: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("error: ")).collect();
+    let lines: Vec<&str> = ran
+        .err
+        .lines()
+        .filter(|l| l.starts_with("error: "))
+        .collect();
     assert_eq!(lines.len(), 1, "{ran:?}");
     let sentence = lines[0].trim_start_matches("error: ").to_owned();
-    assert!(!sentence.contains("Error(") && !sentence.contains("Some("), "debug formatting: {sentence}");
+    assert!(
+        !sentence.contains("Error(") && !sentence.contains("Some("),
+        "debug formatting: {sentence}"
+    );
     sentence
 }
 
@@ -38,7 +45,14 @@ async fn an_unknown_claim() {
         &["recover", "nope", "--yes", "--break-glass"],
     ] {
         let sentence = one_sentence(&stage.run(args).await, 1);
-        names(&sentence, &["PersistentVolumeClaim \"nope\"", "namespace \"cache\"", "kubectl get pvc"]);
+        names(
+            &sentence,
+            &[
+                "PersistentVolumeClaim \"nope\"",
+                "namespace \"cache\"",
+                "kubectl get pvc",
+            ],
+        );
     }
     let sentence = one_sentence(&stage.run(&["diagnose", "pod/redis-0"]).await, 2);
     names(&sentence, &["kind \"pod\"", "pvc/NAME"]);
@@ -54,18 +68,34 @@ async fn an_unknown_claim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn missing_custom_resources() {
     let stage = Stage::empty("crds").await;
-    for args in [&["diagnose", CLAIM][..], &["plan", CLAIM], &["recover", CLAIM, "--yes"], &["status"]] {
+    for args in [
+        &["diagnose", CLAIM][..],
+        &["plan", CLAIM],
+        &["recover", CLAIM, "--yes"],
+        &["status"],
+    ] {
         let sentence = one_sentence(&stage.run(args).await, 1);
         names(
             &sentence,
-            &["API group reattach.dev/v1alpha1 is not installed", "http://127.0.0.1", "apply deploy/crds"],
+            &[
+                "API group reattach.dev/v1alpha1 is not installed",
+                "http://127.0.0.1",
+                "apply deploy/crds",
+            ],
         );
     }
-    let crd =
-        reattach_api::all_crds().into_iter().find(|c| c.spec.names.plural == "volumerecoveries").unwrap();
-    stage.server.register_crd(&serde_json::to_value(crd).unwrap());
+    let crd = reattach_api::all_crds()
+        .into_iter()
+        .find(|c| c.spec.names.plural == "volumerecoveries")
+        .unwrap();
+    stage
+        .server
+        .register_crd(&serde_json::to_value(crd).unwrap());
     let sentence = one_sentence(&stage.run(&["status"]).await, 1);
-    names(&sentence, &["recoverypolicies.reattach.dev is not installed"]);
+    names(
+        &sentence,
+        &["recoverypolicies.reattach.dev is not installed"],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,7 +109,10 @@ async fn missing_rights() {
     let sentence = one_sentence(&stage.run(&["status"]).await, 1);
     names(
         &sentence,
-        &["user \"jane\" may not list volumerecoveries.reattach.dev in namespace \"cache\"", "administrator"],
+        &[
+            "user \"jane\" may not list volumerecoveries.reattach.dev in namespace \"cache\"",
+            "administrator",
+        ],
     );
     stage.server.clear_faults();
     stage.forbid(
@@ -88,8 +121,19 @@ async fn missing_rights() {
         r#"nodes is forbidden: User "jane" cannot list resource "nodes" in API group "" at the cluster scope"#,
     );
     let sentence = one_sentence(&stage.run(&["diagnose", "-A"]).await, 1);
-    names(&sentence, &["user \"jane\" may not list nodes in the whole cluster", "watch the nodes"]);
-    let sentence = one_sentence(&stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await, 1);
+    names(
+        &sentence,
+        &[
+            "user \"jane\" may not list nodes in the whole cluster",
+            "watch the nodes",
+        ],
+    );
+    let sentence = one_sentence(
+        &stage
+            .run(&["recover", CLAIM, "--break-glass", "--yes"])
+            .await,
+        1,
+    );
     names(&sentence, &["may not list nodes"]);
     stage.server.clear_faults();
     stage.forbid(
@@ -97,12 +141,31 @@ async fn missing_rights() {
         "volumerecoveries",
         r#"volumerecoveries.reattach.dev is forbidden: User "jane" cannot create resource "volumerecoveries" in API group "reattach.dev" in the namespace "cache""#,
     );
-    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
+    let ran = stage
+        .run(&["recover", CLAIM, "--break-glass", "--yes"])
+        .await;
     let sentence = one_sentence(&ran, 1);
-    names(&sentence, &["may not create volumerecoveries.reattach.dev", "ask for the recovery"]);
+    names(
+        &sentence,
+        &[
+            "may not create volumerecoveries.reattach.dev",
+            "ask for the recovery",
+        ],
+    );
     assert!(stage.recovery().is_none());
-    let lease = stage.server.read("coordination.k8s.io", "leases", common::LEASE.0, common::LEASE.1).unwrap();
-    assert_eq!(lease["spec"]["holderIdentity"], "", "the Lease is given back");
+    let lease = stage
+        .server
+        .read(
+            "coordination.k8s.io",
+            "leases",
+            common::LEASE.0,
+            common::LEASE.1,
+        )
+        .unwrap();
+    assert_eq!(
+        lease["spec"]["holderIdentity"], "",
+        "the Lease is given back"
+    );
 }
 
 /// The API server's answer to a dry-run create of a pod, from authorization (it names no object) or from admission.
@@ -114,8 +177,15 @@ fn refuse_pods(stage: &Stage, message: &str, details: Value) {
         client: Some("jane".to_owned()),
         ..RequestMatch::default()
     };
-    let status = ApiStatus { details, ..ApiStatus::new(403, message) };
-    let fault = Fault::Status { status, after_effect: false, retry_after: None };
+    let status = ApiStatus {
+        details,
+        ..ApiStatus::new(403, message)
+    };
+    let fault = Fault::Status {
+        status,
+        after_effect: false,
+        retry_after: None,
+    };
     stage.server.add_fault(FaultRule::always(requests, fault));
 }
 
@@ -130,11 +200,26 @@ async fn only_a_missing_right_is_told_as_ones_own() {
         r#"pods is forbidden: User "jane" cannot create resource "pods" in API group "" in the namespace "cache""#,
         of_nobody.clone(),
     );
-    ended(&stage.run(&["plan", CLAIM]).await, 4, &["would be refused now", own]);
+    ended(
+        &stage.run(&["plan", CLAIM]).await,
+        4,
+        &["would be refused now", own],
+    );
     // Whatever words another authorizer has.
-    refuse_pods(&stage, "pods is forbidden: no rule of the proxy allows it", of_nobody);
-    ended(&stage.run(&["plan", CLAIM]).await, 4, &["would be refused now", own]);
-    for details in [json!({"name": "redis-dry-run-", "kind": "pods"}), Value::Null] {
+    refuse_pods(
+        &stage,
+        "pods is forbidden: no rule of the proxy allows it",
+        of_nobody,
+    );
+    ended(
+        &stage.run(&["plan", CLAIM]).await,
+        4,
+        &["would be refused now", own],
+    );
+    for details in [
+        json!({"name": "redis-dry-run-", "kind": "pods"}),
+        Value::Null,
+    ] {
         let message = r#"admission webhook "quota" denied the request: this team cannot create resource "pods" on Sundays"#;
         refuse_pods(&stage, message, details);
         let ran = stage.run(&["plan", CLAIM]).await;
@@ -150,7 +235,12 @@ async fn wrong_credentials_contexts_and_files() {
     names(&sentence, &["does not accept the credentials", "--context"]);
     let sentence = one_sentence(&stage.run(&["status", "--context", "moon"]).await, 1);
     names(&sentence, &["moon"]);
-    let sentence = one_sentence(&stage.run(&["status", "--kubeconfig", "/nonexistent/config"]).await, 1);
+    let sentence = one_sentence(
+        &stage
+            .run(&["status", "--kubeconfig", "/nonexistent/config"])
+            .await,
+        1,
+    );
     names(&sentence, &["/nonexistent/config"]);
     let mut command = stage.command(&["status"]);
     command.env_remove("KUBECONFIG").env("HOME", "/nonexistent");
@@ -162,16 +252,30 @@ async fn wrong_credentials_contexts_and_files() {
 async fn an_unreachable_api_server() {
     let stage = Stage::new("away").await;
     // A port that was free a moment ago, and nobody listens on.
-    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let file = stage.dir.join("away");
     std::fs::write(&file, kubeconfig_text(&format!("http://127.0.0.1:{port}"))).unwrap();
     let file = file.to_str().unwrap();
-    for verb in [&["status"][..], &["diagnose", CLAIM], &["recover", CLAIM, "--yes"]] {
+    for verb in [
+        &["status"][..],
+        &["diagnose", CLAIM],
+        &["recover", CLAIM, "--yes"],
+    ] {
         let args: Vec<&str> = verb.iter().copied().chain(["--kubeconfig", file]).collect();
         let sentence = one_sentence(&stage.run(&args).await, 1);
         names(
             &sentence,
-            &[&format!("http://127.0.0.1:{port}"), "does not answer", "refused", "--kubeconfig"],
+            &[
+                &format!("http://127.0.0.1:{port}"),
+                "does not answer",
+                "refused",
+                "--kubeconfig",
+            ],
         );
     }
 }
@@ -179,8 +283,15 @@ async fn an_unreachable_api_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cloud_and_its_token() {
     let stage = Stage::new("cloud").await;
-    let verbs = [&["diagnose", CLAIM][..], &["plan", CLAIM], &["recover", CLAIM, "--break-glass", "--yes"]];
-    stage.cloud.add_token("readonly", &["volumes:read_only", "linodes:read_only", "events:read_only"]);
+    let verbs = [
+        &["diagnose", CLAIM][..],
+        &["plan", CLAIM],
+        &["recover", CLAIM, "--break-glass", "--yes"],
+    ];
+    stage.cloud.add_token(
+        "readonly",
+        &["volumes:read_only", "linodes:read_only", "events:read_only"],
+    );
     for args in verbs {
         let with = |key: &'static str, value: Option<&str>| {
             let mut command = stage.command(args);
@@ -191,19 +302,32 @@ async fn the_cloud_and_its_token() {
             finish(command)
         };
         let sentence = one_sentence(&with("LINODE_TOKEN", None).await, 1);
-        names(&sentence, &["LINODE_TOKEN is not set", "volumes:read_write"]);
+        names(
+            &sentence,
+            &["LINODE_TOKEN is not set", "volumes:read_write"],
+        );
         let sentence = one_sentence(&with("LINODE_TOKEN", Some("wrong")).await, 1);
         names(&sentence, &["provider linode", "token"]);
         assert!(!sentence.contains(TOKEN));
         let sentence = one_sentence(&with("LINODE_URL", Some("http://127.0.0.1:1")).await, 1);
         names(&sentence, &["provider linode", "127.0.0.1:1"]);
         let sentence = one_sentence(&with("LINODE_URL", Some("http://api.example.com")).await, 1);
-        names(&sentence, &["LINODE_URL \"http://api.example.com\"", "https"]);
+        names(
+            &sentence,
+            &["LINODE_URL \"http://api.example.com\"", "https"],
+        );
     }
     let mut command = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]);
     command.env("LINODE_TOKEN", "readonly");
     let sentence = one_sentence(&finish(command).await, 1);
-    names(&sentence, &["the credential lacks", "volumes:read_write", "linodes:read_write"]);
+    names(
+        &sentence,
+        &[
+            "the credential lacks",
+            "volumes:read_write",
+            "linodes:read_write",
+        ],
+    );
     let mut command = stage.command(&["diagnose", CLAIM]);
     command.env("LINODE_TOKEN", "readonly");
     let ran = finish(command).await;
@@ -215,18 +339,40 @@ async fn the_cloud_and_its_token() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn providers_and_runbooks() {
     let stage = Stage::new("names").await;
-    let sentence = one_sentence(&stage.run(&["diagnose", CLAIM, "--provider", "azure"]).await, 2);
-    names(&sentence, &["no provider \"azure\" in this build", "which has: linode"]);
+    let sentence = one_sentence(
+        &stage.run(&["diagnose", CLAIM, "--provider", "azure"]).await,
+        2,
+    );
+    names(
+        &sentence,
+        &["no provider \"azure\" in this build", "which has: linode"],
+    );
     let ran = stage.run(&["diagnose", CLAIM, "--provider", "aws"]).await;
     if cfg!(feature = "aws") {
-        names(&one_sentence(&ran, 1), &["provider aws", "AWS_REGION is not set", "such as eu-central-1"]);
+        names(
+            &one_sentence(&ran, 1),
+            &[
+                "provider aws",
+                "AWS_REGION is not set",
+                "such as eu-central-1",
+            ],
+        );
     } else {
-        names(&one_sentence(&ran, 2), &["no provider \"aws\" in this build", "build with --features aws"]);
+        names(
+            &one_sentence(&ran, 2),
+            &[
+                "no provider \"aws\" in this build",
+                "build with --features aws",
+            ],
+        );
     }
     for verb in ["plan", "recover"] {
         let sentence = one_sentence(&stage.run(&[verb, CLAIM, "--runbook", "pray"]).await, 2);
         names(&sentence, &["runbook \"pray\"", "scale-to-zero"]);
-        let sentence = one_sentence(&stage.run(&[verb, CLAIM, "--confirm-workload", "web"]).await, 2);
+        let sentence = one_sentence(
+            &stage.run(&[verb, CLAIM, "--confirm-workload", "web"]).await,
+            2,
+        );
         names(&sentence, &["--confirm-workload \"web\"", "KIND/NAME"]);
     }
     let file = |name: &str, text: &str| {
@@ -235,10 +381,22 @@ async fn providers_and_runbooks() {
         path.to_str().unwrap().to_owned()
     };
     let table = [
-        (file("broken.yaml", "name: [x\nsteps: 3\n"), &["broken.yaml", "line"][..]),
-        (file("field.yaml", "name: x\nsummary: y\norders: {}\ncolour: red\n"), &["field.yaml", "colour"]),
         (
-            file("step.yaml", "name: x\nsummary: y\norders:\n  B:\n  - step: Pray\n    deadlineSeconds: 5\n"),
+            file("broken.yaml", "name: [x\nsteps: 3\n"),
+            &["broken.yaml", "line"][..],
+        ),
+        (
+            file(
+                "field.yaml",
+                "name: x\nsummary: y\norders: {}\ncolour: red\n",
+            ),
+            &["field.yaml", "colour"],
+        ),
+        (
+            file(
+                "step.yaml",
+                "name: x\nsummary: y\norders:\n  B:\n  - step: Pray\n    deadlineSeconds: 5\n",
+            ),
             &["step.yaml", "Pray"],
         ),
         (
@@ -248,10 +406,16 @@ async fn providers_and_runbooks() {
             ),
             &["Restore", "nothing may be left at zero"],
         ),
-        ("/nonexistent.yaml".to_owned(), &["/nonexistent.yaml", "No such file"]),
+        (
+            "/nonexistent.yaml".to_owned(),
+            &["/nonexistent.yaml", "No such file"],
+        ),
     ];
     for (path, parts) in table {
-        let sentence = one_sentence(&stage.run(&["plan", CLAIM, "--runbook-file", &path]).await, 2);
+        let sentence = one_sentence(
+            &stage.run(&["plan", CLAIM, "--runbook-file", &path]).await,
+            2,
+        );
         names(&sentence, &["--runbook-file"]);
         names(&sentence, parts);
     }
@@ -287,9 +451,11 @@ async fn break_glass_guesses_no_lease() {
     let stage = Arc::new(Stage::new("guess").await);
     let world = turn(&stage);
     let lease = |namespace: &str, name: &str| {
-        stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        stage.server.insert(
+            &json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": name, "namespace": namespace},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 3}}));
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 3}}),
+        );
     };
     let run = async |more: &[&str]| {
         let arguments = [&["recover", CLAIM, "--break-glass", "--dry-run"], more].concat();
@@ -297,25 +463,55 @@ async fn break_glass_guesses_no_lease() {
     };
     lease("ops", "reattach-main");
     let sentence = one_sentence(&run(&[]).await, 1);
-    names(&sentence, &["ops/reattach-main, reattach-system/reattach-controller", "--controller-namespace"]);
+    names(
+        &sentence,
+        &[
+            "ops/reattach-main, reattach-system/reattach-controller",
+            "--controller-namespace",
+        ],
+    );
     let named = ["--controller-namespace", "ops", "--lease", "reattach-main"];
     let ran = run(&named).await;
     let other = "Lease reattach-system/reattach-controller exists, too";
-    ended(&ran, 0, &[other, "Lease ops/reattach-main taken, term 4", "7 steps"]);
+    ended(
+        &ran,
+        0,
+        &[other, "Lease ops/reattach-main taken, term 4", "7 steps"],
+    );
     // The one that is there is the controller's, wherever it is.
     stage.remove_lease().await;
-    ended(&run(&[]).await, 0, &["Lease ops/reattach-main taken, term 5", "7 steps"]);
+    ended(
+        &run(&[]).await,
+        0,
+        &["Lease ops/reattach-main taken, term 5", "7 steps"],
+    );
 
     let sentence = one_sentence(&run(&["--lease", "reattach-controller"]).await, 1);
-    names(&sentence, &["no Lease reattach-controller exists in this cluster", "--controller-namespace"]);
+    names(
+        &sentence,
+        &[
+            "no Lease reattach-controller exists in this cluster",
+            "--controller-namespace",
+        ],
+    );
     stage.forbid(
         Verb::List,
         "leases",
         r#"leases.coordination.k8s.io is forbidden: User "jane" cannot list resource "leases" in API group "coordination.k8s.io" at the cluster scope"#,
     );
     let sentence = one_sentence(&run(&[]).await, 1);
-    names(&sentence, &["you may not list the Leases of the whole cluster", "--controller-namespace"]);
-    ended(&run(&named).await, 0, &["Lease ops/reattach-main taken, term 6", "7 steps"]);
+    names(
+        &sentence,
+        &[
+            "you may not list the Leases of the whole cluster",
+            "--controller-namespace",
+        ],
+    );
+    ended(
+        &run(&named).await,
+        0,
+        &["Lease ops/reattach-main taken, term 6", "7 steps"],
+    );
     world.abort();
 }
 
@@ -326,7 +522,12 @@ async fn nobody_to_consent_and_other_usage() {
     names(&sentence, &["consent", "--yes"]);
     let sentence = one_sentence(&stage.run(&["approve", CLAIM, "--plan", "xyz"]).await, 2);
     names(&sentence, &["--plan \"xyz\"", "16 hexadecimal digits"]);
-    let sentence = one_sentence(&stage.run(&["recover", CLAIM, "--yes", "--lease", "mine"]).await, 2);
+    let sentence = one_sentence(
+        &stage
+            .run(&["recover", CLAIM, "--yes", "--lease", "mine"])
+            .await,
+        2,
+    );
     names(&sentence, &["--lease \"mine\"", "reattach-"]);
     for args in [
         &["recover", CLAIM, "--timeout", "soon"][..],
@@ -348,11 +549,10 @@ async fn nobody_to_consent_and_other_usage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_escalated_wait_shows_its_ticket() {
     let stage = Stage::new("escalated").await;
-    let ticket =
-        "Subject: Volume 5551 is locked on your side; please release it\n\nRegion:         eu-central\n";
-    let told = json!({ "since": "2026-01-02T03:04:05Z", "summary": "send the ticket", "ticket": ticket });
-    let verdict =
-        json!({ "verdict": "wait", "reason": { "wait": "providerLock", "reason": "staff", "class": "B" } });
+    let ticket = "Subject: Volume 5551 is locked on your side; please release it\n\nRegion:         eu-central\n";
+    let told =
+        json!({ "since": "2026-01-02T03:04:05Z", "summary": "send the ticket", "ticket": ticket });
+    let verdict = json!({ "verdict": "wait", "reason": { "wait": "providerLock", "reason": "staff", "class": "B" } });
     let waits = |name: &str, told: Value| {
         json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
@@ -367,9 +567,17 @@ async fn an_escalated_wait_shows_its_ticket() {
     let shown = stage.run(&["status", "called"]).await;
     let said = "it waits since 2026-01-02T03:04:05Z: send the ticket";
     let at = [said, "For the provider's support:", ticket].map(|part| shown.out.find(part));
-    assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?}\n{}", shown.out);
+    assert!(
+        at.iter().all(Option::is_some) && at.is_sorted(),
+        "{at:?}\n{}",
+        shown.out
+    );
     let report = stage.run(&["report", "called"]).await;
-    assert!(report.out.contains("Region:         eu-central"), "{}", report.out);
+    assert!(
+        report.out.contains("Region:         eu-central"),
+        "{}",
+        report.out
+    );
     let patient = stage.run(&["status", "patient"]).await;
     assert!(!patient.out.contains("escalated"), "{}", patient.out);
     let ended = patient.code;

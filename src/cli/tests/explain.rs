@@ -9,11 +9,18 @@ use serde_json::Value;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/mount-events.jsonl");
+const CATALOGUE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/fixtures/mount-events.jsonl"
+);
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-reattach"));
-    command.args(args).env_clear().env("COLUMNS", "100").stdin(Stdio::null());
+    command
+        .args(args)
+        .env_clear()
+        .env("COLUMNS", "100")
+        .stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -26,11 +33,17 @@ fn with_input(args: &[&str], input: &[u8]) -> Output {
 
 fn objects(output: &Output) -> Vec<Value> {
     let text = std::str::from_utf8(&output.stdout).unwrap();
-    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    text.lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
 }
 
 fn rows() -> Vec<Value> {
-    std::fs::read_to_string(CATALOGUE).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    std::fs::read_to_string(CATALOGUE)
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
 }
 
 #[track_caller]
@@ -41,26 +54,47 @@ fn assert_answers(rows: &[Value], answers: &[Value]) {
         assert!((1..=3).contains(&remedies.len()), "{answer}");
         assert!(remedies.contains(&row["remedy"]), "{row}\n{answer}");
         let not_ours = row["remedy"] == "not-ours";
-        assert_eq!(not_ours, remedies.iter().any(|r| r == "not-ours"), "{row}\n{answer}");
+        assert_eq!(
+            not_ours,
+            remedies.iter().any(|r| r == "not-ours"),
+            "{row}\n{answer}"
+        );
         assert!(!not_ours || remedies.len() == 1, "{answer}");
-        assert!(answer["meaning"].is_string() && answer["sentence"].as_str().unwrap().len() > 40, "{answer}");
-        assert!(answer["facts"].as_array().unwrap().iter().all(Value::is_string), "{answer}");
+        assert!(
+            answer["meaning"].is_string() && answer["sentence"].as_str().unwrap().len() > 40,
+            "{answer}"
+        );
+        assert!(
+            answer["facts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(Value::is_string),
+            "{answer}"
+        );
         assert!(!answer["facts"].as_array().unwrap().is_empty(), "{answer}");
     }
 }
 
 #[test]
 fn every_row_of_the_catalogue_from_a_file() {
-    let output = command(&["explain", "-o", "jsonl", CATALOGUE]).output().unwrap();
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let output = command(&["explain", "-o", "jsonl", CATALOGUE])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
     assert_eq!(rows().len(), 54);
     assert_answers(&rows(), &objects(&output));
 }
 
 #[test]
 fn every_row_as_plain_text_on_standard_input() {
-    let text: String =
-        rows().iter().map(|r| format!("{}\n", r["message"].as_str().unwrap().replace('\n', " "))).collect();
+    let text: String = rows()
+        .iter()
+        .map(|r| format!("{}\n", r["message"].as_str().unwrap().replace('\n', " ")))
+        .collect();
     let output = with_input(&["explain", "-o", "jsonl", "-"], text.as_bytes());
     assert!(output.status.success(), "{output:?}");
     assert_answers(&rows(), &objects(&output));
@@ -73,7 +107,10 @@ fn blank_lines_are_skipped_and_broken_ones_named() {
     let answers = objects(&output);
     assert_eq!(output.status.code(), Some(1));
     let errors: Vec<Option<u64>> = answers.iter().map(|a| a["line"].as_u64()).collect();
-    assert_eq!(errors, [None, Some(4), Some(5), Some(6), Some(7), None, None]);
+    assert_eq!(
+        errors,
+        [None, Some(4), Some(5), Some(6), Some(7), None, None]
+    );
     assert_eq!(answers[0]["meaning"], "secret-missing");
     let stderr = String::from_utf8(output.stderr).unwrap();
     for part in [
@@ -89,8 +126,14 @@ fn blank_lines_are_skipped_and_broken_ones_named() {
 #[test]
 fn a_line_is_answered_before_the_next_one_comes() {
     use std::io::{BufRead, BufReader};
-    let mut child = command(&["explain", "-o", "jsonl", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut child = command(&["explain", "-o", "jsonl", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut output) = (
+        child.stdin.take().unwrap(),
+        BufReader::new(child.stdout.take().unwrap()),
+    );
     for _ in 0..3 {
         input.write_all(b"secret \"x\" not found\n").unwrap();
         let mut line = String::new();
@@ -102,12 +145,17 @@ fn a_line_is_answered_before_the_next_one_comes() {
     let _ = input.write_all(&b"secret \"x\" not found\n".repeat(10_000));
     drop(input);
     let ended = child.wait_with_output().unwrap();
-    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    assert!(
+        ended.status.success() && ended.stderr.is_empty(),
+        "{ended:?}"
+    );
 }
 
 #[test]
 fn other_forms() {
-    let output = command(&["explain", "-o", "json", CATALOGUE]).output().unwrap();
+    let output = command(&["explain", "-o", "json", CATALOGUE])
+        .output()
+        .unwrap();
     let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     assert_answers(&rows(), &all);
     let output = with_input(&["explain", "-o", "json", "-"], b"\n");
@@ -136,18 +184,32 @@ fn what_a_person_reads() {
 #[test]
 fn help_texts() {
     let mut all = String::new();
-    for verb in
-        ["", "explain", "diagnose", "plan", "recover", "approve", "declare", "abort", "status", "report"]
-    {
-        let args: Vec<&str> = [verb, "--help"].into_iter().filter(|a| !a.is_empty()).collect();
+    for verb in [
+        "", "explain", "diagnose", "plan", "recover", "approve", "declare", "abort", "status",
+        "report",
+    ] {
+        let args: Vec<&str> = [verb, "--help"]
+            .into_iter()
+            .filter(|a| !a.is_empty())
+            .collect();
         let output = command(&args).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains("Usage: kubectl reattach"), "{text}");
-        assert!(!text.contains("kubectl-reattach"), "the binary's own name is not what people type: {text}");
-        assert!(verb.is_empty() || text.contains("Examples:\n  kubectl reattach "), "{verb} has no examples");
+        assert!(
+            !text.contains("kubectl-reattach"),
+            "the binary's own name is not what people type: {text}"
+        );
+        assert!(
+            verb.is_empty() || text.contains("Examples:\n  kubectl reattach "),
+            "{verb} has no examples"
+        );
         let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-        all.push_str(&format!("$ kubectl reattach {}\n{}\n\n", args.join(" "), lines.join("\n")));
+        all.push_str(&format!(
+            "$ kubectl reattach {}\n{}\n\n",
+            args.join(" "),
+            lines.join("\n")
+        ));
     }
     assert!(all.contains("Exit codes:\n    0  done"));
     golden("help.txt", &all);

@@ -27,25 +27,42 @@ fn dead_node(stage: &Stage) {
 }
 
 async fn plan(stage: &Stage, more: &[&str]) -> Ran {
-    let args: Vec<&str> = ["plan", CLAIM].into_iter().chain(RUNBOOK).chain(more.iter().copied()).collect();
+    let args: Vec<&str> = ["plan", CLAIM]
+        .into_iter()
+        .chain(RUNBOOK)
+        .chain(more.iter().copied())
+        .collect();
     stage.run(&args).await
 }
 
 fn policy(stage: &Stage, power_off: &str) {
-    stage.server.insert(&json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy",
-        "metadata": {"name": "p"}, "spec": {"mode": "Approve", "powerOff": power_off}}));
+    stage.server.insert(
+        &json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy",
+        "metadata": {"name": "p"}, "spec": {"mode": "Approve", "powerOff": power_off}}),
+    );
 }
 
 fn steps(ran: &Ran) -> Vec<String> {
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     let kind = |step: &Value| step["kind"].as_str().unwrap_or_default().to_owned();
-    value["plan"]["steps"].as_array().unwrap().iter().map(kind).collect()
+    value["plan"]["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(kind)
+        .collect()
 }
 
 /// Without the hashes, which change with every word of a plan or runbook.
 fn unhashed(text: &str) -> String {
     let hash = |w: &str| w.len() == 16 && w.bytes().all(|b| b.is_ascii_hexdigit());
-    let word = |w: &str| if hash(w.trim_matches(['(', ')', '.'])) { "HASH".to_owned() } else { w.to_owned() };
+    let word = |w: &str| {
+        if hash(w.trim_matches(['(', ')', '.'])) {
+            "HASH".to_owned()
+        } else {
+            w.to_owned()
+        }
+    };
     let line = |l: &str| l.split(' ').map(word).collect::<Vec<_>>().join(" ");
     text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n"
 }
@@ -57,34 +74,60 @@ async fn plans_of_the_other_classes() {
     let c = Stage::new("class-c").await;
     c.cloud.make_lost(VolumeNo(7001)).unwrap();
     let d = Stage::new("class-d").await;
-    change(&d, "storage.k8s.io", "volumeattachments", &Stage::attachment_name(), |va| {
-        va["metadata"]["deletionTimestamp"] = json!("2021-07-11T00:00:00Z");
-        va["metadata"]["finalizers"] = json!(["external-attacher/linodebs-csi-linode-com"]);
-        va["status"]["detachError"] = json!({"time": "2021-07-11T00:01:00Z", "message": "volume is busy"});
-    });
+    change(
+        &d,
+        "storage.k8s.io",
+        "volumeattachments",
+        &Stage::attachment_name(),
+        |va| {
+            va["metadata"]["deletionTimestamp"] = json!("2021-07-11T00:00:00Z");
+            va["metadata"]["finalizers"] = json!(["external-attacher/linodebs-csi-linode-com"]);
+            va["status"]["detachError"] =
+                json!({"time": "2021-07-11T00:01:00Z", "message": "volume is busy"});
+        },
+    );
     let e = Stage::new("class-e").await;
-    e.cloud.create_instance(NewInstance::new("old").with_id(200)).unwrap();
-    e.cloud.make_orphan(VolumeNo(7001), InstanceNo(200)).unwrap();
-    change(&e, "storage.k8s.io", "volumeattachments", &Stage::attachment_name(), |va| {
-        va["status"] = json!({"attached": false,
+    e.cloud
+        .create_instance(NewInstance::new("old").with_id(200))
+        .unwrap();
+    e.cloud
+        .make_orphan(VolumeNo(7001), InstanceNo(200))
+        .unwrap();
+    change(
+        &e,
+        "storage.k8s.io",
+        "volumeattachments",
+        &Stage::attachment_name(),
+        |va| {
+            va["status"] = json!({"attached": false,
             "attachError": {"time": "2021-07-11T00:01:00Z", "message": "volume is attached to another instance"}});
-    });
+        },
+    );
     let mut all = String::new();
     for (class, stage) in [("A", &a), ("C", &c), ("D", &d)] {
         let ran = plan(stage, &[]).await;
         ended(
             &ran,
             0,
-            &[&format!("Class {class}"), "To run it: kubectl reattach recover -n cache data-redis-0"],
+            &[
+                &format!("Class {class}"),
+                "To run it: kubectl reattach recover -n cache data-redis-0",
+            ],
         );
-        all.push_str(&format!("$ kubectl reattach plan {CLAIM}   # class {class}\n{}\n", unhashed(&ran.out)));
+        all.push_str(&format!(
+            "$ kubectl reattach plan {CLAIM}   # class {class}\n{}\n",
+            unhashed(&ran.out)
+        ));
     }
     golden("plans.txt", &all);
     // Nobody saw the orphan's machine behind a Node of this cluster.
     ended(
         &plan(&e, &[]).await,
         4,
-        &["class E", "instance 200, which has the volume, is behind no Node of this cluster"],
+        &[
+            "class E",
+            "instance 200, which has the volume, is behind no Node of this cluster",
+        ],
     );
 }
 
@@ -97,9 +140,11 @@ async fn powering_off_is_in_the_plan_where_somebody_allows_it() {
     let json = ["-o", "json"];
     let ran = plan(&stage, &json).await;
     assert_eq!((off(&ran), on(&ran)), (false, false));
-    for (word, expected) in
-        [("Never", (false, false)), ("Allowed", (true, false)), ("AllowedAndOn", (true, true))]
-    {
+    for (word, expected) in [
+        ("Never", (false, false)),
+        ("Allowed", (true, false)),
+        ("AllowedAndOn", (true, true)),
+    ] {
         policy(&stage, word);
         let ran = plan(&stage, &json).await;
         assert_eq!((off(&ran), on(&ran)), expected, "{word}");
@@ -108,17 +153,39 @@ async fn powering_off_is_in_the_plan_where_somebody_allows_it() {
     let ran = plan(&stage, &["--allow-power-off", "-o", "json"]).await;
     assert_eq!((off(&ran), on(&ran)), (true, false));
     let ran = plan(&stage, &["--allow-power-off"]).await;
-    ended(&ran, 0, &["Power instance 100 (node n0) off", "recover -n cache data-redis-0 --allow-power-off"]);
+    ended(
+        &ran,
+        0,
+        &[
+            "Power instance 100 (node n0) off",
+            "recover -n cache data-redis-0 --allow-power-off",
+        ],
+    );
     let ran = plan(&stage, &[]).await;
-    ended(&ran, 0, &["It would wait before its first step", "or declare it: kubectl reattach declare"]);
+    ended(
+        &ran,
+        0,
+        &[
+            "It would wait before its first step",
+            "or declare it: kubectl reattach declare",
+        ],
+    );
     // Whoever may not see the policies gets the cautious plan, and is told so.
     stage.forbid(
         reattach_sim::apiserver::Verb::List,
         "recoverypolicies",
         r#"recoverypolicies.reattach.dev is forbidden: User "jane" cannot list resource "recoverypolicies" in API group "reattach.dev" at the cluster scope"#,
     );
-    ended(&plan(&stage, &[]).await, 0, &["you may not list recoverypolicies"]);
-    assert!(!stage.writes().iter().any(|w| !w.ends_with("(dry run)")), "{:?}", stage.writes());
+    ended(
+        &plan(&stage, &[]).await,
+        0,
+        &["you may not list recoverypolicies"],
+    );
+    assert!(
+        !stage.writes().iter().any(|w| !w.ends_with("(dry run)")),
+        "{:?}",
+        stage.writes()
+    );
 }
 
 /// What a person allows goes on the record in their name, and the controller's plan has the step.
@@ -127,22 +194,48 @@ async fn a_person_allows_it_for_one_recovery() {
     let stage = Stage::new("allow").await;
     dead_node(&stage);
     let controller = Running::start(&stage).await;
-    let asked =
-        stage.run(&["recover", CLAIM, RUNBOOK[0], RUNBOOK[1], "--allow-power-off", "--no-wait"]).await;
+    let asked = stage
+        .run(&[
+            "recover",
+            CLAIM,
+            RUNBOOK[0],
+            RUNBOOK[1],
+            "--allow-power-off",
+            "--no-wait",
+        ])
+        .await;
     ended(&asked, 0, &["was created"]);
-    assert_eq!(stage.recovery().unwrap()["spec"]["powerOff"], json!({"allowedBy": "jane"}));
+    assert_eq!(
+        stage.recovery().unwrap()["spec"]["powerOff"],
+        json!({"allowedBy": "jane"})
+    );
     let planned = || !stage.recovery().unwrap()["status"]["plan"].is_null();
     until("a plan", planned).await;
     let shown = stage.recovery().unwrap()["status"]["plan"]["steps"].clone();
-    assert!(shown.as_array().unwrap().iter().any(|s| s["kind"] == "PowerOff"), "{shown}");
-    ended(&stage.run(&["status", CLAIM]).await, 6, &["power-off allowed by jane"]);
+    assert!(
+        shown
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|s| s["kind"] == "PowerOff"),
+        "{shown}"
+    );
+    ended(
+        &stage.run(&["status", CLAIM]).await,
+        6,
+        &["power-off allowed by jane"],
+    );
     controller.stop().await;
 }
 
 #[track_caller]
 fn one_sentence(ran: &Ran, code: i32, parts: &[&str]) {
     ended(ran, code, parts);
-    assert_eq!((ran.out.as_str(), ran.err.lines().count()), ("", 1), "{ran:?}");
+    assert_eq!(
+        (ran.out.as_str(), ran.err.lines().count()),
+        ("", 1),
+        "{ran:?}"
+    );
     assert!(ran.err.starts_with("error: "), "{ran:?}");
 }
 
@@ -151,23 +244,59 @@ async fn a_declaration() {
     let stage = Arc::new(Stage::new("declare").await);
     dead_node(&stage);
     let say = async |more: &[&str]| {
-        let args: Vec<&str> = ["declare", CLAIM].into_iter().chain(more.iter().copied()).collect();
+        let args: Vec<&str> = ["declare", CLAIM]
+            .into_iter()
+            .chain(more.iter().copied())
+            .collect();
         stage.run(&args).await
     };
-    one_sentence(&say(&["--holder", "100"]).await, 2, &["--reason is missing: say why you are sure"]);
-    one_sentence(&say(&["--holder", "100", "--reason", " "]).await, 2, &["--reason is missing"]);
+    one_sentence(
+        &say(&["--holder", "100"]).await,
+        2,
+        &["--reason is missing: say why you are sure"],
+    );
+    one_sentence(
+        &say(&["--holder", "100", "--reason", " "]).await,
+        2,
+        &["--reason is missing"],
+    );
     let long = "r".repeat(1025);
-    one_sentence(&say(&["--holder", "100", "--reason", &long]).await, 2, &["--reason may have at most 1024"]);
+    one_sentence(
+        &say(&["--holder", "100", "--reason", &long]).await,
+        2,
+        &["--reason may have at most 1024"],
+    );
     let why = ["--reason", "unplugged"];
-    one_sentence(&say(&why).await, 1, &["there is no VolumeRecovery", "status -A"]);
+    one_sentence(
+        &say(&why).await,
+        1,
+        &["there is no VolumeRecovery", "status -A"],
+    );
 
     let controller = Running::start(&stage).await;
-    let asked = stage.run(&["recover", CLAIM, RUNBOOK[0], RUNBOOK[1], "--no-wait"]).await;
+    let asked = stage
+        .run(&["recover", CLAIM, RUNBOOK[0], RUNBOOK[1], "--no-wait"])
+        .await;
     ended(&asked, 0, &["was created"]);
-    until("a plan", || !stage.recovery().unwrap()["status"]["plan"].is_null()).await;
-    one_sentence(&say(&why).await, 2, &["--holder is missing", "is about 100"]);
+    until("a plan", || {
+        !stage.recovery().unwrap()["status"]["plan"].is_null()
+    })
+    .await;
+    one_sentence(
+        &say(&why).await,
+        2,
+        &["--holder is missing", "is about 100"],
+    );
     let other = say(&["--holder", "200", "--reason", "unplugged"]).await;
-    one_sentence(&other, 2, &["--holder \"200\"", "is about, which is 100", "or not at all"]);
+    one_sentence(
+        &other,
+        2,
+        &[
+            "--holder \"200\"",
+            "is about, which is 100",
+            "or not at all",
+        ],
+    );
     assert!(stage.recovery().unwrap()["spec"]["declaration"].is_null());
 
     let before = stage.server.clock().now();
@@ -188,14 +317,28 @@ async fn a_declaration() {
     let at: jiff::Timestamp = declaration["at"].as_str().unwrap().parse().unwrap();
     // Kubernetes writes whole seconds.
     let whole = |at: jiff::Timestamp| at.as_second();
-    assert!((whole(before)..=whole(after)).contains(&whole(at)), "{before} {at} {after}");
+    assert!(
+        (whole(before)..=whole(after)).contains(&whole(at)),
+        "{before} {at} {after}"
+    );
     assert_eq!(
-        (&declaration["holder"], &declaration["declaredBy"], &declaration["reason"]),
+        (
+            &declaration["holder"],
+            &declaration["declaredBy"],
+            &declaration["reason"]
+        ),
         (&json!("100"), &json!("jane"), &json!("unplugged"))
     );
     // Given anew it counts from now.
-    ended(&say(&["--holder", "100", "--reason", "still unplugged"]).await, 0, &["(still unplugged)"]);
-    assert_eq!(stage.recovery().unwrap()["spec"]["declaration"]["reason"], "still unplugged");
+    ended(
+        &say(&["--holder", "100", "--reason", "still unplugged"]).await,
+        0,
+        &["(still unplugged)"],
+    );
+    assert_eq!(
+        stage.recovery().unwrap()["spec"]["declaration"]["reason"],
+        "still unplugged"
+    );
 
     ended(
         &stage.run(&["status", CLAIM]).await,
@@ -208,40 +351,102 @@ async fn a_declaration() {
     );
     // The API server's words, when it is somebody who may not.
     stage.server.add_admission(Arc::new(|request| {
-        let declares =
-            request.object.is_some_and(|o| o["spec"]["declaration"]["reason"] == "not mine to say");
+        let declares = request
+            .object
+            .is_some_and(|o| o["spec"]["declaration"]["reason"] == "not mine to say");
         match declares && request.user == "jane" {
-            true => Err(ApiStatus::new(403, "denied request: declaring needs the verb declare")),
+            true => Err(ApiStatus::new(
+                403,
+                "denied request: declaring needs the verb declare",
+            )),
             false => Ok(Default::default()),
         }
     }));
     let refused = say(&["--holder", "100", "--reason", "not mine to say"]).await;
-    one_sentence(&refused, 1, &["refused to declare that: denied request: declaring needs the verb declare"]);
+    one_sentence(
+        &refused,
+        1,
+        &["refused to declare that: denied request: declaring needs the verb declare"],
+    );
 
-    ended(&stage.run(&["abort", CLAIM, "--wait"]).await, 0, &["aborted by jane"]);
+    ended(
+        &stage.run(&["abort", CLAIM, "--wait"]).await,
+        0,
+        &["aborted by jane"],
+    );
     let over = say(&["--holder", "100", "--reason", "unplugged"]).await;
-    one_sentence(&over, 1, &["is over already: Aborted", "would change nothing"]);
-    let dry = stage.run(&["recover", CLAIM, RUNBOOK[0], RUNBOOK[1], "--dry-run", "--no-wait"]).await;
+    one_sentence(
+        &over,
+        1,
+        &["is over already: Aborted", "would change nothing"],
+    );
+    let dry = stage
+        .run(&[
+            "recover",
+            CLAIM,
+            RUNBOOK[0],
+            RUNBOOK[1],
+            "--dry-run",
+            "--no-wait",
+        ])
+        .await;
     ended(&dry, 0, &["was created"]);
-    let name = dry.out.split_whitespace().find_map(|w| w.strip_prefix(&format!("{NS}/"))).unwrap().to_owned();
-    let dry = stage.run(&["declare", &name, "--holder", "100", "--reason", "unplugged"]).await;
+    let name = dry
+        .out
+        .split_whitespace()
+        .find_map(|w| w.strip_prefix(&format!("{NS}/")))
+        .unwrap()
+        .to_owned();
+    let dry = stage
+        .run(&["declare", &name, "--holder", "100", "--reason", "unplugged"])
+        .await;
     one_sentence(&dry, 1, &["is in mode DryRun and frees nothing"]);
     controller.stop().await;
 
     // The other declaration: about what a run has ordered.
-    let nothing = ["declare", &name, "--nothing-under-way", "--reason", "no job"];
-    one_sentence(&stage.run(&nothing).await, 1, &["has no run under way", "ordered nothing that could be"]);
-    let both = stage.run(&["declare", &name, "--nothing-under-way", "--holder", "100"]).await;
+    let nothing = [
+        "declare",
+        &name,
+        "--nothing-under-way",
+        "--reason",
+        "no job",
+    ];
+    one_sentence(
+        &stage.run(&nothing).await,
+        1,
+        &["has no run under way", "ordered nothing that could be"],
+    );
+    let both = stage
+        .run(&["declare", &name, "--nothing-under-way", "--holder", "100"])
+        .await;
     assert_eq!(both.code, 2, "{both:?}");
-    let mut run = (*stage.server.read("reattach.dev", "volumerecoveries", NS, &name).unwrap()).clone();
+    let mut run = (*stage
+        .server
+        .read("reattach.dev", "volumerecoveries", NS, &name)
+        .unwrap())
+    .clone();
     run["status"]["phase"] = json!("Stuck");
     run["status"]["journal"] = json!([{"of": "a run"}]);
     stage.server.insert(&run);
     let said = stage.run(&nothing).await;
-    ended(&said, 0, &["Declared by jane: nothing that", "is under way at the cloud (no job)"]);
-    let stored = stage.server.read("reattach.dev", "volumerecoveries", NS, &name).unwrap();
+    ended(
+        &said,
+        0,
+        &[
+            "Declared by jane: nothing that",
+            "is under way at the cloud (no job)",
+        ],
+    );
+    let stored = stage
+        .server
+        .read("reattach.dev", "volumerecoveries", NS, &name)
+        .unwrap();
     let word = &stored["spec"]["nothingUnderWay"];
-    assert_eq!((&word["declaredBy"], &word["reason"]), (&json!("jane"), &json!("no job")), "{word}");
+    assert_eq!(
+        (&word["declaredBy"], &word["reason"]),
+        (&json!("jane"), &json!("no job")),
+        "{word}"
+    );
 }
 
 /// A volume of a cloud that this build does not know.
@@ -255,7 +460,11 @@ async fn a_driver_of_another_cloud() {
         });
     };
     driver("ebs.csi.aws.com");
-    let built = if cfg!(feature = "aws") { "add --provider linode,aws" } else { "build with --features aws" };
+    let built = if cfg!(feature = "aws") {
+        "add --provider linode,aws"
+    } else {
+        "build with --features aws"
+    };
     for verb in ["diagnose", "plan"] {
         let ran = stage.run(&[verb, CLAIM]).await;
         ended(
@@ -271,5 +480,12 @@ async fn a_driver_of_another_cloud() {
     }
     driver("csi.example.com");
     let ran = stage.run(&["diagnose", CLAIM]).await;
-    ended(&ran, 5, &["knows driver csi.example.com", "docs/providers.md has how to add one"]);
+    ended(
+        &ran,
+        5,
+        &[
+            "knows driver csi.example.com",
+            "docs/providers.md has how to add one",
+        ],
+    );
 }

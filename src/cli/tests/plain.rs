@@ -19,7 +19,10 @@ fn plain(ran: &Ran, explained: bool) {
         for line in text.lines() {
             assert!(!line.contains(is_hidden), "{line:?} in {text:?}");
             // What is wrapped is indented; an explained text is the reader's own, and wrapped from the first column.
-            assert!(!line.starts_with("FORGED") || explained, "a line is forged: {text}");
+            assert!(
+                !line.starts_with("FORGED") || explained,
+                "a line is forged: {text}"
+            );
         }
         assert!(!text.contains('\r'), "{text:?}");
     }
@@ -113,7 +116,11 @@ async fn an_event_full_of_escapes_is_shown_plainly() {
         assert!(ran.out.len() < 30_000, "{args:?}: {} bytes", ran.out.len());
     }
     let ran = stage.run(&["diagnose", "--facts"]).await;
-    assert!(ran.out.contains("looked at because of: FailedMount"), "{}", ran.out);
+    assert!(
+        ran.out.contains("looked at because of: FailedMount"),
+        "{}",
+        ran.out
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,7 +131,11 @@ async fn an_explained_text_is_shown_plainly() {
         "x".repeat(20_000)
     );
     let file = stage.dir.join("events.jsonl");
-    std::fs::write(&file, format!("{}\n", json!({"message": message, "driver": EVIL}))).unwrap();
+    std::fs::write(
+        &file,
+        format!("{}\n", json!({"message": message, "driver": EVIL})),
+    )
+    .unwrap();
     let file = file.to_str().unwrap();
     for args in [
         &["explain", "-m", &message][..],
@@ -144,9 +155,15 @@ async fn an_explained_text_is_shown_plainly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cloud_that_echoes_the_token_is_masked() {
     let stage = Stage::new("plain-echo").await;
-    let echo =
-        format!("no access for {TOKEN}; Authorization: Bearer {}\u{1b}[2J\nFORGED", TOKEN.to_uppercase());
-    for operation in [Operation::DescribeVolume, Operation::ListVolumes, Operation::ListInstances] {
+    let echo = format!(
+        "no access for {TOKEN}; Authorization: Bearer {}\u{1b}[2J\nFORGED",
+        TOKEN.to_uppercase()
+    );
+    for operation in [
+        Operation::DescribeVolume,
+        Operation::ListVolumes,
+        Operation::ListInstances,
+    ] {
         let error = Fault::Error {
             status: 400,
             reason: echo.clone(),
@@ -155,13 +172,20 @@ async fn a_cloud_that_echoes_the_token_is_masked() {
         };
         stage.cloud.add_fault(FaultRule::new([operation], error));
     }
-    for args in [&["diagnose", CLAIM][..], &["diagnose", CLAIM, "-o", "json"], &["plan", CLAIM]] {
+    for args in [
+        &["diagnose", CLAIM][..],
+        &["diagnose", CLAIM, "-o", "json"],
+        &["plan", CLAIM],
+    ] {
         let mut command = stage.command(args);
         command.env("RUST_LOG", "debug");
         let ran = finish(command).await;
         assert_plain(&ran);
         let all = format!("{}{}", ran.out, ran.err).to_lowercase();
         assert!(!all.contains(TOKEN), "{all}");
-        assert!(all.contains("[masked]"), "the words of the cloud are shown: {all}");
+        assert!(
+            all.contains("[masked]"),
+            "the words of the cloud are shown: {all}"
+        );
     }
 }

@@ -14,15 +14,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 fn phase(stage: &Stage) -> String {
-    stage.recovery().map(|r| r["status"]["phase"].as_str().unwrap_or_default().to_owned()).unwrap_or_default()
+    stage
+        .recovery()
+        .map(|r| r["status"]["phase"].as_str().unwrap_or_default().to_owned())
+        .unwrap_or_default()
 }
 
 fn replicas(stage: &Stage) -> i64 {
-    stage.server.read("apps", "statefulsets", NS, "redis").unwrap()["spec"]["replicas"].as_i64().unwrap()
+    stage
+        .server
+        .read("apps", "statefulsets", NS, "redis")
+        .unwrap()["spec"]["replicas"]
+        .as_i64()
+        .unwrap()
 }
 
 fn lease(stage: &Stage) -> Value {
-    (*stage.server.read("coordination.k8s.io", "leases", common::LEASE.0, common::LEASE.1).unwrap()).clone()
+    (*stage
+        .server
+        .read(
+            "coordination.k8s.io",
+            "leases",
+            common::LEASE.0,
+            common::LEASE.1,
+        )
+        .unwrap())
+    .clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,20 +48,33 @@ async fn looking_writes_nothing() {
     ended(
         &stage.run(&["diagnose", CLAIM]).await,
         3,
-        &["class B (phantom attachment)", "the agent on n0 last reported: no device"],
+        &[
+            "class B (phantom attachment)",
+            "the agent on n0 last reported: no device",
+        ],
     );
     ended(
         &stage.run(&["diagnose"]).await,
         3,
-        &["NAMESPACE CLAIM CLASS VERDICT WHY", "cache data-redis-0 B trouble"],
+        &[
+            "NAMESPACE CLAIM CLASS VERDICT WHY",
+            "cache data-redis-0 B trouble",
+        ],
     );
     ended(
         &stage.run(&["diagnose", "-A", "--facts"]).await,
         3,
         &["looked at because of: FailedMount", "Node n0 is Ready"],
     );
-    ended(&stage.run(&["diagnose", "-n", "default"]).await, 0, &["No event, unready pod or agent's report"]);
-    let (one, all) = (stage.run(&["diagnose", CLAIM]).await, stage.run(&["diagnose", "-A"]).await);
+    ended(
+        &stage.run(&["diagnose", "-n", "default"]).await,
+        0,
+        &["No event, unready pod or agent's report"],
+    );
+    let (one, all) = (
+        stage.run(&["diagnose", CLAIM]).await,
+        stage.run(&["diagnose", "-A"]).await,
+    );
     golden(
         "diagnose.txt",
         &format!(
@@ -55,7 +85,9 @@ async fn looking_writes_nothing() {
     let ran = stage.run(&["diagnose", CLAIM, "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((&value["items"][0]["class"], ran.code), (&json!("B"), 3));
-    let ran = stage.run(&["diagnose", "pvc/data-redis-0", "-o", "yaml"]).await;
+    let ran = stage
+        .run(&["diagnose", "pvc/data-redis-0", "-o", "yaml"])
+        .await;
     ended(&ran, 3, &["class: B", "name: data-redis-0"]);
     for args in [&["status"][..], &["status", "-A", "-o", "json"]] {
         assert_eq!(stage.run(args).await.code, 0);
@@ -75,15 +107,40 @@ async fn looking_writes_nothing() {
             "dryRun=All",
         ],
     );
-    assert!(ran.out.lines().all(|l| l.chars().count() <= 100), "{}", ran.out);
-    let ran = stage.run(&["plan", CLAIM, "--runbook", "lightest-first"]).await;
-    ended(&ran, 0, &["11 steps", "by a scheduling gate", "kubectl -n cache delete pod redis-0"]);
+    assert!(
+        ran.out.lines().all(|l| l.chars().count() <= 100),
+        "{}",
+        ran.out
+    );
+    let ran = stage
+        .run(&["plan", CLAIM, "--runbook", "lightest-first"])
+        .await;
+    ended(
+        &ran,
+        0,
+        &[
+            "11 steps",
+            "by a scheduling gate",
+            "kubectl -n cache delete pod redis-0",
+        ],
+    );
     let ran = stage.run(&["plan", CLAIM, "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(value["plan"]["hash"].as_str().map(str::len), Some(16));
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../../runbooks/scale-to-zero.yaml");
-    ended(&stage.run(&["plan", CLAIM, "--runbook-file", own]).await, 0, &["by runbook scale-to-zero"]);
-    assert_eq!(stage.writes(), ["Create pods (dry run)"], "and that persists nothing");
+    let own = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../runbooks/scale-to-zero.yaml"
+    );
+    ended(
+        &stage.run(&["plan", CLAIM, "--runbook-file", own]).await,
+        0,
+        &["by runbook scale-to-zero"],
+    );
+    assert_eq!(
+        stage.writes(),
+        ["Create pods (dry run)"],
+        "and that persists nothing"
+    );
     assert_eq!(stage.server.list("", "pods", Some(NS)).len(), 1);
     assert_eq!(stage.cloud_writes(), Vec::<String>::new());
 }
@@ -93,7 +150,10 @@ async fn what_is_refused_waits_or_is_not_ours_says_so() {
     let stage = Arc::new(Stage::new("refuse").await);
     let world = turn(&stage);
     let controller = Running::start(&stage).await;
-    let set = stage.server.read("apps", "statefulsets", NS, "redis").unwrap();
+    let set = stage
+        .server
+        .read("apps", "statefulsets", NS, "redis")
+        .unwrap();
     let mut deleting = (*set).clone();
     deleting["spec"]["persistentVolumeClaimRetentionPolicy"] =
         json!({"whenScaled": "Delete", "whenDeleted": "Retain"});
@@ -102,7 +162,10 @@ async fn what_is_refused_waits_or_is_not_ours_says_so() {
     ended(
         &stage.run(&["plan", CLAIM]).await,
         4,
-        &["No plan for claim cache/data-redis-0: one reason against it", sentence],
+        &[
+            "No plan for claim cache/data-redis-0: one reason against it",
+            sentence,
+        ],
     );
     let ran = stage.run(&["plan", CLAIM, "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
@@ -118,12 +181,25 @@ async fn what_is_refused_waits_or_is_not_ours_says_so() {
     assert_eq!((phase(&stage).as_str(), replicas(&stage)), ("Aborted", 1));
     stage.server.insert(&set);
 
-    stage.cloud.lock_volume(VolumeNo(7001), "migration", true).unwrap();
-    ended(&stage.run(&["diagnose", CLAIM]).await, 6, &["support ticket"]);
-    ended(&stage.run(&["plan", CLAIM]).await, 6, &["there is nothing to plan"]);
+    stage
+        .cloud
+        .lock_volume(VolumeNo(7001), "migration", true)
+        .unwrap();
+    ended(
+        &stage.run(&["diagnose", CLAIM]).await,
+        6,
+        &["support ticket"],
+    );
+    ended(
+        &stage.run(&["plan", CLAIM]).await,
+        6,
+        &["there is nothing to plan"],
+    );
     ended(
         // Long enough to be seen Waiting; the time-out itself is passed in any case.
-        &stage.run(&["recover", CLAIM, "--yes", "--timeout", "10s"]).await,
+        &stage
+            .run(&["recover", CLAIM, "--yes", "--timeout", "10s"])
+            .await,
         6,
         &["Waiting:", "the time of --timeout is over", "withdrawn"],
     );
@@ -135,7 +211,11 @@ async fn what_is_refused_waits_or_is_not_ours_says_so() {
         5,
         &["Not ours: the volume is attached and the machine has the device"],
     );
-    ended(&stage.run(&["plan", CLAIM]).await, 5, &["there is nothing to plan"]);
+    ended(
+        &stage.run(&["plan", CLAIM]).await,
+        5,
+        &["there is nothing to plan"],
+    );
     ended(
         &stage.run(&["recover", CLAIM, "--yes", "-o", "json"]).await,
         5,
@@ -160,8 +240,18 @@ async fn through_the_controller() {
     stage.server.clear_faults();
     let _ = stage.server.take_audit();
     let ran = stage.run(&["recover", CLAIM, "--dry-run"]).await;
-    ended(&ran, 0, &["7 steps", "dry run: the plan was shown, nothing was touched"]);
-    assert_eq!(stage.writes(), ["Create volumerecoveries", "Patch volumerecoveries"]);
+    ended(
+        &ran,
+        0,
+        &[
+            "7 steps",
+            "dry run: the plan was shown, nothing was touched",
+        ],
+    );
+    assert_eq!(
+        stage.writes(),
+        ["Create volumerecoveries", "Patch volumerecoveries"]
+    );
 
     // Recoveries are listed by age, and Kubernetes counts whole seconds.
     let second = || stage.server.clock().now().as_second();
@@ -169,9 +259,27 @@ async fn through_the_controller() {
     until("the next second", || second() > last).await;
     // Nobody can be asked here: the plan is shown, and how to approve it.
     let ran = stage.run(&["recover", CLAIM, "--reason", "INC-42"]).await;
-    ended(&ran, 6, &["7 steps", "kubectl reattach approve -n cache data-redis-0-", "--plan "]);
-    let hash = ran.err.split_whitespace().skip_while(|w| *w != "--plan").nth(1).unwrap().to_owned();
-    ended(&stage.run(&["status", CLAIM]).await, 6, &["awaits approval", "INC-42", &hash]);
+    ended(
+        &ran,
+        6,
+        &[
+            "7 steps",
+            "kubectl reattach approve -n cache data-redis-0-",
+            "--plan ",
+        ],
+    );
+    let hash = ran
+        .err
+        .split_whitespace()
+        .skip_while(|w| *w != "--plan")
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    ended(
+        &stage.run(&["status", CLAIM]).await,
+        6,
+        &["awaits approval", "INC-42", &hash],
+    );
     let other = "0123456789abcdef";
     ended(
         &stage.run(&["approve", CLAIM, "--plan", other]).await,
@@ -179,38 +287,98 @@ async fn through_the_controller() {
         &[&format!("is {hash} now, not {other}")],
     );
     assert_eq!(replicas(&stage), 1);
-    let ran = stage.run(&["approve", CLAIM, "--plan", &hash, "--wait"]).await;
-    ended(&ran, 0, &["approved by jane", "taken up, allowed by the approval of jane", "recovered in"]);
+    let ran = stage
+        .run(&["approve", CLAIM, "--plan", &hash, "--wait"])
+        .await;
+    ended(
+        &ran,
+        0,
+        &[
+            "approved by jane",
+            "taken up, allowed by the approval of jane",
+            "recovered in",
+        ],
+    );
     assert_clean(&stage);
-    ended(&stage.run(&["approve", CLAIM, "--plan", &hash]).await, 1, &["is past approval: Recovered"]);
-    ended(&stage.run(&["abort", CLAIM]).await, 1, &["is over already: Recovered"]);
-    ended(&stage.run(&["diagnose", CLAIM]).await, 0, &["Nothing to do"]);
+    ended(
+        &stage.run(&["approve", CLAIM, "--plan", &hash]).await,
+        1,
+        &["is past approval: Recovered"],
+    );
+    ended(
+        &stage.run(&["abort", CLAIM]).await,
+        1,
+        &["is over already: Recovered"],
+    );
+    ended(
+        &stage.run(&["diagnose", CLAIM]).await,
+        0,
+        &["Nothing to do"],
+    );
 
     let ran = stage.run(&["status"]).await;
-    ended(&ran, 0, &["CLAIM CLASS MODE PHASE AGE MESSAGE", "data-redis-0 B Approve Recovered"]);
-    assert!(ran.out.lines().all(|l| l.chars().count() <= 100), "{}", ran.out);
+    ended(
+        &ran,
+        0,
+        &[
+            "CLAIM CLASS MODE PHASE AGE MESSAGE",
+            "data-redis-0 B Approve Recovered",
+        ],
+    );
+    assert!(
+        ran.out.lines().all(|l| l.chars().count() <= 100),
+        "{}",
+        ran.out
+    );
     let ages = |text: &str| -> String {
         // Ages are of this run; a slow one has minutes.
         let is_age = |w: &str| {
             let number = w.strip_suffix(['s', 'm']).unwrap_or_default();
             !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
         };
-        let word = |w: &str| if is_age(w) { "7s".to_owned() } else { w.to_owned() };
+        let word = |w: &str| {
+            if is_age(w) {
+                "7s".to_owned()
+            } else {
+                w.to_owned()
+            }
+        };
         text.split('\n')
-            .map(|l| l.split(' ').filter(|w| !w.is_empty()).map(word).collect::<Vec<_>>().join(" "))
+            .map(|l| {
+                l.split(' ')
+                    .filter(|w| !w.is_empty())
+                    .map(word)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
             .collect::<Vec<_>>()
             .join("\n")
     };
-    golden("status.txt", &format!("$ kubectl reattach status\n{}", ages(&ran.out)));
-    ended(&stage.run(&["status", CLAIM, "--watch"]).await, 0, &["recovered in"]);
+    golden(
+        "status.txt",
+        &format!("$ kubectl reattach status\n{}", ages(&ran.out)),
+    );
+    ended(
+        &stage.run(&["status", CLAIM, "--watch"]).await,
+        0,
+        &["recovered in"],
+    );
     let ran = stage.run(&["status", "-A", "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(value["items"].as_array().map(Vec::len), Some(3));
     let html = stage.dir.join("report.html");
-    let ran = stage.run(&["report", CLAIM, "--html", html.to_str().unwrap()]).await;
-    ended(&ran, 0, &["# Volume recovery post-mortem", "**recovered**", "INC-42"]);
+    let ran = stage
+        .run(&["report", CLAIM, "--html", html.to_str().unwrap()])
+        .await;
+    ended(
+        &ran,
+        0,
+        &["# Volume recovery post-mortem", "**recovered**", "INC-42"],
+    );
     assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
-    let ran = stage.run(&["report", "-A", "--since", "1h", "-o", "json"]).await;
+    let ran = stage
+        .run(&["report", "-A", "--since", "1h", "-o", "json"])
+        .await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(value["volumes"].as_array().map(Vec::len), Some(3));
     controller.stop().await;
@@ -222,13 +390,20 @@ async fn who_may_ask_and_not_approve_leaves_the_plan_to_those_who_may() {
     let stage = Arc::new(Stage::new("approver").await);
     let world = turn(&stage);
     stage.server.add_admission(Arc::new(|request| {
-        let approves = request.object.is_some_and(|o| o["spec"]["approval"].is_object());
+        let approves = request
+            .object
+            .is_some_and(|o| o["spec"]["approval"].is_object());
         match approves && request.user == "jane" {
-            true => Err(ApiStatus::new(403, "denied request: approving needs the verb approve")),
+            true => Err(ApiStatus::new(
+                403,
+                "denied request: approving needs the verb approve",
+            )),
             false => Ok(Default::default()),
         }
     }));
-    let ran = stage.run(&["recover", CLAIM, "--yes", "--break-glass"]).await;
+    let ran = stage
+        .run(&["recover", CLAIM, "--yes", "--break-glass"])
+        .await;
     ended(
         &ran,
         1,
@@ -243,10 +418,17 @@ async fn who_may_ask_and_not_approve_leaves_the_plan_to_those_who_may() {
     ended(
         &ran,
         6,
-        &["refused to approve the plan: denied request", "To run it: kubectl reattach approve -n cache"],
+        &[
+            "refused to approve the plan: denied request",
+            "To run it: kubectl reattach approve -n cache",
+        ],
     );
     assert_eq!(replicas(&stage), 1);
-    ended(&stage.run(&["abort", CLAIM, "--wait"]).await, 0, &["aborted by jane"]);
+    ended(
+        &stage.run(&["abort", CLAIM, "--wait"]).await,
+        0,
+        &["aborted by jane"],
+    );
     assert_clean(&stage);
     controller.stop().await;
     world.abort();
@@ -257,23 +439,45 @@ async fn an_abort_in_the_middle_puts_everything_back() {
     let stage = Arc::new(Stage::new("abort").await);
     let controller = Running::start(&stage).await;
     let world = turn(&stage);
-    let asked = stage.run(&["recover", CLAIM, "--no-wait", "-o", "json"]).await;
+    let asked = stage
+        .run(&["recover", CLAIM, "--no-wait", "-o", "json"])
+        .await;
     let asked: Value = serde_json::from_str(&asked.out).unwrap();
     let name = asked["metadata"]["name"].as_str().unwrap();
     until("a plan", || phase(&stage) == "AwaitingApproval").await;
     // The world stands still: the run cannot get past its first step.
     world.abort();
-    let hash = stage.recovery().unwrap()["status"]["planHash"].as_str().unwrap().to_owned();
-    ended(&stage.run(&["approve", name, "--plan", &hash]).await, 0, &["Follow it: kubectl reattach status"]);
+    let hash = stage.recovery().unwrap()["status"]["planHash"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    ended(
+        &stage.run(&["approve", name, "--plan", &hash]).await,
+        0,
+        &["Follow it: kubectl reattach status"],
+    );
     until("scaled to zero", || replicas(&stage) == 0).await;
-    ended(&stage.run(&["recover", CLAIM, "--yes"]).await, 1, &["is under way", "--watch"]);
+    ended(
+        &stage.run(&["recover", CLAIM, "--yes"]).await,
+        1,
+        &["is under way", "--watch"],
+    );
     let world = turn(&stage);
-    let ran = stage.run(&["abort", name, "--reason", "by hand", "--wait"]).await;
+    let ran = stage
+        .run(&["abort", name, "--reason", "by hand", "--wait"])
+        .await;
     ended(&ran, 0, &["aborted by jane"]);
     assert_eq!(phase(&stage), "Aborted");
-    until("a pod again", || stage.server.read("", "pods", NS, common::POD).is_some()).await;
+    until("a pod again", || {
+        stage.server.read("", "pods", NS, common::POD).is_some()
+    })
+    .await;
     assert_clean(&stage);
-    ended(&stage.run(&["status", CLAIM]).await, 7, &["aborted", "by jane: by hand"]);
+    ended(
+        &stage.run(&["status", CLAIM]).await,
+        7,
+        &["aborted", "by jane: by hand"],
+    );
     controller.stop().await;
     world.abort();
 }
@@ -282,19 +486,40 @@ async fn an_abort_in_the_middle_puts_everything_back() {
 async fn break_glass_heals_without_a_controller() {
     let stage = Arc::new(Stage::new("glass").await);
     let world = turn(&stage);
-    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--dry-run"]).await;
+    let ran = stage
+        .run(&["recover", CLAIM, "--break-glass", "--dry-run"])
+        .await;
     ended(&ran, 0, &["7 steps", "dry run: the plan was shown"]);
-    let ours = ["volumerecoveries", "leases", "pods (dry run)", "events", "nodevolumereports"];
+    let ours = [
+        "volumerecoveries",
+        "leases",
+        "pods (dry run)",
+        "events",
+        "nodevolumereports",
+    ];
     for write in stage.writes() {
         assert!(ours.iter().any(|o| write.ends_with(o)), "{write}");
     }
-    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes", "-o", "json"]).await;
-    ended(&ran, 0, &["Lease reattach-system/reattach-controller taken, term 2", "recovered in"]);
+    let ran = stage
+        .run(&["recover", CLAIM, "--break-glass", "--yes", "-o", "json"])
+        .await;
+    ended(
+        &ran,
+        0,
+        &[
+            "Lease reattach-system/reattach-controller taken, term 2",
+            "recovered in",
+        ],
+    );
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(value["status"]["phase"], "Recovered");
     let by = value["status"]["journal"][0]["by"].as_str().unwrap();
     assert!(by.starts_with("jane@"), "{by}");
-    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "", "the Lease is given back");
+    assert_eq!(
+        lease(&stage)["spec"]["holderIdentity"],
+        "",
+        "the Lease is given back"
+    );
     assert_clean(&stage);
     world.abort();
 }
@@ -303,15 +528,36 @@ async fn break_glass_heals_without_a_controller() {
 async fn break_glass_steps_back_from_a_live_controller() {
     let stage = Arc::new(Stage::new("live").await);
     let controller = Running::start(&stage).await;
-    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
-    ended(&ran, 1, &["the controller \"controller-0/uid/1\" is alive", "without --break-glass"]);
-    assert!(!stage.writes().iter().any(|w| w.contains("volumerecoveries")));
-    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "controller-0/uid/1");
+    let ran = stage
+        .run(&["recover", CLAIM, "--break-glass", "--yes"])
+        .await;
+    ended(
+        &ran,
+        1,
+        &[
+            "the controller \"controller-0/uid/1\" is alive",
+            "without --break-glass",
+        ],
+    );
+    assert!(
+        !stage
+            .writes()
+            .iter()
+            .any(|w| w.contains("volumerecoveries"))
+    );
+    assert_eq!(
+        lease(&stage)["spec"]["holderIdentity"],
+        "controller-0/uid/1"
+    );
     controller.stop().await;
 }
 
 async fn send(signal: &str, pid: &str) {
-    let sent = tokio::process::Command::new("kill").args([signal, pid]).status().await.unwrap();
+    let sent = tokio::process::Command::new("kill")
+        .args([signal, pid])
+        .status()
+        .await
+        .unwrap();
     assert!(sent.success());
 }
 
@@ -319,13 +565,19 @@ async fn send(signal: &str, pid: &str) {
 async fn a_lost_terminal_ends_no_break_glass() {
     let stage = Arc::new(Stage::new("hangup").await);
     turn_until_scaled_to_zero(&stage);
-    let mut child = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]).spawn().unwrap();
+    let mut child = stage
+        .command(&["recover", CLAIM, "--break-glass", "--yes"])
+        .spawn()
+        .unwrap();
     let pid = child.id().unwrap().to_string();
     until("scaled to zero", || replicas(&stage) == 0).await;
     drop((child.stdout.take(), child.stderr.take()));
     send("-HUP", &pid).await;
     let world = turn(&stage);
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
+    let status = tokio::time::timeout(PATIENCE, child.wait())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(status.code(), Some(0));
     assert_eq!(phase(&stage), "Recovered");
     assert_eq!(lease(&stage)["spec"]["holderIdentity"], "");
@@ -343,7 +595,10 @@ async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
     let pid = child.id().unwrap().to_string();
     until("scaled to zero", || replicas(&stage) == 0).await;
     send("-INT", &pid).await;
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
     let ran = Ran {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -358,11 +613,19 @@ async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
             "kubectl reattach recover -n cache data-redis-0 --break-glass",
         ],
     );
-    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "", "the Lease is given back");
+    assert_eq!(
+        lease(&stage)["spec"]["holderIdentity"],
+        "",
+        "the Lease is given back"
+    );
     assert_eq!(replicas(&stage), 0);
     let world = turn(&stage);
     let ran = finish(stage.command(&["recover", CLAIM, "--break-glass", "--yes"])).await;
-    ended(&ran, 0, &["Resuming recovery data-redis-0-", "recovered in"]);
+    ended(
+        &ran,
+        0,
+        &["Resuming recovery data-redis-0-", "recovered in"],
+    );
     assert_clean(&stage);
     world.abort();
 }
@@ -371,22 +634,45 @@ async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
 async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
     let stage = Arc::new(Stage::new("putback").await);
     turn_until_scaled_to_zero(&stage);
-    let child = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]).spawn().unwrap();
+    let child = stage
+        .command(&["recover", CLAIM, "--break-glass", "--yes"])
+        .spawn()
+        .unwrap();
     let pid = child.id().unwrap().to_string();
     until("scaled to zero", || replicas(&stage) == 0).await;
     send("-TERM", &pid).await;
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(output.status.code(), Some(130));
     let ran = stage.run(&["abort", CLAIM]).await;
-    ended(&ran, 0, &["no controller holds Lease", "nothing is put back until one runs", "--break-glass"]);
+    ended(
+        &ran,
+        0,
+        &[
+            "no controller holds Lease",
+            "nothing is put back until one runs",
+            "--break-glass",
+        ],
+    );
     let world = turn(&stage);
-    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
+    let ran = stage
+        .run(&["recover", CLAIM, "--break-glass", "--yes"])
+        .await;
     ended(
         &ran,
         7,
-        &["Resuming recovery", "turned back: aborted by jane", "aborted; everything was put back"],
+        &[
+            "Resuming recovery",
+            "turned back: aborted by jane",
+            "aborted; everything was put back",
+        ],
     );
-    until("a pod again", || stage.server.read("", "pods", NS, common::POD).is_some()).await;
+    until("a pod again", || {
+        stage.server.read("", "pods", NS, common::POD).is_some()
+    })
+    .await;
     assert_clean(&stage);
     world.abort();
 }
@@ -397,8 +683,12 @@ async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
     let world = turn(&stage);
     stage.insert_lease("controller-9/uid/1", 4);
     let began = std::time::SystemTime::UNIX_EPOCH
-        + Duration::from_millis(u64::try_from(stage.server.clock().now().as_millisecond()).unwrap());
-    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
+        + Duration::from_millis(
+            u64::try_from(stage.server.clock().now().as_millisecond()).unwrap(),
+        );
+    let ran = stage
+        .run(&["recover", CLAIM, "--break-glass", "--yes"])
+        .await;
     ended(
         &ran,
         0,
@@ -413,8 +703,13 @@ async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
         .unwrap()
         .parse::<jiff::Timestamp>()
         .unwrap();
-    let waited = std::time::SystemTime::from(first).duration_since(began).unwrap();
-    assert!(waited >= Duration::from_secs(15), "one whole lease, on our own clock: {waited:?}");
+    let waited = std::time::SystemTime::from(first)
+        .duration_since(began)
+        .unwrap();
+    assert!(
+        waited >= Duration::from_secs(15),
+        "one whole lease, on our own clock: {waited:?}"
+    );
     assert_clean(&stage);
     world.abort();
 }
@@ -424,7 +719,10 @@ async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
 async fn a_recovery_that_cannot_be_read_hides_no_other() {
     let stage = Stage::new("unreadable").await;
     let line = json!({ "seq": 0, "at": "2026-01-02T03:04:05Z", "term": 1, "by": "r", "mark": { "mark": "quarantined" } });
-    for (name, phase, journal) in [("future", "Running", json!([line])), ("plain", "NotOurs", json!([]))] {
+    for (name, phase, journal) in [
+        ("future", "Running", json!([line])),
+        ("plain", "NotOurs", json!([])),
+    ] {
         stage.server.insert(&json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
             "metadata": { "name": name, "namespace": NS },
@@ -436,21 +734,35 @@ async fn a_recovery_that_cannot_be_read_hides_no_other() {
     ended(
         &stage.run(&["status"]).await,
         0,
-        &["future-data", "plain-data", "words of plain", "note: recovery cache/future", says],
+        &[
+            "future-data",
+            "plain-data",
+            "words of plain",
+            "note: recovery cache/future",
+            says,
+        ],
     );
     ended(
         &stage.run(&["status", "future"]).await,
         7,
         &["future-data: Running", says, "of the version that wrote it"],
     );
-    ended(&stage.run(&["status", "plain"]).await, 5, &["words of plain"]);
+    ended(
+        &stage.run(&["status", "plain"]).await,
+        5,
+        &["words of plain"],
+    );
     let raw = stage.run(&["status", "future", "-o", "json"]).await;
     let shown: Value = serde_json::from_str(&raw.out).unwrap();
     assert_eq!(shown["status"]["journal"], json!([line]), "as it was found");
     ended(
         &stage.run(&["report"]).await,
         1,
-        &["recovery cache/future is not reported on", says, "cache/plain-data"],
+        &[
+            "recovery cache/future is not reported on",
+            says,
+            "cache/plain-data",
+        ],
     );
     let alone = stage.run(&["report", "future"]).await;
     ended(&alone, 1, &[says]);

@@ -16,7 +16,10 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Log {
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(part);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(part);
         Ok(part.len())
     }
 
@@ -30,16 +33,25 @@ impl Log {
     fn of_errors() -> Self {
         let log = Self::default();
         let to = log.clone();
-        let errors = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
+        let errors = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::ERROR)
+            .with_ansi(false);
         errors.with_writer(move || to.clone()).init();
         log
     }
 
     /// The errors about a veto.
     fn vetoes(&self) -> Vec<String> {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bytes = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let text = String::from_utf8(bytes).unwrap();
-        text.lines().filter(|l| l.contains("safety checker")).map(str::to_owned).collect()
+        text.lines()
+            .filter(|l| l.contains("safety checker"))
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -54,7 +66,9 @@ fn taint(stage: &Stage, name: &str) {
 
 fn status(stage: &Stage, field: &str) -> String {
     let recovery = stage.recovery();
-    recovery.and_then(|r| Some(r["status"][field].as_str()?.to_owned())).unwrap_or_default()
+    recovery
+        .and_then(|r| Some(r["status"][field].as_str()?.to_owned()))
+        .unwrap_or_default()
 }
 
 /// How often the controller asked whether a new pod would be accepted: once for each plan.
@@ -81,26 +95,42 @@ async fn a_vetoed_plan_is_refused_and_reported_as_our_fault() {
     let ran = stage.run(&["plan", CLAIM, "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     let refusal = &value["refusals"][0];
-    assert_eq!((ran.code, &refusal["refusal"], &value["plan"]), (4, &json!("vetoed"), &Value::Null));
+    assert_eq!(
+        (ran.code, &refusal["refusal"], &value["plan"]),
+        (4, &json!("vetoed"), &Value::Null)
+    );
     let expected = json!([{"violation": "othersAtWork", "taint": "remediation.medik8s.io/first"}]);
     assert_eq!(refusal["violations"], expected);
 
     let world = turn(&stage);
     let controller = Running::start(&stage).await;
-    ended(&stage.run(&["recover", CLAIM, "--no-wait"]).await, 0, &["was created"]);
+    ended(
+        &stage.run(&["recover", CLAIM, "--no-wait"]).await,
+        0,
+        &["was created"],
+    );
     let judged = || !matches!(status(&stage, "phase").as_str(), "" | "Diagnosing");
     until("a verdict on the plan", judged).await;
     let message = status(&stage, "message");
     assert_eq!(status(&stage, "phase"), "Refused", "{message}");
-    assert!(told[..2].iter().all(|part| message.contains(part)), "{message}");
+    assert!(
+        told[..2].iter().all(|part| message.contains(part)),
+        "{message}"
+    );
     // One line for each change, however often the plan is made anew.
     let before = plans(&stage);
     until("more plans", || plans(&stage) >= before + 2).await;
     assert_eq!(log.vetoes().len(), 1, "{:?}", log.vetoes());
     taint(&stage, "second");
-    until("another message", || status(&stage, "message").contains("io/second")).await;
+    until("another message", || {
+        status(&stage, "message").contains("io/second")
+    })
+    .await;
     let lines = log.vetoes();
-    assert!(lines.len() == 2 && lines[1].contains("ERROR") && lines[1].contains("io/second"), "{lines:?}");
+    assert!(
+        lines.len() == 2 && lines[1].contains("ERROR") && lines[1].contains("io/second"),
+        "{lines:?}"
+    );
     controller.stop().await;
     world.abort();
 }

@@ -25,7 +25,10 @@ pub const ALWAYS: [&str; 6] = [
 ];
 
 /// Policies that bound a controller that may scale workloads: `deploy/components/scaler`.
-pub const SCALING: [&str; 2] = ["reattach-controller-workloads", "reattach-controller-claim-retention"];
+pub const SCALING: [&str; 2] = [
+    "reattach-controller-workloads",
+    "reattach-controller-claim-retention",
+];
 
 /// Why a policy does not bound this account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,10 +74,17 @@ fn condition(user: &str) -> String {
 pub async fn unbound(records: &kube::Client, user: &str) -> Result<Vec<Unbound>, kube::Error> {
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(records.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(records.clone());
-    let scaling: &[&'static str] = if may_scale(records).await? { &SCALING } else { &[] };
+    let scaling: &[&'static str] = if may_scale(records).await? {
+        &SCALING
+    } else {
+        &[]
+    };
     let mut unbound = Vec::new();
     for policy in ALWAYS.iter().chain(scaling).copied() {
-        let found = policies.get_opt(policy).await?.zip(bindings.get_opt(policy).await?);
+        let found = policies
+            .get_opt(policy)
+            .await?
+            .zip(bindings.get_opt(policy).await?);
         let gap = match found {
             None => Some(Gap::Missing),
             Some((policy, binding)) => gap(&policy, &binding, user),
@@ -94,11 +104,17 @@ fn gap(
         return Some(Gap::Weakened);
     };
     let conditions = policy.match_conditions.as_deref().unwrap_or_default();
-    let [only] = conditions else { return Some(Gap::Weakened) };
+    let [only] = conditions else {
+        return Some(Gap::Weakened);
+    };
     if only.expression.trim() != condition(user) {
         return Some(Gap::OtherAccount);
     }
-    let denies = binding.validation_actions.iter().flatten().any(|action| action == "Deny");
+    let denies = binding
+        .validation_actions
+        .iter()
+        .flatten()
+        .any(|action| action == "Deny");
     let as_shipped = denies
         && policy.failure_policy.as_deref().unwrap_or("Fail") == "Fail"
         && binding.match_resources.is_none()
@@ -116,8 +132,14 @@ async fn may_scale(records: &kube::Client) -> Result<bool, kube::Error> {
             verb: Some("patch".to_owned()),
             ..ResourceAttributes::default()
         };
-        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(asked), ..Default::default() };
-        let review = SelfSubjectAccessReview { spec, ..Default::default() };
+        let spec = SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(asked),
+            ..Default::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec,
+            ..Default::default()
+        };
         let answer = reviews.create(&PostParams::default(), &review).await?;
         if answer.status.is_some_and(|status| status.allowed) {
             return Ok(true);
@@ -139,16 +161,23 @@ mod tests {
             "metadata": {"name": "p"},
             "spec": {"failurePolicy": "Fail", "matchConditions": [{"name": "by", "expression": expression}]},
         });
-        let mut binding =
-            json!({"metadata": {"name": "p"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+        let mut binding = json!({"metadata": {"name": "p"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
         change(&mut policy, &mut binding);
-        gap(&serde_json::from_value(policy).unwrap(), &serde_json::from_value(binding).unwrap(), ME)
+        gap(
+            &serde_json::from_value(policy).unwrap(),
+            &serde_json::from_value(binding).unwrap(),
+            ME,
+        )
     }
 
     #[test]
     fn a_policy_bounds_only_the_account_that_it_names() {
         assert_eq!(gap_of(|_, _| {}), None);
-        for other in ["system:serviceaccount:rescue:reattach-controller", "admin", ""] {
+        for other in [
+            "system:serviceaccount:rescue:reattach-controller",
+            "admin",
+            "",
+        ] {
             let gap = gap_of(|policy, _| {
                 policy["spec"]["matchConditions"][0]["expression"] = json!(condition(other));
             });
@@ -156,15 +185,24 @@ mod tests {
         }
         type Change = fn(&mut Value, &mut Value);
         let weaker: [(&str, Change); 6] = [
-            ("it fails open", |p, _| p["spec"]["failurePolicy"] = json!("Ignore")),
+            ("it fails open", |p, _| {
+                p["spec"]["failurePolicy"] = json!("Ignore")
+            }),
             ("one more condition", |p, _| {
                 let one = p["spec"]["matchConditions"][0].clone();
-                p["spec"]["matchConditions"] = json!([one, {"name": "never", "expression": "false"}]);
+                p["spec"]["matchConditions"] =
+                    json!([one, {"name": "never", "expression": "false"}]);
             }),
             ("no spec", |p, _| p["spec"] = Value::Null),
-            ("it only warns", |_, b| b["spec"]["validationActions"] = json!(["Warn"])),
-            ("one namespace only", |_, b| b["spec"]["matchResources"] = json!({"namespaceSelector": {}})),
-            ("another policy's binding", |_, b| b["spec"]["policyName"] = json!("q")),
+            ("it only warns", |_, b| {
+                b["spec"]["validationActions"] = json!(["Warn"])
+            }),
+            ("one namespace only", |_, b| {
+                b["spec"]["matchResources"] = json!({"namespaceSelector": {}})
+            }),
+            ("another policy's binding", |_, b| {
+                b["spec"]["policyName"] = json!("q")
+            }),
         ];
         for (what, change) in weaker {
             assert_eq!(gap_of(change), Some(Gap::Weakened), "{what}");

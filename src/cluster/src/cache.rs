@@ -6,7 +6,9 @@
 use crate::Clock;
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event as Change, watcher};
@@ -28,7 +30,10 @@ pub trait Cached:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
 }
-impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Cached for K {}
+impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static>
+    Cached for K
+{
+}
 
 /// The objects of one kind.
 #[derive(Clone)]
@@ -40,7 +45,11 @@ impl<K: Cached> Kind<K> {
     /// One object; `namespace` is empty for cluster-scoped kinds.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let reference = ObjectRef::new(name);
-        self.store.get(&if namespace.is_empty() { reference } else { reference.within(namespace) })
+        self.store.get(&if namespace.is_empty() {
+            reference
+        } else {
+            reference.within(namespace)
+        })
     }
 
     /// Every object that matches, sorted by namespace and name.
@@ -53,7 +62,10 @@ impl<K: Cached> Kind<K> {
 }
 
 fn place<K: Cached>(object: &K) -> (Option<&str>, Option<&str>) {
-    (object.meta().namespace.as_deref(), object.meta().name.as_deref())
+    (
+        object.meta().namespace.as_deref(),
+        object.meta().name.as_deref(),
+    )
 }
 
 /// Every watched kind.
@@ -93,7 +105,13 @@ impl Cache {
     pub fn start(client: &Client, clock: Clock, tasks: &mut JoinSet<()>) -> Self {
         let (changes, _) = watch::channel(0);
         let broken = Arc::default();
-        let mut spawner = Spawner { client, changes: &changes, broken: &broken, clock: &clock, tasks };
+        let mut spawner = Spawner {
+            client,
+            changes: &changes,
+            broken: &broken,
+            clock: &clock,
+            tasks,
+        };
         let warnings = watcher::Config::default().fields("type=Warning");
         Self {
             pods: spawner.watch(watcher::Config::default()),
@@ -107,12 +125,14 @@ impl Cache {
             events: spawner.watch(warnings),
             recoveries: spawner.watch(watcher::Config::default()),
             policies: spawner.watch(watcher::Config::default()),
-            reports: spawner.watch_judging(watcher::Config::default(), |report: &NodeVolumeReport| {
-                report
-                    .said()
-                    .err()
-                    .map(|why| format!("{why}: this node's agent counts as one that has not answered"))
-            }),
+            reports: spawner.watch_judging(
+                watcher::Config::default(),
+                |report: &NodeVolumeReport| {
+                    report.said().err().map(|why| {
+                        format!("{why}: this node's agent counts as one that has not answered")
+                    })
+                },
+            ),
             changes,
             broken,
             clock,
@@ -143,7 +163,11 @@ impl Cache {
 
     /// The age of what the cache says: now, or the moment at which the first watch that is broken now broke.
     pub fn as_of(&self) -> Timestamp {
-        lock(&self.broken).values().min().copied().unwrap_or_else(|| self.clock.now())
+        lock(&self.broken)
+            .values()
+            .min()
+            .copied()
+            .unwrap_or_else(|| self.clock.now())
     }
 }
 
@@ -171,7 +195,11 @@ impl Spawner<'_> {
         let kind = K::kind(&()).into_owned();
         let (reader, mut writer) = store::<K>();
         let api = Api::<K>::all(self.client.clone());
-        let (changes, broken, clock) = (self.changes.clone(), self.broken.clone(), self.clock.clone());
+        let (changes, broken, clock) = (
+            self.changes.clone(),
+            self.broken.clone(),
+            self.clock.clone(),
+        );
         self.tasks.spawn(async move {
             let mut pause = PAUSES.0;
             let mut complaints = Complaints::default();
@@ -182,12 +210,15 @@ impl Spawner<'_> {
                         Ok(event) => event,
                         Err(error) => {
                             tracing::warn!(kind, %error, "watch failed; it is tried again");
-                            lock(&broken).entry(kind.clone()).or_insert_with(|| clock.now());
+                            lock(&broken)
+                                .entry(kind.clone())
+                                .or_insert_with(|| clock.now());
                             break;
                         }
                     };
-                    if let Change::Apply(object) | Change::InitApply(object) | Change::Delete(object) =
-                        &mut event
+                    if let Change::Apply(object)
+                    | Change::InitApply(object)
+                    | Change::Delete(object) = &mut event
                     {
                         object.managed_fields_mut().clear();
                     }
@@ -235,7 +266,9 @@ impl Complaints {
 type Broken = BTreeMap<String, Timestamp>;
 
 fn lock(broken: &Mutex<Broken>) -> std::sync::MutexGuard<'_, Broken> {
-    broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    broken
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -246,13 +279,18 @@ mod tests {
     fn a_complaint_is_news_once_for_each_object_and_reason() {
         let report = |name: &str| NodeVolumeReport::new(name, Default::default());
         let mut complaints = Complaints::default();
-        let mut news = |name: &str, why: Option<&str>| complaints.news(&report(name), why.map(str::to_owned));
+        let mut news =
+            |name: &str, why: Option<&str>| complaints.news(&report(name), why.map(str::to_owned));
         assert_eq!(news("a", Some("bad")).as_deref(), Some("bad"));
         assert_eq!(news("a", Some("bad")), None);
         assert_eq!(news("b", Some("bad")).as_deref(), Some("bad"));
         assert_eq!(news("a", Some("worse")).as_deref(), Some("worse"));
         assert_eq!(news("a", None), None);
-        assert_eq!(news("a", Some("worse")).as_deref(), Some("worse"), "it was well in between");
+        assert_eq!(
+            news("a", Some("worse")).as_deref(),
+            Some("worse"),
+            "it was well in between"
+        );
         assert_eq!(news("b", Some("bad")), None);
     }
 }

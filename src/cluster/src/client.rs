@@ -46,7 +46,10 @@ impl Clients {
             let mut config = config.clone();
             config.default_retry = retry;
             let server = config.cluster_url.to_string();
-            Client::try_from(config).map_err(|e| ConnectError::Client { server, why: e.to_string() })
+            Client::try_from(config).map_err(|e| ConnectError::Client {
+                server,
+                why: e.to_string(),
+            })
         };
         Ok(Self::named(product, make(true)?, make(false)?))
     }
@@ -59,7 +62,11 @@ impl Clients {
     /// From two clients, for the requests of `product`; `writing` must not retry.
     pub fn named(product: Product, read: Client, writing: Client) -> Self {
         let (read, writing) = (signed(read, product), signed(writing, product));
-        Self { read, records: restricted(writing.clone()), effects: writing }
+        Self {
+            read,
+            records: restricted(writing.clone()),
+            effects: writing,
+        }
     }
 
     /// The unrestricted client, for effects that passed the gate.
@@ -95,8 +102,15 @@ fn with_field_manager(
     product: Product,
 ) -> Option<Result<PathAndQuery, http::uri::InvalidUri>> {
     let query = request.uri().query().unwrap_or("");
-    let writes = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    if !writes || query.split('&').any(|parameter| parameter.starts_with("fieldManager=")) {
+    let writes = matches!(
+        *request.method(),
+        Method::POST | Method::PUT | Method::PATCH
+    );
+    if !writes
+        || query
+            .split('&')
+            .any(|parameter| parameter.starts_with("fieldManager="))
+    {
         return None;
     }
     let (path, manager) = (request.uri().path(), product.user_agent());
@@ -150,8 +164,11 @@ pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
         _ => return false,
     };
     // A namespaced path: namespaces/<ns>/<resource>/<name>.
-    let (resource, name) =
-        if resource == Some("namespaces") { (parts.next(), parts.next()) } else { (resource, name) };
+    let (resource, name) = if resource == Some("namespaces") {
+        (parts.next(), parts.next())
+    } else {
+        (resource, name)
+    };
     match (group, resource) {
         ("reattach.dev", Some("volumerecoveries" | "nodevolumereports")) => true,
         // Creating a Lease names it in the body; the name is checked where it can be seen.
@@ -176,11 +193,17 @@ pub async fn load(
 ) -> Result<Config, ConnectError> {
     use kube::config::{KubeConfigOptions, Kubeconfig};
     let bad = |e: &dyn std::fmt::Display| ConnectError::Config(e.to_string());
-    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    let options = KubeConfigOptions {
+        context: context.map(str::to_owned),
+        ..KubeConfigOptions::default()
+    };
     match kubeconfig {
         Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|e| bad(&format!("{}: {e}", path.display())))?;
-            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(&e))
+            let file = Kubeconfig::read_from(path)
+                .map_err(|e| bad(&format!("{}: {e}", path.display())))?;
+            Config::from_custom_kubeconfig(file, &options)
+                .await
+                .map_err(|e| bad(&e))
         }
         None if context.is_some() => Config::from_kubeconfig(&options).await.map_err(|e| bad(&e)),
         None => Config::infer().await.map_err(|e| bad(&e)),
@@ -192,7 +215,9 @@ pub async fn load(
 /// # Errors
 /// One sentence that names the missing one and the fix.
 pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
-    let group = client.list_api_group_resources("reattach.dev/v1alpha1").await;
+    let group = client
+        .list_api_group_resources("reattach.dev/v1alpha1")
+        .await;
     let missing = |what: &str| {
         Err(ConnectError::Missing(format!(
             "{what} is not installed in this cluster; apply deploy/crds first"
@@ -209,7 +234,9 @@ pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
         }
         // An unknown group is answered in plain text, which has a code and no reason.
         Err(kube::Error::Api(s)) if s.code == 404 => missing("API group reattach.dev/v1alpha1"),
-        Err(error) => Err(ConnectError::Missing(format!("the API server does not answer ({error})"))),
+        Err(error) => Err(ConnectError::Missing(format!(
+            "the API server does not answer ({error})"
+        ))),
     }
 }
 
@@ -228,15 +255,26 @@ pub async fn whoami(records: &Client) -> Result<String, kube::Error> {
 pub async fn who_am_i(records: &Client) -> Result<crate::rights::Who, kube::Error> {
     use k8s_openapi::api::authentication::v1::SelfSubjectReview;
     let api: kube::Api<SelfSubjectReview> = kube::Api::all(records.clone());
-    let review = api.create(&kube::api::PostParams::default(), &SelfSubjectReview::default()).await?;
+    let review = api
+        .create(
+            &kube::api::PostParams::default(),
+            &SelfSubjectReview::default(),
+        )
+        .await?;
     let user = review.status.and_then(|s| s.user_info).unwrap_or_default();
-    Ok(crate::rights::Who::recorded(user.username.unwrap_or_default(), user.groups.unwrap_or_default()))
+    Ok(crate::rights::Who::recorded(
+        user.username.unwrap_or_default(),
+        user.groups.unwrap_or_default(),
+    ))
 }
 
 /// Returns when the process is told to end (SIGTERM or SIGINT).
 pub async fn terminated() {
     use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+    match (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) {
         (Ok(mut term), Ok(mut int)) => {
             tokio::select! {
                 _ = term.recv() => {}
@@ -257,39 +295,93 @@ mod tests {
     fn only_our_own_records_pass() {
         let yes = [
             (Method::GET, "/api/v1/secrets", ""),
-            (Method::POST, "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries", ""),
-            (Method::PATCH, "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries/x/status", ""),
-            (Method::PATCH, "/apis/reattach.dev/v1alpha1/nodevolumereports/n1", ""),
+            (
+                Method::POST,
+                "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries",
+                "",
+            ),
+            (
+                Method::PATCH,
+                "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries/x/status",
+                "",
+            ),
+            (
+                Method::PATCH,
+                "/apis/reattach.dev/v1alpha1/nodevolumereports/n1",
+                "",
+            ),
             (
                 Method::PUT,
                 "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases/reattach-controller",
                 "",
             ),
-            (Method::POST, "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases", ""),
+            (
+                Method::POST,
+                "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases",
+                "",
+            ),
             (Method::POST, "/api/v1/namespaces/a/events", ""),
-            (Method::POST, "/apis/events.k8s.io/v1/namespaces/a/events", ""),
-            (Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", ""),
-            (Method::POST, "/apis/authorization.k8s.io/v1/subjectaccessreviews", ""),
+            (
+                Method::POST,
+                "/apis/events.k8s.io/v1/namespaces/a/events",
+                "",
+            ),
+            (
+                Method::POST,
+                "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+                "",
+            ),
+            (
+                Method::POST,
+                "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+                "",
+            ),
             (Method::POST, "/api/v1/namespaces/a/pods", "dryRun=All"),
         ];
         let no = [
             (Method::POST, "/api/v1/namespaces/a/pods", ""),
             (Method::POST, "/api/v1/namespaces/a/pods", "dryRun=None"),
             (Method::POST, "/api/v1/namespaces/a/pods/x/eviction", ""),
-            (Method::PATCH, "/apis/apps/v1/namespaces/a/deployments/web", ""),
-            (Method::PATCH, "/apis/apps/v1/namespaces/a/deployments/web/scale", ""),
-            (Method::DELETE, "/apis/storage.k8s.io/v1/volumeattachments/csi-1", ""),
-            (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-a", ""),
-            (Method::PATCH, "/apis/reattach.dev/v1alpha1/recoverypolicies/default", ""),
+            (
+                Method::PATCH,
+                "/apis/apps/v1/namespaces/a/deployments/web",
+                "",
+            ),
+            (
+                Method::PATCH,
+                "/apis/apps/v1/namespaces/a/deployments/web/scale",
+                "",
+            ),
+            (
+                Method::DELETE,
+                "/apis/storage.k8s.io/v1/volumeattachments/csi-1",
+                "",
+            ),
+            (
+                Method::PUT,
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-a",
+                "",
+            ),
+            (
+                Method::PATCH,
+                "/apis/reattach.dev/v1alpha1/recoverypolicies/default",
+                "",
+            ),
             (Method::PATCH, "/api/v1/nodes/n1", ""),
             (Method::PATCH, "/api/v1/namespaces/a", ""),
             (Method::DELETE, "/api/v1/namespaces/a/events/e", ""),
         ];
         for (method, path, query) in yes {
-            assert!(changes_only_records(&method, path, query), "{method} {path}?{query} should pass");
+            assert!(
+                changes_only_records(&method, path, query),
+                "{method} {path}?{query} should pass"
+            );
         }
         for (method, path, query) in no {
-            assert!(!changes_only_records(&method, path, query), "{method} {path}?{query} should be refused");
+            assert!(
+                !changes_only_records(&method, path, query),
+                "{method} {path}?{query} should be refused"
+            );
         }
     }
 
@@ -298,10 +390,20 @@ mod tests {
     /// A client that writes down user agent, method and target of each request, and answers "not found".
     fn listening(seen: Arc<Mutex<Vec<Sent>>>) -> Client {
         let service = tower::service_fn(move |request: Request<Body>| {
-            let agent = request.headers().get(header::USER_AGENT).and_then(|v| v.to_str().ok());
+            let agent = request
+                .headers()
+                .get(header::USER_AGENT)
+                .and_then(|v| v.to_str().ok());
             let target = request.uri().to_string();
-            seen.lock().unwrap().push((agent.map(str::to_owned), request.method().to_string(), target));
-            let reply = http::Response::builder().status(404).body(Body::empty()).unwrap();
+            seen.lock().unwrap().push((
+                agent.map(str::to_owned),
+                request.method().to_string(),
+                target,
+            ));
+            let reply = http::Response::builder()
+                .status(404)
+                .body(Body::empty())
+                .unwrap();
             std::future::ready(Ok::<_, std::convert::Infallible>(reply))
         });
         Client::new(service, "default")
@@ -318,22 +420,42 @@ mod tests {
             };
             let empty = kube::api::Patch::Merge(serde_json::json!({}));
             let _ = leases(&clients.read).get("reattach-a").await;
-            let _ = leases(&clients.records).patch("reattach-a", &Default::default(), &empty).await;
-            let _ = leases(&clients.records).create(&Default::default(), &Default::default()).await;
-            let _ = leases(clients.effects()).delete("reattach-a", &Default::default()).await;
-            let dry = kube::api::PatchParams { dry_run: true, ..Default::default() };
-            let _ = leases(clients.effects()).patch("reattach-a", &dry, &empty).await;
-            let (me, path) =
-                (product.user_agent(), "/apis/coordination.k8s.io/v1/namespaces/ns/leases/reattach-a");
+            let _ = leases(&clients.records)
+                .patch("reattach-a", &Default::default(), &empty)
+                .await;
+            let _ = leases(&clients.records)
+                .create(&Default::default(), &Default::default())
+                .await;
+            let _ = leases(clients.effects())
+                .delete("reattach-a", &Default::default())
+                .await;
+            let dry = kube::api::PatchParams {
+                dry_run: true,
+                ..Default::default()
+            };
+            let _ = leases(clients.effects())
+                .patch("reattach-a", &dry, &empty)
+                .await;
+            let (me, path) = (
+                product.user_agent(),
+                "/apis/coordination.k8s.io/v1/namespaces/ns/leases/reattach-a",
+            );
             let seen = seen.lock().unwrap();
             assert_eq!(seen.len(), 5);
             for (agent, method, target) in seen.iter() {
                 assert_eq!(agent.as_deref(), Some(me), "{method} {target}");
                 let managed = target.ends_with(&format!("fieldManager={me}"));
-                assert_eq!(managed, matches!(method.as_str(), "POST" | "PATCH"), "{method} {target}");
+                assert_eq!(
+                    managed,
+                    matches!(method.as_str(), "POST" | "PATCH"),
+                    "{method} {target}"
+                );
             }
             // kube 5.0 writes the separator of two parameters that are given one by one in front of the first, too.
-            assert_eq!(seen[4].2.replace("?&", "?"), format!("{path}?dryRun=All&fieldManager={me}"));
+            assert_eq!(
+                seen[4].2.replace("?&", "?"),
+                format!("{path}?dryRun=All&fieldManager={me}")
+            );
         }
     }
 }

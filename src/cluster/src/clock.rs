@@ -24,7 +24,10 @@ impl Clock {
 
     /// A clock that shows `base` now: for virtual time.
     pub fn starting_at(base: Timestamp) -> Self {
-        Self { base, since: Instant::now() }
+        Self {
+            base,
+            since: Instant::now(),
+        }
     }
 
     /// Now.

@@ -21,7 +21,10 @@ pub struct DryRun {
 
 impl DryRun {
     fn refused(why: String, no_right: bool) -> Self {
-        Self { accepted: Err(PodRefusal { why, no_right }), held: None }
+        Self {
+            accepted: Err(PodRefusal { why, no_right }),
+            held: None,
+        }
     }
 }
 
@@ -36,15 +39,20 @@ pub async fn pod(
     w: &WorkloadRef,
     claim: &ObjectName,
 ) -> Result<DryRun, kube::Error> {
-    let api: Api<DynamicObject> = Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
     let object = api.get_opt(&w.name.name).await?;
     let template = object.as_ref().and_then(template_of);
     let Some(mut template) = template else {
         return Ok(DryRun::refused("it has no pod template".to_owned(), false));
     };
-    if let (Some(set), Some(spec)) =
-        (object.as_ref().filter(|_| w.kind == "StatefulSet").and_then(parse), &mut template.spec)
-    {
+    if let (Some(set), Some(spec)) = (
+        object
+            .as_ref()
+            .filter(|_| w.kind == "StatefulSet")
+            .and_then(parse),
+        &mut template.spec,
+    ) {
         add_claims(&set, &claim.name, spec);
     }
     let metadata = template.metadata.unwrap_or_default();
@@ -58,9 +66,18 @@ pub async fn pod(
         spec: template.spec,
         status: None,
     };
-    let params = PostParams { dry_run: true, ..PostParams::default() };
-    match Api::<Pod>::namespaced(records.clone(), &w.name.namespace).create(&params, &pod).await {
-        Ok(made) => Ok(DryRun { accepted: Ok(()), held: Some(is_gated(&made)) }),
+    let params = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    match Api::<Pod>::namespaced(records.clone(), &w.name.namespace)
+        .create(&params, &pod)
+        .await
+    {
+        Ok(made) => Ok(DryRun {
+            accepted: Ok(()),
+            held: Some(is_gated(&made)),
+        }),
         Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => {
             Ok(DryRun::refused(s.message.clone(), is_unauthorized(&s)))
         }
@@ -82,7 +99,12 @@ fn is_unauthorized(status: &Status) -> bool {
 /// the same name (Kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`). The pod is the one that
 /// `claim` belongs to, or the first.
 fn add_claims(set: &StatefulSet, claim: &str, spec: &mut PodSpec) {
-    let first = set.spec.as_ref().and_then(|s| s.ordinals.as_ref()).and_then(|o| o.start).unwrap_or(0);
+    let first = set
+        .spec
+        .as_ref()
+        .and_then(|s| s.ordinals.as_ref())
+        .and_then(|o| o.start)
+        .unwrap_or(0);
     let names: Vec<String> = set
         .spec
         .iter()
@@ -91,7 +113,12 @@ fn add_claims(set: &StatefulSet, claim: &str, spec: &mut PodSpec) {
         .collect();
     let ordinal = names
         .iter()
-        .find_map(|name| claim.strip_prefix(&format!("{name}-{}-", set.name_any()))?.parse::<i32>().ok())
+        .find_map(|name| {
+            claim
+                .strip_prefix(&format!("{name}-{}-", set.name_any()))?
+                .parse::<i32>()
+                .ok()
+        })
         .unwrap_or(first);
     let volumes = spec.volumes.get_or_insert_default();
     for name in names {

@@ -72,7 +72,11 @@ pub struct Authority<'a> {
 impl Gate {
     /// A gate over these clients, open while `leadership` says so.
     pub fn new(clients: Clients, leadership: watch::Receiver<Option<Leadership>>) -> Self {
-        Self { clients, leadership, locks: LOCKS.to_owned() }
+        Self {
+            clients,
+            leadership,
+            locks: LOCKS.to_owned(),
+        }
     }
 
     /// The same, with the locks of nodes in another namespace than [`LOCKS`].
@@ -89,20 +93,31 @@ impl Gate {
 
     /// The leadership as it stands.
     pub fn leadership(&self) -> Option<Leadership> {
-        self.leadership.borrow().filter(|l| Instant::now() < l.until)
+        self.leadership
+            .borrow()
+            .filter(|l| Instant::now() < l.until)
     }
 
     /// Lets one effect through.
     ///
     /// # Errors
     /// [`Shut`]: nothing may be issued.
-    pub fn pass(&self, plan: &SoundPlan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
+    pub fn pass(
+        &self,
+        plan: &SoundPlan,
+        authority: &Authority<'_>,
+        term: u64,
+    ) -> Result<EffectPass, Shut> {
         let pass = self.put_back(term)?;
         if !authority.mode.may_act() {
-            return Err(Shut::Mode { mode: authority.mode });
+            return Err(Shut::Mode {
+                mode: authority.mode,
+            });
         }
         if authority.mode == Mode::Approve && authority.approved != Some(plan.hash.as_str()) {
-            return Err(Shut::NotApproved { plan: plan.hash.to_string() });
+            return Err(Shut::NotApproved {
+                plan: plan.hash.to_string(),
+            });
         }
         Ok(pass)
     }
@@ -115,7 +130,10 @@ impl Gate {
     pub fn put_back(&self, term: u64) -> Result<EffectPass, Shut> {
         let (pass, leadership) = self.leading()?;
         if leadership.term != term {
-            return Err(Shut::Term { expected: term, now: leadership.term });
+            return Err(Shut::Term {
+                expected: term,
+                now: leadership.term,
+            });
         }
         Ok(pass)
     }
@@ -131,9 +149,19 @@ impl Gate {
 
     fn leading(&self) -> Result<(EffectPass, Leadership), Shut> {
         let deadline = Instant::now() + EFFECT_TIMEOUT;
-        let leadership = self.leadership().filter(|l| deadline < l.until).ok_or(Shut::NotLeader)?;
+        let leadership = self
+            .leadership()
+            .filter(|l| deadline < l.until)
+            .ok_or(Shut::NotLeader)?;
         let (client, locks) = (self.clients.effects().clone(), self.locks.clone());
-        Ok((EffectPass { client, deadline, locks }, leadership))
+        Ok((
+            EffectPass {
+                client,
+                deadline,
+                locks,
+            },
+            leadership,
+        ))
     }
 }
 

@@ -98,7 +98,12 @@ impl Record {
     fn was_held_in(&self, of: u64) -> bool {
         match self {
             Self::Missing => false,
-            Self::Found { holder, term, seen_released, .. } => {
+            Self::Found {
+                holder,
+                term,
+                seen_released,
+                ..
+            } => {
                 let held = !holder.is_empty() && holder != VACANT;
                 *term == of && (held || *seen_released)
             }
@@ -160,7 +165,15 @@ impl Hold {
 /// Decides from the record and our own hold alone. `highest` is the highest term in any journal, and of those that this
 /// process ever read in the Lease. Pure.
 pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant) -> Decision {
-    let Record::Found { holder, term, duration, since, seen_released, .. } = record else {
+    let Record::Found {
+        holder,
+        term,
+        duration,
+        since,
+        seen_released,
+        ..
+    } = record
+    else {
         return match hold {
             // Deleted under a holder whose lease has not run out: nobody else can have taken it yet.
             Hold::Held { term, until } if now < until => Decision::Renew { term },
@@ -168,7 +181,9 @@ pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant)
         };
     };
     let nobodys = holder.is_empty() || holder == VACANT;
-    let acquire = Decision::Acquire { term: (*term).max(highest).saturating_add(1) };
+    let acquire = Decision::Acquire {
+        term: (*term).max(highest).saturating_add(1),
+    };
     match hold {
         // Nobody else can have written our identity with our term.
         Hold::Held { .. } | Hold::Tried { .. } if holder == me && hold.term() == Some(*term) => {
@@ -178,11 +193,19 @@ pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant)
         Hold::Held { term, until } if nobodys && now < until => Decision::Renew { term },
         // A higher term in a journal, or read earlier, shows that this is not the Lease's newest state: its holder is not
         // known. Neither is it where this process did not see the holder give it up.
-        Hold::Held { .. } | Hold::Tried { .. } | Hold::None if *seen_released && *term >= highest => acquire,
+        Hold::Held { .. } | Hold::Tried { .. } | Hold::None
+            if *seen_released && *term >= highest =>
+        {
+            acquire
+        }
         // Our own identity with a term that we do not hold comes from a backup: another process may lead.
         Hold::Held { .. } | Hold::Tried { .. } | Hold::None => {
             let lapses = *since + *duration;
-            if now >= lapses { acquire } else { Decision::Wait { until: lapses } }
+            if now >= lapses {
+                acquire
+            } else {
+                Decision::Wait { until: lapses }
+            }
         }
     }
 }
@@ -224,7 +247,13 @@ enum Round {
 
 impl Elector {
     /// An elector for the Lease `name` in `namespace`, as `me` (unique per process: pod name and UID).
-    pub fn new(records: Client, namespace: &str, name: &str, me: &str, clock: crate::Clock) -> Self {
+    pub fn new(
+        records: Client,
+        namespace: &str,
+        name: &str,
+        me: &str,
+        clock: crate::Clock,
+    ) -> Self {
         Self {
             api: Api::namespaced(records.clone(), namespace),
             journals: Api::all_with(records, &ApiResource::erase::<VolumeRecovery>(&())),
@@ -240,7 +269,11 @@ impl Elector {
     }
 
     /// Runs until `stop` turns true, publishing leadership; releases the lease at the end.
-    pub async fn run(mut self, publish: watch::Sender<Option<Leadership>>, mut stop: watch::Receiver<bool>) {
+    pub async fn run(
+        mut self,
+        publish: watch::Sender<Option<Leadership>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         loop {
             let wake = match self.round_in_time().await {
                 Ok((leadership, wake)) => {
@@ -273,7 +306,9 @@ impl Elector {
 
     /// One round, of which no request may hang: a contender must be able to try again.
     async fn round_in_time(&mut self) -> Result<(Option<Leadership>, Instant), String> {
-        let late = |what: &str, limit: Duration| format!("no answer to {what} within {} s", limit.as_secs());
+        let late = |what: &str, limit: Duration| {
+            format!("no answer to {what} within {} s", limit.as_secs())
+        };
         loop {
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.attempt()).await;
             match round.map_err(|_| late("the read or write of the Lease", ROUND_TIMEOUT))? {
@@ -281,8 +316,11 @@ impl Elector {
                 Ok(Round::Waiting { wake }) => return Ok((None, wake)),
                 Ok(Round::MustCount) => {
                     let counted = tokio::time::timeout(COUNT_TIMEOUT, self.count()).await;
-                    let counted = counted.map_err(|_| late("the list of VolumeRecoveries", COUNT_TIMEOUT))?;
-                    counted.map_err(|e| format!("the terms of the journals could not be listed: {e}"))?;
+                    let counted =
+                        counted.map_err(|_| late("the list of VolumeRecoveries", COUNT_TIMEOUT))?;
+                    counted.map_err(|e| {
+                        format!("the terms of the journals could not be listed: {e}")
+                    })?;
                 }
                 Err(error) => return Err(error.to_string()),
             }
@@ -321,7 +359,9 @@ impl Elector {
             }
             Decision::Wait { until } => {
                 self.hold = Hold::None;
-                return Ok(Round::Waiting { wake: until.min(now + RENEW_EVERY) });
+                return Ok(Round::Waiting {
+                    wake: until.min(now + RENEW_EVERY),
+                });
             }
             Decision::Acquire { .. } if self.highest.is_none() => return Ok(Round::MustCount),
             Decision::Acquire { term } => (term, true),
@@ -337,15 +377,19 @@ impl Elector {
                 self.note(Some(&written), Instant::now());
                 let until = sent + LEASE_DURATION - MARGIN;
                 self.hold = Hold::Held { term, until };
-                Ok(Round::Leading { mine: Leadership { term, until }, wake: sent + RENEW_EVERY })
+                Ok(Round::Leading {
+                    mine: Leadership { term, until },
+                    wake: sent + RENEW_EVERY,
+                })
             }
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
                 let wake = Instant::now() + Duration::from_millis(200);
                 match self.hold {
                     // Another writer was faster, which the next read tells more about. Nobody can have taken our lease.
-                    Hold::Held { term, until } => {
-                        Ok(Round::Leading { mine: Leadership { term, until }, wake })
-                    }
+                    Hold::Held { term, until } => Ok(Round::Leading {
+                        mine: Leadership { term, until },
+                        wake,
+                    }),
                     Hold::Tried { .. } | Hold::None => {
                         self.hold = Hold::None;
                         Ok(Round::Waiting { wake })
@@ -359,13 +403,19 @@ impl Elector {
     /// Writes a Lease that nobody holds.
     async fn reserve(&mut self) -> Result<Round, kube::Error> {
         let term = self.highest_seen;
-        let again = |seconds| Ok(Round::Waiting { wake: Instant::now() + seconds });
+        let again = |seconds| {
+            Ok(Round::Waiting {
+                wake: Instant::now() + seconds,
+            })
+        };
         match self.write(None, term, true, VACANT).await {
             Ok(written) => {
                 self.note(Some(&written), Instant::now());
                 again(RENEW_EVERY)
             }
-            Err(kube::Error::Api(status)) if status.is_already_exists() => again(Duration::from_millis(200)),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                again(Duration::from_millis(200))
+            }
             Err(error) => Err(error),
         }
     }
@@ -413,9 +463,14 @@ impl Elector {
                 Err(kube::Error::Api(status)) if status.code == 404 => break,
                 Err(error) => return Err(error),
             };
-            let lines = page.items.iter().flat_map(|r| r.data["status"]["journal"].as_array());
+            let lines = page
+                .items
+                .iter()
+                .flat_map(|r| r.data["status"]["journal"].as_array());
             let terms = lines.flatten().filter_map(|line| line["term"].as_u64());
-            highest = terms.filter(|term| *term < possible).fold(highest, u64::max);
+            highest = terms
+                .filter(|term| *term < possible)
+                .fold(highest, u64::max);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break,
@@ -433,23 +488,42 @@ impl Elector {
         holder: &str,
     ) -> Result<Lease, kube::Error> {
         let now = MicroTime(self.clock.now());
-        let old_spec = old.as_ref().and_then(|l| l.spec.clone()).unwrap_or_default();
+        let old_spec = old
+            .as_ref()
+            .and_then(|l| l.spec.clone())
+            .unwrap_or_default();
         let spec = LeaseSpec {
             holder_identity: Some(holder.to_owned()),
             lease_duration_seconds: Some(i32::try_from(LEASE_DURATION.as_secs()).unwrap_or(15)),
             lease_transitions: Some(i32::try_from(term).unwrap_or(i32::MAX)),
-            acquire_time: old_spec.acquire_time.filter(|_| !acquires).or_else(|| Some(now.clone())),
+            acquire_time: old_spec
+                .acquire_time
+                .filter(|_| !acquires)
+                .or_else(|| Some(now.clone())),
             renew_time: Some(now),
             ..LeaseSpec::default()
         };
         match old {
             Some(mut lease) => {
                 lease.spec = Some(spec);
-                self.api.replace(&self.name, &PostParams::default(), &lease).await
+                self.api
+                    .replace(&self.name, &PostParams::default(), &lease)
+                    .await
             }
             None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                self.api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await
+                let metadata = ObjectMeta {
+                    name: Some(self.name.clone()),
+                    ..ObjectMeta::default()
+                };
+                self.api
+                    .create(
+                        &PostParams::default(),
+                        &Lease {
+                            metadata,
+                            spec: Some(spec),
+                        },
+                    )
+                    .await
             }
         }
     }
@@ -459,9 +533,16 @@ impl Elector {
     /// # Errors
     /// The API server's error; the lease then runs out by itself.
     pub async fn release(&mut self) -> Result<(), kube::Error> {
-        let Some(term) = std::mem::replace(&mut self.hold, Hold::None).term() else { return Ok(()) };
-        let Some(lease) = self.api.get_opt(&self.name).await? else { return Ok(()) };
-        let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref());
+        let Some(term) = std::mem::replace(&mut self.hold, Hold::None).term() else {
+            return Ok(());
+        };
+        let Some(lease) = self.api.get_opt(&self.name).await? else {
+            return Ok(());
+        };
+        let holder = lease
+            .spec
+            .as_ref()
+            .and_then(|s| s.holder_identity.as_deref());
         if holder == Some(self.me.as_str()) {
             let written = self.write(Some(lease), term, false, "").await?;
             self.note(Some(&written), Instant::now());

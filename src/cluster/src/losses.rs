@@ -20,7 +20,12 @@ const STOPPED: [i32; 2] = [143, 137];
 
 /// The Job that would have to make a new pod in the place of this one. What no Job can be called is none.
 pub fn job_of(pod: &Pod) -> Option<&OwnerReference> {
-    let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
+    let owner = pod
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true))?;
     (owner.kind == "Job" && owner.api_version.starts_with("batch/") && is_object_name(&owner.name))
         .then_some(owner)
 }
@@ -49,20 +54,38 @@ pub fn of_pod(pod: &Pod, claims: &[PersistentVolumeClaim], job: Option<&Job>) ->
         return Vec::new();
     }
     let used = claims_of(pod);
-    let deleting = claims.iter().filter(|c| c.metadata.deletion_timestamp.is_some());
-    let deleting = deleting.map(ResourceExt::name_any).filter(|name| used.contains(name));
-    let mut losses: Vec<Loss> = deleting.map(|claim| Loss::ClaimDeleting { claim }).collect();
-    let owned = claims.iter().filter(|c| c.metadata.deletion_timestamp.is_none() && owns(pod, c));
-    losses.extend(owned.map(|c| Loss::ClaimOfPod { claim: c.name_any() }));
+    let deleting = claims
+        .iter()
+        .filter(|c| c.metadata.deletion_timestamp.is_some());
+    let deleting = deleting
+        .map(ResourceExt::name_any)
+        .filter(|name| used.contains(name));
+    let mut losses: Vec<Loss> = deleting
+        .map(|claim| Loss::ClaimDeleting { claim })
+        .collect();
+    let owned = claims
+        .iter()
+        .filter(|c| c.metadata.deletion_timestamp.is_none() && owns(pod, c));
+    losses.extend(owned.map(|c| Loss::ClaimOfPod {
+        claim: c.name_any(),
+    }));
     // Of a pod that is being deleted already the rest is lost, whatever reattach does. A claim could still be saved.
     if pod.metadata.deletion_timestamp.is_none() {
         let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-        let ephemeral = volumes.filter(|v| v.ephemeral.is_some()).map(|v| v.name.clone());
+        let ephemeral = volumes
+            .filter(|v| v.ephemeral.is_some())
+            .map(|v| v.name.clone());
         losses.extend(ephemeral.map(|volume| Loss::EphemeralVolume { volume }));
         losses.extend(not_remade(pod, job).map(|why| Loss::NotRemade { why }));
     }
     let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
-    losses.into_iter().map(|loss| PodLoss { pod: name.clone(), loss }).collect()
+    losses
+        .into_iter()
+        .map(|loss| PodLoss {
+            pod: name.clone(),
+            loss,
+        })
+        .collect()
 }
 
 fn not_remade(pod: &Pod, job: Option<&Job>) -> Option<String> {
@@ -78,11 +101,14 @@ fn not_remade(pod: &Pod, job: Option<&Job>) -> Option<String> {
 /// Does the pod tolerate the taint of an unreachable node without an end (`node.kubernetes.io/unreachable:NoExecute`)?
 fn stays_for_ever(pod: &Pod) -> bool {
     let tolerations = pod.spec.iter().flat_map(|s| s.tolerations.iter().flatten());
-    tolerations.filter(|t| t.toleration_seconds.is_none()).any(|t| {
-        let key = t.key.as_deref().unwrap_or_default();
-        let effect = t.effect.as_deref().unwrap_or_default();
-        matches!(key, "" | "node.kubernetes.io/unreachable") && matches!(effect, "" | "NoExecute")
-    })
+    tolerations
+        .filter(|t| t.toleration_seconds.is_none())
+        .any(|t| {
+            let key = t.key.as_deref().unwrap_or_default();
+            let effect = t.effect.as_deref().unwrap_or_default();
+            matches!(key, "" | "node.kubernetes.io/unreachable")
+                && matches!(effect, "" | "NoExecute")
+        })
 }
 
 /// What a Job's `podFailurePolicy` makes of a pod that is evicted or deleted by Kubernetes.
@@ -102,16 +128,25 @@ enum Disruption {
 /// evicted one usually that of a signal.
 fn disruption(job: &Job) -> Disruption {
     let matches_disruption = |rule: &PodFailurePolicyRule| {
-        rule.on_pod_conditions.iter().flatten().any(|c| c.type_ == DISRUPTED && c.status == "True")
+        rule.on_pod_conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == DISRUPTED && c.status == "True")
     };
     let matches_a_signal = |rule: &PodFailurePolicyRule| {
-        rule.on_exit_codes.as_ref().is_some_and(|codes| match codes.operator.as_str() {
-            "In" => STOPPED.iter().any(|code| codes.values.contains(code)),
-            "NotIn" => STOPPED.iter().any(|code| !codes.values.contains(code)),
-            _ => true,
-        })
+        rule.on_exit_codes
+            .as_ref()
+            .is_some_and(|codes| match codes.operator.as_str() {
+                "In" => STOPPED.iter().any(|code| codes.values.contains(code)),
+                "NotIn" => STOPPED.iter().any(|code| !codes.values.contains(code)),
+                _ => true,
+            })
     };
-    let rules = job.spec.iter().filter_map(|s| s.pod_failure_policy.as_ref()).flat_map(|p| &p.rules);
+    let rules = job
+        .spec
+        .iter()
+        .filter_map(|s| s.pod_failure_policy.as_ref())
+        .flat_map(|p| &p.rules);
     let mut may_count = false;
     for rule in rules {
         let (disrupted, signalled) = (matches_disruption(rule), matches_a_signal(rule));
@@ -124,7 +159,11 @@ fn disruption(job: &Job) -> Disruption {
             // A rule for exit codes that does not match leaves the decision to the next one.
             "Ignore" if !disrupted => {}
             "Ignore" | "Count" => may_count = true,
-            action => return Disruption::Fails { action: action.to_owned() },
+            action => {
+                return Disruption::Fails {
+                    action: action.to_owned(),
+                };
+            }
         }
     }
     Disruption::Counts
@@ -137,7 +176,9 @@ pub fn spent(job: &Job, pods: &[&Pod]) -> Option<String> {
     match disruption(job) {
         Disruption::Ignored => return None,
         Disruption::Fails { action } => {
-            return Some(format!("Job {name} has a podFailurePolicy with {action} for a disrupted pod"));
+            return Some(format!(
+                "Job {name} has a podFailurePolicy with {action} for a disrupted pod"
+            ));
         }
         Disruption::Counts => {}
     }
@@ -146,7 +187,10 @@ pub fn spent(job: &Job, pods: &[&Pod]) -> Option<String> {
             return Some(format!("Job {name} has backoffLimitPerIndex 0"));
         }
         let spent_index = |pod: &&Pod| {
-            let failures = pod.annotations().get(INDEX_FAILURES).and_then(|n| n.parse::<i32>().ok());
+            let failures = pod
+                .annotations()
+                .get(INDEX_FAILURES)
+                .and_then(|n| n.parse::<i32>().ok());
             match failures {
                 Some(failures) if failures < limit => None,
                 Some(failures) => Some(format!(
@@ -194,7 +238,8 @@ mod tests {
 
     fn job(spec: &Value, failed: i32) -> Job {
         let template = json!({ "spec": { "containers": [] } });
-        let mut job = json!({ "metadata": { "name": "o" }, "spec": spec, "status": { "failed": failed } });
+        let mut job =
+            json!({ "metadata": { "name": "o" }, "spec": spec, "status": { "failed": failed } });
         job["spec"]["template"] = template;
         serde_json::from_value(job).unwrap()
     }
@@ -208,7 +253,10 @@ mod tests {
     }
 
     fn said(pod: &Pod, claim: PersistentVolumeClaim, job: Option<&Job>) -> Vec<String> {
-        of_pod(pod, &[claim], job).iter().map(|l| l.loss.to_string()).collect()
+        of_pod(pod, &[claim], job)
+            .iter()
+            .map(|l| l.loss.to_string())
+            .collect()
     }
 
     #[test]
@@ -225,23 +273,41 @@ mod tests {
     #[test]
     fn a_bare_pod_is_not_made_again() {
         let bare = said(&pod(json!([]), |_| {}), claim(false), None);
-        assert_eq!(bare, ["no pod would be made in its place: no controller owns it"]);
+        assert_eq!(
+            bare,
+            ["no pod would be made in its place: no controller owns it"]
+        );
         let stays = |p: &mut Value| p["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
-        assert_eq!(said(&pod(json!([]), stays), claim(false), None), [""; 0], "it is never evicted");
+        assert_eq!(
+            said(&pod(json!([]), stays), claim(false), None),
+            [""; 0],
+            "it is never evicted"
+        );
         let mirror = |p: &mut Value| p["metadata"]["annotations"] = json!({ MIRROR: "x" });
-        let going = |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
+        let going =
+            |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
         let ended = |p: &mut Value| p["status"] = json!({ "phase": "Succeeded" });
-        for (what, change) in
-            [("mirror", &mirror as &dyn Fn(&mut Value)), ("going", &going), ("ended", &ended)]
-        {
-            assert_eq!(said(&pod(json!([]), change), claim(false), None), Vec::<String>::new(), "{what}");
+        for (what, change) in [
+            ("mirror", &mirror as &dyn Fn(&mut Value)),
+            ("going", &going),
+            ("ended", &ended),
+        ] {
+            assert_eq!(
+                said(&pod(json!([]), change), claim(false), None),
+                Vec::<String>::new(),
+                "{what}"
+            );
         }
     }
 
     #[test]
     fn a_deleted_claim_goes_with_its_last_pod() {
-        let going = |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
-        for pod in [pod(owned_by("StatefulSet"), |_| {}), pod(owned_by("StatefulSet"), going)] {
+        let going =
+            |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
+        for pod in [
+            pod(owned_by("StatefulSet"), |_| {}),
+            pod(owned_by("StatefulSet"), going),
+        ] {
             assert_eq!(
                 said(&pod, claim(true), None),
                 ["its claim data is being deleted and would go for good"]
@@ -252,16 +318,26 @@ mod tests {
     #[test]
     fn a_job_at_its_limit_makes_no_new_pod() {
         let of = |spec: Value, failed| {
-            said(&pod(owned_by("Job"), |_| {}), claim(false), Some(&job(&spec, failed)))
+            said(
+                &pod(owned_by("Job"), |_| {}),
+                claim(false),
+                Some(&job(&spec, failed)),
+            )
         };
         assert_eq!(
             of(json!({ "backoffLimit": 0 }), 0),
-            ["no pod would be made in its place: Job o has backoffLimit 0 and 0 failed pod(s) already"]
+            [
+                "no pod would be made in its place: Job o has backoffLimit 0 and 0 failed pod(s) already"
+            ]
         );
         assert_eq!(of(json!({}), 6).len(), 1, "Kubernetes' default");
         assert_eq!(of(json!({ "backoffLimitPerIndex": 0 }), 0).len(), 1);
         for (spec, failed) in [(json!({}), 5), (json!({ "backoffLimit": 2 }), 1)] {
-            assert_eq!(of(spec.clone(), failed), Vec::<String>::new(), "{spec}, {failed}");
+            assert_eq!(
+                of(spec.clone(), failed),
+                Vec::<String>::new(),
+                "{spec}, {failed}"
+            );
         }
     }
 
@@ -300,7 +376,11 @@ mod tests {
         let exits = |action: &str, operator: &str, code: i32| json!({ "action": action, "onExitCodes": { "operator": operator, "values": [code] } });
         let of = |limit: i32, rules: Value| {
             let spec = json!({ "backoffLimit": limit, "podFailurePolicy": { "rules": rules } });
-            said(&pod(owned_by("Job"), |_| {}), claim(false), Some(&job(&spec, 0)))
+            said(
+                &pod(owned_by("Job"), |_| {}),
+                claim(false),
+                Some(&job(&spec, 0)),
+            )
         };
         for rules in [
             json!([disrupted("Ignore")]),
@@ -309,14 +389,27 @@ mod tests {
             json!([exits("Ignore", "In", 143), disrupted("Ignore")]),
             json!([disrupted("Ignore"), disrupted("FailJob")]),
         ] {
-            assert_eq!(of(0, rules.clone()), Vec::<String>::new(), "{rules}: a disruption is no failure");
+            assert_eq!(
+                of(0, rules.clone()),
+                Vec::<String>::new(),
+                "{rules}: a disruption is no failure"
+            );
         }
         for (action, rules) in [
             ("FailJob", json!([disrupted("FailJob")])),
-            ("FailIndex", json!([disrupted("FailIndex"), disrupted("Ignore")])),
+            (
+                "FailIndex",
+                json!([disrupted("FailIndex"), disrupted("Ignore")]),
+            ),
             ("Later", json!([disrupted("Later")])),
-            ("FailJob", json!([exits("FailJob", "NotIn", 0), disrupted("Ignore")])),
-            ("FailJob", json!([exits("FailJob", "In", 137), disrupted("Ignore")])),
+            (
+                "FailJob",
+                json!([exits("FailJob", "NotIn", 0), disrupted("Ignore")]),
+            ),
+            (
+                "FailJob",
+                json!([exits("FailJob", "In", 137), disrupted("Ignore")]),
+            ),
         ] {
             assert_eq!(
                 of(9, rules.clone()),
@@ -326,9 +419,15 @@ mod tests {
                 "{rules}"
             );
         }
-        for rules in [json!([disrupted("Count")]), json!([exits("Count", "In", 143), disrupted("Ignore")])] {
+        for rules in [
+            json!([disrupted("Count")]),
+            json!([exits("Count", "In", 143), disrupted("Ignore")]),
+        ] {
             assert_eq!(of(1, rules.clone()), Vec::<String>::new(), "{rules}");
-            assert!(of(0, rules.clone())[0].contains("backoffLimit 0"), "{rules}");
+            assert!(
+                of(0, rules.clone())[0].contains("backoffLimit 0"),
+                "{rules}"
+            );
         }
     }
 
@@ -339,18 +438,30 @@ mod tests {
                 "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid }] } }))
             .unwrap()
         };
-        let going = |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
-        for pod in [pod(owned_by("ReplicaSet"), |_| {}), pod(owned_by("ReplicaSet"), going)] {
+        let going =
+            |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
+        for pod in [
+            pod(owned_by("ReplicaSet"), |_| {}),
+            pod(owned_by("ReplicaSet"), going),
+        ] {
             for name in ["data", "not-mounted"] {
                 assert_eq!(
                     said(&pod, owned("pod", name), None),
-                    [format!("its claim {name} is owned by the pod and would be deleted with it")]
+                    [format!(
+                        "its claim {name} is owned by the pod and would be deleted with it"
+                    )]
                 );
             }
-            assert_eq!(said(&pod, owned("another", "data"), None), Vec::<String>::new());
+            assert_eq!(
+                said(&pod, owned("another", "data"), None),
+                Vec::<String>::new()
+            );
         }
-        let scratch = json!({ "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } });
-        let with_scratch = pod(owned_by("ReplicaSet"), |p| p["spec"]["volumes"] = json!([scratch]));
+        let scratch =
+            json!({ "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } });
+        let with_scratch = pod(owned_by("ReplicaSet"), |p| {
+            p["spec"]["volumes"] = json!([scratch])
+        });
         assert_eq!(
             said(&with_scratch, owned("pod", "p-scratch"), None),
             ["its generic ephemeral volume scratch would be deleted"]
@@ -359,8 +470,14 @@ mod tests {
 
     #[test]
     fn a_generic_ephemeral_volume_goes_with_its_pod() {
-        let scratch = json!({ "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } });
-        let pod = pod(owned_by("ReplicaSet"), |p| p["spec"]["volumes"] = json!([scratch]));
-        assert_eq!(said(&pod, claim(false), None), ["its generic ephemeral volume scratch would be deleted"]);
+        let scratch =
+            json!({ "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } });
+        let pod = pod(owned_by("ReplicaSet"), |p| {
+            p["spec"]["volumes"] = json!([scratch])
+        });
+        assert_eq!(
+            said(&pod, claim(false), None),
+            ["its generic ephemeral volume scratch would be deleted"]
+        );
     }
 }

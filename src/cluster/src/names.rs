@@ -49,7 +49,10 @@ impl fmt::Display for Field {
 
 impl From<MissingField> for Outcome {
     fn from(missing: MissingField) -> Self {
-        Self::NotApplied { why: missing.to_string(), retry: false }
+        Self::NotApplied {
+            why: missing.to_string(),
+            retry: false,
+        }
     }
 }
 
@@ -66,7 +69,12 @@ pub fn uid(meta: &ObjectMeta) -> Result<Uid, MissingField> {
 /// # Errors
 /// The object has none.
 pub fn version(meta: &ObjectMeta) -> Result<ResourceVersion, MissingField> {
-    read(meta, Field::ResourceVersion, meta.resource_version.as_deref()).map(ResourceVersion::from)
+    read(
+        meta,
+        Field::ResourceVersion,
+        meta.resource_version.as_deref(),
+    )
+    .map(ResourceVersion::from)
 }
 
 /// Returns the UID and the resourceVersion that a conditional write names.
@@ -83,29 +91,48 @@ pub fn condition(meta: &ObjectMeta) -> Result<(Uid, ResourceVersion), MissingFie
 /// The object lacks one of the two.
 pub fn object_name(meta: &ObjectMeta) -> Result<ObjectName, MissingField> {
     let namespace = read(meta, Field::Namespace, meta.namespace.as_deref())?;
-    Ok(ObjectName::new(namespace, read(meta, Field::Name, meta.name.as_deref())?))
+    Ok(ObjectName::new(
+        namespace,
+        read(meta, Field::Name, meta.name.as_deref())?,
+    ))
 }
 
-fn read<'a>(meta: &ObjectMeta, field: Field, value: Option<&'a str>) -> Result<&'a str, MissingField> {
-    value.filter(|text| !text.is_empty()).ok_or_else(|| MissingField {
-        object: meta.name.clone().unwrap_or_else(|| "an object without a name".to_owned()),
-        field,
-    })
+fn read<'a>(
+    meta: &ObjectMeta,
+    field: Field,
+    value: Option<&'a str>,
+) -> Result<&'a str, MissingField> {
+    value
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| MissingField {
+            object: meta
+                .name
+                .clone()
+                .unwrap_or_else(|| "an object without a name".to_owned()),
+            field,
+        })
 }
 
 /// Whether an object can have this name: a DNS subdomain (RFC 1123) of at most 253 characters, as Kubernetes demands of claims,
 /// volumes and workloads. What has another name does not exist.
 pub fn is_object_name(name: &str) -> bool {
-    let within =
-        |label: &str| label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    let part =
-        |label: &str| !label.is_empty() && within(label) && !label.starts_with('-') && !label.ends_with('-');
+    let within = |label: &str| {
+        label
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    let part = |label: &str| {
+        !label.is_empty() && within(label) && !label.starts_with('-') && !label.ends_with('-')
+    };
     name.len() <= 253 && name.split('.').all(part)
 }
 
 /// Whether this can be a group, a version or a kind of the API.
 pub fn is_api_word(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+    !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
 }
 
 #[cfg(test)]
@@ -120,7 +147,10 @@ mod tests {
             uid: Some(String::new()),
             ..ObjectMeta::default()
         };
-        let missing = |field| MissingField { object: "data".to_owned(), field };
+        let missing = |field| MissingField {
+            object: "data".to_owned(),
+            field,
+        };
         assert_eq!(uid(&empty), Err(missing(Field::Uid)));
         assert_eq!(version(&empty), Err(missing(Field::ResourceVersion)));
         assert_eq!(object_name(&empty), Err(missing(Field::Namespace)));

@@ -97,7 +97,9 @@ pub struct Note {
 impl Note {
     /// Whether it may be about this claim. One that cannot be read may be about any.
     pub fn may_be_about(&self, claim: &ObjectName) -> bool {
-        self.order.as_ref().map_or(true, |order| order.claim == *claim)
+        self.order
+            .as_ref()
+            .map_or(true, |order| order.claim == *claim)
     }
 }
 
@@ -114,7 +116,10 @@ pub async fn note(pass: &EffectPass, order: &OpenOrder) -> Result<(), Outcome> {
     let name = name(&order.uid, order.step);
     let failed = |why: String, retry| {
         let place = format!("Lease {}/{name}", pass.locks());
-        Outcome::NotApplied { why: format!("the order could not be noted ({place}): {why}"), retry }
+        Outcome::NotApplied {
+            why: format!("the order could not be noted ({place}): {why}"),
+            retry,
+        }
     };
     let content = serde_json::to_string(order).map_err(|error| failed(error.to_string(), false))?;
     let said_no = |error: kube::Error| failed(said(&error), !is_refused(&error));
@@ -122,13 +127,24 @@ pub async fn note(pass: &EffectPass, order: &OpenOrder) -> Result<(), Outcome> {
     let old = api.get_opt(&name).await.map_err(said_no)?;
     let metadata = ObjectMeta {
         name: Some(name.clone()),
-        labels: Some(BTreeMap::from([(ORDER_LABEL.to_owned(), order.uid.to_string())])),
+        labels: Some(BTreeMap::from([(
+            ORDER_LABEL.to_owned(),
+            order.uid.to_string(),
+        )])),
         annotations: Some(BTreeMap::from([(CONTENT.to_owned(), content)])),
-        resource_version: old.as_ref().and_then(|l| l.metadata.resource_version.clone()),
+        resource_version: old
+            .as_ref()
+            .and_then(|l| l.metadata.resource_version.clone()),
         ..ObjectMeta::default()
     };
     let holder_identity = Some(node_lock::holder(&order.recovery));
-    let lease = Lease { metadata, spec: Some(LeaseSpec { holder_identity, ..LeaseSpec::default() }) };
+    let lease = Lease {
+        metadata,
+        spec: Some(LeaseSpec {
+            holder_identity,
+            ..LeaseSpec::default()
+        }),
+    };
     let params = PostParams::default();
     let written = match old {
         Some(_) => api.replace(&name, &params, &lease).await,
@@ -164,11 +180,17 @@ fn read(lease: &Lease) -> Option<Note> {
     let recovery = Uid::from(lease.labels().get(ORDER_LABEL)?.as_str());
     let name = lease.name_any();
     let order = match lease.annotations().get(CONTENT) {
-        Some(content) => serde_json::from_str::<OpenOrder>(content).map_err(|error| error.to_string()),
+        Some(content) => {
+            serde_json::from_str::<OpenOrder>(content).map_err(|error| error.to_string())
+        }
         None => Err(format!("annotation {CONTENT} is missing")),
     };
     let order = order.map_err(|why| format!("the note of an order cannot be read: {why}"));
-    Some(Note { name, recovery, order })
+    Some(Note {
+        name,
+        recovery,
+        order,
+    })
 }
 
 #[cfg(test)]
@@ -200,14 +222,23 @@ mod tests {
             annotations: Some(BTreeMap::from([(CONTENT.to_owned(), content.to_owned())])),
             ..ObjectMeta::default()
         };
-        Lease { metadata, spec: None }
+        Lease {
+            metadata,
+            spec: None,
+        }
     }
 
     #[test]
     fn a_note_is_read_as_it_was_written() {
         let note = read(&lease(&serde_json::to_string(&order()).unwrap())).unwrap();
-        assert_eq!((note.name.as_str(), note.order.as_ref()), ("reattach-order-u-1-4", Ok(&order())));
-        assert!(note.may_be_about(&order().claim) && !note.may_be_about(&ObjectName::new("shop", "other")));
+        assert_eq!(
+            (note.name.as_str(), note.order.as_ref()),
+            ("reattach-order-u-1-4", Ok(&order()))
+        );
+        assert!(
+            note.may_be_about(&order().claim)
+                && !note.may_be_about(&ObjectName::new("shop", "other"))
+        );
     }
 
     #[test]

@@ -6,13 +6,17 @@ use reattach_core::journal::Outcome;
 /// What is known of a write from its reply.
 pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
     match reply {
-        Ok(_) => Outcome::Applied { detail: detail.to_owned() },
+        Ok(_) => Outcome::Applied {
+            detail: detail.to_owned(),
+        },
         Err(kube::Error::Api(status)) if status.code < 500 => Outcome::NotApplied {
             why: answered(&status),
             // 409: someone else wrote; look again. 429: the API server is busy or a budget is spent.
             retry: matches!(status.code, 409 | 429),
         },
-        Err(error) => Outcome::Unknown { why: format!("no definite answer from the API server: {error}") },
+        Err(error) => Outcome::Unknown {
+            why: format!("no definite answer from the API server: {error}"),
+        },
     }
 }
 
@@ -40,5 +44,8 @@ pub(crate) fn said(error: &kube::Error) -> String {
 }
 
 fn answered(status: &kube::core::Status) -> String {
-    format!("the API server answered {} {}: {}", status.code, status.reason, status.message)
+    format!(
+        "the API server answered {} {}: {}",
+        status.code, status.reason, status.message
+    )
 }

@@ -14,7 +14,11 @@ const TRIES: u32 = 5;
 ///
 /// # Errors
 /// The API server's error.
-pub async fn ask(records: &Client, node: &NodeName, challenge: &Challenge) -> Result<(), kube::Error> {
+pub async fn ask(
+    records: &Client,
+    node: &NodeName,
+    challenge: &Challenge,
+) -> Result<(), kube::Error> {
     change(records, node, |spec| {
         if spec.challenges.iter().any(|c| c.get() == Ok(challenge)) {
             return false;
@@ -30,7 +34,11 @@ pub async fn ask(records: &Client, node: &NodeName, challenge: &Challenge) -> Re
 ///
 /// # Errors
 /// The API server's error.
-pub async fn withdraw(records: &Client, node: &NodeName, recovery: &Uid) -> Result<(), kube::Error> {
+pub async fn withdraw(
+    records: &Client,
+    node: &NodeName,
+    recovery: &Uid,
+) -> Result<(), kube::Error> {
     change(records, node, |spec| {
         let before = spec.challenges.len();
         spec.challenges.retain(|c| !is_of(c, recovery));
@@ -64,8 +72,14 @@ pub async fn record(
 /// The API server's error.
 pub async fn forget(records: &Client, report: &NodeVolumeReport) -> Result<(), kube::Error> {
     let api: Api<NodeVolumeReport> = Api::all(records.clone());
-    let same = Preconditions { uid: report.uid(), resource_version: report.resource_version() };
-    let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+    let same = Preconditions {
+        uid: report.uid(),
+        resource_version: report.resource_version(),
+    };
+    let params = DeleteParams {
+        preconditions: Some(same),
+        ..DeleteParams::default()
+    };
     match api.delete(&report.name_any(), &params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(()),
@@ -103,12 +117,20 @@ async fn change_object(
                 if !edit(&mut report) {
                     return Ok(());
                 }
-                api.replace(node.as_str(), &PostParams::default(), &report).await
+                api.replace(node.as_str(), &PostParams::default(), &report)
+                    .await
             }
             None => {
-                let metadata = ObjectMeta { name: Some(node.to_string()), ..ObjectMeta::default() };
+                let metadata = ObjectMeta {
+                    name: Some(node.to_string()),
+                    ..ObjectMeta::default()
+                };
                 let spec = NodeVolumeReportSpec::default();
-                let mut report = NodeVolumeReport { metadata, spec, status: None };
+                let mut report = NodeVolumeReport {
+                    metadata,
+                    spec,
+                    status: None,
+                };
                 if !edit(&mut report) {
                     return Ok(());
                 }
@@ -118,7 +140,8 @@ async fn change_object(
         match result {
             Ok(_) => return Ok(()),
             // The agent writes too: its status, and the object itself when it starts first.
-            Err(kube::Error::Api(s)) if (s.is_conflict() || s.is_already_exists()) && tries < TRIES => {}
+            Err(kube::Error::Api(s))
+                if (s.is_conflict() || s.is_already_exists()) && tries < TRIES => {}
             Err(error) => return Err(error),
         }
     }

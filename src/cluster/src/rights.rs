@@ -37,7 +37,10 @@ impl Who {
                 && !g.starts_with("system:serviceaccounts")
                 && g.chars().count() <= MOST_GROUPS
         };
-        Self { name, groups: groups.into_iter().filter(own).take(MOST_GROUPS).collect() }
+        Self {
+            name,
+            groups: groups.into_iter().filter(own).take(MOST_GROUPS).collect(),
+        }
     }
 
     /// The groups that every request of theirs has besides: Kubernetes adds them when it authenticates.
@@ -57,7 +60,13 @@ impl Who {
 
 /// How far `who` has the verb on VolumeRecoveries, seen from this one. `me` is the user name of `records`: a process asks about
 /// itself by a review that needs no right.
-pub async fn reach(records: &Client, me: &str, who: &Who, verb: &str, recovery: &ObjectName) -> Reach {
+pub async fn reach(
+    records: &Client,
+    me: &str,
+    who: &Who,
+    verb: &str,
+    recovery: &ObjectName,
+) -> Reach {
     let everywhere = attributes(verb, None);
     match is_allowed(records, me, who, everywhere).await {
         Ok(true) => return Reach::Cluster,
@@ -95,8 +104,14 @@ async fn is_allowed(
             resource_attributes: Some(attributes),
             ..SelfSubjectAccessReviewSpec::default()
         };
-        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-        Api::<SelfSubjectAccessReview>::all(records.clone()).create(&post, &review).await.map(|r| r.status)
+        let review = SelfSubjectAccessReview {
+            spec,
+            ..SelfSubjectAccessReview::default()
+        };
+        Api::<SelfSubjectAccessReview>::all(records.clone())
+            .create(&post, &review)
+            .await
+            .map(|r| r.status)
     } else {
         let spec = SubjectAccessReviewSpec {
             user: Some(who.name.clone()),
@@ -104,13 +119,21 @@ async fn is_allowed(
             resource_attributes: Some(attributes),
             ..SubjectAccessReviewSpec::default()
         };
-        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        Api::<SubjectAccessReview>::all(records.clone()).create(&post, &review).await.map(|r| r.status)
+        let review = SubjectAccessReview {
+            spec,
+            ..SubjectAccessReview::default()
+        };
+        Api::<SubjectAccessReview>::all(records.clone())
+            .create(&post, &review)
+            .await
+            .map(|r| r.status)
     };
     let status: SubjectAccessReviewStatus = match status {
         Ok(status) => status.ok_or("the API server gave no answer to the access review")?,
         Err(kube::Error::Api(s)) if s.is_forbidden() => {
-            return Err("this process may not create subjectaccessreviews; apply deploy/ again".to_owned());
+            return Err(
+                "this process may not create subjectaccessreviews; apply deploy/ again".to_owned(),
+            );
         }
         Err(error) => return Err(error.to_string()),
     };
@@ -128,10 +151,17 @@ mod tests {
 
     #[test]
     fn a_service_account_has_its_groups_without_a_record_of_them() {
-        let who = Who { name: "system:serviceaccount:shop:ci".into(), groups: Vec::new() };
+        let who = Who {
+            name: "system:serviceaccount:shop:ci".into(),
+            groups: Vec::new(),
+        };
         assert_eq!(
             who.all_groups(),
-            ["system:authenticated", "system:serviceaccounts", "system:serviceaccounts:shop"]
+            [
+                "system:authenticated",
+                "system:serviceaccounts",
+                "system:serviceaccounts:shop"
+            ]
         );
     }
 }

@@ -88,7 +88,11 @@ pub async fn find(client: &Client) -> Result<Vec<Marked>, kube::Error> {
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = api.list_metadata(&params).await?;
-            found.extend(page.items.iter().filter_map(|object| marked(&kind, &object.metadata)));
+            found.extend(
+                page.items
+                    .iter()
+                    .filter_map(|object| marked(&kind, &object.metadata)),
+            );
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break,
@@ -111,7 +115,11 @@ fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
     let uid = names::uid(meta).ok()?;
     let is_copy = match &stamp {
         Ok(stamp) => stamp.workload != uid,
-        Err(_) => meta.owner_references.iter().flatten().any(|o| o.kind == "Deployment"),
+        Err(_) => meta
+            .owner_references
+            .iter()
+            .flatten()
+            .any(|o| o.kind == "Deployment"),
     };
     if is_copy {
         return None;
@@ -134,14 +142,27 @@ fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
 fn written(meta: &ObjectMeta) -> Written {
     let ours = |manager: &str| {
         OUR_MANAGERS.iter().any(|ours| {
-            manager.strip_prefix(ours).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            manager
+                .strip_prefix(ours)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })
     };
     let annotation = format!("f:{STAMP_ANNOTATION}");
     let mut written = Written::default();
-    for entry in meta.managed_fields.iter().flatten().filter(|e| e.manager.as_deref().is_some_and(ours)) {
-        let Some(fields) = entry.fields_v1.as_ref().map(|f| &f.0) else { continue };
-        let has = |path: &[&str]| path.iter().try_fold(fields, |at, key| at.get(key)).is_some();
+    for entry in meta
+        .managed_fields
+        .iter()
+        .flatten()
+        .filter(|e| e.manager.as_deref().is_some_and(ours))
+    {
+        let Some(fields) = entry.fields_v1.as_ref().map(|f| &f.0) else {
+            continue;
+        };
+        let has = |path: &[&str]| {
+            path.iter()
+                .try_fold(fields, |at, key| at.get(key))
+                .is_some()
+        };
         written.stamp |= has(&["f:metadata", "f:annotations", &annotation]);
         written.replicas |= has(&["f:spec", "f:replicas"]);
     }
@@ -153,14 +174,23 @@ fn written(meta: &ObjectMeta) -> Written {
 /// # Errors
 /// The read failed.
 pub async fn read(client: &Client, marked: &Marked) -> Result<Option<Stamped>, kube::Error> {
-    let Some(kind) = kinds().into_iter().find(|k| k.kind == marked.workload.kind) else { return Ok(None) };
+    let Some(kind) = kinds().into_iter().find(|k| k.kind == marked.workload.kind) else {
+        return Ok(None);
+    };
     let name = &marked.workload.name;
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &name.namespace, &kind);
-    Ok(api.get_opt(&name.name).await?.and_then(|object| stamped(&kind, &object)))
+    Ok(api
+        .get_opt(&name.name)
+        .await?
+        .and_then(|object| stamped(&kind, &object)))
 }
 
 fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
-    let Marked { workload, stamp, written } = marked(kind, &object.metadata)?;
+    let Marked {
+        workload,
+        stamp,
+        written,
+    } = marked(kind, &object.metadata)?;
     let resource_version = match names::version(&object.metadata) {
         Ok(version) => version,
         Err(error) => {
@@ -170,7 +200,10 @@ fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
     };
     let names = |pointer: &str, name: &str| -> Vec<String> {
         let list = object.data.pointer(pointer).and_then(Value::as_array);
-        let names = list.into_iter().flatten().filter_map(|v| v.pointer(name)?.as_str());
+        let names = list
+            .into_iter()
+            .flatten()
+            .filter_map(|v| v.pointer(name)?.as_str());
         names.map(str::to_owned).collect()
     };
     let number = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_i64);
@@ -180,7 +213,10 @@ fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
         replicas: number("/spec/replicas").map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
         stamp: stamp.ok()?,
         written,
-        named_claims: names("/spec/template/spec/volumes", "/persistentVolumeClaim/claimName"),
+        named_claims: names(
+            "/spec/template/spec/volumes",
+            "/persistentVolumeClaim/claimName",
+        ),
         claim_templates: names("/spec/volumeClaimTemplates", "/metadata/name"),
         first_ordinal: number("/spec/ordinals/start").unwrap_or(0),
     })
@@ -199,7 +235,9 @@ impl Stamped {
     fn claims_of(&self, number: i32) -> impl Iterator<Item = ObjectName> {
         let ordinal = self.first_ordinal.saturating_add(number.into());
         let set = &self.workload.name.name;
-        self.claim_templates.iter().map(move |template| self.claim(&format!("{template}-{set}-{ordinal}")))
+        self.claim_templates
+            .iter()
+            .map(move |template| self.claim(&format!("{template}-{set}-{ordinal}")))
     }
 
     fn claim(&self, name: &str) -> ObjectName {
@@ -213,15 +251,24 @@ impl Stamped {
     pub async fn traces(&self, client: &Client) -> Result<Traces, kube::Error> {
         let written_by_us = self.written.stamp || self.written.replicas && self.replicas == 0;
         if !written_by_us {
-            return Ok(Traces { written_by_us, past: None });
+            return Ok(Traces {
+                written_by_us,
+                past: None,
+            });
         }
         let own = match self.workload.kind.as_str() {
             "StatefulSet" => self.by_claims(client).await?,
             "Deployment" => self.by_replica_sets(client).await?,
             _ => None,
         };
-        let past = own.into_iter().chain(self.by_autoscalers(client).await?).max_by_key(|s| s.replicas);
-        Ok(Traces { written_by_us, past })
+        let past = own
+            .into_iter()
+            .chain(self.by_autoscalers(client).await?)
+            .max_by_key(|s| s.replicas);
+        Ok(Traces {
+            written_by_us,
+            past,
+        })
     }
 
     /// How many of a StatefulSet's pods have had their claims: a claim that was never bound has had no pod.
@@ -229,12 +276,15 @@ impl Stamped {
         if self.claim_templates.is_empty() {
             return Ok(None);
         }
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &self.workload.name.namespace);
+        let api: Api<PersistentVolumeClaim> =
+            Api::namespaced(client.clone(), &self.workload.name.namespace);
         let mut replicas = 0;
         'pods: for number in 0..self.stamp.replicas.min(MOST_RESTORED) {
             for claim in self.claims_of(number) {
                 let claim = api.get_opt(&claim.name).await?;
-                let bound = claim.and_then(|c| c.status?.phase).is_some_and(|phase| phase == "Bound");
+                let bound = claim
+                    .and_then(|c| c.status?.phase)
+                    .is_some_and(|phase| phase == "Bound");
                 if !bound {
                     break 'pods;
                 }
@@ -256,8 +306,14 @@ impl Stamped {
         };
         let counts = sets.items.iter().filter(own).filter_map(|s| {
             let desired: i32 = s.annotations().get(DESIRED_REPLICAS)?.parse().ok()?;
-            let by = format!("its ReplicaSet {} was wanted with {desired} replicas in all", s.name_any());
-            Some(Shown { replicas: desired, by })
+            let by = format!(
+                "its ReplicaSet {} was wanted with {desired} replicas in all",
+                s.name_any()
+            );
+            Some(Shown {
+                replicas: desired,
+                by,
+            })
         });
         Ok(counts.max_by_key(|shown| shown.replicas))
     }
@@ -270,9 +326,15 @@ impl Stamped {
         let most = scalers.items.iter().filter_map(|h| {
             let spec = h.spec.as_ref()?;
             let target = &spec.scale_target_ref;
-            let by = format!("HorizontalPodAutoscaler {} allows {}", h.name_any(), spec.max_replicas);
-            (target.kind == *kind && target.name == name.name)
-                .then_some(Shown { replicas: spec.max_replicas, by })
+            let by = format!(
+                "HorizontalPodAutoscaler {} allows {}",
+                h.name_any(),
+                spec.max_replicas
+            );
+            (target.kind == *kind && target.name == name.name).then_some(Shown {
+                replicas: spec.max_replicas,
+                by,
+            })
         });
         Ok(most.max_by_key(|shown| shown.replicas))
     }
@@ -296,9 +358,11 @@ mod tests {
 
     #[test]
     fn the_last_writer_is_read_from_managed_fields() {
-        let stamp = json!({"f:metadata": {"f:annotations": {".": {}, "f:reattach.dev/restore": {}}}});
+        let stamp =
+            json!({"f:metadata": {"f:annotations": {".": {}, "f:reattach.dev/restore": {}}}});
         let count = json!({"f:spec": {"f:replicas": {}}});
-        let other = json!({"f:metadata": {"f:annotations": {"f:note": {}}}, "f:spec": {"f:template": {}}});
+        let other =
+            json!({"f:metadata": {"f:annotations": {"f:note": {}}}, "f:spec": {"f:template": {}}});
         for (manager, fields, stamped, counted) in [
             ("reattach-controller/0.1.0", &stamp, true, false),
             ("kubectl-reattach/0.1.0", &count, false, true),
@@ -307,8 +371,14 @@ mod tests {
             ("kubectl-edit", &stamp, false, false),
             ("reattach-controller/0.1.0", &other, false, false),
         ] {
-            let meta = deployment("", &json!([entry("kubectl", &other), entry(manager, fields)]));
-            let expected = Written { stamp: stamped, replicas: counted };
+            let meta = deployment(
+                "",
+                &json!([entry("kubectl", &other), entry(manager, fields)]),
+            );
+            let expected = Written {
+                stamp: stamped,
+                replicas: counted,
+            };
             assert_eq!(written(&meta), expected, "{manager} {fields}");
         }
     }
@@ -317,7 +387,8 @@ mod tests {
     fn a_copy_of_a_stamp_is_left_out() {
         let kind = ApiResource::erase::<Deployment>(&());
         let of = |uid: &str| {
-            json!({"replicas": 2, "workload": uid, "recovery": "r", "at": "2026-03-01T00:00:00Z"}).to_string()
+            json!({"replicas": 2, "workload": uid, "recovery": "r", "at": "2026-03-01T00:00:00Z"})
+                .to_string()
         };
         assert!(marked(&kind, &deployment(&of("u-1"), &json!([]))).is_some());
         assert!(marked(&kind, &deployment(&of("u-2"), &json!([]))).is_none());
@@ -327,8 +398,7 @@ mod tests {
     #[test]
     fn the_claims_of_an_absurd_count_are_bounded() {
         let kind = ApiResource::erase::<StatefulSet>(&());
-        let stamp =
-            json!({"replicas": i32::MAX, "workload": "u-1", "recovery": "r", "at": "2026-03-01T00:00:00Z"});
+        let stamp = json!({"replicas": i32::MAX, "workload": "u-1", "recovery": "r", "at": "2026-03-01T00:00:00Z"});
         let mut object = DynamicObject::new("redis", &kind);
         object.metadata = deployment(&stamp.to_string(), &json!([]));
         object.data = json!({"spec": {"replicas": 0, "ordinals": {"start": 1},

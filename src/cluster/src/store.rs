@@ -60,7 +60,10 @@ impl SaveError {
 ///
 /// # Errors
 /// See [`SaveError`].
-pub async fn save(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRecovery, SaveError> {
+pub async fn save(
+    records: &Client,
+    recovery: &VolumeRecovery,
+) -> Result<VolumeRecovery, SaveError> {
     let fitted = |bytes: usize| {
         let mut recovery = recovery.clone();
         if let Some(status) = &mut recovery.status {
@@ -87,11 +90,16 @@ async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRe
     let name = names::object_name(&recovery.metadata)?;
     names::version(&recovery.metadata)?;
     let api: Api<VolumeRecovery> = Api::namespaced(records.clone(), &name.namespace);
-    match api.replace_status(&name.name, &PostParams::default(), recovery).await {
+    match api
+        .replace_status(&name.name, &PostParams::default(), recovery)
+        .await
+    {
         Ok(stored) => Ok(stored),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(SaveError::Conflict),
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(SaveError::Gone),
-        Err(error @ kube::Error::Api(_)) if is_refusal(&error) => Err(SaveError::Refused(Box::new(error))),
+        Err(error @ kube::Error::Api(_)) if is_refusal(&error) => {
+            Err(SaveError::Refused(Box::new(error)))
+        }
         Err(error) => Err(SaveError::Other(Box::new(error))),
     }
 }

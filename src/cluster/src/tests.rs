@@ -28,9 +28,15 @@ const NODE: &str = "n1";
 const LOCKS: &str = "locks";
 
 fn pass_over(client: Client) -> TidyPass {
-    let leadership = Leadership { term: 1, until: Instant::now() + Duration::from_secs(60) };
+    let leadership = Leadership {
+        term: 1,
+        until: Instant::now() + Duration::from_secs(60),
+    };
     let (_, leading) = watch::channel(Some(leadership));
-    Gate::new(Clients::over(client.clone(), client), leading).locking_nodes_in(LOCKS).tidy().unwrap()
+    Gate::new(Clients::over(client.clone(), client), leading)
+        .locking_nodes_in(LOCKS)
+        .tidy()
+        .unwrap()
 }
 
 struct Stage {
@@ -43,9 +49,14 @@ impl Stage {
     fn new() -> Self {
         let start: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
         let server = ApiServer::new(reattach_sim::Clock::starting_at(start), 1);
-        server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LOCKS}}));
+        server
+            .insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LOCKS}}));
         let pass = pass_over(server.client());
-        Self { server, pass, clock: Clock::starting_at(start) }
+        Self {
+            server,
+            pass,
+            clock: Clock::starting_at(start),
+        }
     }
 
     /// Puts the Node there; answers its UID.
@@ -61,12 +72,18 @@ impl Stage {
     fn taints(&self) -> Vec<(String, String, String)> {
         let node = self.server.read("", "nodes", "", NODE).unwrap();
         let text = |t: &Value, key: &str| t[key].as_str().unwrap_or_default().to_owned();
-        let all = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
-        all.iter().map(|t| (text(t, "key"), text(t, "value"), text(t, "effect"))).collect()
+        let all = node["spec"]["taints"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        all.iter()
+            .map(|t| (text(t, "key"), text(t, "value"), text(t, "effect")))
+            .collect()
     }
 
     fn lease(&self) -> Option<Arc<Value>> {
-        self.server.read("coordination.k8s.io", "leases", LOCKS, "node-n1")
+        self.server
+            .read("coordination.k8s.io", "leases", LOCKS, "node-n1")
     }
 
     async fn take(&self, recovery: &str) -> Result<(), Outcome> {
@@ -76,7 +93,9 @@ impl Stage {
 
     async fn give_back(&self, recovery: &str) -> bool {
         let recovery = ObjectName::new("ns", recovery);
-        node_lock::give_back(self.pass.as_effect(), &name(), &recovery).await.unwrap()
+        node_lock::give_back(self.pass.as_effect(), &name(), &recovery)
+            .await
+            .unwrap()
     }
 }
 
@@ -102,8 +121,13 @@ async fn a_lock_has_one_holder_until_it_is_given_back_or_expires() {
 
     let refused = s.take("b").await.unwrap_err();
     assert!(may_be_tried_again(&refused), "{refused:?}");
-    let Outcome::NotApplied { why, .. } = &refused else { unreachable!() };
-    assert!(why.contains("reattach/ns/a") && why.contains("locks/node-n1"), "{why}");
+    let Outcome::NotApplied { why, .. } = &refused else {
+        unreachable!()
+    };
+    assert!(
+        why.contains("reattach/ns/a") && why.contains("locks/node-n1"),
+        "{why}"
+    );
     assert!(!s.give_back("b").await, "not its own");
     assert!(s.lease().is_some());
 
@@ -114,7 +138,10 @@ async fn a_lock_has_one_holder_until_it_is_given_back_or_expires() {
     assert!(s.take("b").await.is_err());
     tokio::time::sleep(Duration::from_secs(601)).await;
     s.take("b").await.unwrap();
-    assert_eq!(s.lease().unwrap()["spec"]["holderIdentity"], "reattach/ns/b");
+    assert_eq!(
+        s.lease().unwrap()["spec"]["holderIdentity"],
+        "reattach/ns/b"
+    );
     assert_eq!(s.lease().unwrap()["spec"]["leaseTransitions"], 2);
     assert!(!s.give_back("a").await, "it has lost it");
 
@@ -129,21 +156,27 @@ async fn a_lock_of_another_operator_is_respected() {
     let now = s.clock.now();
     let at = |t: Timestamp| t.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     let lease = |spec: Value| {
-        s.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-            "metadata": {"name": "node-n1", "namespace": LOCKS}, "spec": spec}));
+        s.server.insert(
+            &json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": "node-n1", "namespace": LOCKS}, "spec": spec}),
+        );
     };
-    let held =
-        json!({"holderIdentity": "node-maintenance", "leaseDurationSeconds": 3600, "renewTime": at(now)});
+    let held = json!({"holderIdentity": "node-maintenance", "leaseDurationSeconds": 3600, "renewTime": at(now)});
     lease(held.clone());
     assert!(s.take("a").await.is_err());
     // When it ends is not said: it may be in force.
     lease(json!({"holderIdentity": "node-maintenance"}));
     assert!(s.take("a").await.is_err());
     let long_ago = at(now - SignedDuration::from_secs(3601));
-    lease(json!({"holderIdentity": "node-maintenance", "leaseDurationSeconds": 3600, "renewTime": long_ago}));
+    lease(
+        json!({"holderIdentity": "node-maintenance", "leaseDurationSeconds": 3600, "renewTime": long_ago}),
+    );
     s.take("a").await.unwrap();
     assert_eq!(node_lock::recovery_of("node-maintenance"), None);
-    assert_eq!(node_lock::recovery_of("reattach/ns/a"), Some(ObjectName::new("ns", "a")));
+    assert_eq!(
+        node_lock::recovery_of("reattach/ns/a"),
+        Some(ObjectName::new("ns", "a"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,10 +198,17 @@ async fn only_a_node_that_is_not_ready_is_taken_out_of_service() {
     }
     let ours = taint("node.kubernetes.io/out-of-service", "reattach", "NoExecute");
     assert_eq!(s.taints(), [taint("dedicated", "db", "NoSchedule"), ours]);
-    assert_eq!(s.server.read("", "nodes", "", NODE).unwrap()["metadata"]["labels"]["zone"], "a");
+    assert_eq!(
+        s.server.read("", "nodes", "", NODE).unwrap()["metadata"]["labels"]["zone"],
+        "a"
+    );
 
     for _ in 0..2 {
-        assert!(node::untaint(s.pass.as_effect(), &name(), &uid).await.applied());
+        assert!(
+            node::untaint(s.pass.as_effect(), &name(), &uid)
+                .await
+                .applied()
+        );
     }
     assert_eq!(s.taints(), [taint("dedicated", "db", "NoSchedule")]);
     let gone = node::untaint(s.pass.as_effect(), &NodeName::from("gone"), &uid).await;
@@ -178,13 +218,26 @@ async fn only_a_node_that_is_not_ready_is_taken_out_of_service() {
 #[tokio::test(start_paused = true)]
 async fn the_out_of_service_taint_of_others_is_never_touched() {
     let s = Stage::new();
-    let theirs =
-        json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]);
+    let theirs = json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]);
     let uid = s.node("Unknown", theirs);
     let tainted = node::taint_out_of_service(s.pass.as_effect(), &name(), &uid).await;
-    assert!(matches!(tainted, Outcome::NotApplied { retry: false, .. }), "{tainted:?}");
-    assert!(node::untaint(s.pass.as_effect(), &name(), &uid).await.applied());
-    assert_eq!(s.taints(), [taint("node.kubernetes.io/out-of-service", "nodeshutdown", "NoExecute")]);
+    assert!(
+        matches!(tainted, Outcome::NotApplied { retry: false, .. }),
+        "{tainted:?}"
+    );
+    assert!(
+        node::untaint(s.pass.as_effect(), &name(), &uid)
+            .await
+            .applied()
+    );
+    assert_eq!(
+        s.taints(),
+        [taint(
+            "node.kubernetes.io/out-of-service",
+            "nodeshutdown",
+            "NoExecute"
+        )]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,32 +245,69 @@ async fn a_quarantine_goes_by_the_recovery_that_it_belongs_to() {
     let s = Stage::new();
     let uid = s.node("Unknown", json!([]));
     let (a, b) = (Uid::from("recovery-a"), Uid::from("recovery-b"));
-    assert!(node::quarantine(s.pass.as_effect(), &name(), &uid, &a).await.applied());
+    assert!(
+        node::quarantine(s.pass.as_effect(), &name(), &uid, &a)
+            .await
+            .applied()
+    );
     // One taint per key and effect: the first one stays.
-    assert!(node::quarantine(s.pass.as_effect(), &name(), &uid, &b).await.applied());
+    assert!(
+        node::quarantine(s.pass.as_effect(), &name(), &uid, &b)
+            .await
+            .applied()
+    );
     let ours = taint("reattach.dev/quarantine", "recovery-a", "NoSchedule");
     assert_eq!(s.taints(), std::slice::from_ref(&ours));
-    assert!(node::unquarantine(s.pass.as_effect(), &name(), &uid, &b).await.applied());
+    assert!(
+        node::unquarantine(s.pass.as_effect(), &name(), &uid, &b)
+            .await
+            .applied()
+    );
     assert_eq!(s.taints(), [ours], "another recovery's");
-    assert!(node::unquarantine(s.pass.as_effect(), &name(), &uid, &a).await.applied());
+    assert!(
+        node::unquarantine(s.pass.as_effect(), &name(), &uid, &a)
+            .await
+            .applied()
+    );
     assert!(s.taints().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_recovery_closes_and_opens_a_node_for_itself() {
     let s = Stage::new();
-    let uid = s.node("True", json!([{"key": "dedicated", "value": "db", "effect": "NoSchedule"}]));
+    let uid = s.node(
+        "True",
+        json!([{"key": "dedicated", "value": "db", "effect": "NoSchedule"}]),
+    );
     let (a, b) = (Uid::from("recovery-a"), Uid::from("recovery-b"));
     let another = node::close(s.pass.as_effect(), &name(), &Uid::from("another"), &a).await;
     assert!(may_be_tried_again(&another), "{another:?}");
     for recovery in [&a, &b, &a] {
-        assert!(node::close(s.pass.as_effect(), &name(), &uid, recovery).await.applied());
+        assert!(
+            node::close(s.pass.as_effect(), &name(), &uid, recovery)
+                .await
+                .applied()
+        );
     }
     let keys = |s: &Stage| s.taints().into_iter().map(|t| t.0).collect::<Vec<_>>();
-    assert_eq!(keys(&s), ["dedicated", "hold.reattach.dev/recovery-a", "hold.reattach.dev/recovery-b"]);
-    assert!(s.taints().iter().all(|t| t.2 == "NoSchedule"), "running pods stay");
+    assert_eq!(
+        keys(&s),
+        [
+            "dedicated",
+            "hold.reattach.dev/recovery-a",
+            "hold.reattach.dev/recovery-b"
+        ]
+    );
+    assert!(
+        s.taints().iter().all(|t| t.2 == "NoSchedule"),
+        "running pods stay"
+    );
     for _ in 0..2 {
-        assert!(node::open(s.pass.as_effect(), &name(), &uid, &a).await.applied());
+        assert!(
+            node::open(s.pass.as_effect(), &name(), &uid, &a)
+                .await
+                .applied()
+        );
     }
     assert_eq!(keys(&s), ["dedicated", "hold.reattach.dev/recovery-b"]);
     let gone = node::open(s.pass.as_effect(), &NodeName::from("gone"), &uid, &b).await;
@@ -227,16 +317,35 @@ async fn each_recovery_closes_and_opens_a_node_for_itself() {
 #[tokio::test(start_paused = true)]
 async fn an_attachment_is_deleted_by_its_uid() {
     let s = Stage::new();
-    let va = s.server.insert(&json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",
-        "metadata": {"name": "csi-1"}, "spec": {"attacher": "d", "nodeName": NODE, "source": {}}}));
+    let va = s.server.insert(
+        &json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",
+        "metadata": {"name": "csi-1"}, "spec": {"attacher": "d", "nodeName": NODE, "source": {}}}),
+    );
     let pass = s.pass.as_effect();
     let other = attachment::delete_attachment(pass, "csi-1", &Uid::from("another")).await;
     assert!(may_be_tried_again(&other), "{other:?}");
-    assert!(s.server.read("storage.k8s.io", "volumeattachments", "", "csi-1").is_some());
+    assert!(
+        s.server
+            .read("storage.k8s.io", "volumeattachments", "", "csi-1")
+            .is_some()
+    );
     let uid = Uid::from(va["metadata"]["uid"].as_str().unwrap());
-    assert!(attachment::delete_attachment(pass, "csi-1", &uid).await.applied());
-    assert!(s.server.read("storage.k8s.io", "volumeattachments", "", "csi-1").is_none());
-    assert!(attachment::delete_attachment(pass, "csi-1", &uid).await.applied(), "it is gone");
+    assert!(
+        attachment::delete_attachment(pass, "csi-1", &uid)
+            .await
+            .applied()
+    );
+    assert!(
+        s.server
+            .read("storage.k8s.io", "volumeattachments", "", "csi-1")
+            .is_none()
+    );
+    assert!(
+        attachment::delete_attachment(pass, "csi-1", &uid)
+            .await
+            .applied(),
+        "it is gone"
+    );
 }
 
 type Requests = Arc<Mutex<Vec<(String, String, Value)>>>;
@@ -251,9 +360,14 @@ fn recorder() -> (TidyPass, Requests) {
             let (parts, body) = request.into_parts();
             let body = body.collect_bytes().await.unwrap();
             let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-            log.lock().unwrap().push((parts.method.to_string(), parts.uri.path().to_owned(), body));
-            let answer = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
-            Ok::<_, std::convert::Infallible>(Response::new(Body::from(serde_json::to_vec(&answer).unwrap())))
+            log.lock()
+                .unwrap()
+                .push((parts.method.to_string(), parts.uri.path().to_owned(), body));
+            let answer =
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+            Ok::<_, std::convert::Infallible>(Response::new(Body::from(
+                serde_json::to_vec(&answer).unwrap(),
+            )))
         }
     });
     (pass_over(Client::new(service, "default")), seen)
@@ -282,9 +396,15 @@ async fn an_eviction_names_the_pod_by_its_uid() {
     assert!(evicted.applied(), "{evicted:?}");
     let seen = std::mem::take(&mut *seen.lock().unwrap());
     let (method, path, body) = &seen[0];
-    assert_eq!((method.as_str(), path.as_str()), ("POST", "/api/v1/namespaces/shop/pods/web-0/eviction"));
+    assert_eq!(
+        (method.as_str(), path.as_str()),
+        ("POST", "/api/v1/namespaces/shop/pods/web-0/eviction")
+    );
     assert_eq!(body["metadata"]["name"], "web-0");
-    assert_eq!(body["deleteOptions"], json!({"preconditions": {"uid": "u-1"}}));
+    assert_eq!(
+        body["deleteOptions"],
+        json!({"preconditions": {"uid": "u-1"}})
+    );
 }
 
 /// An eviction or a deletion without a UID would hit whatever has the name now.
@@ -297,7 +417,10 @@ async fn nothing_is_evicted_or_deleted_without_a_uid() {
         hold::release(pass.as_effect(), &pod, &none).await,
         attachment::delete_attachment(pass.as_effect(), "csi-1", &none).await,
     ] {
-        assert!(matches!(refused, Outcome::NotApplied { retry: false, .. }), "{refused:?}");
+        assert!(
+            matches!(refused, Outcome::NotApplied { retry: false, .. }),
+            "{refused:?}"
+        );
     }
     assert!(seen.lock().unwrap().is_empty(), "no request was sent");
 }
@@ -321,19 +444,29 @@ async fn a_restore_is_conditional_and_takes_the_stamp_off() {
     let at_once = json!({
         "metadata": {"uid": "u-1", "resourceVersion": "7", "annotations": no_stamp}, "spec": {"replicas": 3}
     });
-    let count = json!({"metadata": {"uid": "u-1", "resourceVersion": "7"}, "spec": {"replicas": 3}});
+    let count =
+        json!({"metadata": {"uid": "u-1", "resourceVersion": "7"}, "spec": {"replicas": 3}});
     let stamp = json!({"metadata": {"uid": "u-1", "annotations": no_stamp}});
     for (path, wanted) in [
         (ScalePath::Replicas, vec![(object.clone(), at_once)]),
-        (ScalePath::ScaleSubresource, vec![(format!("{object}/scale"), count), (object, stamp)]),
+        (
+            ScalePath::ScaleSubresource,
+            vec![(format!("{object}/scale"), count), (object, stamp)],
+        ),
     ] {
         let (pass, seen) = recorder();
         let (set, version) = (workload("StatefulSet", "u-1"), "7".into());
         let restored = workload::restore(pass.as_effect(), &set, &version, path, Some(3)).await;
         assert!(restored.applied(), "{restored:?}");
         let seen = std::mem::take(&mut *seen.lock().unwrap());
-        assert!(seen.iter().all(|(method, ..)| method == "PATCH"), "{seen:?}");
-        let sent: Vec<_> = seen.into_iter().map(|(_, path, body)| (path, body)).collect();
+        assert!(
+            seen.iter().all(|(method, ..)| method == "PATCH"),
+            "{seen:?}"
+        );
+        let sent: Vec<_> = seen
+            .into_iter()
+            .map(|(_, path, body)| (path, body))
+            .collect();
         assert_eq!(sent, wanted);
     }
 }
@@ -343,7 +476,8 @@ async fn a_restore_is_conditional_and_takes_the_stamp_off() {
 #[tokio::test(start_paused = true)]
 async fn a_restored_deployment_leaves_no_copy_of_its_stamp() {
     let s = Stage::new();
-    s.server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}));
+    s.server
+        .insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}));
     let stamp = |workload: &str| {
         let stamp = Stamp {
             replicas: 3,
@@ -363,11 +497,21 @@ async fn a_restored_deployment_leaves_no_copy_of_its_stamp() {
     };
     let deployment = object("Deployment", "db", json!({}));
     let text = |o: &Value, key: &str| o["metadata"][key].as_str().unwrap().to_owned();
-    let (uid, version) = (text(&deployment, "uid"), text(&deployment, "resourceVersion"));
+    let (uid, version) = (
+        text(&deployment, "uid"),
+        text(&deployment, "resourceVersion"),
+    );
     object("ReplicaSet", "db-1", stamp(&uid));
     object("ReplicaSet", "other-1", stamp("another"));
     let (name, version) = (workload("Deployment", &uid), version.as_str().into());
-    let restored = workload::restore(s.pass.as_effect(), &name, &version, ScalePath::Replicas, Some(3)).await;
+    let restored = workload::restore(
+        s.pass.as_effect(),
+        &name,
+        &version,
+        ScalePath::Replicas,
+        Some(3),
+    )
+    .await;
     assert!(restored.applied(), "{restored:?}");
     let stamped = |name: &str| {
         let set = s.server.read("apps", "replicasets", "shop", name).unwrap();
@@ -381,11 +525,18 @@ async fn a_restored_deployment_leaves_no_copy_of_its_stamp() {
 #[tokio::test(start_paused = true)]
 async fn a_quarantine_without_a_value_belongs_to_no_recovery() {
     let s = Stage::new();
-    let uid = s.node("True", json!([{"key": QUARANTINE_TAINT, "effect": "NoSchedule"}]));
+    let uid = s.node(
+        "True",
+        json!([{"key": QUARANTINE_TAINT, "effect": "NoSchedule"}]),
+    );
     let stored = s.server.read("", "nodes", "", NODE).unwrap();
     let node: Node = serde_json::from_value(Value::clone(&stored)).unwrap();
     assert!(is_quarantined(&node));
-    assert_eq!(quarantined_by(&node), None, "the empty text names no recovery");
+    assert_eq!(
+        quarantined_by(&node),
+        None,
+        "the empty text names no recovery"
+    );
     let again = node::quarantine(s.pass.as_effect(), &name(), &uid, &"recovery-a".into()).await;
     assert!(again.applied(), "{again:?}");
     assert_eq!(s.taints().len(), 1);
@@ -402,7 +553,9 @@ async fn a_label_without_its_condition_is_not_sent() {
     }))
     .unwrap();
     let refused = hold::hold(pass.as_effect(), &recovery).await;
-    let Outcome::NotApplied { why, retry: false } = refused else { panic!("{refused:?}") };
+    let Outcome::NotApplied { why, retry: false } = refused else {
+        panic!("{refused:?}")
+    };
     assert_eq!(why, "r has no resourceVersion, so nothing is sent about it");
     assert!(seen.lock().unwrap().is_empty(), "no request was sent");
 }
@@ -420,7 +573,10 @@ async fn a_count_without_the_stamp_s_version_is_not_sent() {
     };
     let path = ScalePath::ScaleSubresource;
     let scaled = workload::scale_to_zero(pass.as_effect(), &set, &"7".into(), path, &stamp).await;
-    assert!(matches!(scaled, Outcome::NotApplied { retry: false, .. }), "{scaled:?}");
+    assert!(
+        matches!(scaled, Outcome::NotApplied { retry: false, .. }),
+        "{scaled:?}"
+    );
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 1, "the stamp alone was sent");
     assert!(!seen[0].1.ends_with("/scale"));

@@ -23,18 +23,27 @@ pub async fn untaint(pass: &TidyPass, name: &NodeName, uid: &Uid) -> Outcome {
 
 /// Takes a recovery's quarantine off a Node.
 pub async fn unquarantine(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
-    in_time(pass.as_effect(), |pass| node::unquarantine(pass, name, uid, recovery)).await
+    in_time(pass.as_effect(), |pass| {
+        node::unquarantine(pass, name, uid, recovery)
+    })
+    .await
 }
 
 /// Takes a recovery's closing taint off a Node.
 pub async fn open(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
-    in_time(pass.as_effect(), |pass| node::open(pass, name, uid, recovery)).await
+    in_time(pass.as_effect(), |pass| {
+        node::open(pass, name, uid, recovery)
+    })
+    .await
 }
 
 /// Gives a node's lock back, if the recovery has it.
 pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
-        outcome(node_lock::give_back(pass, node, recovery).await, "the lock is given back")
+        outcome(
+            node_lock::give_back(pass, node, recovery).await,
+            "the lock is given back",
+        )
     })
     .await
 }
@@ -46,7 +55,10 @@ pub async fn ungate(pass: &TidyPass, pod: &ObjectName, uid: &Uid) -> Outcome {
 
 /// Takes the label of a hold off a VolumeRecovery.
 pub async fn unhold(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
-    in_time(pass.as_effect(), |pass| hold::label(pass, recovery, Value::Null, "the label is off")).await
+    in_time(pass.as_effect(), |pass| {
+        hold::label(pass, recovery, Value::Null, "the label is off")
+    })
+    .await
 }
 
 /// Restores a workload by its stamp: the replicas (if given) back, the stamp off.
@@ -57,14 +69,24 @@ pub async fn restore(
     path: ScalePath,
     replicas: Option<i32>,
 ) -> Outcome {
-    in_time(pass.as_effect(), |pass| effects::workload::restore(pass, workload, version, path, replicas))
-        .await
+    in_time(pass.as_effect(), |pass| {
+        effects::workload::restore(pass, workload, version, path, replicas)
+    })
+    .await
 }
 
 /// Renews a node's lock for a recovery that is gone, while an order of it may still be carried out.
-pub async fn keep_lock(pass: &TidyPass, node: &NodeName, recovery: &ObjectName, now: Timestamp) -> Outcome {
+pub async fn keep_lock(
+    pass: &TidyPass,
+    node: &NodeName,
+    recovery: &ObjectName,
+    now: Timestamp,
+) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
-        outcome(node_lock::renew(pass, node, recovery, now).await, "the lock is renewed")
+        outcome(
+            node_lock::renew(pass, node, recovery, now).await,
+            "the lock is renewed",
+        )
     })
     .await
 }
@@ -78,7 +100,10 @@ pub async fn keep_held(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
             Err(missing) => return missing.into(),
         };
         let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &name.namespace);
-        outcome(api.create(&PostParams::default(), recovery).await, "new pods of the claim are held away")
+        outcome(
+            api.create(&PostParams::default(), recovery).await,
+            "new pods of the claim are held away",
+        )
     })
     .await
 }
@@ -89,6 +114,8 @@ async fn in_time<'a, F: Future<Output = Outcome>>(
 ) -> Outcome {
     match tokio::time::timeout_at(pass.deadline(), effect(pass)).await {
         Ok(outcome) => outcome,
-        Err(_) => Outcome::Unknown { why: "no answer before the deadline".to_owned() },
+        Err(_) => Outcome::Unknown {
+            why: "no answer before the deadline".to_owned(),
+        },
     }
 }

@@ -3,7 +3,9 @@
 use crate::cache::Cache;
 use crate::names::is_object_name;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -53,8 +55,15 @@ pub fn claims_of(pod: &Pod) -> Vec<String> {
         .into_iter()
         .flatten()
         .filter_map(|v| {
-            let claim = v.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone());
-            claim.or_else(|| v.ephemeral.as_ref().map(|_| format!("{}-{}", pod.name_any(), v.name)))
+            let claim = v
+                .persistent_volume_claim
+                .as_ref()
+                .map(|c| c.claim_name.clone());
+            claim.or_else(|| {
+                v.ephemeral
+                    .as_ref()
+                    .map(|_| format!("{}-{}", pod.name_any(), v.name))
+            })
         })
         .filter(|name| is_object_name(name))
         .collect();
@@ -69,10 +78,16 @@ impl View {
     pub fn cached(cache: &Cache, claim: &ObjectName, pinned: Option<&Pins>) -> Self {
         let mut view = Self {
             claim: cache.claims.get(&claim.namespace, &claim.name),
-            claims: cache.claims.filter(|c| c.metadata.namespace.as_deref() == Some(&claim.namespace)),
+            claims: cache
+                .claims
+                .filter(|c| c.metadata.namespace.as_deref() == Some(&claim.namespace)),
             namespace: cache.namespaces.get("", &claim.namespace),
-            pods: cache.pods.filter(|p| p.metadata.namespace.as_deref() == Some(&claim.namespace)),
-            events: cache.events.filter(|e| e.metadata.namespace.as_deref() == Some(&claim.namespace)),
+            pods: cache
+                .pods
+                .filter(|p| p.metadata.namespace.as_deref() == Some(&claim.namespace)),
+            events: cache
+                .events
+                .filter(|e| e.metadata.namespace.as_deref() == Some(&claim.namespace)),
             ..Self::default()
         };
         let named = view.claimed_volume();
@@ -80,7 +95,9 @@ impl View {
         let by_pin = |pins: &Pins| cache.volumes.filter(|v| is_pinned(v, pins)).pop();
         view.volume = pinned.and_then(by_pin).or_else(by_claim);
         let pv = view.volume.as_ref().map(|v| v.name_any()).or(named);
-        view.attachments = cache.attachments.filter(|a| is_of(a, pv.as_deref(), pinned));
+        view.attachments = cache
+            .attachments
+            .filter(|a| is_of(a, pv.as_deref(), pinned));
         view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
         view.add_cached_nodes(cache, view.node_names(claim, pinned));
         view
@@ -89,15 +106,20 @@ impl View {
     fn add_cached_nodes(&mut self, cache: &Cache, names: impl IntoIterator<Item = String>) {
         for node in names {
             self.nodes.insert(node.clone(), cache.nodes.get("", &node));
-            self.csi_nodes.extend(cache.csi_nodes.get("", &node).map(|n| (node.clone(), n)));
-            self.reports.extend(cache.reports.get("", &node).map(|r| (node.clone(), r)));
+            self.csi_nodes
+                .extend(cache.csi_nodes.get("", &node).map(|n| (node.clone(), n)));
+            self.reports
+                .extend(cache.reports.get("", &node).map(|r| (node.clone(), r)));
         }
     }
 
     /// Nothing but the Nodes that `which` picks, from the watches. Leases stay empty.
     pub fn cached_nodes(cache: &Cache, which: impl Fn(&Node) -> bool) -> Self {
         let mut view = Self::default();
-        view.add_cached_nodes(cache, cache.nodes.filter(which).iter().map(|n| n.name_any()));
+        view.add_cached_nodes(
+            cache,
+            cache.nodes.filter(which).iter().map(|n| n.name_any()),
+        );
         view
     }
 
@@ -105,11 +127,18 @@ impl View {
     ///
     /// # Errors
     /// The first read that failed: nothing may be concluded then.
-    pub async fn live_nodes(client: &Client, which: impl Fn(&Node) -> bool) -> Result<Self, kube::Error> {
+    pub async fn live_nodes(
+        client: &Client,
+        which: impl Fn(&Node) -> bool,
+    ) -> Result<Self, kube::Error> {
         let mut view = Self::default();
-        let all = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items;
+        let all = Api::<Node>::all(client.clone())
+            .list(&ListParams::default())
+            .await?
+            .items;
         for node in all.into_iter().filter(which) {
-            view.add_live_node(client, node.name_any(), Some(node)).await?;
+            view.add_live_node(client, node.name_any(), Some(node))
+                .await?;
         }
         view.read_leases(client).await?;
         Ok(view)
@@ -122,9 +151,12 @@ impl View {
         node: Option<Node>,
     ) -> Result<(), kube::Error> {
         let csi = Api::<CSINode>::all(client.clone()).get_opt(&name).await?;
-        let report = Api::<NodeVolumeReport>::all(client.clone()).get_opt(&name).await?;
+        let report = Api::<NodeVolumeReport>::all(client.clone())
+            .get_opt(&name)
+            .await?;
         self.nodes.insert(name.clone(), node.map(Arc::new));
-        self.csi_nodes.extend(csi.map(|n| (name.clone(), Arc::new(n))));
+        self.csi_nodes
+            .extend(csi.map(|n| (name.clone(), Arc::new(n))));
         self.reports.extend(report.map(|r| (name, Arc::new(r))));
         Ok(())
     }
@@ -147,9 +179,17 @@ impl View {
         let mut view = Self {
             claim: claims.iter().find(|c| c.name_any() == claim.name).cloned(),
             claims,
-            namespace: Api::<Namespace>::all(client.clone()).get_opt(ns).await?.map(Arc::new),
+            namespace: Api::<Namespace>::all(client.clone())
+                .get_opt(ns)
+                .await?
+                .map(Arc::new),
             pods: arcs(pods.list(&all).await?.items),
-            events: arcs(Api::<Event>::namespaced(client.clone(), ns).list(&warnings).await?.items),
+            events: arcs(
+                Api::<Event>::namespaced(client.clone(), ns)
+                    .list(&warnings)
+                    .await?
+                    .items,
+            ),
             ..Self::default()
         };
         view.read_cluster_scoped(client, claim, pinned).await?;
@@ -171,17 +211,32 @@ impl View {
         if let Some(pins) = pinned
             && !volume.as_ref().is_some_and(|v| is_pinned(v, pins))
         {
-            let found = volumes.list(&everything).await?.items.into_iter().find(|v| is_pinned(v, pins));
+            let found = volumes
+                .list(&everything)
+                .await?
+                .items
+                .into_iter()
+                .find(|v| is_pinned(v, pins));
             volume = found.or(volume);
         }
         self.volume = volume.map(Arc::new);
         let pv = self.volume.as_ref().map(|v| v.name_any()).or(named);
         if pv.is_some() || pinned.is_some() {
-            let all = Api::<VolumeAttachment>::all(client.clone()).list(&everything).await?.items;
-            self.attachments = arcs(all.into_iter().filter(|a| is_of(a, pv.as_deref(), pinned)).collect());
+            let all = Api::<VolumeAttachment>::all(client.clone())
+                .list(&everything)
+                .await?
+                .items;
+            self.attachments = arcs(
+                all.into_iter()
+                    .filter(|a| is_of(a, pv.as_deref(), pinned))
+                    .collect(),
+            );
         }
         if let Some(driver) = self.driver_name() {
-            self.driver = Api::<CSIDriver>::all(client.clone()).get_opt(&driver).await?.map(Arc::new);
+            self.driver = Api::<CSIDriver>::all(client.clone())
+                .get_opt(&driver)
+                .await?
+                .map(Arc::new);
         }
         for name in self.node_names(claim, pinned) {
             let node = Api::<Node>::all(client.clone()).get_opt(&name).await?;
@@ -197,31 +252,58 @@ impl View {
     pub async fn read_leases(&mut self, client: &Client) -> Result<(), kube::Error> {
         let api: Api<Lease> = Api::namespaced(client.clone(), NODE_LEASES);
         for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
-            self.leases.extend(api.get_opt(&name).await?.map(|l| (name, Arc::new(l))));
+            self.leases
+                .extend(api.get_opt(&name).await?.map(|l| (name, Arc::new(l))));
         }
         Ok(())
     }
 
     /// Pods of the namespace that name the claim, sorted by name.
     pub fn pods_of(&self, claim: &str) -> Vec<&Arc<Pod>> {
-        let mut pods: Vec<_> = self.pods.iter().filter(|p| claims_of(p).iter().any(|c| c == claim)).collect();
+        let mut pods: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|p| claims_of(p).iter().any(|c| c == claim))
+            .collect();
         pods.sort_by_key(|p| p.name_any());
         pods
     }
 
     fn claimed_volume(&self) -> Option<String> {
-        self.claim.as_ref()?.spec.as_ref()?.volume_name.clone().filter(|n| is_object_name(n))
+        self.claim
+            .as_ref()?
+            .spec
+            .as_ref()?
+            .volume_name
+            .clone()
+            .filter(|n| is_object_name(n))
     }
 
     fn driver_name(&self) -> Option<String> {
-        Some(self.volume.as_ref()?.spec.as_ref()?.csi.as_ref()?.driver.clone())
+        Some(
+            self.volume
+                .as_ref()?
+                .spec
+                .as_ref()?
+                .csi
+                .as_ref()?
+                .driver
+                .clone(),
+        )
     }
 
     fn node_names(&self, claim: &ObjectName, pinned: Option<&Pins>) -> BTreeSet<String> {
         let attached = self.attachments.iter().map(|a| a.spec.node_name.clone());
-        let bound = self.pods_of(&claim.name).into_iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
+        let bound = self
+            .pods_of(&claim.name)
+            .into_iter()
+            .filter_map(|p| p.spec.as_ref()?.node_name.clone());
         let pinned = pinned.map(|pins| pins.node.to_string());
-        attached.chain(bound).chain(pinned).filter(|n| is_object_name(n)).collect()
+        attached
+            .chain(bound)
+            .chain(pinned)
+            .filter(|n| is_object_name(n))
+            .collect()
     }
 }
 

@@ -13,14 +13,18 @@ use reattach_api::EXPENDABLE_EMPTYDIRS_ANNOTATION;
 use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::workload::{
-    AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef,
+    AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath, TemplateFacts, WorkloadFacts,
+    WorkloadRef,
 };
 use serde_json::Value;
 
 /// A chain of owners is never followed further: a loop of references would be a broken cluster.
 const MAX_OWNERS: usize = 8;
 /// KEDA's pause (keda.sh, "Pausing autoscaling").
-const KEDA_PAUSE: [&str; 2] = ["autoscaling.keda.sh/paused", "autoscaling.keda.sh/paused-replicas"];
+const KEDA_PAUSE: [&str; 2] = [
+    "autoscaling.keda.sh/paused",
+    "autoscaling.keda.sh/paused-replicas",
+];
 /// Flux's pause for one object (fluxcd.io, kustomize-controller "Controlling the apply behavior").
 const FLUX_PAUSE: &str = "kustomize.toolkit.fluxcd.io/reconcile";
 
@@ -90,7 +94,11 @@ pub async fn read(
     // A scale to zero without a resourceVersion would have no condition.
     let version = match names::version(&object.metadata) {
         Ok(version) => version,
-        Err(missing) => return Ok(Owner::Unreadable { why: format!("{} {missing}", reference.kind) }),
+        Err(missing) => {
+            return Ok(Owner::Unreadable {
+                why: format!("{} {missing}", reference.kind),
+            });
+        }
     };
     let facts = describe(client, view, object, version, reference, manager, detail).await?;
     Ok(Owner::Workload(Box::new(facts)))
@@ -110,14 +118,18 @@ enum Climbed {
 /// Climbs from a pod to the topmost owner that can be scaled; what stands above it is returned as its manager.
 async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climbed, kube::Error> {
     let pods = view.pods_of(&claim.name);
-    let Some((pod, mut owner)) =
-        pods.iter().find_map(|p| Some((p.name_any(), controller_of(&p.metadata)?.clone())))
+    let Some((pod, mut owner)) = pods
+        .iter()
+        .find_map(|p| Some((p.name_any(), controller_of(&p.metadata)?.clone())))
     else {
         return Ok(Climbed::Nowhere);
     };
     let mut best: Option<(DynamicObject, WorkloadRef)> = None;
     for _ in 0..MAX_OWNERS {
-        let (object, reference) = match (get_owner(client, &claim.namespace, &owner).await?, best.take()) {
+        let (object, reference) = match (
+            get_owner(client, &claim.namespace, &owner).await?,
+            best.take(),
+        ) {
             (Read::There(object, reference), below) => {
                 if let Some((below, its)) = below.filter(|_| !is_built_in(&reference)) {
                     return Ok(Climbed::To(Box::new((below, its, Some(owner)))));
@@ -128,7 +140,12 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
             (_, Some((below, its))) => return Ok(Climbed::To(Box::new((below, its, Some(owner))))),
             (Read::Gone, None) => return Ok(Climbed::Nowhere),
             (Read::Refused { why }, None) => {
-                let OwnerReference { kind, name, api_version, .. } = &owner;
+                let OwnerReference {
+                    kind,
+                    name,
+                    api_version,
+                    ..
+                } = &owner;
                 let why = format!(
                     "pod {}/{pod} is owned by {kind} {name} ({api_version}), which cannot be read: {why}",
                     claim.namespace
@@ -143,11 +160,17 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
             None => break,
         }
     }
-    Ok(best.map_or(Climbed::Nowhere, |(o, r)| Climbed::To(Box::new((o, r, None)))))
+    Ok(best.map_or(Climbed::Nowhere, |(o, r)| {
+        Climbed::To(Box::new((o, r, None)))
+    }))
 }
 
 fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+    metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true))
 }
 
 fn is_built_in(w: &WorkloadRef) -> bool {
@@ -180,14 +203,18 @@ pub async fn custom_opt_out(
 ) -> Result<Option<String>, kube::Error> {
     let mut owner = owner.clone();
     for _ in 0..MAX_OWNERS {
-        let Some(resource) = served(client, &owner).await? else { return Ok(None) };
+        let Some(resource) = served(client, &owner).await? else {
+            return Ok(None);
+        };
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
         let object = match api.get_metadata_opt(&owner.name).await {
             Ok(object) => object.filter(|o| o.uid().as_deref() == Some(owner.uid.as_str())),
             Err(kube::Error::Api(s)) if s.is_forbidden() => None,
             Err(error) => return Err(error),
         };
-        let Some(object) = object else { return Ok(None) };
+        let Some(object) = object else {
+            return Ok(None);
+        };
         let what = format!("{} {namespace}/{}", owner.kind, owner.name);
         let said = facts::opt_out(object.metadata.annotations.as_ref(), &what);
         match controller_of(&object.metadata) {
@@ -199,9 +226,19 @@ pub async fn custom_opt_out(
 }
 
 /// The resource of a custom kind. `None`: the cluster serves no such kind, or no object can be called that.
-async fn served(client: &Client, owner: &OwnerReference) -> Result<Option<ApiResource>, kube::Error> {
-    let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
-    if ![group, version, owner.kind.as_str()].into_iter().all(is_api_word) || !is_object_name(&owner.name) {
+async fn served(
+    client: &Client,
+    owner: &OwnerReference,
+) -> Result<Option<ApiResource>, kube::Error> {
+    let (group, version) = owner
+        .api_version
+        .split_once('/')
+        .unwrap_or(("", owner.api_version.as_str()));
+    if ![group, version, owner.kind.as_str()]
+        .into_iter()
+        .all(is_api_word)
+        || !is_object_name(&owner.name)
+    {
         return Ok(None);
     }
     let gvk = GroupVersionKind::gvk(group, version, &owner.kind);
@@ -213,11 +250,20 @@ async fn served(client: &Client, owner: &OwnerReference) -> Result<Option<ApiRes
     }
 }
 
-async fn get_owner(client: &Client, namespace: &str, owner: &OwnerReference) -> Result<Read, kube::Error> {
-    let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
+async fn get_owner(
+    client: &Client,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<Read, kube::Error> {
+    let (group, version) = owner
+        .api_version
+        .split_once('/')
+        .unwrap_or(("", owner.api_version.as_str()));
     let words = [version, owner.kind.as_str()];
     if !words.iter().all(|w| is_api_word(w)) || !(group.is_empty() || is_api_word(group)) {
-        return Ok(Read::Refused { why: "there can be no such kind".to_owned() });
+        return Ok(Read::Refused {
+            why: "there can be no such kind".to_owned(),
+        });
     }
     if !is_object_name(&owner.name) {
         return Ok(Read::Gone);
@@ -229,7 +275,9 @@ async fn get_owner(client: &Client, namespace: &str, owner: &OwnerReference) -> 
         _ => match kube::discovery::pinned_kind(client, &gvk).await {
             Ok((resource, _)) => resource,
             Err(error) => {
-                return Ok(Read::Refused { why: format!("the kind could not be looked up ({error})") });
+                return Ok(Read::Refused {
+                    why: format!("the kind could not be looked up ({error})"),
+                });
             }
         },
     };
@@ -238,7 +286,10 @@ async fn get_owner(client: &Client, namespace: &str, owner: &OwnerReference) -> 
         Ok(Some(object)) => object,
         Ok(None) => return Ok(Read::Gone),
         Err(kube::Error::Api(s)) if s.is_forbidden() => {
-            let why = format!("reattach lacks the right to get {}.{group}", resource.plural);
+            let why = format!(
+                "reattach lacks the right to get {}.{group}",
+                resource.plural
+            );
             return Ok(Read::Refused { why });
         }
         Err(error) => return Err(error),
@@ -278,12 +329,20 @@ async fn describe(
     claim_names.sort();
     claim_names.dedup();
     let claims = claim_names.into_iter().map(|name| {
-        let found = view.claims.iter().find(|c| c.name_any() == name).map(|c| facts::claim(c));
+        let found = view
+            .claims
+            .iter()
+            .find(|c| c.name_any() == name)
+            .map(|c| facts::claim(c));
         (name, found)
     });
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
-    let stamp = annotations.get(STAMP_ANNOTATION).map(|v| Stamp::from_annotation(v));
-    let set: Option<StatefulSet> = (workload.kind == "StatefulSet").then(|| parse(&object)).flatten();
+    let stamp = annotations
+        .get(STAMP_ANNOTATION)
+        .map(|v| Stamp::from_annotation(v));
+    let set: Option<StatefulSet> = (workload.kind == "StatefulSet")
+        .then(|| parse(&object))
+        .flatten();
     let mut managers = managers(&object, manager.clone());
     let mut scalers = Vec::new();
     if detail == Detail::Full {
@@ -316,17 +375,26 @@ async fn describe(
         rollout: rollout(&object, &workload),
         deletes_claims_when_scaled: set.as_ref().is_some_and(deletes_claims),
         ordered: set.as_ref().is_some_and(|s| {
-            s.spec.as_ref().and_then(|s| s.pod_management_policy.as_deref()).unwrap_or("OrderedReady")
+            s.spec
+                .as_ref()
+                .and_then(|s| s.pod_management_policy.as_deref())
+                .unwrap_or("OrderedReady")
                 == "OrderedReady"
         }),
         autoscalers: scalers,
         managers,
         pods: pods.iter().map(|p| facts::pod(p)).collect(),
         claims,
-        template: template.as_ref().and_then(|t| t.spec.as_ref()).map(template_facts).unwrap_or_default(),
+        template: template
+            .as_ref()
+            .and_then(|t| t.spec.as_ref())
+            .map(template_facts)
+            .unwrap_or_default(),
         pod_dry_run: None,
         dry_run_held: None,
-        emptydirs_expendable: annotations.get(EXPENDABLE_EMPTYDIRS_ANNOTATION).is_some_and(|v| v == "true"),
+        emptydirs_expendable: annotations
+            .get(EXPENDABLE_EMPTYDIRS_ANNOTATION)
+            .is_some_and(|v| v == "true"),
         not_remade: (workload.kind == "Job")
             .then(|| parse(&object))
             .flatten()
@@ -340,11 +408,18 @@ pub(crate) fn parse<K: serde::de::DeserializeOwned>(object: &DynamicObject) -> O
 }
 
 /// The UIDs by which pods name this workload as their owner: its own, and those of a Deployment's ReplicaSets.
-async fn owned_replica_sets(client: &Client, ns: &str, w: &WorkloadRef) -> Result<Vec<String>, kube::Error> {
+async fn owned_replica_sets(
+    client: &Client,
+    ns: &str,
+    w: &WorkloadRef,
+) -> Result<Vec<String>, kube::Error> {
     let mut uids = vec![w.uid.to_string()];
     if w.kind == "Deployment" {
-        let sets = Api::<ReplicaSet>::namespaced(client.clone(), ns).list(&ListParams::default()).await?;
-        let own = |s: &&ReplicaSet| controller_of(&s.metadata).is_some_and(|o| o.uid == w.uid.as_str());
+        let sets = Api::<ReplicaSet>::namespaced(client.clone(), ns)
+            .list(&ListParams::default())
+            .await?;
+        let own =
+            |s: &&ReplicaSet| controller_of(&s.metadata).is_some_and(|o| o.uid == w.uid.as_str());
         uids.extend(sets.items.iter().filter(own).filter_map(ResourceExt::uid));
     }
     Ok(uids)
@@ -361,7 +436,10 @@ fn scaling(object: &DynamicObject, w: &WorkloadRef) -> ScalePath {
 }
 
 fn deletes_claims(set: &StatefulSet) -> bool {
-    let policy = set.spec.as_ref().and_then(|s| s.persistent_volume_claim_retention_policy.as_ref());
+    let policy = set
+        .spec
+        .as_ref()
+        .and_then(|s| s.persistent_volume_claim_retention_policy.as_ref());
     policy.and_then(|p| p.when_scaled.as_deref()) == Some("Delete")
 }
 
@@ -372,11 +450,18 @@ fn rollout(object: &DynamicObject, w: &WorkloadRef) -> Option<String> {
         "Deployment" => {
             let deployment: Deployment = parse(object)?;
             let status = deployment.status.clone().unwrap_or_default();
-            let want = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+            let want = deployment
+                .spec
+                .as_ref()
+                .and_then(|s| s.replicas)
+                .unwrap_or(1);
             if status.observed_generation.unwrap_or(0) < generation {
                 return Some("its controller has not seen the newest generation".to_owned());
             }
-            let (total, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+            let (total, updated) = (
+                status.replicas.unwrap_or(0),
+                status.updated_replicas.unwrap_or(0),
+            );
             (want > 0 && (updated < want || total > want))
                 .then(|| format!("{updated} of {want} pods are of the new version, {total} in all"))
         }
@@ -403,15 +488,25 @@ pub(crate) fn template_of(object: &DynamicObject) -> Option<PodTemplateSpec> {
 
 fn template_facts(spec: &PodSpec) -> TemplateFacts {
     let volumes = spec.volumes.iter().flatten();
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
     TemplateFacts {
         // Memory is lost with the machine anyway.
         empty_dirs: volumes
             .clone()
-            .filter(|v| v.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref() != Some("Memory")))
+            .filter(|v| {
+                v.empty_dir
+                    .as_ref()
+                    .is_some_and(|e| e.medium.as_deref() != Some("Memory"))
+            })
             .map(|v| v.name.clone())
             .collect(),
-        ephemeral_volumes: volumes.filter(|v| v.ephemeral.is_some()).map(|v| v.name.clone()).collect(),
+        ephemeral_volumes: volumes
+            .filter(|v| v.ephemeral.is_some())
+            .map(|v| v.name.clone())
+            .collect(),
         pre_stop: containers
             .filter(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()))
             .map(|c| c.name.clone())
@@ -425,7 +520,9 @@ fn template_facts(spec: &PodSpec) -> TemplateFacts {
 /// scheduler.
 fn ignores_taints(spec: &PodSpec) -> Option<String> {
     if let Some(node) = spec.node_name.as_deref().filter(|n| !n.is_empty()) {
-        return Some(format!("its template names node {node}, so the scheduler is not asked"));
+        return Some(format!(
+            "its template names node {node}, so the scheduler is not asked"
+        ));
     }
     let all = spec.tolerations.iter().flatten().any(|t| {
         let any_key = t.key.as_deref().unwrap_or_default().is_empty();
@@ -435,12 +532,15 @@ fn ignores_taints(spec: &PodSpec) -> Option<String> {
     all.then(|| "its pods tolerate every taint".to_owned())
 }
 
-async fn autoscalers(client: &Client, w: &WorkloadRef) -> Result<Vec<AutoscalerFacts>, kube::Error> {
+async fn autoscalers(
+    client: &Client,
+    w: &WorkloadRef,
+) -> Result<Vec<AutoscalerFacts>, kube::Error> {
     let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &w.name.namespace);
     let targets = |h: &&HorizontalPodAutoscaler| {
-        h.spec
-            .as_ref()
-            .is_some_and(|s| s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name)
+        h.spec.as_ref().is_some_and(|s| {
+            s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name
+        })
     };
     let list = api.list(&ListParams::default()).await?;
     Ok(list
@@ -466,17 +566,28 @@ fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<Manage
             paused: false,
         });
     }
-    for key in ["kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name"] {
+    for key in [
+        "kustomize.toolkit.fluxcd.io/name",
+        "helm.toolkit.fluxcd.io/name",
+    ] {
         if labels.contains_key(key) {
             let paused = annotations.get(FLUX_PAUSE).is_some_and(|v| v == "disabled");
-            found.push(ManagerFacts { kind: ManagerKind::Flux, evidence: format!("label {key}"), paused });
+            found.push(ManagerFacts {
+                kind: ManagerKind::Flux,
+                evidence: format!("label {key}"),
+                paused,
+            });
         }
     }
     let argo = annotations.contains_key("argocd.argoproj.io/tracking-id")
         || labels.contains_key("argocd.argoproj.io/instance");
     if argo {
         let evidence = "its tracking annotation or label".to_owned();
-        found.push(ManagerFacts { kind: ManagerKind::ArgoCd, evidence, paused: false });
+        found.push(ManagerFacts {
+            kind: ManagerKind::ArgoCd,
+            evidence,
+            paused: false,
+        });
     }
     found
 }
@@ -484,7 +595,8 @@ fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<Manage
 /// KEDA's ScaledObjects that target the workload; a cluster without KEDA has none.
 async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kube::Error> {
     let resource = resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects");
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &w.name.namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), &w.name.namespace, &resource);
     let list = match api.list(&ListParams::default()).await {
         Ok(list) => list,
         // A cluster without KEDA answers in plain text, which has a code and no reason.
@@ -492,9 +604,13 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
         Err(error) => return Err(error),
     };
     let targets = |o: &&DynamicObject| {
-        let target =
-            |key: &str| o.data.pointer(&format!("/spec/scaleTargetRef/{key}")).and_then(Value::as_str);
-        target("name") == Some(w.name.name.as_str()) && target("kind").unwrap_or("Deployment") == w.kind
+        let target = |key: &str| {
+            o.data
+                .pointer(&format!("/spec/scaleTargetRef/{key}"))
+                .and_then(Value::as_str)
+        };
+        target("name") == Some(w.name.name.as_str())
+            && target("kind").unwrap_or("Deployment") == w.kind
     };
     Ok(list
         .items
@@ -526,9 +642,16 @@ mod tests {
             (json!({"key": "", "operator": "Exists", "effect": ""}), true),
             (json!({"operator": "Exists", "effect": "NoExecute"}), false),
             (json!({"key": "dedicated", "operator": "Exists"}), false),
-            (json!({"key": "dedicated", "operator": "Equal", "value": "db"}), false),
+            (
+                json!({"key": "dedicated", "operator": "Equal", "value": "db"}),
+                false,
+            ),
         ] {
-            assert_eq!(tolerates(toleration.clone()).is_some(), ignores, "{toleration}");
+            assert_eq!(
+                tolerates(toleration.clone()).is_some(),
+                ignores,
+                "{toleration}"
+            );
         }
         assert_eq!(why(json!({"containers": [], "nodeName": ""})), None);
         assert!(why(json!({"containers": [], "nodeName": "n1"})).is_some_and(|w| w.contains("n1")));

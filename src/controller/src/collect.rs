@@ -79,9 +79,14 @@ impl RecoveryContext {
     /// Of this recovery. A sighting that cannot be read is none.
     pub fn of(recovery: &VolumeRecovery) -> Self {
         let status = recovery.status.as_ref();
-        let epoch = status.and_then(|s| u64::try_from(s.epoch).ok()).filter(|epoch| *epoch > 0);
+        let epoch = status
+            .and_then(|s| u64::try_from(s.epoch).ok())
+            .filter(|epoch| *epoch > 0);
         let uid = || Uid::from(recovery.uid().unwrap_or_default());
-        let sightings = status.iter().flat_map(|s| &s.sightings).filter_map(|s| s.get().ok().cloned());
+        let sightings = status
+            .iter()
+            .flat_map(|s| &s.sightings)
+            .filter_map(|s| s.get().ok().cloned());
         let declaration = recovery.spec.declaration.as_ref().map(|d| Declaration {
             holder: InstanceId::from(d.holder.as_str()),
             by: plain::line(&d.declared_by, plain::SENTENCE_CHARS),
@@ -96,7 +101,12 @@ impl RecoveryContext {
             at: w.at.0,
         });
         let asked = epoch.map(|epoch| (uid(), epoch));
-        Self { asked, sightings: sightings.collect(), declaration, nothing_under_way }
+        Self {
+            asked,
+            sightings: sightings.collect(),
+            declaration,
+            nothing_under_way,
+        }
     }
 }
 
@@ -126,7 +136,12 @@ impl Collector {
         own: Option<RecoveryContext>,
         needs: Needs<'_>,
     ) -> Result<Evidence, kube::Error> {
-        let RecoveryContext { asked, sightings, declaration, nothing_under_way } = own.unwrap_or_default();
+        let RecoveryContext {
+            asked,
+            sightings,
+            declaration,
+            nothing_under_way,
+        } = own.unwrap_or_default();
         let live = is_live(needs);
         let pinned = pinned(needs);
         let (mut view, at) = match &self.cache {
@@ -160,15 +175,30 @@ impl Collector {
         Ok(evidence)
     }
 
-    async fn add_workload(&self, e: &mut Evidence, view: &View, needs: Needs<'_>) -> Result<(), kube::Error> {
+    async fn add_workload(
+        &self,
+        e: &mut Evidence,
+        view: &View,
+        needs: Needs<'_>,
+    ) -> Result<(), kube::Error> {
         // Who else owns the count matters only where the count is changed, and the policy only to a hold.
         let (remembered, full, policy, probed) = match needs {
             Needs::Diagnose => return Ok(()),
             Needs::Plan => (None, true, true, true),
-            Needs::Execute { plan, changing, probing, .. } => {
+            Needs::Execute {
+                plan,
+                changing,
+                probing,
+                ..
+            } => {
                 let holding = plan.holding();
                 let (scales, by_gate) = (holding == Holding::AtZero, holding == Holding::ByGate);
-                (Some(&plan.pins.workload), changing && scales, changing && by_gate, changing || probing)
+                (
+                    Some(&plan.pins.workload),
+                    changing && scales,
+                    changing && by_gate,
+                    changing || probing,
+                )
             }
         };
         let detail = if full { Detail::Full } else { Detail::Count };
@@ -176,13 +206,15 @@ impl Collector {
             e.hold_policy = Some(hold::policy(&self.clients.read, self.clock.now()).await);
         }
         let source = Source::Kubernetes("the owning workload".to_owned());
-        let found = workloads::read(&self.clients.read, view, &e.claim_name, remembered, detail).await?;
+        let found =
+            workloads::read(&self.clients.read, view, &e.claim_name, remembered, detail).await?;
         e.workload = match found {
             Owner::Workload(mut workload) => {
                 if probed {
                     let clients = &self.clients;
                     let (records, read) = (&clients.records, &clients.read);
-                    let answer = dry_run::pod(records, read, &workload.workload, &e.claim_name).await?;
+                    let answer =
+                        dry_run::pod(records, read, &workload.workload, &e.claim_name).await?;
                     workload.pod_dry_run = Some(answer.accepted);
                     workload.dry_run_held = answer.held;
                 }
@@ -222,8 +254,15 @@ impl Collector {
         }
         let seen = e.sightings.iter().filter(|s| s.instance == pins.holder);
         let scopes: Vec<&CloudScope> = seen.map(|s| &s.scope).collect();
-        let since = self.clock.now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
-        Ok(self.providers.locate_again(&pins.volume, &scopes, since, || self.clock.now()).await)
+        let since = self
+            .clock
+            .now()
+            .saturating_sub(SHARED_FOR)
+            .unwrap_or(Timestamp::MIN);
+        Ok(self
+            .providers
+            .locate_again(&pins.volume, &scopes, since, || self.clock.now())
+            .await)
     }
 
     async fn add_cloud(&self, e: &mut Evidence, needs: Needs<'_>) -> Result<(), kube::Error> {
@@ -233,7 +272,8 @@ impl Collector {
             Ok(None) => return Ok(()),
             Err(error) => {
                 e.unreadable_handle = Some(error.to_string());
-                e.cloud_volume = Fact::unknown(error.to_string(), Source::Cloud("none".to_owned()), now());
+                e.cloud_volume =
+                    Fact::unknown(error.to_string(), Source::Cloud("none".to_owned()), now());
                 return Ok(());
             }
         };
@@ -263,7 +303,11 @@ impl Collector {
             let since = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;
         }
-        if let Needs::Execute { snapshots: Some(recovery), .. } = needs {
+        if let Needs::Execute {
+            snapshots: Some(recovery),
+            ..
+        } = needs
+        {
             e.snapshots = Some(located.snapshots(recovery.as_str(), now).await);
         }
         Ok(())
@@ -271,40 +315,59 @@ impl Collector {
 
     /// Every pod on each node that is not Ready and is, or may be, a holder: what an effect on the whole node reaches.
     async fn add_node_pods(&self, e: &mut Evidence, needs: Needs<'_>) -> Result<(), kube::Error> {
-        let mut names: BTreeSet<NodeName> =
-            e.attachments.shown().into_iter().flatten().map(|a| a.node.clone()).collect();
+        let mut names: BTreeSet<NodeName> = e
+            .attachments
+            .shown()
+            .into_iter()
+            .flatten()
+            .map(|a| a.node.clone())
+            .collect();
         if let Needs::Execute { plan, .. } = needs {
             names.insert(plan.pins.node.clone());
         }
         let holders = e.cloud_volume.shown().into_iter().flat_map(|v| &v.holders);
         names.extend(holders.filter_map(|h| e.node_of_instance(h).cloned()));
-        let down = |n: &NodeName| e.nodes.get(n).is_some_and(|f| !f.shown().is_some_and(|n| n.ready));
+        let down = |n: &NodeName| {
+            e.nodes
+                .get(n)
+                .is_some_and(|f| !f.shown().is_some_and(|n| n.ready))
+        };
         names.retain(down);
         if names.is_empty() {
             return Ok(());
         }
         let live = is_live(needs);
         let (down, at) = self.down(live).await?;
-        e.down = Some(Fact::present(down, Source::Kubernetes("Nodes".to_owned()), at));
+        e.down = Some(Fact::present(
+            down,
+            Source::Kubernetes("Nodes".to_owned()),
+            at,
+        ));
         for node in names {
             let source = Source::Kubernetes(format!("Pods on {node}"));
             let (pods, at) = match &self.cache {
                 Some(cache) if !live => {
-                    let bound =
-                        |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
+                    let bound = |p: &Pod| {
+                        p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str())
+                    };
                     (cache.pods.filter(bound), cache.as_of())
                 }
                 _ => {
                     let at = self.clock.now();
                     let bound = ListParams::default().fields(&format!("spec.nodeName={node}"));
-                    let pods = Api::<Pod>::all(self.clients.read.clone()).list(&bound).await?.items;
+                    let pods = Api::<Pod>::all(self.clients.read.clone())
+                        .list(&bound)
+                        .await?
+                        .items;
                     (pods.into_iter().map(Arc::new).collect(), at)
                 }
             };
             let names = facts::names(pods.iter().map(AsRef::as_ref));
-            e.node_pods.insert(node.clone(), Fact::present(names, source.clone(), at));
+            e.node_pods
+                .insert(node.clone(), Fact::present(names, source.clone(), at));
             let lost = self.losses_of(&pods, live).await?;
-            e.node_losses.insert(node.clone(), Fact::present(lost, source, at));
+            e.node_losses
+                .insert(node.clone(), Fact::present(lost, source, at));
             let source = Source::Kubernetes(format!("the claims of the pods on {node}"));
             let mut claims = self.claims_of_pods(&pods, live).await?;
             // A volume stays attached after its pod: deleted by force, or evicted from a node that never said so.
@@ -312,14 +375,21 @@ impl Collector {
             claims.extend(attached);
             claims.sort();
             claims.dedup();
-            e.node_claims.insert(node, Fact::present(claims, source, at));
+            e.node_claims
+                .insert(node, Fact::present(claims, source, at));
         }
         Ok(())
     }
 
     /// What the cloud says of holders for which no kubelet may be able to speak: what the proofs *gone* and *off* rest
     /// on.
-    async fn add_power(&self, e: &mut Evidence, located: &Located, since: Timestamp, needs: Needs<'_>) {
+    async fn add_power(
+        &self,
+        e: &mut Evidence,
+        located: &Located,
+        since: Timestamp,
+        needs: Needs<'_>,
+    ) {
         let now = || self.clock.now();
         let mut ids = unspoken_for(e, now());
         // What became of the power is asked for after the volume is free, too.
@@ -340,8 +410,9 @@ impl Collector {
         );
         e.instances = instances;
         e.power = power;
-        e.cloud_scope =
-            scope.inspect_err(|error| tracing::debug!(%error, "who answers for the cloud is not known")).ok();
+        e.cloud_scope = scope
+            .inspect_err(|error| tracing::debug!(%error, "who answers for the cloud is not known"))
+            .ok();
     }
 }
 
@@ -361,16 +432,29 @@ fn is_live(needs: Needs<'_>) -> bool {
 /// The instances that hold the volume, by the cloud's word or by Kubernetes', and whose kubelet cannot give the proof:
 /// there is no Ready Node of that instance, or no VolumeAttachment names its Node. None while the cloud does not answer.
 fn unspoken_for(e: &Evidence, now: Timestamp) -> Vec<InstanceId> {
-    let Some(volume) = e.cloud_volume.shown() else { return Vec::new() };
+    let Some(volume) = e.cloud_volume.shown() else {
+        return Vec::new();
+    };
     let speaks = |instance: &InstanceId| {
-        let ready =
-            |name| e.at(now).node(name).is_ok_and(|n| n.ready && n.instance.as_ref() == Some(instance));
+        let ready = |name| {
+            e.at(now)
+                .node(name)
+                .is_ok_and(|n| n.ready && n.instance.as_ref() == Some(instance))
+        };
         e.nodes.keys().any(ready)
     };
     let named = e.attachments.shown().into_iter().flatten();
-    let attached: BTreeSet<&InstanceId> =
-        named.filter_map(|a| e.nodes.get(&a.node)?.shown()?.instance.as_ref()).collect();
-    let held = volume.holders.iter().filter(|h| !speaks(h) || !attached.contains(h));
+    let attached: BTreeSet<&InstanceId> = named
+        .filter_map(|a| e.nodes.get(&a.node)?.shown()?.instance.as_ref())
+        .collect();
+    let held = volume
+        .holders
+        .iter()
+        .filter(|h| !speaks(h) || !attached.contains(h));
     let silent = attached.iter().copied().filter(|i| !speaks(i));
-    held.chain(silent).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    held.chain(silent)
+        .cloned()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect()
 }

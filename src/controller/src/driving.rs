@@ -61,8 +61,16 @@ struct Driver {
 }
 
 impl Drivers {
-    pub fn new(executor: Executor, cache: Cache, username: String, stop: watch::Receiver<bool>) -> Self {
-        let bounds = Bounds { at_once: usize::MAX, per_namespace: PLACES };
+    pub fn new(
+        executor: Executor,
+        cache: Cache,
+        username: String,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let bounds = Bounds {
+            at_once: usize::MAX,
+            per_namespace: PLACES,
+        };
         Self {
             executor,
             cache,
@@ -84,7 +92,10 @@ impl Drivers {
             // A standby remembers too since when nodes are down, so that a new leader need not begin to wait.
             let nodes = self.cache.nodes.filter(|_| true);
             let now = self.executor.collector.clock.now();
-            self.executor.collector.neighbours.note(nodes.iter().map(AsRef::as_ref), now);
+            self.executor
+                .collector
+                .neighbours
+                .note(nodes.iter().map(AsRef::as_ref), now);
             if leading {
                 let begun = Instant::now();
                 self.drive_all();
@@ -114,9 +125,13 @@ impl Drivers {
                 error.id()
             }
         };
-        let Some((name, _)) = self.driven.iter().find(|(_, driver)| driver.task == id) else { return };
+        let Some((name, _)) = self.driven.iter().find(|(_, driver)| driver.task == id) else {
+            return;
+        };
         let name = name.clone();
-        let Some(driver) = self.driven.remove(&name) else { return };
+        let Some(driver) = self.driven.remove(&name) else {
+            return;
+        };
         self.line.ended(&name, After::InLine, Instant::now());
         if *driver.give_way.borrow() {
             self.gave_way.insert(name);
@@ -127,8 +142,14 @@ impl Drivers {
 
     fn drive_all(&mut self) {
         let now = Instant::now();
-        let mut pending = self.cache.recoveries.filter(|r| !phase(r).is_final() || has_finalizer(r));
-        self.executor.metrics.running.set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
+        let mut pending = self
+            .cache
+            .recoveries
+            .filter(|r| !phase(r).is_final() || has_finalizer(r));
+        self.executor
+            .metrics
+            .running
+            .set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
         let crowd = records::beyond_the_quota(&pending, &self.username);
         pending.retain(|r| !crowd.contains(&name_of(r)));
         // Whoever came first is first in line.
@@ -161,7 +182,9 @@ impl Drivers {
                 continue;
             }
             let version = self.cache.recoveries.get(&name.namespace, &name.name);
-            let version = version.and_then(|r| r.resource_version()).unwrap_or_default();
+            let version = version
+                .and_then(|r| r.resource_version())
+                .unwrap_or_default();
             self.begin(name, version);
         }
         self.make_room(&pending, now);
@@ -170,18 +193,29 @@ impl Drivers {
     /// Tells drivers to give their places up where others wait for one.
     fn make_room(&mut self, pending: &[Arc<VolumeRecovery>], now: Instant) {
         let mut waiting: BTreeMap<String, usize> = BTreeMap::new();
-        for namespace in pending.iter().filter_map(|r| r.metadata.namespace.as_deref()) {
+        for namespace in pending
+            .iter()
+            .filter_map(|r| r.metadata.namespace.as_deref())
+        {
             if !waiting.contains_key(namespace) {
                 waiting.insert(namespace.to_owned(), self.line.waiting(namespace, now));
             }
         }
-        let effects: BTreeSet<ObjectName> =
-            pending.iter().filter(|r| has_effects(r)).map(|r| name_of(r)).collect();
-        let mut oldest: Vec<(&ObjectName, &Driver)> =
-            self.driven.iter().filter(|(name, _)| !effects.contains(name)).collect();
+        let effects: BTreeSet<ObjectName> = pending
+            .iter()
+            .filter(|r| has_effects(r))
+            .map(|r| name_of(r))
+            .collect();
+        let mut oldest: Vec<(&ObjectName, &Driver)> = self
+            .driven
+            .iter()
+            .filter(|(name, _)| !effects.contains(name))
+            .collect();
         oldest.sort_by_key(|(_, driver)| driver.since);
         for (name, driver) in oldest {
-            let Some(waiting) = waiting.get_mut(&name.namespace).filter(|n| **n > 0) else { continue };
+            let Some(waiting) = waiting.get_mut(&name.namespace).filter(|n| **n > 0) else {
+                continue;
+            };
             if driver.since + TURN <= now {
                 driver.give_way.send_replace(true);
                 *waiting -= 1;
@@ -190,7 +224,8 @@ impl Drivers {
     }
 
     fn begin(&mut self, name: ObjectName, version: String) {
-        let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), self.stop.clone());
+        let (executor, cache, stop) =
+            (self.executor.clone(), self.cache.clone(), self.stop.clone());
         let (task_name, username) = (name.clone(), self.username.clone());
         let (give_way, told) = watch::channel(false);
         let line = InLine::new(told, self.gave_way.remove(&name));
@@ -199,13 +234,21 @@ impl Drivers {
             executor.drive_in_line(&task_name, limits, stop, line).await;
             task_name
         });
-        let driver = Driver { task: handle.id(), version, since: Instant::now(), give_way };
+        let driver = Driver {
+            task: handle.id(),
+            version,
+            since: Instant::now(),
+            give_way,
+        };
         self.driven.insert(name, driver);
     }
 }
 
 fn name_of(recovery: &VolumeRecovery) -> ObjectName {
-    ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any())
+    ObjectName::new(
+        recovery.namespace().unwrap_or_default(),
+        recovery.name_any(),
+    )
 }
 
 /// Whether something that reattach did may have to be put back. Only what the controller writes counts: whoever may create a
@@ -215,7 +258,10 @@ fn has_effects(recovery: &VolumeRecovery) -> bool {
 }
 
 fn has_journal(recovery: &VolumeRecovery) -> bool {
-    recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty())
+    recovery
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.journal.is_empty())
 }
 
 fn has_finalizer(recovery: &VolumeRecovery) -> bool {
@@ -264,8 +310,17 @@ mod tests {
     #[test]
     fn records_that_may_act_go_before_records_to_look_at() {
         assert!(!is_urgent(&record(|_| {}), "controller"));
-        assert!(is_urgent(&record(|r| r["spec"]["requester"] = json!("controller")), "controller"));
-        assert!(is_urgent(&record(|r| r["spec"]["mode"] = json!("Auto")), "controller"));
-        assert!(!is_urgent(&record(|r| r["spec"]["mode"] = json!("Approve")), "controller"));
+        assert!(is_urgent(
+            &record(|r| r["spec"]["requester"] = json!("controller")),
+            "controller"
+        ));
+        assert!(is_urgent(
+            &record(|r| r["spec"]["mode"] = json!("Auto")),
+            "controller"
+        ));
+        assert!(!is_urgent(
+            &record(|r| r["spec"]["mode"] = json!("Approve")),
+            "controller"
+        ));
     }
 }

@@ -24,11 +24,19 @@ pub(crate) async fn ensure(
         return Ok(recovery);
     }
     let status = recovery.status.clone();
-    let all: Vec<&str> = recovery.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+    let all: Vec<&str> = recovery
+        .finalizers()
+        .iter()
+        .map(String::as_str)
+        .chain([FINALIZER])
+        .collect();
     // Nothing else of the object is sent back: what people wrote into its spec stays as they wrote it, to the last digit.
     let body = json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": all } });
     let (api, name) = (api(executor, &recovery), recovery.name_any());
-    match api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await {
+    match api
+        .patch(&name, &PatchParams::default(), &Patch::Merge(&body))
+        .await
+    {
         // The main resource ignores the status: carry ours over to the next write.
         Ok(stored) => Ok(VolumeRecovery { status, ..stored }),
         Err(kube::Error::Api(s)) if s.is_conflict() => Err(SaveError::Conflict.into()),
@@ -38,32 +46,54 @@ pub(crate) async fn ensure(
 
 /// Releases the node's lock, withdraws the questions to agents and removes the finalizer, so that nothing of the run is left. A
 /// node that this recovery still has in quarantine keeps its question, because the agent's late answer ends the quarantine.
-pub(crate) async fn remove(executor: &Executor, recovery: VolumeRecovery) -> Result<Turn, TurnError> {
+pub(crate) async fn remove(
+    executor: &Executor,
+    recovery: VolumeRecovery,
+) -> Result<Turn, TurnError> {
     let status = recovery.status.clone().unwrap_or_default();
     let plan = recovery.sound_plan();
     let node = plan.as_ref().map(|p| p.pins.node.clone());
     let uid = Executor::uid_of(&recovery);
-    if let Some(plan) = plan.as_ref().filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER)) {
+    if let Some(plan) = plan
+        .as_ref()
+        .filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER))
+    {
         release_lock(executor, &recovery, plan).await?;
         // The run has ended, and it does not before it knows what became of what it ordered.
-        for (at, _) in plan.steps.iter().enumerate().filter(|(_, step)| step.kind.spec().is_order()) {
+        for (at, _) in plan
+            .steps
+            .iter()
+            .enumerate()
+            .filter(|(_, step)| step.kind.spec().is_order())
+        {
             let step = StepIx(u32::try_from(at).unwrap_or(u32::MAX));
             let ordered = |e: &&Opaque<Entry>| {
-                e.get().is_ok_and(|e| matches!(&e.event, Event::Started { step: s, .. } if *s == step))
+                e.get()
+                    .is_ok_and(|e| matches!(&e.event, Event::Started { step: s, .. } if *s == step))
             };
             if status.journal.iter().any(|e| ordered(&e)) {
-                executor.take_note_away(&open_orders::name(&uid, step)).await;
+                executor
+                    .take_note_away(&open_orders::name(&uid, step))
+                    .await;
             }
         }
     }
     let turn = executor.reservations.turn_to_ask().await;
     if let Some(cache) = &executor.collector.cache {
-        for report in cache.reports.filter(|r| r.spec.challenges.iter().any(|c| reports::is_of(c, &uid))) {
+        for report in cache
+            .reports
+            .filter(|r| r.spec.challenges.iter().any(|c| reports::is_of(c, &uid)))
+        {
             let node = cache.nodes.get("", &report.name_any());
             if node.is_some_and(|n| node::quarantined_by(&n).as_ref() == Some(&uid)) {
                 continue;
             }
-            reports::withdraw(&executor.collector.clients.records, &report.name_any().into(), &uid).await?;
+            reports::withdraw(
+                &executor.collector.clients.records,
+                &report.name_any().into(),
+                &uid,
+            )
+            .await?;
         }
     } else if let Some(node) = node {
         reports::withdraw(&executor.collector.clients.records, &node, &uid).await?;
@@ -71,7 +101,10 @@ pub(crate) async fn remove(executor: &Executor, recovery: VolumeRecovery) -> Res
     drop(turn);
     if recovery.finalizers().iter().any(|f| f == FINALIZER) {
         if let Some(record) = exported(&recovery) {
-            let (name, namespace) = (recovery.name_any(), recovery.namespace().unwrap_or_default());
+            let (name, namespace) = (
+                recovery.name_any(),
+                recovery.namespace().unwrap_or_default(),
+            );
             tracing::warn!(
                 recovery = name,
                 namespace,
@@ -79,11 +112,18 @@ pub(crate) async fn remove(executor: &Executor, recovery: VolumeRecovery) -> Res
                 "this VolumeRecovery is being deleted; this line keeps its record"
             );
         }
-        let rest: Vec<&String> = recovery.finalizers().iter().filter(|f| *f != FINALIZER).collect();
-        let body =
-            json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": rest } });
+        let rest: Vec<&String> = recovery
+            .finalizers()
+            .iter()
+            .filter(|f| *f != FINALIZER)
+            .collect();
+        let body = json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": rest } });
         match api(executor, &recovery)
-            .patch(&recovery.name_any(), &PatchParams::default(), &Patch::Merge(&body))
+            .patch(
+                &recovery.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(&body),
+            )
             .await
         {
             Ok(_) => {}
@@ -104,8 +144,13 @@ fn exported(recovery: &VolumeRecovery) -> Option<String> {
 
 /// Returns the record of a recovery that began to act, as one line of JSON.
 pub(crate) fn record_that_acted(recovery: &VolumeRecovery) -> Option<String> {
-    let acted = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
-    acted.then(|| serde_json::to_string(recovery).ok()).flatten()
+    let acted = recovery
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.journal.is_empty());
+    acted
+        .then(|| serde_json::to_string(recovery).ok())
+        .flatten()
 }
 
 /// Releases the lock of the plan's node, if this run can have taken it.
@@ -117,7 +162,10 @@ async fn release_lock(
     if !plan.steps.iter().any(|step| step.kind.spec().locks_node) {
         return Ok(());
     }
-    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    let name = ObjectName::new(
+        recovery.namespace().unwrap_or_default(),
+        recovery.name_any(),
+    );
     let pass = executor.gate.tidy().map_err(|_| TurnError::NotLeader)?;
     let outcome = tidy::give_back(&pass, &plan.pins.node, &name).await;
     if !outcome.applied() {
@@ -128,7 +176,10 @@ async fn release_lock(
 }
 
 fn api(executor: &Executor, recovery: &VolumeRecovery) -> Api<VolumeRecovery> {
-    Api::namespaced(executor.collector.clients.records.clone(), &recovery.namespace().unwrap_or_default())
+    Api::namespaced(
+        executor.collector.clients.records.clone(),
+        &recovery.namespace().unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ pub fn router(endpoints: Endpoints) -> Router {
 
 /// Ends the connection after its reply: connections that wait for a next request would fill the listener's places.
 async fn one_request(mut reply: Response) -> Response {
-    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    reply
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 

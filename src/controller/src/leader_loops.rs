@@ -51,7 +51,14 @@ impl Controller {
         settings: Settings,
         metrics: Metrics,
     ) -> Self {
-        Self { clients, providers, clock, settings, metrics, locks: None }
+        Self {
+            clients,
+            providers,
+            clock,
+            settings,
+            metrics,
+            locks: None,
+        }
     }
 
     /// The same, with the locks of nodes in another namespace than the leader Lease's: in `medik8s-leases` they are those
@@ -74,9 +81,19 @@ impl Controller {
         }
         ready.send_replace(true);
         let (publish, leadership) = watch::channel(None);
-        let Settings { namespace, lease, identity, .. } = &self.settings;
-        let elector =
-            Elector::new(self.clients.records.clone(), namespace, lease, identity, self.clock.clone());
+        let Settings {
+            namespace,
+            lease,
+            identity,
+            ..
+        } = &self.settings;
+        let elector = Elector::new(
+            self.clients.records.clone(),
+            namespace,
+            lease,
+            identity,
+            self.clock.clone(),
+        );
         // The elector outlives the drivers: an effect under way must end inside our lease.
         let (end_election, election_ended) = watch::channel(false);
         // In a set, so that a run that is dropped stops renewing the Lease.
@@ -91,11 +108,22 @@ impl Controller {
         let gate = Gate::new(self.clients.clone(), leadership.clone())
             .locking_nodes_in(self.locks.as_deref().unwrap_or(namespace));
         let username = &self.settings.username;
-        let executor = Executor::new(collector, gate, identity.clone(), username, self.metrics.clone());
+        let executor = Executor::new(
+            collector,
+            gate,
+            identity.clone(),
+            username,
+            self.metrics.clone(),
+        );
         // Each in a loop of its own: what one of them waits for delays no other.
         let wakeup = || Wakeup::new(stop.clone(), leadership.clone(), &cache);
         let mut loops = JoinSet::new();
-        let drivers = Drivers::new(executor.clone(), cache.clone(), username.clone(), stop.clone());
+        let drivers = Drivers::new(
+            executor.clone(),
+            cache.clone(),
+            username.clone(),
+            stop.clone(),
+        );
         loops.spawn(drivers.run(wakeup()));
         loops.spawn(Looks::new(executor.clone(), cache.clone(), username.clone()).run(wakeup()));
         loops.spawn(Records::new(executor.clone(), cache.clone(), username.clone()).run(wakeup()));

@@ -10,12 +10,19 @@ use reattach_core::ids::ObjectName;
 use reattach_core::plan::Plan;
 
 pub(crate) fn phase(recovery: &VolumeRecovery) -> Phase {
-    recovery.status.as_ref().map(|s| s.phase).unwrap_or_default()
+    recovery
+        .status
+        .as_ref()
+        .map(|s| s.phase)
+        .unwrap_or_default()
 }
 
 /// Whether a run of this recovery has begun and is not over.
 pub(crate) fn has_a_run(recovery: &VolumeRecovery) -> bool {
-    let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+    let begun = recovery
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.journal.is_empty());
     begun && !phase(recovery).is_final()
 }
 
@@ -27,23 +34,41 @@ pub(crate) fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
         // A plan of another version most likely still names its node there, and that run counts, too.
         let node = |p: &Opaque<Plan>| match p.get() {
             Ok(plan) => plan.pins.node.to_string(),
-            Err(plan) => plan.raw()["pins"]["node"].as_str().unwrap_or_default().to_owned(),
+            Err(plan) => plan.raw()["pins"]["node"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
         };
-        r.status.as_ref().and_then(|s| s.plan.as_ref()).map(node).unwrap_or_default()
+        r.status
+            .as_ref()
+            .and_then(|s| s.plan.as_ref())
+            .map(node)
+            .unwrap_or_default()
     };
-    let name = |r: &VolumeRecovery| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any());
-    cache.recoveries.filter(runs).iter().map(|r| (name(r), node(r))).collect()
+    let name =
+        |r: &VolumeRecovery| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any());
+    cache
+        .recoveries
+        .filter(runs)
+        .iter()
+        .map(|r| (name(r), node(r)))
+        .collect()
 }
 
 /// What limits the recovery `name` now. `controller` is the user name of the controller.
 pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
     let own = cache.recoveries.get(&name.namespace, &name.name);
     let claim = own.as_ref().map(|r| Executor::claim_of(r));
-    let running: Vec<_> = running(cache).into_iter().filter(|(n, _)| n != name).collect();
+    let running: Vec<_> = running(cache)
+        .into_iter()
+        .filter(|(n, _)| n != name)
+        .collect();
     let rival = cache
         .recoveries
         // One that is stuck, too: something of it may be in force.
-        .filter(|r| has_a_run(r) && Some(Executor::claim_of(r)) == claim && r.name_any() != name.name)
+        .filter(|r| {
+            has_a_run(r) && Some(Executor::claim_of(r)) == claim && r.name_any() != name.name
+        })
         .iter()
         .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
         .next();

@@ -65,7 +65,12 @@ struct Open {
 impl BoundedListener {
     /// Bounds a listener.
     pub fn new(tcp: TcpListener, limits: Limits) -> Self {
-        Self { tcp, limits, places: Arc::new(Semaphore::new(limits.connections)), open: VecDeque::new() }
+        Self {
+            tcp,
+            limits,
+            places: Arc::new(Semaphore::new(limits.connections)),
+            open: VecDeque::new(),
+        }
     }
 
     /// Waits for a place. Closes the oldest connection if there is none and the oldest has had its time.
@@ -125,7 +130,10 @@ impl BoundedStream {
     /// Fails if the connection must end; otherwise the task is woken when it must.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if Pin::new(&mut self.closed).poll(cx).is_ready() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "too many connections"));
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "too many connections",
+            ));
         }
         if self.ends.as_mut().poll(cx).is_ready() {
             return Err(io::ErrorKind::TimedOut.into());
@@ -142,7 +150,10 @@ impl AsyncRead for BoundedStream {
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
         if self.bytes_left == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the request is too long")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the request is too long",
+            )));
         }
         // One read may go beyond the limit, by no more than the HTTP library's buffer.
         let before = buf.filled().len();
@@ -153,7 +164,11 @@ impl AsyncRead for BoundedStream {
 }
 
 impl AsyncWrite for BoundedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         Pin::new(&mut self.tcp).poll_write(cx, buf)
     }

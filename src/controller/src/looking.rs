@@ -36,7 +36,10 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 /// Claims that are looked at side by side. A look waits for the cloud most of its time.
-const BOUNDS: Bounds = Bounds { at_once: 8, per_namespace: 4 };
+const BOUNDS: Bounds = Bounds {
+    at_once: 8,
+    per_namespace: 4,
+};
 /// Longest pause of a claim whose trouble may be over soon, or become one of ours.
 const WAIT: Duration = Duration::from_secs(5);
 /// Longest pause of a claim about which there is nothing to say.
@@ -62,7 +65,11 @@ struct Look {
 impl Looks {
     pub fn new(executor: Executor, cache: Cache, username: String) -> Self {
         Self {
-            look: Arc::new(Look { executor, cache, username }),
+            look: Arc::new(Look {
+                executor,
+                cache,
+                username,
+            }),
             line: Turns::new(BOUNDS),
             nominated: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -84,7 +91,10 @@ impl Looks {
             loop {
                 let now = Instant::now();
                 self.begin_looks(now);
-                let at = self.line.next_rested(now).map_or(next_pass, |rested| rested.min(next_pass));
+                let at = self
+                    .line
+                    .next_rested(now)
+                    .map_or(next_pass, |rested| rested.min(next_pass));
                 tokio::select! {
                     biased;
                     Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
@@ -104,14 +114,25 @@ impl Looks {
         let look = &self.look;
         let mut records: BTreeMap<ObjectName, Vec<Arc<VolumeRecovery>>> = BTreeMap::new();
         for recovery in look.cache.recoveries.filter(|_| true) {
-            records.entry(Executor::claim_of(&recovery)).or_default().push(recovery);
+            records
+                .entry(Executor::claim_of(&recovery))
+                .or_default()
+                .push(recovery);
         }
         self.nominated.clear();
         let mut line = Vec::new();
-        for nominee in nominees(&look.cache).into_iter().filter(|n| is_bound(&look.cache, &n.claim)) {
-            let Some(policy) = ruling_policy(&look.cache, &nominee.claim) else { continue };
+        for nominee in nominees(&look.cache)
+            .into_iter()
+            .filter(|n| is_bound(&look.cache, &n.claim))
+        {
+            let Some(policy) = ruling_policy(&look.cache, &nominee.claim) else {
+                continue;
+            };
             let own = records.get(&nominee.claim).map_or(&[][..], Vec::as_slice);
-            if own.iter().any(|r| stands_for_its_claim(r, policy.spec.mode, &look.username)) {
+            if own
+                .iter()
+                .any(|r| stands_for_its_claim(r, policy.spec.mode, &look.username))
+            {
                 continue;
             }
             let mut version = DefaultHasher::new();
@@ -119,7 +140,13 @@ impl Looks {
             for record in own {
                 (record.uid(), record.resource_version()).hash(&mut version);
             }
-            line.push((nominee.claim.clone(), Offer { version: version.finish(), rank: 0 }));
+            line.push((
+                nominee.claim.clone(),
+                Offer {
+                    version: version.finish(),
+                    rank: 0,
+                },
+            ));
             self.nominated.insert(nominee.claim.clone(), nominee);
         }
         self.line.offer(line);
@@ -162,9 +189,16 @@ impl Looks {
 /// Whether Kubernetes has bound the claim to a PersistentVolume. Anyone who may create pods and claims in a namespace can make
 /// up as many others as they like, and there is nothing to say about those.
 fn is_bound(cache: &Cache, claim: &ObjectName) -> bool {
-    let Some(claim) = cache.claims.get(&claim.namespace, &claim.name) else { return false };
+    let Some(claim) = cache.claims.get(&claim.namespace, &claim.name) else {
+        return false;
+    };
     let volume = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
-    facts::is_bound(&claim, volume.and_then(|name| cache.volumes.get("", name)).as_deref())
+    facts::is_bound(
+        &claim,
+        volume
+            .and_then(|name| cache.volumes.get("", name))
+            .as_deref(),
+    )
 }
 
 /// Whether a recovery keeps a policy of this mode from beginning one for the same claim: its run is not over, a policy made it,
@@ -173,7 +207,10 @@ fn stands_for_its_claim(recovery: &VolumeRecovery, policy: Mode, controller: &st
     let spec = &recovery.spec;
     let shown = recovery.status.as_ref().and_then(|s| s.plan_hash.as_ref());
     // An approval of an earlier plan lets nothing begin.
-    let approved = spec.approval.as_ref().is_some_and(|a| Some(&a.plan_hash) == shown);
+    let approved = spec
+        .approval
+        .as_ref()
+        .is_some_and(|a| Some(&a.plan_hash) == shown);
     let goes_as_far = spec.requester == controller || spec.mode >= policy || approved;
     !phase(recovery).is_final() && (has_a_run(recovery) || goes_as_far)
 }
@@ -189,10 +226,16 @@ impl Look {
 
     /// Diagnoses a nominated claim and, where there is something to say, creates its recovery.
     async fn consider(&self, nominee: &Nominee) -> Result<After, kube::Error> {
-        let evidence = self.executor.collector.collect(&nominee.claim, None, Needs::Diagnose).await?;
+        let evidence = self
+            .executor
+            .collector
+            .collect(&nominee.claim, None, Needs::Diagnose)
+            .await?;
         let policies = self.cache.policies.filter(|_| true);
         let nothing = Ok(After::Rest(NOTHING));
-        let Some(policy) = Subject::of(&evidence).and_then(|s| ruling(&policies, &s)) else { return nothing };
+        let Some(policy) = Subject::of(&evidence).and_then(|s| ruling(&policies, &s)) else {
+            return nothing;
+        };
         let diagnosis = diagnose(&evidence, self.executor.collector.clock.now());
         if !worth_a_record(&diagnosis) {
             return match diagnosis.verdict {
@@ -216,12 +259,19 @@ impl Look {
             .recoveries
             .filter(|r| Executor::claim_of(r) == nominee.claim && came_right(r, &trouble));
         let last = ended.iter().max_by_key(|r| r.creation_timestamp());
-        let name = format!("{trouble}-{}", recovery_suffix(&evidence, class, policy, last.map(|r| &**r)));
+        let name = format!(
+            "{trouble}-{}",
+            recovery_suffix(&evidence, class, policy, last.map(|r| &**r))
+        );
         let records = self.executor.collector.clients.records.clone();
         let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
         let stands = |r: &VolumeRecovery| stands_for_its_claim(r, policy.spec.mode, &self.username);
         // The watch may lag behind: what it does not know of yet may be under way already, on another recovery_suffix.
-        if self.cache.recoveries.get(&nominee.claim.namespace, &name).is_some()
+        if self
+            .cache
+            .recoveries
+            .get(&nominee.claim.namespace, &name)
+            .is_some()
             || api
                 .list(&ListParams::default())
                 .await?
@@ -263,7 +313,9 @@ impl Look {
 fn worth_a_record(diagnosis: &Diagnosis) -> bool {
     match &diagnosis.verdict {
         // A claim that is bound to nothing says nothing about the volume that it names.
-        Verdict::NotOurs { reason: NotOurs::Identity { problem } } => !problem.is_about_the_binding(),
+        Verdict::NotOurs {
+            reason: NotOurs::Identity { problem },
+        } => !problem.is_about_the_binding(),
         Verdict::Ours { .. } | Verdict::NotOurs { .. } | Verdict::Unclassified { .. } => true,
         Verdict::Wait { reason } => matches!(reason, WaitReason::ProviderLock { .. }),
         Verdict::Healthy { .. } => false,
@@ -274,7 +326,13 @@ fn worth_a_record(diagnosis: &Diagnosis) -> bool {
 /// VolumeAttachment, the cloud's holders. Pods are no part of it: a recovery that a person ended must not begin again because the
 /// waiting pod was replaced.
 fn trouble_fingerprint(evidence: &Evidence) -> String {
-    let mut parts = vec![evidence.claim.shown().map(|c| c.uid.to_string()).unwrap_or_default()];
+    let mut parts = vec![
+        evidence
+            .claim
+            .shown()
+            .map(|c| c.uid.to_string())
+            .unwrap_or_default(),
+    ];
     let records = evidence.attachments.shown().into_iter().flatten();
     for record in records.filter(|a| a.attached || a.deleting_since.is_some()) {
         parts.push(record.uid.to_string());
@@ -282,7 +340,10 @@ fn trouble_fingerprint(evidence: &Evidence) -> String {
         parts.extend(node.map(|n| n.boot_id.to_string()));
     }
     if parts.len() == 1 {
-        let holders = evidence.cloud_volume.shown().map_or(&[][..], |c| c.holders.as_slice());
+        let holders = evidence
+            .cloud_volume
+            .shown()
+            .map_or(&[][..], |c| c.holders.as_slice());
         parts.extend(holders.iter().map(ToString::to_string));
     }
     let mut claim = evidence.claim_name.name.clone();
@@ -297,12 +358,16 @@ fn already_settled(recovery: &VolumeRecovery, trouble: &str, class: Option<Class
     let over = match phase(recovery) {
         Phase::Failed => {
             let was = recovery.status.as_ref().and_then(|s| s.class.as_deref());
-            was.zip(class).is_none_or(|(was, now)| now.to_string() == was)
+            was.zip(class)
+                .is_none_or(|(was, now)| now.to_string() == was)
         }
         Phase::Aborted => recovery.spec.abort.is_some(),
         _ => false,
     };
-    over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
+    over && recovery
+        .name_any()
+        .rsplit_once('-')
+        .is_some_and(|(same, _)| same == trouble)
 }
 
 /// Whether this recovery of this very trouble ended well, or because it was not wanted at the time and without a person's
@@ -314,7 +379,10 @@ fn came_right(recovery: &VolumeRecovery, trouble: &str) -> bool {
         Phase::Aborted => recovery.spec.abort.is_none(),
         _ => false,
     };
-    over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
+    over && recovery
+        .name_any()
+        .rsplit_once('-')
+        .is_some_and(|(same, _)| same == trouble)
 }
 
 /// Returns the last part of a recovery's name. It differs between recoveries of one trouble under two policies, of two classes, with
@@ -326,17 +394,28 @@ fn recovery_suffix(
     policy: &RecoveryPolicy,
     last: Option<&VolumeRecovery>,
 ) -> String {
-    let mut parts =
-        vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
+    let mut parts = vec![
+        policy.uid().unwrap_or_default(),
+        policy.metadata.generation.unwrap_or(0).to_string(),
+    ];
     parts.extend(class.map(|c| c.to_string()));
-    parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
+    parts.extend(
+        evidence
+            .pods
+            .shown()
+            .into_iter()
+            .flatten()
+            .map(|p| p.uid.to_string()),
+    );
     parts.extend(last.and_then(|r| r.uid()));
     reattach_core::plan::short_hash(&parts)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{already_settled, came_right, recovery_suffix, stands_for_its_claim, trouble_fingerprint};
+    use super::{
+        already_settled, came_right, recovery_suffix, stands_for_its_claim, trouble_fingerprint,
+    };
     use reattach_api::{RecoveryPolicy, VolumeRecovery};
     use reattach_core::diagnosis::Class;
     use reattach_core::evidence::AttachmentFacts;
@@ -352,11 +431,18 @@ mod tests {
             .with_node(OTHER_NODE, OTHER_INSTANCE)
             .with_pod("redis-replacement", Some(OTHER_NODE), true)
             .attachments(|all| {
-                all.push(AttachmentFacts { attached: false, ..attachment("csi-redis-2", OTHER_NODE) });
+                all.push(AttachmentFacts {
+                    attached: false,
+                    ..attachment("csi-redis-2", OTHER_NODE)
+                });
             });
         assert_eq!(trouble_fingerprint(&replaced.evidence), name);
         let booted = dead.clone().node(|n| n.boot_id = "another boot".into());
-        assert_ne!(trouble_fingerprint(&booted.evidence), name, "another boot of {NODE} is another trouble");
+        assert_ne!(
+            trouble_fingerprint(&booted.evidence),
+            name,
+            "another boot of {NODE} is another trouble"
+        );
         let another = dead.attachments(|all| all[0].uid = "another".into());
         assert_ne!(trouble_fingerprint(&another.evidence), name);
     }
@@ -384,16 +470,28 @@ mod tests {
             assert!(came_right(&ended, &trouble), "{phase}");
             let next = recovery_suffix(&evidence, None, &policy, Some(&ended));
             assert_ne!(next, first, "{phase}");
-            assert_eq!(recovery_suffix(&evidence, None, &policy, Some(&ended)), next);
+            assert_eq!(
+                recovery_suffix(&evidence, None, &policy, Some(&ended)),
+                next
+            );
         }
         for phase in ["Failed", "Waiting", "Running"] {
             assert!(!came_right(&record(phase, &trouble), &trouble), "{phase}");
         }
         let mut aborted = record("Aborted", &trouble);
-        assert!(came_right(&aborted, &trouble), "a policy or an opt-out ended it, which may be taken back");
-        aborted.spec.abort = Some(reattach_api::Abort { by: "jane".to_owned(), reason: None });
+        assert!(
+            came_right(&aborted, &trouble),
+            "a policy or an opt-out ended it, which may be taken back"
+        );
+        aborted.spec.abort = Some(reattach_api::Abort {
+            by: "jane".to_owned(),
+            reason: None,
+        });
         assert!(!came_right(&aborted, &trouble), "a person's abort stands");
-        assert!(!came_right(&record("Resolved", "another-trouble"), &trouble));
+        assert!(!came_right(
+            &record("Resolved", "another-trouble"),
+            &trouble
+        ));
     }
 
     #[test]
@@ -411,7 +509,10 @@ mod tests {
         let trouble = "redis-data-cafe";
         let failed = over("Failed", false);
         assert!(already_settled(&failed, trouble, Some(Class::E)));
-        assert!(!already_settled(&failed, trouble, Some(Class::C)), "what it left has another order");
+        assert!(
+            !already_settled(&failed, trouble, Some(Class::C)),
+            "what it left has another order"
+        );
         assert!(
             already_settled(&failed, trouble, None),
             "what cannot be told, or is locked, is no other trouble"
@@ -422,8 +523,15 @@ mod tests {
             already_settled(&ended, trouble, Some(Class::E))
                 && already_settled(&ended, trouble, Some(Class::C))
         );
-        assert!(!already_settled(&over("Aborted", false), trouble, Some(Class::E)), "nobody asked for that");
-        assert!(!already_settled(&over("Recovered", false), trouble, Some(Class::E)));
+        assert!(
+            !already_settled(&over("Aborted", false), trouble, Some(Class::E)),
+            "nobody asked for that"
+        );
+        assert!(!already_settled(
+            &over("Recovered", false),
+            trouble,
+            Some(Class::E)
+        ));
     }
 
     #[test]
@@ -437,17 +545,24 @@ mod tests {
             change(&mut record);
             serde_json::from_value(record).unwrap_or_else(|e| panic!("{e}"))
         };
-        let stands = |record: &VolumeRecovery, policy| stands_for_its_claim(record, policy, "reattach");
+        let stands =
+            |record: &VolumeRecovery, policy| stands_for_its_claim(record, policy, "reattach");
         let of_a_person = record(&|_| {});
         assert!(!stands(&of_a_person, Mode::Auto) && !stands(&of_a_person, Mode::Approve));
-        assert!(stands(&of_a_person, Mode::DryRun), "a second one would show the same");
+        assert!(
+            stands(&of_a_person, Mode::DryRun),
+            "a second one would show the same"
+        );
         let of_a_policy = record(&|r| r["spec"]["requester"] = "reattach".into());
         assert!(
             stands(&of_a_policy, Mode::Auto),
             "it ends by itself first, since its policy says something else"
         );
         let begun = record(&|r| r["status"]["journal"] = serde_json::json!([{"any": "line"}]));
-        assert!(stands(&begun, Mode::Auto), "one recovery with effects for each claim");
+        assert!(
+            stands(&begun, Mode::Auto),
+            "one recovery with effects for each claim"
+        );
         let of_auto = record(&|r| r["spec"]["mode"] = "Auto".into());
         assert!(stands(&of_auto, Mode::Auto));
         let approved = |hash: &str| {
@@ -458,7 +573,10 @@ mod tests {
             })
         };
         assert!(stands(&approved("cafe"), Mode::Auto));
-        assert!(!stands(&approved("babe"), Mode::Auto), "it waits for another approval");
+        assert!(
+            !stands(&approved("babe"), Mode::Auto),
+            "it waits for another approval"
+        );
         let over = record(&|r| {
             r["spec"]["mode"] = "Auto".into();
             r["status"]["phase"] = "Resolved".into();

@@ -35,7 +35,9 @@ impl Collector {
         let mut read: BTreeMap<(String, String), Option<PersistentVolumeClaim>> = BTreeMap::new();
         let mut owned = OwnedByPods::default();
         if let Some(cache) = &self.cache {
-            owned.0.insert(None, cache.claims.filter(OwnedByPods::is_one));
+            owned
+                .0
+                .insert(None, cache.claims.filter(OwnedByPods::is_one));
         }
         let mut all = Vec::new();
         for pod in pods.iter().map(AsRef::as_ref).filter(|p| losses::counts(p)) {
@@ -78,9 +80,16 @@ impl Collector {
     ) -> Result<Vec<String>, kube::Error> {
         let of = self.cache.is_none().then(|| namespace.to_owned());
         if !owned.0.contains_key(&of) {
-            let api = Api::<PersistentVolumeClaim>::namespaced(self.clients.read.clone(), namespace);
+            let api =
+                Api::<PersistentVolumeClaim>::namespaced(self.clients.read.clone(), namespace);
             let all = api.list(&ListParams::default()).await?.items;
-            owned.0.insert(of.clone(), all.into_iter().filter(OwnedByPods::is_one).map(Arc::new).collect());
+            owned.0.insert(
+                of.clone(),
+                all.into_iter()
+                    .filter(OwnedByPods::is_one)
+                    .map(Arc::new)
+                    .collect(),
+            );
         }
         let all = owned.0.get(&of).into_iter().flatten();
         let of_it = |c: &&Arc<PersistentVolumeClaim>| {
@@ -97,7 +106,11 @@ impl Collector {
     ) -> Result<Option<PersistentVolumeClaim>, kube::Error> {
         match &self.cache {
             Some(cache) if !live => Ok(cache.claims.get(namespace, name).map(|c| (*c).clone())),
-            _ => Api::namespaced(self.clients.read.clone(), namespace).get_opt(name).await,
+            _ => {
+                Api::namespaced(self.clients.read.clone(), namespace)
+                    .get_opt(name)
+                    .await
+            }
         }
     }
 }

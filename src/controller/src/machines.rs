@@ -89,12 +89,21 @@ impl Machines {
         if cache.as_of() < now {
             return;
         }
-        let Some(cluster) = cluster(cache) else { return };
+        let Some(cluster) = cluster(cache) else {
+            return;
+        };
         let nodes = cache.nodes.filter(|_| true);
         let known = cache.reports.filter(|_| true);
-        let names: BTreeSet<String> =
-            nodes.iter().map(|n| n.name_any()).chain(known.iter().map(|r| r.name_any())).collect();
-        let uids: BTreeSet<Uid> = nodes.iter().filter_map(|n| n.uid()).map(Uid::from).collect();
+        let names: BTreeSet<String> = nodes
+            .iter()
+            .map(|n| n.name_any())
+            .chain(known.iter().map(|r| r.name_any()))
+            .collect();
+        let uids: BTreeSet<Uid> = nodes
+            .iter()
+            .filter_map(|n| n.uid())
+            .map(Uid::from)
+            .collect();
         self.unproven.retain(|uid, _| uids.contains(uid));
         let (mut writes, mut reads) = (0, 0);
         for name in names {
@@ -103,10 +112,13 @@ impl Machines {
                 Some(node) => self.machine(executor, node, &cluster).await,
                 None => None,
             };
-            let old = report.as_ref().map_or(&[][..], |r| r.spec.machines.as_slice());
+            let old = report
+                .as_ref()
+                .map_or(&[][..], |r| r.spec.machines.as_slice());
             let machine = match (&node, machine) {
                 (Some(node), Some(new)) if !is_known(old, &new) => {
-                    let due = is_ready(node) && reads < MOST_WRITES && self.is_lease_due(&new.node_uid);
+                    let due =
+                        is_ready(node) && reads < MOST_WRITES && self.is_lease_due(&new.node_uid);
                     reads += usize::from(due);
                     let lives = due && self.lives(executor, &new, now).await;
                     lives.then_some(new)
@@ -132,16 +144,33 @@ impl Machines {
         }
     }
 
-    async fn forget(&self, executor: &Executor, report: &NodeVolumeReport) -> Result<(), kube::Error> {
-        tracing::info!(node = report.name_any(), "the record of a node that is long gone is deleted");
+    async fn forget(
+        &self,
+        executor: &Executor,
+        report: &NodeVolumeReport,
+    ) -> Result<(), kube::Error> {
+        tracing::info!(
+            node = report.name_any(),
+            "the record of a node that is long gone is deleted"
+        );
         reports::forget(&executor.collector.clients.records, report).await
     }
 
     /// The machine behind a Node now. None: no provider knows it, or its kubelet has not said its boot yet.
-    async fn machine(&mut self, executor: &Executor, node: &Node, cluster: &Uid) -> Option<SeenMachine> {
+    async fn machine(
+        &mut self,
+        executor: &Executor,
+        node: &Node,
+        cluster: &Uid,
+    ) -> Option<SeenMachine> {
         let id = node.spec.as_ref()?.provider_id.as_deref()?;
         let instance = executor.collector.providers.instance(id)?;
-        let boot = node.status.as_ref()?.node_info.as_ref().map(|i| i.boot_id.clone())?;
+        let boot = node
+            .status
+            .as_ref()?
+            .node_info
+            .as_ref()
+            .map(|i| i.boot_id.clone())?;
         if boot.is_empty() {
             return None;
         }
@@ -157,7 +186,9 @@ impl Machines {
     }
 
     fn is_lease_due(&self, node: &Uid) -> bool {
-        self.unproven.get(node).is_none_or(|at| at.elapsed() >= LEASE_READ_AGAIN_AFTER)
+        self.unproven
+            .get(node)
+            .is_none_or(|at| at.elapsed() >= LEASE_READ_AGAIN_AFTER)
     }
 
     /// Reads the Lease of the node's kubelet: does the kubelet renew it?
@@ -170,11 +201,14 @@ impl Machines {
                 None
             }
         };
-        let lives = lease.and_then(|l| l.spec).is_some_and(|lease| is_renewed(&lease, &machine.node, now));
+        let lives = lease
+            .and_then(|l| l.spec)
+            .is_some_and(|lease| is_renewed(&lease, &machine.node, now));
         if lives {
             self.unproven.remove(&machine.node_uid);
         } else {
-            self.unproven.insert(machine.node_uid.clone(), Instant::now());
+            self.unproven
+                .insert(machine.node_uid.clone(), Instant::now());
         }
         lives
     }
@@ -187,22 +221,29 @@ impl Machines {
         };
         if self.scopes.get(provider.name()).is_none_or(again) {
             let scope = provider.scope().await;
-            let scope = scope.inspect_err(|error| tracing::debug!(%error, "the account is not known")).ok();
+            let scope = scope
+                .inspect_err(|error| tracing::debug!(%error, "the account is not known"))
+                .ok();
             self.scopes.insert(provider.name(), (Instant::now(), scope));
         }
-        self.scopes.get(provider.name()).and_then(|(_, scope)| scope.clone())
+        self.scopes
+            .get(provider.name())
+            .and_then(|(_, scope)| scope.clone())
     }
 }
 
 /// Does this node's own kubelet hold the Lease, and has it renewed the Lease a moment ago?
 fn is_renewed(lease: &LeaseSpec, node: &NodeName, now: Timestamp) -> bool {
     let fresh = |at: &MicroTime| now.duration_since(at.0).abs() <= LEASE_FRESH;
-    lease.holder_identity.as_deref() == Some(node.as_str()) && lease.renew_time.as_ref().is_some_and(fresh)
+    lease.holder_identity.as_deref() == Some(node.as_str())
+        && lease.renew_time.as_ref().is_some_and(fresh)
 }
 
 /// Is the same machine behind the same Node in the records?
 fn is_known(old: &[Opaque<SeenMachine>], machine: &SeenMachine) -> bool {
-    old.iter().filter_map(|o| o.get().ok()).any(|m| is_same(m, machine))
+    old.iter()
+        .filter_map(|o| o.get().ok())
+        .any(|m| is_same(m, machine))
 }
 
 fn is_same(one: &SeenMachine, other: &SeenMachine) -> bool {
@@ -211,7 +252,11 @@ fn is_same(one: &SeenMachine, other: &SeenMachine) -> bool {
 
 /// What tells this cluster from others: the UID of a namespace that every cluster has from its beginning.
 pub(crate) fn cluster(cache: &Cache) -> Option<Uid> {
-    cache.namespaces.get("", CLUSTER).and_then(|n| n.uid()).map(Uid::from)
+    cache
+        .namespaces
+        .get("", CLUSTER)
+        .and_then(|n| n.uid())
+        .map(Uid::from)
 }
 
 /// Whether the garbage collector deletes the report with its Node, as agents of earlier versions asked for.
@@ -232,12 +277,19 @@ fn remembered(
         Ok(m) if is_it(m) => None,
         Ok(m) => {
             let since = m.node_gone_since.unwrap_or(now);
-            let m = SeenMachine { node_gone_since: Some(since), ..m.clone() };
+            let m = SeenMachine {
+                node_gone_since: Some(since),
+                ..m.clone()
+            };
             (now.duration_since(since) < FORGET_AFTER).then(|| m.into())
         }
     });
     let mut all: Vec<Opaque<SeenMachine>> = kept.collect();
-    let before = old.iter().filter_map(|o| o.get().ok()).find(|m| is_it(m)).cloned();
+    let before = old
+        .iter()
+        .filter_map(|o| o.get().ok())
+        .find(|m| is_it(m))
+        .cloned();
     all.extend(machine.map(|new| {
         let scope = new.scope.clone().or(before.and_then(|b| b.scope));
         SeenMachine { scope, ..new }.into()
@@ -265,7 +317,11 @@ mod tests {
         let first = machine(("n1", "1"));
         let seen = remembered(&[], Some(first.clone()), start());
         assert_eq!(of(&seen), std::slice::from_ref(&first));
-        assert_eq!(remembered(&seen, Some(first), start() + days(400)), seen, "nothing to write");
+        assert_eq!(
+            remembered(&seen, Some(first), start() + days(400)),
+            seen,
+            "nothing to write"
+        );
         let gone = remembered(&seen, None, start());
         assert_eq!(of(&gone)[0].node_gone_since, Some(start()));
         assert_eq!(remembered(&gone, None, start() + days(89)), gone);
@@ -292,18 +348,34 @@ mod tests {
     #[test]
     fn another_machine_of_the_name_does_not_replace_the_first() {
         let seen = remembered(&[], Some(machine(("n1", "1"))), start());
-        let new = SeenMachine { node_uid: "another".into(), ..machine(("n1", "2")) };
+        let new = SeenMachine {
+            node_uid: "another".into(),
+            ..machine(("n1", "2"))
+        };
         let both = of(&remembered(&seen, Some(new.clone()), start()));
-        assert_eq!((&both[0].instance, both[0].node_gone_since), (&"1".into(), Some(start())));
+        assert_eq!(
+            (&both[0].instance, both[0].node_gone_since),
+            (&"1".into(), Some(start()))
+        );
         assert_eq!(both[1], new);
     }
 
     #[test]
     fn a_reboot_changes_the_boot_alone_and_a_known_account_stays() {
         let seen = remembered(&[], Some(machine(("n1", "1"))), start());
-        let rebooted = SeenMachine { boot_id: "later".into(), scope: None, ..machine(("n1", "1")) };
+        let rebooted = SeenMachine {
+            boot_id: "later".into(),
+            scope: None,
+            ..machine(("n1", "1"))
+        };
         let now = of(&remembered(&seen, Some(rebooted), start()));
-        assert_eq!(now, [SeenMachine { boot_id: "later".into(), ..machine(("n1", "1")) }]);
+        assert_eq!(
+            now,
+            [SeenMachine {
+                boot_id: "later".into(),
+                ..machine(("n1", "1"))
+            }]
+        );
     }
 
     #[test]

@@ -70,14 +70,18 @@ enum LogFormat {
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     // Names and messages in a log line were written by others: none of them makes a line of its own.
     let form = match args.log_format {
         LogFormat::Json => LogForm::Json,
         LogFormat::Text => LogForm::Text,
     };
     let to = move || LogLines::new(std::io::stderr(), form);
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(to).with_ansi(false);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(to)
+        .with_ansi(false);
     match args.log_format {
         LogFormat::Json => logs.json().init(),
         LogFormat::Text => logs.init(),
@@ -109,7 +113,8 @@ fn named(text: &str) -> Result<String, String> {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "give an address and a port, such as 0.0.0.0:8080".to_owned())
+    text.parse()
+        .map_err(|_| "give an address and a port, such as 0.0.0.0:8080".to_owned())
 }
 
 fn lease(text: &str) -> Result<String, String> {
@@ -124,11 +129,19 @@ fn lease(text: &str) -> Result<String, String> {
 async fn check_bounds(clients: &Clients, username: &str, unbounded: bool) -> Result<()> {
     let gaps = match bounds::unbound(&clients.records, username).await {
         Ok(gaps) if gaps.is_empty() => return Ok(()),
-        Ok(gaps) => gaps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        Ok(gaps) => gaps
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
         Err(error) => format!("they cannot be read: {error}"),
     };
     if unbounded {
-        tracing::warn!(username, gaps, "admission policies do not bound this account; --unbounded allows it");
+        tracing::warn!(
+            username,
+            gaps,
+            "admission policies do not bound this account; --unbounded allows it"
+        );
         return Ok(());
     }
     bail!(
@@ -145,11 +158,17 @@ async fn run(args: Args) -> Result<()> {
     let config = reattach_cluster::client::load(args.kubeconfig.as_deref(), None).await?;
     let clients = Clients::from_config(&config, Product::Controller)?;
     let version = clients.read.apiserver_version().await;
-    let version =
-        version.with_context(|| format!("the API server at {} does not answer", config.cluster_url))?;
+    let version = version
+        .with_context(|| format!("the API server at {} does not answer", config.cluster_url))?;
     tracing::info!(server = %config.cluster_url, version = version.git_version, "connected");
     reattach_cluster::client::require_crds(&clients.read).await?;
-    for Preflight { provider, missing_to_read, missing_to_detach, report } in preflight(&providers).await {
+    for Preflight {
+        provider,
+        missing_to_read,
+        missing_to_detach,
+        report,
+    } in preflight(&providers).await
+    {
         for right in &report.rights {
             tracing::info!(provider, right = right.name, grant = ?right.grant, "preflight");
         }
@@ -169,8 +188,9 @@ async fn run(args: Args) -> Result<()> {
             None => {}
         }
     }
-    let username =
-        reattach_cluster::client::whoami(&clients.records).await.context("cannot ask who this process is")?;
+    let username = reattach_cluster::client::whoami(&clients.records)
+        .await
+        .context("cannot ask who this process is")?;
     check_bounds(&clients, &username, args.unbounded).await?;
     // The process is part of the identity: a container that restarts in its pod is a new contender.
     let identity = format!("{}/{}/{}", args.pod_name, args.pod_uid, std::process::id());
@@ -183,22 +203,37 @@ async fn run(args: Args) -> Result<()> {
         .with_context(|| format!("--listen {} cannot be used", args.listen))?;
     let mut serving = stop.clone();
     let server = tokio::spawn(async move {
-        let app = router(Endpoints { registry: Arc::new(registry), ready });
+        let app = router(Endpoints {
+            registry: Arc::new(registry),
+            ready,
+        });
         let stopped = async move {
             let _ = serving.wait_for(|s| *s).await;
         };
         let listener = BoundedListener::new(listener, Limits::default());
-        axum::serve(listener, app).with_graceful_shutdown(stopped).await
+        axum::serve(listener, app)
+            .with_graceful_shutdown(stopped)
+            .await
     });
     tokio::spawn(async move {
         reattach_cluster::client::terminated().await;
         tracing::info!("stopping: effects under way end first");
         stop_tx.send_replace(true);
     });
-    let settings = Settings { namespace: args.namespace, lease: args.lease, identity, username };
-    let locks = args.node_lock_namespace.unwrap_or_else(|| settings.namespace.clone());
+    let settings = Settings {
+        namespace: args.namespace,
+        lease: args.lease,
+        identity,
+        username,
+    };
+    let locks = args
+        .node_lock_namespace
+        .unwrap_or_else(|| settings.namespace.clone());
     let controller = Controller::new(clients, providers, Clock::system(), settings, metrics);
-    controller.locking_nodes_in(&locks).run(ready_tx, stop).await;
+    controller
+        .locking_nodes_in(&locks)
+        .run(ready_tx, stop)
+        .await;
     server.await.context("the HTTP server ended badly")??;
     Ok(())
 }

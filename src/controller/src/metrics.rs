@@ -60,11 +60,16 @@ impl Metrics {
             Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => "applied",
             Outcome::Unknown { .. } => "unknown",
             Outcome::Withheld { .. } => "shut",
-            Outcome::NotApplied { .. } | Outcome::ObservedNotApplied { .. } | Outcome::Repeatable { .. } => {
-                "not_applied"
-            }
+            Outcome::NotApplied { .. }
+            | Outcome::ObservedNotApplied { .. }
+            | Outcome::Repeatable { .. } => "not_applied",
         };
-        self.effects.get_or_create(&EffectLabels { step, outcome: outcome.to_owned() }).inc();
+        self.effects
+            .get_or_create(&EffectLabels {
+                step,
+                outcome: outcome.to_owned(),
+            })
+            .inc();
     }
 
     /// Registers every metric.
@@ -78,15 +83,31 @@ impl Metrics {
             driven: Gauge::default(),
             duration: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
         };
-        registry.register("reattach_recoveries_ended", "Recoveries that ended", metrics.ended.clone());
+        registry.register(
+            "reattach_recoveries_ended",
+            "Recoveries that ended",
+            metrics.ended.clone(),
+        );
         registry.register(
             "reattach_recoveries_escalated",
             "Waits so long that a person was called for",
             metrics.escalated.clone(),
         );
-        registry.register("reattach_effects", "Effects that passed or met the gate", metrics.effects.clone());
-        registry.register("reattach_leader", "1 while this process is leader", metrics.leader.clone());
-        registry.register("reattach_recoveries_running", "Recoveries under way", metrics.running.clone());
+        registry.register(
+            "reattach_effects",
+            "Effects that passed or met the gate",
+            metrics.effects.clone(),
+        );
+        registry.register(
+            "reattach_leader",
+            "1 while this process is leader",
+            metrics.leader.clone(),
+        );
+        registry.register(
+            "reattach_recoveries_running",
+            "Recoveries under way",
+            metrics.running.clone(),
+        );
         registry.register(
             "reattach_recoveries_driven",
             "Recoveries that are driven, with or without a run",

@@ -41,7 +41,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Neighbours {
     /// Notes which of all Nodes are down at `now`, and answers since when each of them is.
-    pub fn note<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>, now: Timestamp) -> Vec<DownNode> {
+    pub fn note<'a>(
+        &self,
+        nodes: impl IntoIterator<Item = &'a Node>,
+        now: Timestamp,
+    ) -> Vec<DownNode> {
         let mut before = lock(&self.seen);
         let mut seen = Seen::default();
         let mut found = Vec::new();
@@ -51,10 +55,19 @@ impl Neighbours {
                 seen.up.insert(key);
                 continue;
             }
-            let (since, fell) =
-                before.down.get(&key).copied().unwrap_or_else(|| (now, before.up.contains(&key)));
+            let (since, fell) = before
+                .down
+                .get(&key)
+                .copied()
+                .unwrap_or_else(|| (now, before.up.contains(&key)));
             let (silent, changed) = silence(node);
-            found.push(DownNode { name: NodeName::from(node.name_any()), since, fell, changed, silent });
+            found.push(DownNode {
+                name: NodeName::from(node.name_any()),
+                since,
+                fell,
+                changed,
+                silent,
+            });
             seen.down.insert(key, (since, fell));
         }
         *before = seen;
@@ -69,8 +82,10 @@ mod tests {
     use serde_json::json;
 
     fn node(name: &str, ready: &str) -> Node {
-        serde_json::from_value(json!({"metadata": {"name": name, "uid": name}, "status": {"conditions": [
-            {"type": "Ready", "status": ready, "lastTransitionTime": "2026-03-02T03:00:00Z"}]}}))
+        serde_json::from_value(
+            json!({"metadata": {"name": name, "uid": name}, "status": {"conditions": [
+            {"type": "Ready", "status": ready, "lastTransitionTime": "2026-03-02T03:00:00Z"}]}}),
+        )
         .expect("a Node")
     }
 
@@ -81,7 +96,9 @@ mod tests {
         // Name, since when, whether it was seen to fall, whether it is silent.
         let since = |nodes: &[Node], now: i64| -> Vec<(String, i64, bool, bool)> {
             let down = memory.note(nodes, at(now));
-            down.iter().map(|d| (d.name.to_string(), d.since.as_second(), d.fell, d.silent)).collect()
+            down.iter()
+                .map(|d| (d.name.to_string(), d.since.as_second(), d.fell, d.silent))
+                .collect()
         };
         let (a, b) = ("a".to_owned(), "b".to_owned());
         assert_eq!(
@@ -94,6 +111,10 @@ mod tests {
             [(a.clone(), 10, false, true), (b, 20, true, false)]
         );
         assert_eq!(since(&[node("a", "True")], 30), []);
-        assert_eq!(since(&[node("a", "Unknown")], 40), [(a, 40, true, true)], "it was back in between");
+        assert_eq!(
+            since(&[node("a", "Unknown")], 40),
+            [(a, 40, true, true)],
+            "it was back in between"
+        );
     }
 }

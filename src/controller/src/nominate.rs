@@ -41,9 +41,13 @@ const WHY_CHARS: usize = 700;
 /// Every claim that a hint points at, once, sorted.
 pub fn nominees(cache: &Cache) -> Vec<Nominee> {
     let pods = cache.pods.filter(|p| !finished(p));
-    let events = cache.events.filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
-    let by_pod: BTreeMap<(ObjectName, Uid), Arc<Event>> =
-        events.into_iter().filter_map(|e| Some((facts::pod_of(&e)?, e))).collect();
+    let events = cache
+        .events
+        .filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
+    let by_pod: BTreeMap<(ObjectName, Uid), Arc<Event>> = events
+        .into_iter()
+        .filter_map(|e| Some((facts::pod_of(&e)?, e)))
+        .collect();
     let dead = dead_handles(&cache.reports.filter(|_| true));
     let mut records: BTreeMap<String, Vec<Arc<VolumeAttachment>>> = BTreeMap::new();
     for record in cache.attachments.filter(|_| true) {
@@ -65,12 +69,17 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
             let event = event_of(&pod, &by_pod);
             let why = hint(cache, &pod, event, &dead).or_else(|| {
                 let records = of_the_volume().filter(|_| !is_ready(&pod))?;
-                records.iter().rev().find_map(|record| trouble(cache, record))
+                records
+                    .iter()
+                    .rev()
+                    .find_map(|record| trouble(cache, record))
             });
             let claim = ObjectName::new(namespace.as_str(), claim);
             let found = found.entry(claim).or_default();
             hash_object(&*pod, &mut found.version);
-            event.iter().for_each(|event| hash_object(&***event, &mut found.version));
+            event
+                .iter()
+                .for_each(|event| hash_object(&***event, &mut found.version));
             pod.spec
                 .as_ref()
                 .and_then(|s| s.node_name.as_deref())
@@ -85,15 +94,28 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
         let (pod, why) = found.nominee?;
         if let Some(object) = cache.claims.get(&claim.namespace, &claim.name) {
             hash_object(&*object, &mut found.version);
-            let volume = object.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
-            cache.volumes.get("", volume).into_iter().for_each(|v| hash_object(&*v, &mut found.version));
+            let volume = object
+                .spec
+                .as_ref()
+                .and_then(|s| s.volume_name.as_deref())
+                .unwrap_or_default();
+            cache
+                .volumes
+                .get("", volume)
+                .into_iter()
+                .for_each(|v| hash_object(&*v, &mut found.version));
             for record in records.get(volume).into_iter().flatten() {
                 hash_object(&**record, &mut found.version);
                 hash_node(cache, &record.spec.node_name, &mut found.version);
             }
         }
         let why = plain::sentence(&why, WHY_CHARS);
-        Some(Nominee { claim, pod, why, version: found.version.finish() })
+        Some(Nominee {
+            claim,
+            pod,
+            why,
+            version: found.version.finish(),
+        })
     };
     found.into_iter().filter_map(nominee).collect()
 }
@@ -107,16 +129,31 @@ struct Found {
 }
 
 fn hash_object<K: Resource>(object: &K, version: &mut DefaultHasher) {
-    (object.meta().uid.as_deref(), object.meta().resource_version.as_deref()).hash(version);
+    (
+        object.meta().uid.as_deref(),
+        object.meta().resource_version.as_deref(),
+    )
+        .hash(version);
 }
 
 /// A Node, and what its agent says.
 fn hash_node(cache: &Cache, node: &str, version: &mut DefaultHasher) {
-    cache.nodes.get("", node).iter().for_each(|n| hash_object(&**n, version));
-    cache.reports.get("", node).iter().for_each(|r| hash_object(&**r, version));
+    cache
+        .nodes
+        .get("", node)
+        .iter()
+        .for_each(|n| hash_object(&**n, version));
+    cache
+        .reports
+        .get("", node)
+        .iter()
+        .for_each(|r| hash_object(&**r, version));
 }
 
-fn event_of<'a>(pod: &Pod, events: &'a BTreeMap<(ObjectName, Uid), Arc<Event>>) -> Option<&'a Arc<Event>> {
+fn event_of<'a>(
+    pod: &Pod,
+    events: &'a BTreeMap<(ObjectName, Uid), Arc<Event>>,
+) -> Option<&'a Arc<Event>> {
     let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
     events.get(&(name, Uid::from(pod.uid()?)))
 }
@@ -124,8 +161,14 @@ fn event_of<'a>(pod: &Pod, events: &'a BTreeMap<(ObjectName, Uid), Arc<Event>>) 
 /// Whether the claim names a PersistentVolume that Kubernetes has not bound to it: anybody who may create a claim can
 /// name any volume in it, and whatever its pods wait for is no trouble of that volume.
 fn names_what_it_is_not_bound_to(cache: &Cache, namespace: &str, claim: &str) -> bool {
-    let Some(claim) = cache.claims.get(namespace, claim) else { return false };
-    let named = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| !n.is_empty());
+    let Some(claim) = cache.claims.get(namespace, claim) else {
+        return false;
+    };
+    let named = claim
+        .spec
+        .as_ref()
+        .and_then(|s| s.volume_name.clone())
+        .filter(|n| !n.is_empty());
     named.is_some_and(|name| !facts::is_bound(&claim, cache.volumes.get("", &name).as_deref()))
 }
 
@@ -135,11 +178,18 @@ fn hint(
     event: Option<&Arc<Event>>,
     dead: &BTreeSet<(String, String)>,
 ) -> Option<String> {
-    let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+    let node = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.node_name.clone())
+        .unwrap_or_default();
     if is_ready(pod) {
         // Kubernetes is content with such a pod and emits nothing: only the agent sees that its mount is dead.
-        let on_dead_mount = dead.iter().any(|(n, uid)| *n == node && pod.uid().as_ref() == Some(uid));
-        return on_dead_mount.then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
+        let on_dead_mount = dead
+            .iter()
+            .any(|(n, uid)| *n == node && pod.uid().as_ref() == Some(uid));
+        return on_dead_mount
+            .then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
     }
     if let Some(event) = event {
         return Some(format!(
@@ -148,16 +198,25 @@ fn hint(
             event.message.as_deref().unwrap_or("")
         ));
     }
-    (!node.is_empty() && !lives(cache, &node)).then(|| format!("node {node} is not Ready or does not exist"))
+    (!node.is_empty() && !lives(cache, &node))
+        .then(|| format!("node {node} is not Ready or does not exist"))
 }
 
 fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn lives(cache: &Cache, node: &str) -> bool {
-    cache.nodes.get("", node).is_some_and(|n| node::is_ready(&n))
+    cache
+        .nodes
+        .get("", node)
+        .is_some_and(|n| node::is_ready(&n))
 }
 
 /// What is wrong with a VolumeAttachment, as far as the record itself shows it. Kubernetes says so in an Event once, if at all,
@@ -176,14 +235,24 @@ fn trouble(cache: &Cache, a: &VolumeAttachment) -> Option<String> {
         let said = error.message.as_deref().unwrap_or("no message");
         return Some(format!("VolumeAttachment {name}: {said}"));
     }
-    let since = a.metadata.deletion_timestamp.as_ref().map(|t| now.duration_since(t.0));
-    since
-        .filter(|d| *d > GOING_FOR_LONG)
-        .map(|d| format!("VolumeAttachment {name} has been going for {} s", d.as_secs()))
+    let since = a
+        .metadata
+        .deletion_timestamp
+        .as_ref()
+        .map(|t| now.duration_since(t.0));
+    since.filter(|d| *d > GOING_FOR_LONG).map(|d| {
+        format!(
+            "VolumeAttachment {name} has been going for {} s",
+            d.as_secs()
+        )
+    })
 }
 
 fn finished(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed")
+    pod.status
+        .as_ref()
+        .and_then(|s| s.phase.as_deref())
+        .is_some_and(|p| p == "Succeeded" || p == "Failed")
 }
 
 /// Node and pod UID of every dead mount that an agent reports.
@@ -193,7 +262,12 @@ fn dead_handles(reports: &[Arc<NodeVolumeReport>]) -> BTreeSet<(String, String)>
         let inventory = report.said().ok().and_then(|said| said.inventory);
         for volume in inventory.iter().flat_map(|i| &i.csi_volumes) {
             if volume.mounts.iter().any(|m| m.dead) {
-                found.extend(volume.pods.iter().map(|uid| (report.name_any(), uid.to_string())));
+                found.extend(
+                    volume
+                        .pods
+                        .iter()
+                        .map(|uid| (report.name_any(), uid.to_string())),
+                );
             }
         }
     }

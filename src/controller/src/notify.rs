@@ -16,12 +16,32 @@ const NOTE_BYTES: usize = 1_024;
 
 /// Writes one Event, one log line and one count for a wait that needs a person. Best effort: the condition is the record.
 pub(crate) async fn escalated(executor: &Executor, recovery: &VolumeRecovery) {
-    let Some(status) = &recovery.status else { return };
+    let Some(status) = &recovery.status else {
+        return;
+    };
     let class = status.class.clone().unwrap_or_default();
-    let (name, namespace) = (recovery.name_any(), recovery.namespace().unwrap_or_default());
-    let since = status.waiting_since.as_ref().map(|t| t.0.to_string()).unwrap_or_default();
-    tracing::error!(recovery = name, namespace, class, since, message = status.message, "a person is needed");
-    executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
+    let (name, namespace) = (
+        recovery.name_any(),
+        recovery.namespace().unwrap_or_default(),
+    );
+    let since = status
+        .waiting_since
+        .as_ref()
+        .map(|t| t.0.to_string())
+        .unwrap_or_default();
+    tracing::error!(
+        recovery = name,
+        namespace,
+        class,
+        since,
+        message = status.message,
+        "a person is needed"
+    );
+    executor
+        .metrics
+        .escalated
+        .get_or_create(&ClassLabels { class })
+        .inc();
     let told = status.escalation.as_ref();
     let needed = plain::cut(told.map_or(&status.message, |t| &t.summary), 500);
     let shows = if told.is_some_and(|t| t.ticket.is_some()) {
@@ -32,20 +52,53 @@ pub(crate) async fn escalated(executor: &Executor, recovery: &VolumeRecovery) {
     let note = format!(
         "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} {shows}"
     );
-    publish(executor, &recovery.object_ref(&()), status::ESCALATED, true, &note).await;
+    publish(
+        executor,
+        &recovery.object_ref(&()),
+        status::ESCALATED,
+        true,
+        &note,
+    )
+    .await;
 }
 
 /// Writes one Event, one log line and one count for a fault that only a person can mend and that no status can show.
-pub(crate) async fn person_needed(executor: &Executor, about: &ObjectReference, reason: &str, note: String) {
+pub(crate) async fn person_needed(
+    executor: &Executor,
+    about: &ObjectReference,
+    reason: &str,
+    note: String,
+) {
     let class = String::new();
-    tracing::error!(recovery = about.name, namespace = about.namespace, reason, note, "a person is needed");
-    executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
+    tracing::error!(
+        recovery = about.name,
+        namespace = about.namespace,
+        reason,
+        note,
+        "a person is needed"
+    );
+    executor
+        .metrics
+        .escalated
+        .get_or_create(&ClassLabels { class })
+        .inc();
     publish(executor, about, reason, true, &note).await;
 }
 
 /// Writes one Event and one log line about an object of others that reattach leaves alone.
-pub(crate) async fn left_alone(executor: &Executor, about: &ObjectReference, reason: &str, note: String) {
-    tracing::warn!(object = about.name, namespace = about.namespace, reason, note, "left alone");
+pub(crate) async fn left_alone(
+    executor: &Executor,
+    about: &ObjectReference,
+    reason: &str,
+    note: String,
+) {
+    tracing::warn!(
+        object = about.name,
+        namespace = about.namespace,
+        reason,
+        note,
+        "left alone"
+    );
     publish(executor, about, reason, true, &note).await;
 }
 
@@ -62,8 +115,14 @@ pub(crate) fn reference(workload: &WorkloadRef) -> ObjectReference {
 }
 
 /// Writes one Event and one log line for each change of phase. Best effort: the status is the record.
-pub(crate) async fn phase(executor: &Executor, recovery: &VolumeRecovery, memory: &mut DriverState) {
-    let Some(status) = &recovery.status else { return };
+pub(crate) async fn phase(
+    executor: &Executor,
+    recovery: &VolumeRecovery,
+    memory: &mut DriverState,
+) {
+    let Some(status) = &recovery.status else {
+        return;
+    };
     if memory.told == Some(status.phase) {
         return;
     }
@@ -72,37 +131,80 @@ pub(crate) async fn phase(executor: &Executor, recovery: &VolumeRecovery, memory
     let claim = Executor::claim_of(recovery);
     tracing::info!(recovery = %recovery.name_any(), %claim, class, phase = ?status.phase, message = status.message, "recovery");
     if status.phase.is_final() || status.phase == Phase::Stuck {
-        let labels = EndLabels { phase: format!("{:?}", status.phase), class };
+        let labels = EndLabels {
+            phase: format!("{:?}", status.phase),
+            class,
+        };
         executor.metrics.ended.get_or_create(&labels).inc();
         let (first, last) = (status.journal.first(), status.journal.last());
         let at = |e: Option<&Opaque<Entry>>| Some(e?.get().ok()?.at);
         if let (Phase::Recovered, Some(from), Some(to)) = (status.phase, at(first), at(last)) {
-            executor.metrics.duration.observe(to.duration_since(from).as_secs_f64());
+            executor
+                .metrics
+                .duration
+                .observe(to.duration_since(from).as_secs_f64());
         }
     }
     let bad = matches!(status.phase, Phase::Failed | Phase::Stuck | Phase::Refused);
-    publish(executor, &recovery.object_ref(&()), &format!("{:?}", status.phase), bad, &status.message).await;
+    publish(
+        executor,
+        &recovery.object_ref(&()),
+        &format!("{:?}", status.phase),
+        bad,
+        &status.message,
+    )
+    .await;
 }
 
 /// Writes one Event and one log line for a policy that selects drivers of no provider. The claims of these drivers are left alone.
 pub(crate) async fn unknown_drivers(executor: &Executor, policy: &RecoveryPolicy) {
     let providers = &executor.collector.providers;
-    for why in policy.spec.selector.drivers.iter().filter_map(|driver| providers.unknown_driver(driver)) {
+    for why in policy
+        .spec
+        .selector
+        .drivers
+        .iter()
+        .filter_map(|driver| providers.unknown_driver(driver))
+    {
         let note = format!("the claims that it selects by their driver are left alone: {why}");
-        tracing::warn!(policy = policy.name_any(), note, "a policy that cannot be followed");
-        publish(executor, &policy.object_ref(&()), "UnknownDriver", true, &note).await;
+        tracing::warn!(
+            policy = policy.name_any(),
+            note,
+            "a policy that cannot be followed"
+        );
+        publish(
+            executor,
+            &policy.object_ref(&()),
+            "UnknownDriver",
+            true,
+            &note,
+        )
+        .await;
     }
 }
 
-async fn publish(executor: &Executor, about: &ObjectReference, reason: &str, bad: bool, note: &str) {
+async fn publish(
+    executor: &Executor,
+    about: &ObjectReference,
+    reason: &str,
+    bad: bool,
+    note: &str,
+) {
     let event = Event {
-        type_: if bad { EventType::Warning } else { EventType::Normal },
+        type_: if bad {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
         reason: reason.to_owned(),
         note: Some(note_of(note)),
         action: "Recover".to_owned(),
         secondary: None,
     };
-    let reporter = Reporter { controller: "reattach".to_owned(), instance: Some(executor.identity.clone()) };
+    let reporter = Reporter {
+        controller: "reattach".to_owned(),
+        instance: Some(executor.identity.clone()),
+    };
     let recorder = Recorder::new(executor.collector.clients.records.clone(), reporter);
     if let Err(error) = recorder.publish(&event, about).await {
         tracing::debug!(%error, "the Event could not be written");
@@ -131,7 +233,9 @@ mod tests {
             let note = note_of(&word.repeat(2_000));
             assert!(note.len() <= NOTE_BYTES, "{} bytes", note.len());
             assert!(
-                note.len() > NOTE_BYTES / 2 && note.contains('…') && !note.contains(['\u{1b}', '\n']),
+                note.len() > NOTE_BYTES / 2
+                    && note.contains('…')
+                    && !note.contains(['\u{1b}', '\n']),
                 "{note}"
             );
         }

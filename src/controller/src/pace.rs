@@ -35,7 +35,10 @@ impl Fruitless {
     const fn limits(self) -> (SignedDuration, SignedDuration) {
         match self {
             // The second look in a row: the first one follows at once.
-            Self::Raced => (SignedDuration::from_millis(200), SignedDuration::from_secs(20)),
+            Self::Raced => (
+                SignedDuration::from_millis(200),
+                SignedDuration::from_secs(20),
+            ),
             Self::Away => (SignedDuration::from_secs(1), SignedDuration::from_secs(5)),
             Self::Refused => (SignedDuration::from_secs(1), SignedDuration::from_secs(60)),
             Self::NeedsPerson => (SignedDuration::from_secs(20), SignedDuration::from_mins(5)),
@@ -93,7 +96,11 @@ impl Rest {
     /// The driver of `name`, begun when the cache had this version of it, has ended.
     pub fn ended(&mut self, name: ObjectName, version: String) {
         let now = Instant::now();
-        let fresh = || Resting { version: String::new(), backoff: Backoff::default(), until: now };
+        let fresh = || Resting {
+            version: String::new(),
+            backoff: Backoff::default(),
+            until: now,
+        };
         let resting = self.resting.entry(name).or_insert_with(fresh);
         if resting.version != version {
             *resting = Resting { version, ..fresh() };
@@ -126,13 +133,25 @@ mod tests {
     #[test]
     fn pauses_double_up_to_a_limit() {
         assert_eq!(pauses(Fruitless::Raced, 4), [0, 200, 400, 800]);
-        assert_eq!(pauses(Fruitless::Away, 5), [1_000, 2_000, 4_000, 5_000, 5_000]);
+        assert_eq!(
+            pauses(Fruitless::Away, 5),
+            [1_000, 2_000, 4_000, 5_000, 5_000]
+        );
         assert_eq!(pauses(Fruitless::Refused, 3), [1_000, 2_000, 4_000]);
         assert_eq!(pauses(Fruitless::NeedsPerson, 3), [20_000, 40_000, 80_000]);
-        for why in [Fruitless::Raced, Fruitless::Away, Fruitless::Refused, Fruitless::NeedsPerson] {
+        for why in [
+            Fruitless::Raced,
+            Fruitless::Away,
+            Fruitless::Refused,
+            Fruitless::NeedsPerson,
+        ] {
             let (first, longest) = why.limits();
             assert!(first < longest);
-            assert_eq!(pauses(why, 100).last().copied(), Some(longest.as_millis()), "{why:?}");
+            assert_eq!(
+                pauses(why, 100).last().copied(),
+                Some(longest.as_millis()),
+                "{why:?}"
+            );
         }
     }
 
@@ -154,7 +173,10 @@ mod tests {
         let name = ObjectName::new("ns", "r");
         assert!(rest.may_begin(&name, "1"));
         rest.ended(name.clone(), "1".into());
-        assert!(rest.may_begin(&name, "1"), "once more at once: the cache may lag behind");
+        assert!(
+            rest.may_begin(&name, "1"),
+            "once more at once: the cache may lag behind"
+        );
         rest.ended(name.clone(), "1".into());
         assert!(!rest.may_begin(&name, "1"));
         assert!(rest.may_begin(&name, "2"), "something changed");

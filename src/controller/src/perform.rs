@@ -42,12 +42,18 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
     let clock = &stage.executor.collector.clock;
     let issue = async {
         match effect {
-            Effect::ScaleToZero { workload, resource_version, path, stamp } => {
-                workload::scale_to_zero(pass, workload, resource_version, *path, stamp).await
-            }
-            Effect::Restore { workload, resource_version, path, replicas } => {
-                workload::restore(pass, workload, resource_version, *path, *replicas).await
-            }
+            Effect::ScaleToZero {
+                workload,
+                resource_version,
+                path,
+                stamp,
+            } => workload::scale_to_zero(pass, workload, resource_version, *path, stamp).await,
+            Effect::Restore {
+                workload,
+                resource_version,
+                path,
+                replicas,
+            } => workload::restore(pass, workload, resource_version, *path, *replicas).await,
             Effect::Hold => hold::hold(pass, recovery).await,
             Effect::Release { pod, uid } => hold::release(pass, pod, uid).await,
             Effect::Lift { pods } => hold::lift(pass, recovery, pods).await,
@@ -57,20 +63,27 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
             Effect::OpenNode { node: name, uid } => {
                 node::open(pass, name, uid, &Executor::uid_of(recovery)).await
             }
-            Effect::Requeue { name, uid, resource_version } => {
-                attachment::requeue(pass, name, uid, resource_version, clock.now()).await
-            }
+            Effect::Requeue {
+                name,
+                uid,
+                resource_version,
+            } => attachment::requeue(pass, name, uid, resource_version, clock.now()).await,
             Effect::CloudDetach { proof } => stage.detach(proof, false).await,
             Effect::Snapshot { volume } => stage.snapshot(volume).await,
             Effect::CloudForce { proof } => stage.detach(proof, true).await,
             Effect::PowerOff { instance, node } => stage.power(instance, node, false).await,
             Effect::PowerOn { instance, node } => stage.power(instance, node, true).await,
-            Effect::TaintOutOfService { proof, node: name, uid } => {
+            Effect::TaintOutOfService {
+                proof,
+                node: name,
+                uid,
+            } => {
                 if let Err(outcome) = stage.holds(proof) {
                     return outcome;
                 }
                 if !proof.fences_the_node() {
-                    let why = "the proof is about the volume and not about the whole node".to_owned();
+                    let why =
+                        "the proof is about the volume and not about the whole node".to_owned();
                     return Outcome::NotApplied { why, retry: false };
                 }
                 match node_lock::take(pass, name, &stage.name(), clock.now()).await {
@@ -95,18 +108,25 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
     };
     match tokio::time::timeout_at(pass.deadline(), issue).await {
         Ok(outcome) => outcome,
-        Err(_) => Outcome::Unknown { why: "no answer before the effect's deadline".to_owned() },
+        Err(_) => Outcome::Unknown {
+            why: "no answer before the effect's deadline".to_owned(),
+        },
     }
 }
 
 impl Stage<'_> {
     fn name(&self) -> ObjectName {
-        ObjectName::new(self.recovery.namespace().unwrap_or_default(), self.recovery.name_any())
+        ObjectName::new(
+            self.recovery.namespace().unwrap_or_default(),
+            self.recovery.name_any(),
+        )
     }
 
     /// Time left for the effect.
     fn left(&self) -> Duration {
-        self.pass.deadline().duration_since(tokio::time::Instant::now())
+        self.pass
+            .deadline()
+            .duration_since(tokio::time::Instant::now())
     }
 
     fn holds(&self, proof: &FenceProof) -> Result<(), Outcome> {
@@ -133,7 +153,10 @@ impl Stage<'_> {
             return outcome;
         }
         let Some(volume) = self.volume.as_ref().filter(|v| v.id == *proof.volume()) else {
-            let why = format!("no provider knows volume {}, which the proof is for", proof.volume());
+            let why = format!(
+                "no provider knows volume {}, which the proof is for",
+                proof.volume()
+            );
             return Outcome::NotApplied { why, retry: false };
         };
         if let Err(outcome) = self.noted().await {
@@ -141,11 +164,20 @@ impl Stage<'_> {
         }
         if !by_force {
             let request = DetachRequest::plain(proof.clone(), self.left());
-            return detached(volume.provider().detach(request).await.map_err(EffectError::Failed));
+            return detached(
+                volume
+                    .provider()
+                    .detach(request)
+                    .await
+                    .map_err(EffectError::Failed),
+            );
         }
         match ForceDetachRequest::new(proof.clone(), self.left()) {
             Ok(request) => detached(volume.provider().force_detach(request).await),
-            Err(refused) => Outcome::NotApplied { why: refused.to_string(), retry: false },
+            Err(refused) => Outcome::NotApplied {
+                why: refused.to_string(),
+                retry: false,
+            },
         }
     }
 
@@ -156,9 +188,15 @@ impl Stage<'_> {
             return Outcome::NotApplied { why, retry: false };
         };
         let label = Executor::uid_of(self.recovery).to_string();
-        let request = SnapshotRequest { volume: id.clone(), label, timeout: self.left() };
+        let request = SnapshotRequest {
+            volume: id.clone(),
+            label,
+            timeout: self.left(),
+        };
         match volume.provider().snapshot(request).await {
-            Ok(begun) => Outcome::Applied { detail: format!("the cloud began snapshot {}", begun.id) },
+            Ok(begun) => Outcome::Applied {
+                detail: format!("the cloud began snapshot {}", begun.id),
+            },
             Err(error) => failed(error),
         }
     }
@@ -166,7 +204,9 @@ impl Stage<'_> {
     /// Powers an instance off or on, under its node's lock; on gives the lock back.
     async fn power(&self, instance: &InstanceId, node: &NodeName, on: bool) -> Outcome {
         let Some(volume) = &self.volume else {
-            let why = format!("no provider knows the volume, so none can be asked about instance {instance}");
+            let why = format!(
+                "no provider knows the volume, so none can be asked about instance {instance}"
+            );
             return Outcome::NotApplied { why, retry: false };
         };
         let now = self.executor.collector.clock.now();
@@ -179,7 +219,11 @@ impl Stage<'_> {
         let (provider, timeout) = (volume.provider(), self.left());
         if !on {
             let (instance, manner) = (instance.clone(), PowerOffManner::Forced);
-            let request = PowerOffRequest { instance, manner, timeout };
+            let request = PowerOffRequest {
+                instance,
+                manner,
+                timeout,
+            };
             return match provider.power_off(request).await {
                 // This run did not do it, and does not power on what others powered off.
                 Ok(PowerOutcome::AlreadyThere) => {
@@ -205,10 +249,15 @@ impl Stage<'_> {
 
     /// Asks the question whose number the recovery's status has.
     async fn ask(&self, node: &NodeName) -> Outcome {
-        let not_applied = |why: &str| Outcome::NotApplied { why: why.to_owned(), retry: true };
+        let not_applied = |why: &str| Outcome::NotApplied {
+            why: why.to_owned(),
+            retry: true,
+        };
         let now = self.executor.collector.clock.now();
-        let (Some(cloud), Some(csi)) = (self.evidence.cloud_volume.shown(), self.evidence.at(now).csi())
-        else {
+        let (Some(cloud), Some(csi)) = (
+            self.evidence.cloud_volume.shown(),
+            self.evidence.at(now).csi(),
+        ) else {
             return not_applied("what the agent has to look for is not known now");
         };
         let epoch = self.recovery.status.as_ref().map_or(0, |s| s.epoch);
@@ -221,20 +270,26 @@ impl Stage<'_> {
         };
         let _turn = self.executor.reservations.turn_to_ask().await;
         let records = &self.executor.collector.clients.records;
-        reply::outcome(reports::ask(records, node, &challenge).await, &format!("asked, epoch {epoch}"))
+        reply::outcome(
+            reports::ask(records, node, &challenge).await,
+            &format!("asked, epoch {epoch}"),
+        )
     }
 }
 
 /// What a provider's answer to an order about power says about the effect.
 fn powered(reply: Result<PowerOutcome, EffectError>, wanted: &str) -> Outcome {
     match reply {
-        Ok(PowerOutcome::Accepted) => {
-            Outcome::Applied { detail: format!("the cloud accepted to power it {wanted}") }
-        }
-        Ok(PowerOutcome::AlreadyThere) => Outcome::Applied { detail: format!("it was {wanted} already") },
-        Ok(PowerOutcome::Busy { detail }) => {
-            Outcome::NotApplied { why: format!("busy: {detail}"), retry: true }
-        }
+        Ok(PowerOutcome::Accepted) => Outcome::Applied {
+            detail: format!("the cloud accepted to power it {wanted}"),
+        },
+        Ok(PowerOutcome::AlreadyThere) => Outcome::Applied {
+            detail: format!("it was {wanted} already"),
+        },
+        Ok(PowerOutcome::Busy { detail }) => Outcome::NotApplied {
+            why: format!("busy: {detail}"),
+            retry: true,
+        },
         Err(error) => failed(error),
     }
 }
@@ -260,14 +315,16 @@ fn failed(error: EffectError) -> Outcome {
 fn detached(reply: Result<DetachOutcome, EffectError>) -> Outcome {
     let not_applied = |why: String, retry| Outcome::NotApplied { why, retry };
     match reply {
-        Ok(DetachOutcome::Accepted) => {
-            Outcome::Applied { detail: "the cloud accepted the detach".to_owned() }
-        }
-        Ok(DetachOutcome::AlreadyDetached) => {
-            Outcome::Applied { detail: "the volume was detached already".to_owned() }
-        }
+        Ok(DetachOutcome::Accepted) => Outcome::Applied {
+            detail: "the cloud accepted the detach".to_owned(),
+        },
+        Ok(DetachOutcome::AlreadyDetached) => Outcome::Applied {
+            detail: "the volume was detached already".to_owned(),
+        },
         // Not ours: nothing was sent, and what becomes of the other one is seen by the next look.
-        Ok(DetachOutcome::Detaching) => not_applied("a detach is under way already".to_owned(), true),
+        Ok(DetachOutcome::Detaching) => {
+            not_applied("a detach is under way already".to_owned(), true)
+        }
         Ok(DetachOutcome::AttachedElsewhere(other)) => {
             not_applied(format!("instance {other} has the volume now"), false)
         }

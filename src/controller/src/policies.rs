@@ -22,16 +22,29 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// From evidence; `None` without a claim.
     pub fn of(evidence: &'a Evidence) -> Option<Self> {
-        let driver = evidence.volume.shown().and_then(|v| v.csi.as_ref()).map(|c| c.driver.as_str());
-        Some(Self { namespace: &evidence.claim_name.namespace, claim: evidence.claim.shown()?, driver })
+        let driver = evidence
+            .volume
+            .shown()
+            .and_then(|v| v.csi.as_ref())
+            .map(|c| c.driver.as_str());
+        Some(Self {
+            namespace: &evidence.claim_name.namespace,
+            claim: evidence.claim.shown()?,
+            driver,
+        })
     }
 }
 
 /// The policy that rules this claim, with its name: the highest precedence; among equals the most cautious mode, then
 /// the name. None: no policy selects it, and nothing is done.
-pub fn ruling<'a>(policies: &'a [Arc<RecoveryPolicy>], subject: &Subject<'_>) -> Option<&'a RecoveryPolicy> {
+pub fn ruling<'a>(
+    policies: &'a [Arc<RecoveryPolicy>],
+    subject: &Subject<'_>,
+) -> Option<&'a RecoveryPolicy> {
     let matching = policies.iter().filter(|p| selects(&p.spec, subject));
-    matching.map(AsRef::as_ref).min_by_key(|p| (Reverse(p.spec.precedence), p.spec.mode, p.name_any()))
+    matching
+        .map(AsRef::as_ref)
+        .min_by_key(|p| (Reverse(p.spec.precedence), p.spec.mode, p.name_any()))
 }
 
 fn selects(spec: &RecoveryPolicySpec, subject: &Subject<'_>) -> bool {
@@ -42,16 +55,28 @@ fn selects(spec: &RecoveryPolicySpec, subject: &Subject<'_>) -> bool {
     listed(&s.namespaces, Some(subject.namespace))
         && listed(&s.storage_classes, subject.claim.storage_class.as_deref())
         && listed(&s.drivers, subject.driver)
-        && s.claim_labels.iter().all(|(k, v)| subject.claim.labels.get(k) == Some(v))
+        && s.claim_labels
+            .iter()
+            .all(|(k, v)| subject.claim.labels.get(k) == Some(v))
 }
 
 /// The policy that rules a claim now, as the watches have both.
 pub(crate) fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<Arc<RecoveryPolicy>> {
     let claim = cache.claims.get(&name.namespace, &name.name)?;
-    let pv =
-        claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
-    let driver = pv.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
-    let subject = Subject { namespace: &name.namespace, claim: &facts::claim(&claim), driver };
+    let pv = claim
+        .spec
+        .as_ref()
+        .and_then(|s| s.volume_name.as_ref())
+        .and_then(|pv| cache.volumes.get("", pv));
+    let driver = pv
+        .as_ref()
+        .and_then(|v| v.spec.as_ref()?.csi.as_ref())
+        .map(|c| c.driver.as_str());
+    let subject = Subject {
+        namespace: &name.namespace,
+        claim: &facts::claim(&claim),
+        driver,
+    };
     let policies = cache.policies.filter(|_| true);
     let ruling = ruling(&policies, &subject)?.name_any();
     policies.into_iter().find(|p| p.name_any() == ruling)

@@ -3,7 +3,9 @@
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use reattach_api::{PowerOffRule, SnapshotRule};
-use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
+use reattach_core::cloud::{
+    CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts,
+};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::identity::OwnClusters;
@@ -50,7 +52,10 @@ struct BatchCache<K, T> {
 
 impl<K, T> Default for BatchCache<K, T> {
     fn default() -> Self {
-        Self { wanted: Default::default(), heard: Default::default() }
+        Self {
+            wanted: Default::default(),
+            heard: Default::default(),
+        }
     }
 }
 
@@ -68,7 +73,12 @@ impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
         // The lock is held over the call: whoever waits for it finds the answer, or goes on with a request for all.
         let mut heard = self.heard.lock().await;
         let fresh = |heard: &BTreeMap<K, (Timestamp, T)>| -> BTreeMap<K, (Timestamp, T)> {
-            let told = |key: &K| Some((key.clone(), heard.get(key).filter(|(at, _)| *at >= since)?.clone()));
+            let told = |key: &K| {
+                Some((
+                    key.clone(),
+                    heard.get(key).filter(|(at, _)| *at >= since)?.clone(),
+                ))
+            };
             keys.iter().filter_map(told).collect()
         };
         if fresh(&heard).len() < keys.len() {
@@ -119,12 +129,15 @@ impl Providers {
 
     /// The instance behind a `spec.providerID`.
     pub fn instance(&self, provider_id: &str) -> Option<InstanceId> {
-        self.all().find_map(|p| p.resolve_instance(provider_id)).and_then(Result::ok)
+        self.all()
+            .find_map(|p| p.resolve_instance(provider_id))
+            .and_then(Result::ok)
     }
 
     /// The provider that knows a `spec.providerID`.
     pub fn of_instance(&self, provider_id: &str) -> Option<&Arc<dyn Provider>> {
-        self.all().find(|p| p.resolve_instance(provider_id).is_some())
+        self.all()
+            .find(|p| p.resolve_instance(provider_id).is_some())
     }
 
     /// The volume behind a CSI source.
@@ -134,7 +147,12 @@ impl Providers {
     pub fn locate(&self, csi: &CsiSource) -> Result<Option<Located>, HandleError> {
         for known in &self.list {
             if let Some(found) = known.provider.resolve_volume(&csi.driver, &csi.handle) {
-                return found.map(|id| Some(Located { known: known.clone(), id }));
+                return found.map(|id| {
+                    Some(Located {
+                        known: known.clone(),
+                        id,
+                    })
+                });
             }
         }
         Ok(None)
@@ -149,7 +167,10 @@ impl Providers {
         since: Timestamp,
         now: impl Fn() -> Timestamp,
     ) -> Option<(Located, Option<CloudScope>)> {
-        let at = |known: &Arc<Known>| Located { known: known.clone(), id: id.clone() };
+        let at = |known: &Arc<Known>| Located {
+            known: known.clone(),
+            id: id.clone(),
+        };
         for known in self.list.iter().filter(|_| !scopes.is_empty()) {
             if let Ok(scope) = at(known).scope(since, &now).await
                 && scopes.contains(&&scope)
@@ -172,9 +193,17 @@ impl Located {
 
     /// The volume as the cloud describes it, by an answer to a request that was sent at `since` or later. The fact
     /// carries the moment before its request was sent.
-    pub async fn describe(&self, since: Timestamp, now: impl Fn() -> Timestamp) -> Fact<CloudVolume> {
+    pub async fn describe(
+        &self,
+        since: Timestamp,
+        now: impl Fn() -> Timestamp,
+    ) -> Fact<CloudVolume> {
         let ask = async |ids: Vec<VolumeId>| self.provider().describe_volumes(&ids).await;
-        let told = self.known.volumes.told(std::slice::from_ref(&self.id), since, &now, ask).await;
+        let told = self
+            .known
+            .volumes
+            .told(std::slice::from_ref(&self.id), since, &now, ask)
+            .await;
         self.looked_up(told.get(&self.id), now)
     }
 
@@ -187,20 +216,33 @@ impl Located {
     ) -> BTreeMap<InstanceId, Fact<CloudInstance>> {
         let ask = async |ids: Vec<InstanceId>| self.provider().describe_instances(&ids).await;
         let told = self.known.instances.told(ids, since, &now, ask).await;
-        ids.iter().map(|id| (id.clone(), self.looked_up(told.get(id), &now))).collect()
+        ids.iter()
+            .map(|id| (id.clone(), self.looked_up(told.get(id), &now)))
+            .collect()
     }
 
     /// The names of clusters in the tags of these instances, as read within the last ten minutes. An instance that does not
     /// exist any more has no tags. Where one could not be read, the names of the others count, if there are any.
-    pub async fn clusters(&self, ids: &BTreeSet<InstanceId>, now: impl Fn() -> Timestamp) -> OwnClusters {
+    pub async fn clusters(
+        &self,
+        ids: &BTreeSet<InstanceId>,
+        now: impl Fn() -> Timestamp,
+    ) -> OwnClusters {
         // As in `told`, the lock is held over the call.
         let mut known = self.known.clusters.lock().await;
         let at = now();
         known.retain(|_, (read, _)| at.duration_since(*read) < CLUSTERS_FOR);
-        let rest: Vec<InstanceId> = ids.iter().filter(|id| !known.contains_key(id)).cloned().collect();
+        let rest: Vec<InstanceId> = ids
+            .iter()
+            .filter(|id| !known.contains_key(id))
+            .cloned()
+            .collect();
         let mut failed = None;
-        let looks =
-            if rest.is_empty() { BTreeMap::new() } else { self.provider().describe_instances(&rest).await };
+        let looks = if rest.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.provider().describe_instances(&rest).await
+        };
         for (id, look) in looks {
             match look {
                 Lookup::Found(instance) => drop(known.insert(id, (at, instance.owner.clusters))),
@@ -208,8 +250,12 @@ impl Located {
                 Lookup::Failed(error) => failed = Some(error.to_string()),
             }
         }
-        let names: BTreeSet<_> =
-            ids.iter().filter_map(|id| known.get(id)).flat_map(|(_, names)| names).cloned().collect();
+        let names: BTreeSet<_> = ids
+            .iter()
+            .filter_map(|id| known.get(id))
+            .flat_map(|(_, names)| names)
+            .cloned()
+            .collect();
         match failed {
             Some(why) if names.is_empty() => OwnClusters::Unread { why },
             Some(_) | None => OwnClusters::Known { names },
@@ -229,7 +275,12 @@ impl Located {
             let facts = self.provider().power_facts(&id, history).await;
             (id, facts)
         };
-        let ask = async |ids: Vec<InstanceId>| join_all(ids.into_iter().map(one)).await.into_iter().collect();
+        let ask = async |ids: Vec<InstanceId>| {
+            join_all(ids.into_iter().map(one))
+                .await
+                .into_iter()
+                .collect()
+        };
         let told = self.known.power.told(ids, since, &now, ask).await;
         let fact = |id: &InstanceId| match told.get(id) {
             Some((at, Ok(facts))) => Fact::present(facts.clone(), self.source(), *at),
@@ -252,7 +303,12 @@ impl Located {
         now: impl Fn() -> Timestamp,
     ) -> Result<CloudScope, EffectError> {
         let ask = async |_| BTreeMap::from([((), self.provider().scope().await)]);
-        let told = self.known.scope.told(&[()], since, &now, ask).await.remove(&());
+        let told = self
+            .known
+            .scope
+            .told(&[()], since, &now, ask)
+            .await
+            .remove(&());
         told.map_or_else(
             || Err(Unsupported::new(self.provider().name(), Optional::Scope).into()),
             |(_, answer)| answer,
@@ -271,13 +327,23 @@ impl Located {
         match told {
             Some((at, Lookup::Found(item))) => Fact::present(item.clone(), self.source(), *at),
             Some((at, Lookup::NotFound)) => Fact::absent(self.source(), *at),
-            Some((at, Lookup::Failed(error))) => Fact::unknown(error.to_string(), self.source(), *at),
-            None => Fact::unknown("the provider left it out of its answer", self.source(), now()),
+            Some((at, Lookup::Failed(error))) => {
+                Fact::unknown(error.to_string(), self.source(), *at)
+            }
+            None => Fact::unknown(
+                "the provider left it out of its answer",
+                self.source(),
+                now(),
+            ),
         }
     }
 
     /// The volume's snapshots that were ordered with this label. The fact carries the moment before the request was sent.
-    pub async fn snapshots(&self, label: &str, now: impl Fn() -> Timestamp) -> Fact<Vec<CloudSnapshot>> {
+    pub async fn snapshots(
+        &self,
+        label: &str,
+        now: impl Fn() -> Timestamp,
+    ) -> Fact<Vec<CloudSnapshot>> {
         let at = now();
         match self.provider().snapshots(&self.id, label).await {
             Ok(snapshots) => Fact::present(snapshots, self.source(), at),
@@ -300,7 +366,9 @@ impl Providers {
     fn capabilities(&self, evidence: &reattach_core::evidence::Evidence) -> Capabilities {
         let csi = evidence.volume.shown().and_then(|v| v.csi.as_ref());
         let located = csi.and_then(|csi| self.locate(csi).ok().flatten());
-        located.map(|l| l.provider().capabilities()).unwrap_or_default()
+        located
+            .map(|l| l.provider().capabilities())
+            .unwrap_or_default()
     }
 
     /// What the volume's cloud can do, and this rule of a policy or a person allows; with the policy's word on snapshots.
@@ -328,9 +396,15 @@ impl Providers {
 
     /// What a person would type at the cloud for this volume and its holder.
     pub fn by_hand(&self, evidence: &reattach_core::evidence::Evidence) -> ByHand {
-        let located =
-            evidence.volume.shown().and_then(|v| v.csi.as_ref()).and_then(|c| self.locate(c).ok().flatten());
-        let holder = evidence.cloud_volume.shown().and_then(|v| v.holders.first());
+        let located = evidence
+            .volume
+            .shown()
+            .and_then(|v| v.csi.as_ref())
+            .and_then(|c| self.locate(c).ok().flatten());
+        let holder = evidence
+            .cloud_volume
+            .shown()
+            .and_then(|v| v.holders.first());
         match (located, holder) {
             (Some(l), Some(holder)) => {
                 let provider = l.provider();
@@ -376,7 +450,10 @@ impl ByHand {
 }
 
 /// The CSI drivers of the clouds that reattach has a provider for, and the provider of each: for advice alone.
-const DRIVERS: [(&str, &str); 2] = [("linodebs.csi.linode.com", "linode"), ("ebs.csi.aws.com", "aws")];
+const DRIVERS: [(&str, &str); 2] = [
+    ("linodebs.csi.linode.com", "linode"),
+    ("ebs.csi.aws.com", "aws"),
+];
 
 impl Providers {
     /// What to do about a CSI driver that none of these providers knows, as one sentence. `None`: one does.
@@ -387,16 +464,32 @@ impl Providers {
             return None;
         }
         let asked: Vec<&str> = self.all().map(|p| p.name()).collect();
-        let with = |more| asked.iter().copied().chain(more).collect::<Vec<_>>().join(",");
-        let provider = DRIVERS.iter().find(|(known, _)| *known == driver).map(|(_, provider)| *provider);
+        let with = |more| {
+            asked
+                .iter()
+                .copied()
+                .chain(more)
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        let provider = DRIVERS
+            .iter()
+            .find(|(known, _)| *known == driver)
+            .map(|(_, provider)| *provider);
         let fix = match provider {
-            Some(name) if BUILT_IN.contains(&name) => format!("add --provider {}", with(Some(name))),
+            Some(name) if BUILT_IN.contains(&name) => {
+                format!("add --provider {}", with(Some(name)))
+            }
             Some(name) => format!("for provider {name} build with --features {name}"),
             None => "docs/providers.md has how to add one".to_owned(),
         };
         Some(format!(
             "no provider of this installation knows driver {driver}; asked: {}; built with: {}; {fix}",
-            if asked.is_empty() { "none".to_owned() } else { with(None) },
+            if asked.is_empty() {
+                "none".to_owned()
+            } else {
+                with(None)
+            },
             BUILT_IN.join(", ")
         ))
     }
@@ -411,7 +504,11 @@ pub const BUILT_IN: &[&str] = &[
 
 /// What to do about a provider that exists and was not compiled in.
 fn hint(name: &str) -> &'static str {
-    if name == "aws" { "; build with --features aws" } else { "" }
+    if name == "aws" {
+        "; build with --features aws"
+    } else {
+        ""
+    }
 }
 
 /// A provider that could not be set up, as one sentence.
@@ -438,20 +535,29 @@ pub enum SetupError {
 /// # Errors
 /// [`SetupError`].
 pub fn from_env(name: &str, product: Product) -> Result<Arc<dyn Provider>, SetupError> {
-    let bad = |why: String| SetupError::Settings { name: name.to_owned(), why };
+    let bad = |why: String| SetupError::Settings {
+        name: name.to_owned(),
+        why,
+    };
     match name {
         "linode" => {
             let config = reattach_linode::LinodeConfig::from_vars(|key| std::env::var(key).ok());
             let config = config.map_err(|e| bad(e.to_string()))?.for_product(product);
-            Ok(Arc::new(reattach_linode::LinodeProvider::connect(config).map_err(|e| bad(e.to_string()))?))
+            Ok(Arc::new(
+                reattach_linode::LinodeProvider::connect(config).map_err(|e| bad(e.to_string()))?,
+            ))
         }
         #[cfg(feature = "aws")]
         "aws" => {
             let config = reattach_aws::AwsConfig::from_vars(|key| std::env::var(key).ok());
             let config = config.map_err(|e| bad(e.to_string()))?.for_product(product);
-            Ok(Arc::new(reattach_aws::AwsProvider::connect(config).map_err(|e| bad(e.to_string()))?))
+            Ok(Arc::new(
+                reattach_aws::AwsProvider::connect(config).map_err(|e| bad(e.to_string()))?,
+            ))
         }
-        _ => Err(SetupError::Unknown { name: name.to_owned() }),
+        _ => Err(SetupError::Unknown {
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -461,10 +567,18 @@ mod tests {
 
     #[test]
     fn a_provider_that_was_left_out_says_how_to_get_it() {
-        let sentence = |name: &str| SetupError::Unknown { name: name.to_owned() }.to_string();
+        let sentence = |name: &str| {
+            SetupError::Unknown {
+                name: name.to_owned(),
+            }
+            .to_string()
+        };
         let aws = sentence("aws");
         assert!(aws.ends_with("; build with --features aws"), "{aws}");
         let azure = sentence("azure");
-        assert!(azure.ends_with(&format!("which has: {}", BUILT_IN.join(", "))), "{azure}");
+        assert!(
+            azure.ends_with(&format!("which has: {}", BUILT_IN.join(", "))),
+            "{azure}"
+        );
     }
 }

@@ -56,8 +56,17 @@ pub(crate) struct Records {
 
 impl Records {
     pub fn new(executor: Executor, cache: Cache, username: String) -> Self {
-        let bounds = Bounds { at_once: 1, per_namespace: 1 };
-        Self { executor, cache, username, work: Turns::new(bounds), warned: BTreeSet::new() }
+        let bounds = Bounds {
+            at_once: 1,
+            per_namespace: 1,
+        };
+        Self {
+            executor,
+            cache,
+            username,
+            work: Turns::new(bounds),
+            warned: BTreeSet::new(),
+        }
     }
 
     /// Runs until the process is to stop. What is under way then is dropped: it changes our own records alone.
@@ -81,9 +90,16 @@ impl Records {
 
     /// Tells each version of a policy once that it selects what no provider knows.
     async fn warn_of_policies(&mut self) {
-        for policy in self.cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
+        for policy in self
+            .cache
+            .policies
+            .filter(|p| !p.spec.selector.drivers.is_empty())
+        {
             let generation = policy.metadata.generation.unwrap_or_default();
-            if self.warned.insert((policy.uid().unwrap_or_default(), generation)) {
+            if self
+                .warned
+                .insert((policy.uid().unwrap_or_default(), generation))
+            {
                 notify::unknown_drivers(&self.executor, &policy).await;
             }
         }
@@ -95,10 +111,15 @@ impl Records {
         let all = self.cache.recoveries.filter(|_| true);
         let crowd = beyond_the_quota(&all, &self.username);
         let old = surplus(&all, &self.username);
-        let work = crowd.iter().chain(&old).map(|name| (name.clone(), Offer::default()));
+        let work = crowd
+            .iter()
+            .chain(&old)
+            .map(|name| (name.clone(), Offer::default()));
         self.work.offer(work);
         for _ in 0..AT_ONCE {
-            let Some(name) = self.work.next(Instant::now()) else { return false };
+            let Some(name) = self.work.next(Instant::now()) else {
+                return false;
+            };
             let Some(recovery) = self.cache.recoveries.get(&name.namespace, &name.name) else {
                 self.work.leave(&name);
                 continue;
@@ -125,8 +146,15 @@ impl Records {
             "namespace {} has {QUOTA} older VolumeRecoveries of people that are not over and have had no effect, which is as many as it may have; this one is ended without a look; delete those that nobody needs and ask again",
             recovery.namespace().unwrap_or_default()
         );
-        status::set(&mut ended, Phase::Aborted, message, self.executor.collector.clock.now());
-        store::save(&self.executor.collector.clients.records, &ended).await.is_ok()
+        status::set(
+            &mut ended,
+            Phase::Aborted,
+            message,
+            self.executor.collector.clock.now(),
+        );
+        store::save(&self.executor.collector.clients.records, &ended)
+            .await
+            .is_ok()
     }
 
     async fn delete(&self, recovery: &VolumeRecovery) -> bool {
@@ -134,8 +162,14 @@ impl Records {
         let namespace = recovery.namespace().unwrap_or_default();
         let api: Api<VolumeRecovery> = Api::namespaced(records, &namespace);
         // Another record of that name may have taken its place.
-        let this_one = Preconditions { uid: recovery.uid(), resource_version: None };
-        let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
+        let this_one = Preconditions {
+            uid: recovery.uid(),
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            preconditions: Some(this_one),
+            ..DeleteParams::default()
+        };
         let name = recovery.name_any();
         match api.delete(&name, &params).await {
             Ok(_) => {
@@ -156,16 +190,25 @@ impl Records {
 }
 
 fn name_of(recovery: &VolumeRecovery) -> ObjectName {
-    ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any())
+    ObjectName::new(
+        recovery.namespace().unwrap_or_default(),
+        recovery.name_any(),
+    )
 }
 
 fn acted(recovery: &VolumeRecovery) -> bool {
-    recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty())
+    recovery
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.journal.is_empty())
 }
 
 /// The unfinished records of people, without effects, beyond the quota of their namespace: those that may act are kept first,
 /// then the oldest.
-pub(crate) fn beyond_the_quota(all: &[Arc<VolumeRecovery>], controller: &str) -> BTreeSet<ObjectName> {
+pub(crate) fn beyond_the_quota(
+    all: &[Arc<VolumeRecovery>],
+    controller: &str,
+) -> BTreeSet<ObjectName> {
     let counts = |r: &VolumeRecovery| {
         !phase(r).is_final()
             && !acted(r)
@@ -181,7 +224,10 @@ pub(crate) fn beyond_the_quota(all: &[Arc<VolumeRecovery>], controller: &str) ->
             .push(recovery);
     }
     let mut beyond = BTreeSet::new();
-    for (_, mut records) in by_namespace.into_iter().filter(|(_, records)| records.len() > QUOTA) {
+    for (_, mut records) in by_namespace
+        .into_iter()
+        .filter(|(_, records)| records.len() > QUOTA)
+    {
         records.sort_by_cached_key(|r| (only_looks(r), r.creation_timestamp(), r.name_any()));
         beyond.extend(records.into_iter().skip(QUOTA).map(name_of));
     }
@@ -196,7 +242,10 @@ fn surplus(all: &[Arc<VolumeRecovery>], controller: &str) -> BTreeSet<ObjectName
     });
     let mut by_claim: BTreeMap<ObjectName, Vec<&VolumeRecovery>> = BTreeMap::new();
     for recovery in finished {
-        by_claim.entry(Executor::claim_of(recovery)).or_default().push(recovery);
+        by_claim
+            .entry(Executor::claim_of(recovery))
+            .or_default()
+            .push(recovery);
     }
     let mut surplus = BTreeSet::new();
     let mut by_namespace: BTreeMap<String, Vec<&VolumeRecovery>> = BTreeMap::new();
@@ -204,9 +253,14 @@ fn surplus(all: &[Arc<VolumeRecovery>], controller: &str) -> BTreeSet<ObjectName
         records.sort_by_key(|r| Reverse(r.creation_timestamp()));
         let old = records.split_off(records.len().min(KEEP_PER_CLAIM));
         surplus.extend(old.into_iter().map(name_of));
-        by_namespace.entry(claim.namespace).or_default().extend(records);
+        by_namespace
+            .entry(claim.namespace)
+            .or_default()
+            .extend(records);
     }
-    for (_, mut records) in by_namespace.into_iter().filter(|(_, records)| records.len() > KEEP_PER_NAMESPACE)
+    for (_, mut records) in by_namespace
+        .into_iter()
+        .filter(|(_, records)| records.len() > KEEP_PER_NAMESPACE)
     {
         records.sort_by_cached_key(|r| {
             (
@@ -226,7 +280,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn record(namespace: &str, n: usize, change: impl FnOnce(&mut serde_json::Value)) -> Arc<VolumeRecovery> {
+    fn record(
+        namespace: &str,
+        n: usize,
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> Arc<VolumeRecovery> {
         let at = jiff::Timestamp::from_second(1_700_000_000 + i64::try_from(n).unwrap()).unwrap();
         let mut record = json!({
             "metadata": {"name": format!("r-{n:04}"), "namespace": namespace, "creationTimestamp": at.to_string()},
@@ -243,14 +301,29 @@ mod tests {
 
     #[test]
     fn the_oldest_hundred_of_a_namespace_are_looked_at() {
-        let mut all: Vec<_> = (0..QUOTA + 2).rev().map(|n| record("crowd", n, |_| {})).collect();
+        let mut all: Vec<_> = (0..QUOTA + 2)
+            .rev()
+            .map(|n| record("crowd", n, |_| {}))
+            .collect();
         all.extend((0..QUOTA).map(|n| record("others", n, |_| {})));
-        assert_eq!(names(&beyond_the_quota(&all, "controller")), ["crowd/r-0100", "crowd/r-0101"]);
+        assert_eq!(
+            names(&beyond_the_quota(&all, "controller")),
+            ["crowd/r-0100", "crowd/r-0101"]
+        );
         // Those of policies, those that are over and those that acted do not count.
-        all.push(record("crowd", 500, |r| r["spec"]["requester"] = json!("controller")));
-        all.push(record("crowd", 501, |r| r["status"]["phase"] = json!("Aborted")));
-        all.push(record("crowd", 502, |r| r["status"]["journal"] = json!([{"any": "line"}])));
-        assert_eq!(names(&beyond_the_quota(&all, "controller")), ["crowd/r-0100", "crowd/r-0101"]);
+        all.push(record("crowd", 500, |r| {
+            r["spec"]["requester"] = json!("controller")
+        }));
+        all.push(record("crowd", 501, |r| {
+            r["status"]["phase"] = json!("Aborted")
+        }));
+        all.push(record("crowd", 502, |r| {
+            r["status"]["journal"] = json!([{"any": "line"}])
+        }));
+        assert_eq!(
+            names(&beyond_the_quota(&all, "controller")),
+            ["crowd/r-0100", "crowd/r-0101"]
+        );
         // One that may act needed a right to be there, and crowds out one to look at.
         all.push(record("crowd", 503, |r| r["spec"]["mode"] = json!("Auto")));
         assert_eq!(
@@ -262,7 +335,9 @@ mod tests {
     #[test]
     fn finished_records_that_acted_are_kept_the_longest() {
         let over = |r: &mut serde_json::Value| r["status"]["phase"] = json!("Aborted");
-        let mut all: Vec<_> = (2..KEEP_PER_NAMESPACE + 2).map(|n| record("crowd", n, over)).collect();
+        let mut all: Vec<_> = (2..KEEP_PER_NAMESPACE + 2)
+            .map(|n| record("crowd", n, over))
+            .collect();
         assert_eq!(surplus(&all, "controller"), BTreeSet::new());
         all.push(record("crowd", 0, |r| {
             over(r);
@@ -272,7 +347,10 @@ mod tests {
             over(r);
             r["spec"]["requester"] = json!("controller");
         }));
-        assert_eq!(names(&surplus(&all, "controller")), ["crowd/r-0002", "crowd/r-0003"]);
+        assert_eq!(
+            names(&surplus(&all, "controller")),
+            ["crowd/r-0002", "crowd/r-0003"]
+        );
     }
 
     #[test]
@@ -288,6 +366,10 @@ mod tests {
             of_one_claim(r);
             r["metadata"]["finalizers"] = json!(["reattach.dev/restore"]);
         }));
-        assert_eq!(names(&surplus(&all, "controller")), ["ns/r-0000"], "it is not over yet");
+        assert_eq!(
+            names(&surplus(&all, "controller")),
+            ["ns/r-0000"],
+            "it is not over yet"
+        );
     }
 }

@@ -13,14 +13,26 @@ use reattach_provider_api::{PreflightReport, RightUse};
 impl Collector {
     /// Makes a collector. Without a cache each collection reads live.
     pub fn new(clients: Clients, cache: Option<Cache>, providers: Providers, clock: Clock) -> Self {
-        Self { clients, cache, providers, clock, neighbours: Neighbours::default() }
+        Self {
+            clients,
+            cache,
+            providers,
+            clock,
+            neighbours: Neighbours::default(),
+        }
     }
 }
 
 impl Executor {
     /// Makes an executor. `identity` signs the journal and is unique per process; `username` is the name that the API server knows
     /// the process by.
-    pub fn new(collector: Collector, gate: Gate, identity: String, username: &str, metrics: Metrics) -> Self {
+    pub fn new(
+        collector: Collector,
+        gate: Gate,
+        identity: String,
+        username: &str,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             collector,
             gate,
@@ -50,10 +62,20 @@ pub async fn preflight(providers: &Providers) -> Vec<Preflight> {
     let mut all = Vec::new();
     for provider in providers.all() {
         let report = provider.preflight().await;
-        let missing = |uses: &[RightUse]| report.missing(uses).into_iter().map(|r| r.name.clone()).collect();
+        let missing = |uses: &[RightUse]| {
+            report
+                .missing(uses)
+                .into_iter()
+                .map(|r| r.name.clone())
+                .collect()
+        };
         all.push(Preflight {
             provider: provider.name().to_owned(),
-            missing_to_read: missing(&[RightUse::ReadVolumes, RightUse::ReadInstances, RightUse::ReadJobs]),
+            missing_to_read: missing(&[
+                RightUse::ReadVolumes,
+                RightUse::ReadInstances,
+                RightUse::ReadJobs,
+            ]),
             missing_to_detach: missing(&[RightUse::Detach]),
             report,
         });

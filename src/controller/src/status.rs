@@ -23,33 +23,63 @@ pub(crate) fn set(
 }
 
 /// The same for one that waits for its turn only: nobody has to do anything about that.
-pub(crate) fn set_in_line(recovery: &mut VolumeRecovery, message: impl Into<String>, now: Timestamp) -> bool {
+pub(crate) fn set_in_line(
+    recovery: &mut VolumeRecovery,
+    message: impl Into<String>,
+    now: Timestamp,
+) -> bool {
     set_waiting(recovery, Phase::Waiting, message, now, false)
 }
 
 /// A run has waited since `since`, or longer.
 pub(crate) fn waits_since(recovery: &mut VolumeRecovery, since: Timestamp) {
-    recovery.status.get_or_insert_default().waiting_since.get_or_insert(Time(since));
+    recovery
+        .status
+        .get_or_insert_default()
+        .waiting_since
+        .get_or_insert(Time(since));
 }
 
 /// Calls for a person when it has waited for `after`. Returns whether it does so now: once for each wait.
-pub(crate) fn escalate(recovery: &mut VolumeRecovery, after: SignedDuration, now: Timestamp) -> bool {
+pub(crate) fn escalate(
+    recovery: &mut VolumeRecovery,
+    after: SignedDuration,
+    now: Timestamp,
+) -> bool {
     let generation = recovery.metadata.generation;
-    let Some(status) = &mut recovery.status else { return false };
-    let long = status.waiting_since.as_ref().is_some_and(|t| now.duration_since(t.0) >= after);
+    let Some(status) = &mut recovery.status else {
+        return false;
+    };
+    let long = status
+        .waiting_since
+        .as_ref()
+        .is_some_and(|t| now.duration_since(t.0) >= after);
     if !long || is_escalated(status) {
         return false;
     }
     let message = status.message.clone();
-    set_condition(status, condition::STALLED, true, ESCALATED, &message, generation, now);
+    set_condition(
+        status,
+        condition::STALLED,
+        true,
+        ESCALATED,
+        &message,
+        generation,
+        now,
+    );
     true
 }
 
 /// Writes down what the person who was called has to do, with the ticket for the provider where it is the provider's;
 /// for as long as the call stands, and as things are now. `cloud` is the cloud's last word on the volume.
 pub(crate) fn explain(recovery: &mut VolumeRecovery, cloud: Option<&CloudVolume>) {
-    let Some(status) = &recovery.status else { return };
-    let since = status.waiting_since.clone().filter(|_| is_escalated(status));
+    let Some(status) = &recovery.status else {
+        return;
+    };
+    let since = status
+        .waiting_since
+        .clone()
+        .filter(|_| is_escalated(status));
     let told = since.and_then(|since| {
         // One that cannot be read is held, which is another call.
         let record = recovery.record(cloud.cloned()).ok()?;
@@ -61,7 +91,10 @@ pub(crate) fn explain(recovery: &mut VolumeRecovery, cloud: Option<&CloudVolume>
 }
 
 fn is_escalated(status: &VolumeRecoveryStatus) -> bool {
-    let stalled = status.conditions.iter().find(|c| c.type_ == condition::STALLED);
+    let stalled = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == condition::STALLED);
     stalled.is_some_and(|c| c.status == "True" && c.reason == ESCALATED)
 }
 
@@ -73,7 +106,9 @@ fn set_waiting(
     for_others: bool,
 ) -> bool {
     let generation = recovery.metadata.generation;
-    let status = recovery.status.get_or_insert_with(VolumeRecoveryStatus::default);
+    let status = recovery
+        .status
+        .get_or_insert_with(VolumeRecoveryStatus::default);
     let before = status.clone();
     status.phase = phase;
     status.message = plain::sentence(&message.into(), plain::TEXT_CHARS);
@@ -92,9 +127,13 @@ fn set_waiting(
     let escalated = status.waiting_since.is_some() && is_escalated(status);
     let (recovered, progressing, stalled) = match phase {
         Phase::Recovered | Phase::Resolved => (true, false, false),
-        Phase::Running | Phase::Restoring | Phase::Diagnosing | Phase::Waiting => (false, true, false),
+        Phase::Running | Phase::Restoring | Phase::Diagnosing | Phase::Waiting => {
+            (false, true, false)
+        }
         Phase::Stuck | Phase::Failed | Phase::Refused => (false, false, true),
-        Phase::NotOurs | Phase::Planned | Phase::AwaitingApproval | Phase::Aborted => (false, false, false),
+        Phase::NotOurs | Phase::Planned | Phase::AwaitingApproval | Phase::Aborted => {
+            (false, false, false)
+        }
     };
     let (reason, message) = (format!("{phase:?}"), status.message.clone());
     for (kind, on) in [
@@ -132,7 +171,10 @@ fn set_condition(
     match status.conditions.iter_mut().find(|c| c.type_ == kind) {
         Some(old) if old.status == word => {
             let since = old.last_transition_time.clone();
-            *old = Condition { last_transition_time: since, ..fresh };
+            *old = Condition {
+                last_transition_time: since,
+                ..fresh
+            };
         }
         Some(old) => *old = fresh,
         None => status.conditions.push(fresh),
@@ -154,12 +196,18 @@ mod tests {
 
     fn recovery() -> VolumeRecovery {
         let spec = serde_json::json!({"claimName": "data", "runbook": "lightest-first", "requester": "jane"});
-        VolumeRecovery::new("r", serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap())
+        VolumeRecovery::new(
+            "r",
+            serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap(),
+        )
     }
 
     fn stalled(recovery: &VolumeRecovery) -> (String, String) {
         let conditions = &recovery.status.as_ref().unwrap().conditions;
-        let stalled = conditions.iter().find(|c| c.type_ == condition::STALLED).unwrap();
+        let stalled = conditions
+            .iter()
+            .find(|c| c.type_ == condition::STALLED)
+            .unwrap();
         (stalled.status.clone(), stalled.reason.clone())
     }
 
@@ -191,21 +239,44 @@ mod tests {
     fn what_a_person_is_told_stands_as_long_as_the_call() {
         let told = |r: &VolumeRecovery| r.status.as_ref().and_then(|s| s.escalation.clone());
         let mut r = recovery();
-        set(&mut r, Phase::Waiting, "pod shop/a-0 has not been bound to a node", at(0));
+        set(
+            &mut r,
+            Phase::Waiting,
+            "pod shop/a-0 has not been bound to a node",
+            at(0),
+        );
         explain(&mut r, None);
         assert_eq!(told(&r), None, "nobody was called yet");
         assert!(escalate(&mut r, AFTER, at(1800)));
-        let mut cloud = Case::deployment().evidence.cloud_volume.shown().unwrap().clone();
+        let mut cloud = Case::deployment()
+            .evidence
+            .cloud_volume
+            .shown()
+            .unwrap()
+            .clone();
         explain(&mut r, Some(&cloud));
         let first = told(&r).unwrap();
-        assert_eq!((first.since.0, first.ticket), (at(0), None), "no provider can mend that");
-        assert!(first.summary.contains("has not been bound"), "{}", first.summary);
+        assert_eq!(
+            (first.since.0, first.ticket),
+            (at(0), None),
+            "no provider can mend that"
+        );
+        assert!(
+            first.summary.contains("has not been bound"),
+            "{}",
+            first.summary
+        );
         // The cloud's word at a later look is what counts.
-        cloud.state = VolumeState::Locked { reason: "by staff".into() };
+        cloud.state = VolumeState::Locked {
+            reason: "by staff".into(),
+        };
         set(&mut r, Phase::Waiting, "locked", at(1900));
         explain(&mut r, Some(&cloud));
         let ticket = told(&r).unwrap().ticket.unwrap();
-        assert!(ticket.contains("it is locked (by staff)") && ticket.contains(cloud.id.as_str()), "{ticket}");
+        assert!(
+            ticket.contains("it is locked (by staff)") && ticket.contains(cloud.id.as_str()),
+            "{ticket}"
+        );
         // Even where nothing explains it anew.
         set(&mut r, Phase::Diagnosing, "looking", at(2000));
         assert_eq!(told(&r), None);
@@ -225,10 +296,20 @@ mod tests {
         set(&mut r, Phase::Running, "step 1", at(0));
         waits_since(&mut r, at(0));
         waits_since(&mut r, at(900));
-        set(&mut r, Phase::Running, "step 1; waiting: for the cloud", at(1000));
+        set(
+            &mut r,
+            Phase::Running,
+            "step 1; waiting: for the cloud",
+            at(1000),
+        );
         assert!(!escalate(&mut r, AFTER, at(1799)));
         assert!(escalate(&mut r, AFTER, at(1800)));
-        set(&mut r, Phase::Running, "step 1; waiting: for the cloud", at(1810));
+        set(
+            &mut r,
+            Phase::Running,
+            "step 1; waiting: for the cloud",
+            at(1810),
+        );
         assert_eq!(stalled(&r), pair("True", ESCALATED));
         r.status.as_mut().unwrap().waiting_since = None;
         set(&mut r, Phase::Running, "step 2", at(1900));

@@ -100,42 +100,96 @@ impl Turns {
     /// Returns a queue without work.
     pub fn new(bounds: Bounds) -> Self {
         let (lines, served_last) = (BTreeMap::new(), String::new());
-        Self { bounds, lines, served_last, under_way: 0, ticket: 0 }
+        Self {
+            bounds,
+            lines,
+            served_last,
+            under_way: 0,
+            ticket: 0,
+        }
     }
 
     /// Replaces the work by `all`. A piece that stays keeps its place; a rest ends when the piece's version changes.
     pub fn offer(&mut self, all: impl IntoIterator<Item = (ObjectName, Offer)>) {
         let mut gone = std::mem::take(&mut self.lines);
         for (ObjectName { namespace, name }, offer) in all {
-            let old = gone.get_mut(&namespace).and_then(|line| line.places.remove(&name));
+            let old = gone
+                .get_mut(&namespace)
+                .and_then(|line| line.places.remove(&name));
             let place = match old {
                 Some(place) if place.offer.version == offer.version => {
                     let state = match place.state {
-                        State::UnderWay { changed, .. } => State::UnderWay { changed, offered: true },
+                        State::UnderWay { changed, .. } => State::UnderWay {
+                            changed,
+                            offered: true,
+                        },
                         other => other,
                     };
-                    Place { offer, state, ..place }
+                    Place {
+                        offer,
+                        state,
+                        ..place
+                    }
                 }
-                Some(Place { ticket, state: State::UnderWay { .. }, .. }) => {
-                    let state = State::UnderWay { changed: true, offered: true };
-                    Place { offer, ticket, state, idle_since: None }
+                Some(Place {
+                    ticket,
+                    state: State::UnderWay { .. },
+                    ..
+                }) => {
+                    let state = State::UnderWay {
+                        changed: true,
+                        offered: true,
+                    };
+                    Place {
+                        offer,
+                        ticket,
+                        state,
+                        idle_since: None,
+                    }
                 }
-                Some(Place { ticket, state: State::Waiting, .. }) => {
-                    Place { offer, ticket, state: State::Waiting, idle_since: None }
-                }
-                Some(Place { state: State::Resting { .. }, .. }) | None => {
+                Some(Place {
+                    ticket,
+                    state: State::Waiting,
+                    ..
+                }) => Place {
+                    offer,
+                    ticket,
+                    state: State::Waiting,
+                    idle_since: None,
+                },
+                Some(Place {
+                    state: State::Resting { .. },
+                    ..
+                })
+                | None => {
                     let ticket = self.next_ticket();
-                    Place { offer, ticket, state: State::Waiting, idle_since: None }
+                    Place {
+                        offer,
+                        ticket,
+                        state: State::Waiting,
+                        idle_since: None,
+                    }
                 }
             };
-            self.lines.entry(namespace).or_default().places.insert(name, place);
+            self.lines
+                .entry(namespace)
+                .or_default()
+                .places
+                .insert(name, place);
         }
         // What is under way is taken back later, whether it is still work or not.
         for (namespace, line) in gone {
             for (name, mut place) in line.places {
                 if let State::UnderWay { changed, .. } = place.state {
-                    place.state = State::UnderWay { changed, offered: false };
-                    self.lines.entry(namespace.clone()).or_default().places.insert(name, place);
+                    place.state = State::UnderWay {
+                        changed,
+                        offered: false,
+                    };
+                    self.lines
+                        .entry(namespace.clone())
+                        .or_default()
+                        .places
+                        .insert(name, place);
                 }
             }
             if let Some(new) = self.lines.get_mut(&namespace) {
@@ -153,16 +207,21 @@ impl Turns {
         let last = std::mem::take(&mut self.served_last);
         let later = (Bound::Excluded(last.as_str()), Bound::Unbounded);
         let earlier = (Bound::Unbounded, Bound::Included(last.as_str()));
-        let found = self.lines.range::<str, _>(later).chain(self.lines.range::<str, _>(earlier)).find_map(
-            |(namespace, line)| {
+        let found = self
+            .lines
+            .range::<str, _>(later)
+            .chain(self.lines.range::<str, _>(earlier))
+            .find_map(|(namespace, line)| {
                 let full = line.under_way >= self.bounds.per_namespace;
-                let due = line.places.iter().filter(|(_, place)| !full && place.is_due(now));
+                let due = line
+                    .places
+                    .iter()
+                    .filter(|(_, place)| !full && place.is_due(now));
                 let by_rank = (line.turns + 1) % ONE_BY_WAITING != 0;
                 let rank = |place: &Place| if by_rank { place.offer.rank } else { 0 };
                 let (name, _) = due.min_by_key(|(_, place)| (rank(place), place.ticket))?;
                 Some(ObjectName::new(namespace.as_str(), name.as_str()))
-            },
-        );
+            });
         let Some(found) = found else {
             self.served_last = last;
             return None;
@@ -170,7 +229,10 @@ impl Turns {
         if let Some(line) = self.lines.get_mut(&found.namespace)
             && let Some(place) = line.places.get_mut(&found.name)
         {
-            place.state = State::UnderWay { changed: false, offered: true };
+            place.state = State::UnderWay {
+                changed: false,
+                offered: true,
+            };
             line.under_way += 1;
             line.turns += 1;
             self.under_way += 1;
@@ -182,9 +244,15 @@ impl Turns {
     /// Takes back a piece of work that was handed out.
     pub fn ended(&mut self, done: &ObjectName, after: After, now: Instant) {
         let ticket = self.next_ticket();
-        let Some(line) = self.lines.get_mut(&done.namespace) else { return };
-        let Some(place) = line.places.get_mut(&done.name) else { return };
-        let State::UnderWay { changed, offered } = place.state else { return };
+        let Some(line) = self.lines.get_mut(&done.namespace) else {
+            return;
+        };
+        let Some(place) = line.places.get_mut(&done.name) else {
+            return;
+        };
+        let State::UnderWay { changed, offered } = place.state else {
+            return;
+        };
         line.under_way -= 1;
         self.under_way -= 1;
         place.ticket = ticket;
@@ -192,7 +260,9 @@ impl Turns {
             After::Rest(longest) if !changed => {
                 let idle_since = *place.idle_since.get_or_insert(now);
                 let pause = now.duration_since(idle_since) / PART_OF_THE_TIME;
-                State::Resting { until: now + pause.max(SHORTEST_REST).min(longest) }
+                State::Resting {
+                    until: now + pause.max(SHORTEST_REST).min(longest),
+                }
             }
             After::Rest(_) | After::InLine => State::Waiting,
         };
@@ -203,7 +273,9 @@ impl Turns {
 
     /// Drops a piece of work, also one that is under way: it needs no turn any more.
     pub fn leave(&mut self, gone: &ObjectName) {
-        let Some(line) = self.lines.get_mut(&gone.namespace) else { return };
+        let Some(line) = self.lines.get_mut(&gone.namespace) else {
+            return;
+        };
         if let Some(State::UnderWay { .. }) = line.places.get(&gone.name).map(|place| place.state) {
             line.under_way -= 1;
             self.under_way -= 1;
@@ -214,7 +286,12 @@ impl Turns {
     /// How many pieces of work of a namespace wait for their turn.
     pub fn waiting(&self, namespace: &str, now: Instant) -> usize {
         let line = self.lines.get(namespace);
-        line.map_or(0, |line| line.places.values().filter(|place| place.is_due(now)).count())
+        line.map_or(0, |line| {
+            line.places
+                .values()
+                .filter(|place| place.is_due(now))
+                .count()
+        })
     }
 
     /// The next moment after `now` at which a rest is over. What has rested already waits for a place.
@@ -228,7 +305,9 @@ impl Turns {
     }
 
     fn remove(&mut self, gone: &ObjectName) {
-        let Some(line) = self.lines.get_mut(&gone.namespace) else { return };
+        let Some(line) = self.lines.get_mut(&gone.namespace) else {
+            return;
+        };
         line.places.remove(&gone.name);
         if line.places.is_empty() {
             self.lines.remove(&gone.namespace);
@@ -248,7 +327,10 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn turns(at_once: usize, per_namespace: usize) -> Turns {
-        Turns::new(Bounds { at_once, per_namespace })
+        Turns::new(Bounds {
+            at_once,
+            per_namespace,
+        })
     }
 
     fn name(namespace: &str, n: usize) -> ObjectName {
@@ -256,7 +338,9 @@ mod tests {
     }
 
     fn many(namespace: &str, count: usize) -> Vec<(ObjectName, Offer)> {
-        (0..count).map(|n| (name(namespace, n), Offer::default())).collect()
+        (0..count)
+            .map(|n| (name(namespace, n), Offer::default()))
+            .collect()
     }
 
     /// Serves until nothing is due, one at a time; returns what was served.
@@ -278,7 +362,14 @@ mod tests {
             assert_eq!(all.len(), crowd + 3);
             assert_eq!(
                 all[..6],
-                ["a-victim/0000", "crowd/0000", "victim/0000", "crowd/0001", "victim/0001", "crowd/0002"]
+                [
+                    "a-victim/0000",
+                    "crowd/0000",
+                    "victim/0000",
+                    "crowd/0001",
+                    "victim/0001",
+                    "crowd/0002"
+                ]
             );
         }
     }
@@ -289,16 +380,30 @@ mod tests {
         turns.offer(many("crowd", 100));
         let now = Instant::now();
         let first = [turns.next(now), turns.next(now), turns.next(now)];
-        assert_eq!(first, [Some(name("crowd", 0)), Some(name("crowd", 1)), None]);
+        assert_eq!(
+            first,
+            [Some(name("crowd", 0)), Some(name("crowd", 1)), None]
+        );
         turns.offer([many("crowd", 100), many("victim", 3)].concat());
         let second = [turns.next(now), turns.next(now), turns.next(now)];
-        assert_eq!(second, [Some(name("victim", 0)), Some(name("victim", 1)), None]);
+        assert_eq!(
+            second,
+            [Some(name("victim", 0)), Some(name("victim", 1)), None]
+        );
         assert_eq!(turns.waiting("crowd", now), 98);
         turns.ended(&name("crowd", 1), After::Rest(MINUTE), now);
-        assert_eq!(turns.next(now), Some(name("crowd", 2)), "its place is free again");
+        assert_eq!(
+            turns.next(now),
+            Some(name("crowd", 2)),
+            "its place is free again"
+        );
         assert_eq!(turns.next(now), None);
         let rested = turns.next_rested(now).unwrap();
-        assert_eq!(turns.next(rested), None, "all places of the namespace are taken");
+        assert_eq!(
+            turns.next(rested),
+            None,
+            "all places of the namespace are taken"
+        );
         assert_eq!(turns.next_rested(rested), None, "time frees none of them");
     }
 
@@ -350,7 +455,10 @@ mod tests {
         turns.offer([]);
         assert_eq!((turns.next(now), turns.waiting("ns", now)), (None, 0));
         turns.ended(&first, After::InLine, now);
-        assert_eq!((turns.next(now), turns.lines.len(), turns.under_way), (None, 0, 0));
+        assert_eq!(
+            (turns.next(now), turns.lines.len(), turns.under_way),
+            (None, 0, 0)
+        );
         // What is dropped while it is under way frees its place at once.
         turns.offer(many("ns", 3));
         let both = [turns.next(now).unwrap(), turns.next(now).unwrap()];
@@ -358,20 +466,28 @@ mod tests {
         turns.leave(&both[0]);
         assert_eq!(turns.next(now), Some(name("ns", 2)));
         turns.ended(&both[0], After::InLine, now);
-        assert_eq!(turns.under_way, 2, "it was dropped, so it is not taken back a second time");
+        assert_eq!(
+            turns.under_way, 2,
+            "it was dropped, so it is not taken back a second time"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_lower_rank_goes_first_and_the_rest_in_order() {
         let mut turns = turns(9, 9);
         let now = Instant::now();
-        let all = [(0, 1), (1, 1), (2, 0)].map(|(n, rank)| (name("ns", n), Offer { version: 0, rank }));
+        let all =
+            [(0, 1), (1, 1), (2, 0)].map(|(n, rank)| (name("ns", n), Offer { version: 0, rank }));
         turns.offer(all);
         let order: Vec<ObjectName> = std::iter::from_fn(|| turns.next(now)).collect();
         assert_eq!(order, [name("ns", 2), name("ns", 0), name("ns", 1)]);
         turns.ended(&name("ns", 1), After::InLine, now);
         turns.ended(&name("ns", 0), After::InLine, now);
-        assert_eq!(turns.next(now), Some(name("ns", 1)), "it has waited for longer");
+        assert_eq!(
+            turns.next(now),
+            Some(name("ns", 1)),
+            "it has waited for longer"
+        );
     }
 
     /// As many pieces of work go first as there are places, and each gets in line again as soon as its turn is over.
@@ -379,7 +495,15 @@ mod tests {
     async fn a_higher_rank_waits_for_a_bounded_number_of_turns() {
         let mut turns = turns(9, 2);
         let now = Instant::now();
-        let all = (0..5).map(|n| (name("ns", n), Offer { version: 0, rank: u8::from(n == 4) }));
+        let all = (0..5).map(|n| {
+            (
+                name("ns", n),
+                Offer {
+                    version: 0,
+                    rank: u8::from(n == 4),
+                },
+            )
+        });
         turns.offer(all.collect::<Vec<_>>());
         let (mut running, mut served) = (std::collections::VecDeque::new(), 0);
         while !running.contains(&name("ns", 4)) {

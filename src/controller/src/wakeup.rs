@@ -43,7 +43,13 @@ impl Wakeup {
         leadership: watch::Receiver<Option<Leadership>>,
         cache: &Cache,
     ) -> Self {
-        Self { stop, leadership, changes: cache.changes(), settle: SETTLE, settled: None }
+        Self {
+            stop,
+            leadership,
+            changes: cache.changes(),
+            settle: SETTLE,
+            settled: None,
+        }
     }
 
     /// Waits for news, at most until `at`. Nothing is lost when it is dropped before it ends.
@@ -102,7 +108,13 @@ mod tests {
         let (stop, stopped) = watch::channel(false);
         let (leads, leadership) = watch::channel(None);
         let (changed, changes) = watch::channel(0_u64);
-        let mut wakeup = Wakeup { stop: stopped, leadership, changes, settle: SETTLE, settled: None };
+        let mut wakeup = Wakeup {
+            stop: stopped,
+            leadership,
+            changes,
+            settle: SETTLE,
+            settled: None,
+        };
         let soon = || Instant::now() + AT_LEAST_EVERY;
         changed.send_replace(1);
         // The wait is dropped while the burst goes on.
@@ -112,12 +124,20 @@ mod tests {
         let start = Instant::now();
         assert_eq!(wakeup.next(soon()).await, Woken::News);
         assert_eq!(start.elapsed(), SETTLE / 2);
-        assert_eq!(wakeup.next(soon()).await, Woken::Time, "the burst was heard whole");
+        assert_eq!(
+            wakeup.next(soon()).await,
+            Woken::Time,
+            "the burst was heard whole"
+        );
         wakeup.took(Duration::from_secs(60));
         changed.send_replace(3);
         let start = Instant::now();
         assert_eq!(wakeup.next(soon()).await, Woken::News);
-        assert_eq!(start.elapsed(), LONGEST_SETTLE, "passes that take long are made less often");
+        assert_eq!(
+            start.elapsed(),
+            LONGEST_SETTLE,
+            "passes that take long are made less often"
+        );
         stop.send_replace(true);
         assert_eq!(wakeup.next(soon()).await, Woken::Stop);
         drop(leads);

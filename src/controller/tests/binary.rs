@@ -10,8 +10,14 @@ fn controller(args: &[&str]) -> Output {
 #[test]
 fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
     for (args, says) in [
-        (&[][..], "the following required arguments were not provided: --provider <NAME>"),
-        (&["--provider", "gce"], "there is no provider \"gce\" in this build, which has: linode"),
+        (
+            &[][..],
+            "the following required arguments were not provided: --provider <NAME>",
+        ),
+        (
+            &["--provider", "gce"],
+            "there is no provider \"gce\" in this build, which has: linode",
+        ),
         (
             &["--provider", "linode", "--lease", "other"],
             "invalid value 'other' for '--lease <LEASE>': it must begin with reattach-",
@@ -32,7 +38,11 @@ fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
         let output = controller(args);
         let text = String::from_utf8(output.stderr).expect("UTF-8");
         assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-        let flat = text.replace("\\\"", "\"").split_whitespace().collect::<Vec<_>>().join(" ");
+        let flat = text
+            .replace("\\\"", "\"")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
         assert!(flat.contains(says), "{args:?}: {text}");
     }
 }
@@ -76,17 +86,30 @@ fn the_help_names_every_flag_variable_and_exit_code() {
 /// Messages in a log were written by others. None of them makes a line of its own, or steers the reader's terminal.
 #[test]
 fn a_log_line_cannot_be_forged_by_a_line_break() {
-    let file =
-        "/nowhere/x\u{1b}[2J\n2026-03-02T03:00:00Z  INFO reattach_controller: recovery phase=Recovered";
+    let file = "/nowhere/x\u{1b}[2J\n2026-03-02T03:00:00Z  INFO reattach_controller: recovery phase=Recovered";
     for form in ["text", "json"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_reattach-controller"));
-        command.args(["--provider", "linode", "--log-format", form, "--kubeconfig", file]);
-        let output = command.env_clear().env("LINODE_TOKEN", "a-token").output().expect("it starts");
+        command.args([
+            "--provider",
+            "linode",
+            "--log-format",
+            form,
+            "--kubeconfig",
+            file,
+        ]);
+        let output = command
+            .env_clear()
+            .env("LINODE_TOKEN", "a-token")
+            .output()
+            .expect("it starts");
         let text = String::from_utf8(output.stderr).expect("UTF-8");
         assert_eq!(output.status.code(), Some(1), "{form}: {text}");
         assert!(text.contains("nowhere"), "{form}: {text}");
         assert_eq!(text.lines().count(), 1, "{form}: {text}");
         let shown = text.trim_end_matches('\n');
-        assert!(!shown.contains(|c: char| c.is_control()), "{form}: {shown:?}");
+        assert!(
+            !shown.contains(|c: char| c.is_control()),
+            "{form}: {shown:?}"
+        );
     }
 }

@@ -55,10 +55,19 @@ async fn collect(stage: &Stage, cloud: &TestCloud, watched: bool) -> Evidence {
     cache.ready().await;
     let cache = watched.then_some(cache);
     let neighbours = Default::default();
-    let collector =
-        Collector { clients, cache, providers: providers(cloud), clock: stage.clock(), neighbours };
+    let collector = Collector {
+        clients,
+        cache,
+        providers: providers(cloud),
+        clock: stage.clock(),
+        neighbours,
+    };
     collector
-        .collect(&ObjectName::new(NS, CLAIM), Some(RecoveryContext::default()), Needs::Plan)
+        .collect(
+            &ObjectName::new(NS, CLAIM),
+            Some(RecoveryContext::default()),
+            Needs::Plan,
+        )
         .await
         .unwrap()
 }
@@ -79,12 +88,19 @@ async fn of_a_dead_node_every_pod_and_the_power_of_its_machine_are_known() {
         assert_eq!(names, ["cache/redis-0", "reattach-system/other"]);
         assert_ne!(pods[0].1, Uid::from(""));
         let holder = InstanceId::from("100");
-        assert_eq!(e.instances[&holder].shown().unwrap().state, InstanceState::Running);
+        assert_eq!(
+            e.instances[&holder].shown().unwrap().state,
+            InstanceState::Running
+        );
         assert!(e.power[&holder].shown().is_some() && e.cloud_scope.is_some());
 
         s.node("True", &json!([]));
         let e = collect(&s, &cloud, watched).await;
-        assert!(e.node_pods.is_empty(), "its kubelet speaks: {:?}", e.node_pods);
+        assert!(
+            e.node_pods.is_empty(),
+            "its kubelet speaks: {:?}",
+            e.node_pods
+        );
     }
 }
 
@@ -107,17 +123,30 @@ async fn the_node_of_an_orphans_holder_is_found_by_its_instance() {
         let e = collect(&s, &TestCloud::held_by("100"), watched).await;
         let node = e.nodes[&NodeName::from(NODE)].shown().unwrap();
         assert!(node.ready);
-        assert!(e.instances.contains_key(&InstanceId::from("100")), "no VolumeAttachment names it");
+        assert!(
+            e.instances.contains_key(&InstanceId::from("100")),
+            "no VolumeAttachment names it"
+        );
         let e = collect(&s, &TestCloud::held_by("777"), watched).await;
-        assert!(!e.nodes.contains_key(&NodeName::from(NODE)), "it has nothing to do with it");
+        assert!(
+            !e.nodes.contains_key(&NodeName::from(NODE)),
+            "it has nothing to do with it"
+        );
     }
 }
 
 async fn why(stage: &Stage) -> Option<String> {
     let mut tasks = JoinSet::new();
-    let cache = Cache::start(&stage.server.client_as("controller"), stage.clock(), &mut tasks);
+    let cache = Cache::start(
+        &stage.server.client_as("controller"),
+        stage.clock(),
+        &mut tasks,
+    );
     cache.ready().await;
-    nominees(&cache).into_iter().find(|n| n.claim == ObjectName::new(NS, CLAIM)).map(|n| n.why)
+    nominees(&cache)
+        .into_iter()
+        .find(|n| n.claim == ObjectName::new(NS, CLAIM))
+        .map(|n| n.why)
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,13 +170,25 @@ async fn a_record_in_trouble_nominates_its_claim() {
     let error = json!({"time": "2026-03-01T00:00:00Z", "message": "rpc error: busy"});
     attachment(&s, NODE, |a| a["status"]["detachError"] = error.clone());
     assert!(why(&s).await.unwrap().contains("rpc error: busy"));
-    attachment(&s, NODE, |a| a["status"] = json!({"attached": false, "attachError": error}));
+    attachment(&s, NODE, |a| {
+        a["status"] = json!({"attached": false, "attachError": error})
+    });
     assert!(why(&s).await.unwrap().contains("rpc error: busy"));
     attachment(&s, "n9", |_| {});
-    assert!(why(&s).await.unwrap().contains("n9, which is not Ready or does not exist"));
+    assert!(
+        why(&s)
+            .await
+            .unwrap()
+            .contains("n9, which is not Ready or does not exist")
+    );
     s.node("Unknown", &json!([]));
     attachment(&s, NODE, |_| {});
-    assert!(why(&s).await.unwrap().contains("n1, which is not Ready or does not exist"));
+    assert!(
+        why(&s)
+            .await
+            .unwrap()
+            .contains("n1, which is not Ready or does not exist")
+    );
 }
 
 fn events(stage: &Stage) -> Vec<String> {
@@ -157,7 +198,8 @@ fn events(stage: &Stage) -> Vec<String> {
 fn events_of(stage: &Stage, reason: &str) -> Vec<String> {
     let all = stage.server.list("", "events", None);
     let of = all.iter().filter(|e| e["reason"] == reason);
-    of.map(|e| e["message"].as_str().unwrap_or_default().to_owned()).collect()
+    of.map(|e| e["message"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 /// A policy that selects drivers of a cloud that is not asked is told so, once for each version of it.
@@ -176,13 +218,21 @@ async fn a_policy_for_a_driver_that_no_provider_knows_is_told_so() {
     let mut providers = Providers::default();
     providers.register(std::sync::Arc::new(TestCloud::held_by("100")));
     known.start(providers).await;
-    assert_eq!(events_of(&known, "UnknownDriver"), [""; 0], "the test's cloud knows every driver");
+    assert_eq!(
+        events_of(&known, "UnknownDriver"),
+        [""; 0],
+        "the test's cloud knows every driver"
+    );
 
     let mut s = Stage::new();
     policy(&s, "ebs.csi.aws.com");
     s.start(Providers::default()).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let built = if cfg!(feature = "aws") { "add --provider aws" } else { "build with --features aws" };
+    let built = if cfg!(feature = "aws") {
+        "add --provider aws"
+    } else {
+        "build with --features aws"
+    };
     let told = events_of(&s, "UnknownDriver");
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(
@@ -206,7 +256,9 @@ async fn a_recovery_that_the_watch_does_not_know_of_is_under_way_all_the_same() 
     attachment(&s, NODE, |_| {});
     let names = || -> Vec<String> {
         let all = s.server.list("reattach.dev", "volumerecoveries", Some(NS));
-        all.iter().map(|r| r["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+        all.iter()
+            .map(|r| r["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
     };
     pod(&s, "redis-0", NS, NODE, Some(CLAIM));
     tokio::time::sleep(Duration::from_secs(30)).await;
@@ -219,15 +271,24 @@ async fn a_recovery_that_the_watch_does_not_know_of_is_under_way_all_the_same() 
 
 fn stalled(stage: &Stage) -> Option<Value> {
     let r = stage.get("reattach.dev", "volumerecoveries", NS, "r");
-    let all = r["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    all.into_iter().find(|c| c["type"] == "Stalled").filter(|c| c["status"] == "True")
+    let all = r["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    all.into_iter()
+        .find(|c| c["type"] == "Stalled")
+        .filter(|c| c["status"] == "True")
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
     let mut s = Stage::new();
     let cloud = TestCloud::held_by("100");
-    cloud.set(|a| a.volume = VolumeState::Locked { reason: "staff".to_owned() });
+    cloud.set(|a| {
+        a.volume = VolumeState::Locked {
+            reason: "staff".to_owned(),
+        }
+    });
     s.node("Unknown", &json!([]));
     attachment(&s, NODE, |_| {});
     pod(&s, "redis-0", NS, NODE, Some(CLAIM));
@@ -247,27 +308,51 @@ async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
     tokio::time::sleep(Duration::from_secs(400)).await;
     let told = events(&s);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("kubectl reattach status -n cache r prints the ticket"), "{told:?}");
-    assert!(told[0].contains("staff") && told[0].len() <= 1024, "{told:?}");
+    assert!(
+        told[0].contains("kubectl reattach status -n cache r prints the ticket"),
+        "{told:?}"
+    );
+    assert!(
+        told[0].contains("staff") && told[0].len() <= 1024,
+        "{told:?}"
+    );
     let status = s.get("reattach.dev", "volumerecoveries", NS, "r")["status"].clone();
     assert_eq!(status["escalation"]["since"], status["waitingSince"]);
     let ticket = status["escalation"]["ticket"].as_str().unwrap_or_default();
-    for part in
-        ["Your API says: it is locked (staff)", "Volume ID:", "Region:", "Instance:       100", "Since:"]
-    {
+    for part in [
+        "Your API says: it is locked (staff)",
+        "Volume ID:",
+        "Region:",
+        "Instance:       100",
+        "Since:",
+    ] {
         assert!(ticket.contains(part), "{part} is missing in\n{ticket}");
     }
 
     cloud.set(|a| a.volume = VolumeState::Active);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(stalled(&s).is_none_or(|c| c["reason"] != "Escalated"), "{:?}", stalled(&s));
+    assert!(
+        stalled(&s).is_none_or(|c| c["reason"] != "Escalated"),
+        "{:?}",
+        stalled(&s)
+    );
     let r = s.get("reattach.dev", "volumerecoveries", NS, "r");
     assert_ne!(r["status"]["phase"], "Waiting");
-    assert!(r["status"]["escalation"].is_null(), "{}", r["status"]["escalation"]);
+    assert!(
+        r["status"]["escalation"].is_null(),
+        "{}",
+        r["status"]["escalation"]
+    );
     // The machine was seen meanwhile, and its sightings are of this recovery's record.
-    let seen = r["status"]["sightings"].as_array().cloned().unwrap_or_default();
+    let seen = r["status"]["sightings"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     assert_eq!(seen.len(), 1, "{seen:?}");
-    assert_eq!((&seen[0]["instance"], &seen[0]["state"]), (&json!("100"), &json!("running")));
+    assert_eq!(
+        (&seen[0]["instance"], &seen[0]["state"]),
+        (&json!("100"), &json!("running"))
+    );
 }
 
 /// A cloud that cannot make the snapshot which the policy requires is not asked to detach by force.
@@ -278,12 +363,21 @@ async fn what_a_policy_says_of_snapshots_limits_force() {
     let cloud = TestCloud::held_by("1");
     let evidence = collect(&stage, &cloud, false).await;
     let allowed = |can_force, can_snapshot, rule| {
-        cloud.set(|a| a.capabilities = Capabilities { can_force, can_snapshot, ..Capabilities::default() });
+        cloud.set(|a| {
+            a.capabilities = Capabilities {
+                can_force,
+                can_snapshot,
+                ..Capabilities::default()
+            }
+        });
         let allowed = providers(&cloud).allowed(&evidence, PowerOffRule::Never, false, rule);
         (allowed.force, allowed.snapshot)
     };
     assert_eq!(allowed(true, true, Never), (true, Snapshots::Never));
-    assert_eq!(allowed(true, true, BestEffort), (true, Snapshots::BestEffort));
+    assert_eq!(
+        allowed(true, true, BestEffort),
+        (true, Snapshots::BestEffort)
+    );
     assert_eq!(allowed(true, true, Required), (true, Snapshots::Required));
     assert_eq!(allowed(true, false, BestEffort), (true, Snapshots::Never));
     assert_eq!(allowed(true, false, Required), (false, Snapshots::Never));

@@ -43,7 +43,16 @@ async fn a_taint_stays_while_its_recovery_is_under_way_and_goes_with_it() {
     s.recovery("r", "Failed", |_| {});
     a_while().await;
     assert_eq!(s.taints(), ["dedicated"]);
-    assert!(s.server.read("coordination.k8s.io", "leases", "reattach-system", "node-n1").is_none());
+    assert!(
+        s.server
+            .read(
+                "coordination.k8s.io",
+                "leases",
+                "reattach-system",
+                "node-n1"
+            )
+            .is_none()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,8 +83,21 @@ async fn the_taints_and_locks_of_others_stay() {
     s.start(Providers::default()).await;
     a_while().await;
     assert_eq!(s.taints(), ["dedicated", OUT]);
-    assert!(s.server.read("coordination.k8s.io", "leases", "reattach-system", "node-n1").is_some());
-    let ours = s.server.audit().into_iter().filter(|e| e.user == "controller" && e.verb.mutates());
+    assert!(
+        s.server
+            .read(
+                "coordination.k8s.io",
+                "leases",
+                "reattach-system",
+                "node-n1"
+            )
+            .is_some()
+    );
+    let ours = s
+        .server
+        .audit()
+        .into_iter()
+        .filter(|e| e.user == "controller" && e.verb.mutates());
     let touched: Vec<_> = ours.map(|e| e.resource).filter(|r| r != "leases").collect();
     assert!(touched.is_empty(), "{touched:?}");
 }
@@ -103,7 +125,10 @@ async fn a_late_agent_is_asked_and_its_clean_answer_ends_the_quarantine() {
     a_while().await;
     let asked = s.challenges();
     assert_eq!(asked.len(), 1, "{asked:?}");
-    assert_eq!((&asked[0]["epoch"], &asked[0]["handle"]), (&json!(4), &json!(HANDLE)));
+    assert_eq!(
+        (&asked[0]["epoch"], &asked[0]["handle"]),
+        (&json!(4), &json!(HANDLE))
+    );
     let answer = |boot: &str, epoch: u64, seen: Value| {
         json!([{"recovery": uid, "epoch": epoch, "identity": asked[0]["identity"], "bootId": boot,
             "scannedAt": START, "level": "full", "seen": seen}])
@@ -151,10 +176,16 @@ async fn a_closing_taint_stays_while_its_recovery_is_under_way_and_goes_with_it(
     let closing = |recovery: &str| format!("hold.reattach.dev/{recovery}");
     let taint = |key: String| json!({"key": key, "effect": "NoSchedule"});
     let theirs = || taint("example.com/hold.reattach.dev".into());
-    s.node("True", &json!([theirs(), taint(closing(&uid)), taint(closing("gone"))]));
+    s.node(
+        "True",
+        &json!([theirs(), taint(closing(&uid)), taint(closing("gone"))]),
+    );
     s.start(Providers::default()).await;
     a_while().await;
-    assert_eq!(s.taints(), ["example.com/hold.reattach.dev".to_owned(), closing(&uid)]);
+    assert_eq!(
+        s.taints(),
+        ["example.com/hold.reattach.dev".to_owned(), closing(&uid)]
+    );
     s.recovery("r", "Failed", |_| {});
     a_while().await;
     assert_eq!(s.taints(), ["example.com/hold.reattach.dev"]);
@@ -170,7 +201,10 @@ async fn a_closing_taint_stays_while_the_watch_of_the_recoveries_lags_behind() {
     let uid = s.recovery("r", "Stuck", |_| {});
     let closing = |recovery: &str| format!("hold.reattach.dev/{recovery}");
     let taint = |key: String| json!({"key": key, "effect": "NoSchedule"});
-    s.node("True", &json!([taint(closing(&uid)), taint(closing("gone"))]));
+    s.node(
+        "True",
+        &json!([taint(closing(&uid)), taint(closing("gone"))]),
+    );
     a_while().await;
     assert_eq!(s.taints(), [closing(&uid)]);
 }
@@ -186,8 +220,13 @@ fn gated(stage: &Stage) {
 
 fn gates(stage: &Stage) -> Vec<String> {
     let pod = stage.get("", "pods", NS, "redis-0");
-    let all = pod["spec"]["schedulingGates"].as_array().cloned().unwrap_or_default();
-    all.iter().map(|g| g["name"].as_str().unwrap().to_owned()).collect()
+    let all = pod["spec"]["schedulingGates"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    all.iter()
+        .map(|g| g["name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,7 +267,8 @@ fn stamped_for(stage: &Stage, replicas: i64, count: i64, recovery: &str, manager
     let old = stage.server.read("apps", "statefulsets", NS, "redis");
     let uid = old.map_or_else(|| json!("set-uid"), |o| o["metadata"]["uid"].clone());
     set["metadata"]["uid"] = uid.clone();
-    let stamp = json!({"replicas": count, "workload": uid, "recovery": recovery, "at": START}).to_string();
+    let stamp =
+        json!({"replicas": count, "workload": uid, "recovery": recovery, "at": START}).to_string();
     set["metadata"]["annotations"] = json!({"reattach.dev/restore": stamp});
     set["metadata"]["managedFields"] = managers.clone();
     stage.put(set, "apps", "statefulsets");
@@ -237,7 +277,11 @@ fn stamped_for(stage: &Stage, replicas: i64, count: i64, recovery: &str, manager
 /// The set has had this pod: its claim is bound.
 fn claim_of(stage: &Stage, ordinal: u32) {
     let (claim, volume) = (format!("data-redis-{ordinal}"), format!("pvc-of-{ordinal}"));
-    stage.put(manifests::claim(NS, &claim, &volume), "", "persistentvolumeclaims");
+    stage.put(
+        manifests::claim(NS, &claim, &volume),
+        "",
+        "persistentvolumeclaims",
+    );
 }
 
 fn count_and_stamp(stage: &Stage) -> (i64, bool) {
@@ -249,15 +293,22 @@ fn count_and_stamp(stage: &Stage) -> (i64, bool) {
 /// The notes of the Events about stamps.
 fn notes(stage: &Stage) -> Vec<String> {
     let events = stage.server.list("", "events", Some(NS));
-    let about = |e: &&std::sync::Arc<Value>| e["reason"].as_str().is_some_and(|r| r.starts_with("Stamp"));
-    events.iter().filter(about).map(|e| format!("{} {}", e["reason"], e["message"])).collect()
+    let about =
+        |e: &&std::sync::Arc<Value>| e["reason"].as_str().is_some_and(|r| r.starts_with("Stamp"));
+    events
+        .iter()
+        .filter(about)
+        .map(|e| format!("{} {}", e["reason"], e["message"]))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
     let mut s = Stage::new();
     claim_of(&s, 1);
-    let uid = s.recovery("r", "Stuck", |r| r["status"]["journal"] = json!([{"of": "another version"}]));
+    let uid = s.recovery("r", "Stuck", |r| {
+        r["status"]["journal"] = json!([{"of": "another version"}])
+    });
     stamped(&s, 0, &uid);
     s.start(Providers::default()).await;
     a_while().await;
@@ -283,7 +334,10 @@ async fn a_stamp_that_landed_after_its_run_restores_the_workload() {
     a_while().await;
     assert_eq!(count_and_stamp(&s), (1, false));
     let notes = notes(&s);
-    assert!(notes.len() == 1 && notes[0].contains("the recovery's journal says 1"), "{notes:?}");
+    assert!(
+        notes.len() == 1 && notes[0].contains("the recovery's journal says 1"),
+        "{notes:?}"
+    );
 }
 
 /// A recovery of this workload that was aborted, after it had begun to scale it to zero or before.
@@ -315,7 +369,10 @@ async fn a_stamp_of_a_recovery_that_did_not_scale_is_ignored() {
         }
         assert_eq!(count_and_stamp(&s), (0, true), "{workload} {scaled}");
         let notes = notes(&s);
-        assert!(notes.len() == 1 && notes[0].contains("did not scale this workload"), "{notes:?}");
+        assert!(
+            notes.len() == 1 && notes[0].contains("did not scale this workload"),
+            "{notes:?}"
+        );
     }
 }
 
@@ -331,7 +388,10 @@ async fn a_stamp_that_others_wrote_last_is_ignored_and_reported_once() {
     }
     assert_eq!(count_and_stamp(&s), (0, true));
     let notes = notes(&s);
-    assert!(notes.len() == 1 && notes[0].contains("StampIgnored"), "{notes:?}");
+    assert!(
+        notes.len() == 1 && notes[0].contains("StampIgnored"),
+        "{notes:?}"
+    );
 }
 
 /// A StatefulSet's past is in its claims; a claim that is missing or not bound ends the row.
@@ -345,16 +405,21 @@ async fn a_stamp_beyond_the_claims_of_the_set_is_cut() {
     a_while().await;
     assert_eq!(count_and_stamp(&s), (2, false));
     let notes = notes(&s);
-    assert!(notes.len() == 1 && notes[0].contains("the first 2 of its pods have bound claims"), "{notes:?}");
+    assert!(
+        notes.len() == 1 && notes[0].contains("the first 2 of its pods have bound claims"),
+        "{notes:?}"
+    );
 }
 
 /// An autoscaler that aims at the workload says how many it may have.
 #[tokio::test(start_paused = true)]
 async fn a_stamp_within_an_autoscalers_bound_counts() {
     let mut s = Stage::new();
-    s.server.insert(&json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+    s.server.insert(
+        &json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": "redis", "namespace": NS}, "spec": {"maxReplicas": 5, "minReplicas": 1,
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "redis"}}}));
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "redis"}}}),
+    );
     stamped_for(&s, 0, 4, "gone", &ours());
     s.start(Providers::default()).await;
     a_while().await;
@@ -363,7 +428,9 @@ async fn a_stamp_within_an_autoscalers_bound_counts() {
     a_while().await;
     assert_eq!(count_and_stamp(&s), (5, false));
     assert!(
-        notes(&s).iter().any(|n| n.contains("HorizontalPodAutoscaler redis allows 5")),
+        notes(&s)
+            .iter()
+            .any(|n| n.contains("HorizontalPodAutoscaler redis allows 5")),
         "{:?}",
         notes(&s)
     );
@@ -380,6 +447,10 @@ async fn a_question_goes_with_its_recovery() {
     }));
     s.start(Providers::default()).await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    let left: Vec<Value> = s.challenges().iter().map(|c| c["recovery"].clone()).collect();
+    let left: Vec<Value> = s
+        .challenges()
+        .iter()
+        .map(|c| c["recovery"].clone())
+        .collect();
     assert!(!left.contains(&json!("gone")), "{left:?}");
 }

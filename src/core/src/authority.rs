@@ -46,7 +46,9 @@ impl Default for NodeRules {
 impl NodeRules {
     /// Do the rules apply to a Node with these labels?
     pub fn select(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+        self.match_labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
     }
 }
 
@@ -69,7 +71,11 @@ pub struct Ceiling {
 
 /// Where a person has a right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "reach", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "reach",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Reach {
     /// Neither in the recovery's namespace nor in the cluster.
     Nowhere,
@@ -141,8 +147,14 @@ pub struct Mandate {
 }
 
 /// Why a recovery may not do something.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "denied", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(
+    tag = "denied",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 #[allow(missing_docs)] // The sentences above the variants name the fields.
 pub enum Denial {
     /// No policy selects the claim.
@@ -154,12 +166,22 @@ pub enum Denial {
     #[error(
         "RecoveryPolicy {policy} allows at most mode {allows} for this claim and the recovery asks for {asks}, so nothing is done for {who}; a person with the verb approve on volumerecoveries at cluster scope may go further"
     )]
-    Mode { policy: String, allows: Mode, asks: Mode, who: String },
+    Mode {
+        policy: String,
+        allows: Mode,
+        asks: Mode,
+        who: String,
+    },
     /// The policy names another runbook.
     #[error(
         "RecoveryPolicy {policy} names runbook {allows} for this claim and the recovery asks for {asks}, so nothing is done for {who}; ask for it again with --runbook {allows}"
     )]
-    Runbook { policy: String, allows: String, asks: String, who: String },
+    Runbook {
+        policy: String,
+        allows: String,
+        asks: String,
+        who: String,
+    },
     /// A person does not have the right that their word needs.
     #[error(
         "{who} does not have the verb {verb} on volumerecoveries in this namespace (any more), so their word does not count; ask a person who has it"
@@ -169,7 +191,11 @@ pub enum Denial {
     #[error(
         "whether {who} has the verb {verb} on volumerecoveries could not be looked up ({why}), so their word does not count yet; reattach asks again"
     )]
-    RightUnknown { who: String, verb: String, why: String },
+    RightUnknown {
+        who: String,
+        verb: String,
+        why: String,
+    },
     /// There is no word of a person.
     #[error("nobody has approved plan {plan}")]
     NotApproved { plan: String },
@@ -228,10 +254,15 @@ impl Person {
         match &self.reach {
             Reach::Cluster => Ok(Wide::Cluster),
             Reach::Namespace => Ok(Wide::Namespace),
-            Reach::Nowhere => Err(Denial::NoRight { who: self.name.clone(), verb: verb.to_owned() }),
-            Reach::Unknown { why } => {
-                Err(Denial::RightUnknown { who: self.name.clone(), verb: verb.to_owned(), why: why.clone() })
-            }
+            Reach::Nowhere => Err(Denial::NoRight {
+                who: self.name.clone(),
+                verb: verb.to_owned(),
+            }),
+            Reach::Unknown { why } => Err(Denial::RightUnknown {
+                who: self.name.clone(),
+                verb: verb.to_owned(),
+                why: why.clone(),
+            }),
         }
     }
 }
@@ -251,7 +282,9 @@ impl Mandate {
             (Mode::Auto, Asker::Person(person)) => Ok(Some(person)),
             (Mode::Approve, _) => match &self.approved {
                 Some(approved) if approved.plan == *plan => Ok(Some(&approved.by)),
-                _ => Err(Denial::NotApproved { plan: plan.to_string() }),
+                _ => Err(Denial::NotApproved {
+                    plan: plan.to_string(),
+                }),
             },
         }
     }
@@ -267,16 +300,30 @@ impl Mandate {
         {
             return Ok(());
         }
-        let who = word.map_or("reattach itself", |p| p.name.as_str()).to_owned();
-        let Some(ceiling) = &self.ceiling else { return Err(Denial::NoPolicy { who }) };
+        let who = word
+            .map_or("reattach itself", |p| p.name.as_str())
+            .to_owned();
+        let Some(ceiling) = &self.ceiling else {
+            return Err(Denial::NoPolicy { who });
+        };
         let policy = ceiling.policy.clone();
         if ceiling.mode < self.mode {
-            return Err(Denial::Mode { policy, allows: ceiling.mode, asks: self.mode, who });
+            return Err(Denial::Mode {
+                policy,
+                allows: ceiling.mode,
+                asks: self.mode,
+                who,
+            });
         }
         // The controller took the runbook from the policy; a policy that names another one since changes what comes next.
         if matches!(self.asker, Asker::Person(_)) && ceiling.runbook != self.runbook {
             let (allows, asks) = (ceiling.runbook.clone(), self.runbook.clone());
-            return Err(Denial::Runbook { policy, allows, asks, who });
+            return Err(Denial::Runbook {
+                policy,
+                allows,
+                asks,
+                who,
+            });
         }
         Ok(())
     }
@@ -300,8 +347,15 @@ impl Mandate {
             Wide::Cluster => Ok(()),
             Wide::Namespace if by_policy => Ok(()),
             Wide::Namespace => {
-                let policy = self.ceiling.as_ref().map_or("(none)", |c| c.policy.as_str()).to_owned();
-                Err(Denial::PowerOff { policy, who: person.name.clone() })
+                let policy = self
+                    .ceiling
+                    .as_ref()
+                    .map_or("(none)", |c| c.policy.as_str())
+                    .to_owned();
+                Err(Denial::PowerOff {
+                    policy,
+                    who: person.name.clone(),
+                })
             }
         }
     }
@@ -311,10 +365,16 @@ impl Mandate {
     /// # Errors
     /// [`Denial::Nodes`].
     pub fn over_node(&self, node: &NodeName, plan: &PlanHash) -> Result<NodeWord, Denial> {
-        let approved = self.approved.as_ref().filter(|a| self.mode == Mode::Approve && a.plan == *plan);
+        let approved = self
+            .approved
+            .as_ref()
+            .filter(|a| self.mode == Mode::Approve && a.plan == *plan);
         let wide = |person: &&Person| person.reach == Reach::Cluster;
         if let Some(person) = approved.map(|a| &a.by).filter(wide) {
-            return Ok(NodeWord::Person { name: person.name.clone(), saw_the_plan: true });
+            return Ok(NodeWord::Person {
+                name: person.name.clone(),
+                saw_the_plan: true,
+            });
         }
         let asker = match &self.asker {
             Asker::Person(person) if self.mode == Mode::Auto => Some(person),
@@ -322,21 +382,33 @@ impl Mandate {
         };
         let others = [asker, self.declared.as_ref(), self.power_off.as_ref()];
         if let Some(person) = others.into_iter().flatten().find(wide) {
-            return Ok(NodeWord::Person { name: person.name.clone(), saw_the_plan: false });
+            return Ok(NodeWord::Person {
+                name: person.name.clone(),
+                saw_the_plan: false,
+            });
         }
         let lacks = match &self.ceiling {
             None => "no RecoveryPolicy selects the claim".to_owned(),
             Some(c) => match (&c.nodes, c.power_off) {
                 (Some(rules), _) => {
-                    return Ok(NodeWord::Rules { policy: c.policy.clone(), rules: rules.clone() });
+                    return Ok(NodeWord::Rules {
+                        policy: c.policy.clone(),
+                        rules: rules.clone(),
+                    });
                 }
                 (None, true) => {
-                    return Ok(NodeWord::Rules { policy: c.policy.clone(), rules: NodeRules::default() });
+                    return Ok(NodeWord::Rules {
+                        policy: c.policy.clone(),
+                        rules: NodeRules::default(),
+                    });
                 }
                 (None, false) => format!("RecoveryPolicy {} has no rules for nodes", c.policy),
             },
         };
-        Err(Denial::Nodes { node: node.to_string(), lacks })
+        Err(Denial::Nodes {
+            node: node.to_string(),
+            lacks,
+        })
     }
 }
 
@@ -345,5 +417,8 @@ impl Mandate {
 /// # Errors
 /// Why it is not known.
 pub fn mandate(evidence: &Evidence, now: Timestamp) -> Result<&Mandate, String> {
-    evidence.at(now).mandate().map_err(|missing| missing.to_string())
+    evidence
+        .at(now)
+        .mandate()
+        .map_err(|missing| missing.to_string())
 }

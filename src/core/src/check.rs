@@ -37,12 +37,28 @@ impl Findings {
 }
 
 /// Everything that is wrong with a plan. Empty: the checker has no objection.
-pub fn check(plan: &Plan, evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Violation> {
+pub fn check(
+    plan: &Plan,
+    evidence: &Evidence,
+    confirmed: Option<&str>,
+    now: Timestamp,
+) -> Vec<Violation> {
     let mut found = Findings::default();
-    found.require(plan.version == PLAN_VERSION, Violation::OtherVersion { found: plan.version });
+    found.require(
+        plan.version == PLAN_VERSION,
+        Violation::OtherVersion {
+            found: plan.version,
+        },
+    );
     let content = plan.computed_hash();
     let sealed = content == plan.hash && plan.hash != PlanHash::from("");
-    found.require(sealed, Violation::HashMismatch { hash: plan.hash.clone(), content });
+    found.require(
+        sealed,
+        Violation::HashMismatch {
+            hash: plan.hash.clone(),
+            content,
+        },
+    );
     shape(plan, &mut found);
     pins(plan, evidence, now, &mut found);
     losses(plan, evidence, confirmed, now, &mut found);
@@ -61,7 +77,10 @@ fn shape(plan: &Plan, found: &mut Findings) {
     let back = restore.or(lift);
     for step in [StepKind::CloudDetach, StepKind::CloudForce] {
         let Some(detach) = first(step) else { continue };
-        found.require(away.is_some_and(|s| s < detach), Violation::DetachBeforeHold { step });
+        found.require(
+            away.is_some_and(|s| s < detach),
+            Violation::DetachBeforeHold { step },
+        );
         let once = plan.steps[detach].effect_class == EffectClass::Once;
         found.require(once, Violation::DetachMayRepeat { step });
         let in_time = back.is_none_or(|r| last(step).is_some_and(|d| d < r));
@@ -76,12 +95,16 @@ fn shape(plan: &Plan, found: &mut Findings) {
         Violation::SnapshotMisplaced,
     );
     found.require(
-        first(StepKind::DeleteAttachment).is_none_or(|d| away.is_some_and(|a| a < d) && back > Some(d)),
+        first(StepKind::DeleteAttachment)
+            .is_none_or(|d| away.is_some_and(|a| a < d) && back > Some(d)),
         Violation::AttachmentDeletedUnheld,
     );
     found.require(
         !plan.closes_node
-            || (hold.is_some() && first(StepKind::CloudDetach).or(first(StepKind::CloudForce)).is_none()),
+            || (hold.is_some()
+                && first(StepKind::CloudDetach)
+                    .or(first(StepKind::CloudForce))
+                    .is_none()),
         Violation::DetachUnderNodeTaint,
     );
     let (taint, untaint) = (first(StepKind::TaintOutOfService), first(StepKind::Untaint));
@@ -95,7 +118,11 @@ fn shape(plan: &Plan, found: &mut Findings) {
         taint.is_none_or(|t| first(StepKind::Prove).is_some_and(|p| p < t)),
         Violation::FenceWithoutProof,
     );
-    let whole_node = [taint, first(StepKind::PowerOff), first(StepKind::Quarantine)];
+    let whole_node = [
+        taint,
+        first(StepKind::PowerOff),
+        first(StepKind::Quarantine),
+    ];
     found.require(
         plan.pins.node_wide.is_some() || whole_node.iter().all(Option::is_none),
         Violation::NodeNotListed,
@@ -109,7 +136,8 @@ fn shape(plan: &Plan, found: &mut Findings) {
     );
     found.require(scale.is_none() || hold.is_none(), Violation::HoldAndScale);
     found.require(
-        hold.is_none() || (last(StepKind::Hold) == hold && lift > hold && last(StepKind::Lift) == lift),
+        hold.is_none()
+            || (last(StepKind::Hold) == hold && lift > hold && last(StepKind::Lift) == lift),
         Violation::HoldUnpaired,
     );
     found.require(
@@ -119,11 +147,17 @@ fn shape(plan: &Plan, found: &mut Findings) {
     );
     found.require(
         back.is_none_or(|r| {
-            r > 0 && kinds[r - 1] == StepKind::AwaitDetached && plan.steps[r - 1].patience_seconds.is_none()
+            r > 0
+                && kinds[r - 1] == StepKind::AwaitDetached
+                && plan.steps[r - 1].patience_seconds.is_none()
         }),
         Violation::ReturnBeforeDetach,
     );
-    for (step, _) in (0..).map(StepIx).zip(&plan.steps).filter(|(_, s)| s.deadline_seconds == 0) {
+    for (step, _) in (0..)
+        .map(StepIx)
+        .zip(&plan.steps)
+        .filter(|(_, s)| s.deadline_seconds == 0)
+    {
         found.object(Violation::NoDeadline { step });
     }
 }
@@ -132,24 +166,46 @@ fn shape(plan: &Plan, found: &mut Findings) {
 fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
     let p = &plan.pins;
     let claim = e.at(now).claim().ok();
-    found.require(plan.claim == e.claim_name, Violation::OtherClaim { claim: plan.claim.clone() });
-    found.require(claim.is_some_and(|c| c.uid == p.claim && !c.deleting), Violation::ClaimNotPinned);
-    let one_writer = |m: &AccessMode| matches!(m, AccessMode::ReadWriteOnce | AccessMode::ReadWriteOncePod);
+    found.require(
+        plan.claim == e.claim_name,
+        Violation::OtherClaim {
+            claim: plan.claim.clone(),
+        },
+    );
+    found.require(
+        claim.is_some_and(|c| c.uid == p.claim && !c.deleting),
+        Violation::ClaimNotPinned,
+    );
+    let one_writer =
+        |m: &AccessMode| matches!(m, AccessMode::ReadWriteOnce | AccessMode::ReadWriteOncePod);
     found.require(
         claim.is_some_and(|c| !c.access_modes.is_empty() && c.access_modes.iter().all(one_writer)),
-        Violation::NotSingleWriter { modes: claim.map(|c| c.access_modes.clone()).unwrap_or_default() },
+        Violation::NotSingleWriter {
+            modes: claim.map(|c| c.access_modes.clone()).unwrap_or_default(),
+        },
     );
-    let claims = e.at(now).workload().ok().map_or(&[][..], |w| w.claims.as_slice());
+    let claims = e
+        .at(now)
+        .workload()
+        .ok()
+        .map_or(&[][..], |w| w.claims.as_slice());
     let out = |c: &ClaimFacts| c.opted_out.is_some();
     found.require(
         !claim.is_some_and(out) && !claims.iter().any(|(_, c)| c.as_ref().is_some_and(out)),
         Violation::OptedOut,
     );
-    found.require(e.at(now).volume().is_ok_and(|v| v.uid == p.pv), Violation::VolumeNotPinned);
+    found.require(
+        e.at(now).volume().is_ok_and(|v| v.uid == p.pv),
+        Violation::VolumeNotPinned,
+    );
     let cloud = e.at(now).cloud_volume().ok();
     found.require(
-        cloud.is_some_and(|c| c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib),
-        Violation::CloudVolumeNotPinned { volume: p.volume.clone() },
+        cloud.is_some_and(|c| {
+            c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib
+        }),
+        Violation::CloudVolumeNotPinned {
+            volume: p.volume.clone(),
+        },
     );
     let holders = cloud.map(|c| c.holders.as_slice());
     let alone = holders == Some(std::slice::from_ref(&p.holder));
@@ -169,12 +225,19 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
     let node = e.at(now).node(&p.node);
     let attachments = e.at(now).attachments().ok();
     found.require(agrees(plan), Violation::TroubleNotPinned);
-    let other_machine = || Violation::NodeNotPinned { node: p.node.clone() };
+    let other_machine = || Violation::NodeNotPinned {
+        node: p.node.clone(),
+    };
     match (&plan.trouble, &node) {
         // Nobody speaks for the orphan's holder, or a node that has no record of the volume.
         (Trouble::Orphan { .. }, Ok(_)) => {}
         (Trouble::StuckRecord { .. }, Err(Missing::Absent)) => {
-            found.require(p.boot_id.is_none(), Violation::BootOfMissingNode { node: p.node.clone() });
+            found.require(
+                p.boot_id.is_none(),
+                Violation::BootOfMissingNode {
+                    node: p.node.clone(),
+                },
+            );
         }
         (_, Ok(n)) => found.require(
             n.instance.as_ref() == Some(&p.holder) && Some(&n.boot_id) == p.boot_id.as_ref(),
@@ -190,26 +253,42 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
                 || t == "karpenter.sh/disrupted"
         };
         if let Some(taint) = n.taints.iter().find(|t| foreign(t) && !ours(t)) {
-            found.object(Violation::OthersAtWork { taint: taint.clone() });
+            found.object(Violation::OthersAtWork {
+                taint: taint.clone(),
+            });
         }
         if let Trouble::DeadNode { .. } = plan.trouble {
-            found.require(!n.ready, Violation::DeadNodeIsReady { node: p.node.clone() });
+            found.require(
+                !n.ready,
+                Violation::DeadNodeIsReady {
+                    node: p.node.clone(),
+                },
+            );
         }
-        let Some(listed) = &p.node_wide else { return others(plan, attachments, found) };
+        let Some(listed) = &p.node_wide else {
+            return others(plan, attachments, found);
+        };
         let on_it = e.at(now).node_pods(&p.node).ok();
         let used = e.at(now).node_claims(&p.node).ok();
         found.require(
             on_it.is_some_and(|pods| {
-                pods.iter().all(|pod| listed.pods.contains(pod) || listed.other_pods.contains(&pod.1))
+                pods.iter()
+                    .all(|pod| listed.pods.contains(pod) || listed.other_pods.contains(&pod.1))
             }) && used.is_some_and(|all| {
                 all.iter().all(|c| {
-                    listed.claims.contains(&c.claim) || listed.other_claims.contains(&hash16(&c.claim))
+                    listed.claims.contains(&c.claim)
+                        || listed.other_claims.contains(&hash16(&c.claim))
                 })
             }) && n.volumes_attached.iter().all(|v| {
                 let mark = hash16(v);
-                listed.volumes.iter().any(|known| known == v || *known == mark)
+                listed
+                    .volumes
+                    .iter()
+                    .any(|known| known == v || *known == mark)
             }),
-            Violation::NodeListIncomplete { node: p.node.clone() },
+            Violation::NodeListIncomplete {
+                node: p.node.clone(),
+            },
         );
     }
     others(plan, attachments, found);
@@ -223,9 +302,9 @@ fn agrees(plan: &Plan) -> bool {
             at.node == p.node && at.instance == p.holder && p.is_attachment(attachment)
         }
         Trouble::DeadNode { node, instance } => *node == p.node && *instance == p.holder,
-        Trouble::StuckRecord { attachment, node, .. } => {
-            *node == p.node && attachment.as_ref() == p.attachment.as_ref().map(|a| &a.uid)
-        }
+        Trouble::StuckRecord {
+            attachment, node, ..
+        } => *node == p.node && attachment.as_ref() == p.attachment.as_ref().map(|a| &a.uid),
         Trouble::Orphan { holder, .. } => *holder == p.holder && p.attachment.is_none(),
     }
 }
@@ -234,10 +313,13 @@ fn agrees(plan: &Plan) -> bool {
 fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, found: &mut Findings) {
     let p = &plan.pins;
     if let Some(pinned) = &p.attachment {
-        let same = |a: &AttachmentFacts| a.uid == pinned.uid && a.name == pinned.name && a.node == p.node;
+        let same =
+            |a: &AttachmentFacts| a.uid == pinned.uid && a.name == pinned.name && a.node == p.node;
         found.require(
             attachments.is_some_and(|all| all.iter().any(same)),
-            Violation::AttachmentNotPinned { attachment: pinned.name.clone() },
+            Violation::AttachmentNotPinned {
+                attachment: pinned.name.clone(),
+            },
         );
     }
     // Where the old holder's record goes and others wait, their records may stay: they are not attached.
@@ -246,41 +328,70 @@ fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, found: &mut F
     let other = attachments.and_then(|all| all.iter().find(|a| !harmless(a)));
     found.require(
         attachments.is_some() && other.is_none(),
-        Violation::OtherAttachment { node: other.map(|a| a.node.clone()) },
+        Violation::OtherAttachment {
+            node: other.map(|a| a.node.clone()),
+        },
     );
 }
 
 /// S2: nothing is destroyed on the way. S7: nothing else is touched.
-fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, found: &mut Findings) {
+fn losses(
+    plan: &Plan,
+    e: &Evidence,
+    confirmed: Option<&str>,
+    now: Timestamp,
+    found: &mut Findings,
+) {
     let Ok(w) = e.at(now).workload() else {
         return found.object(Violation::WorkloadUnknown);
     };
     let p = &plan.pins;
     found.require(
         w.workload == p.workload && w.replicas == p.replicas,
-        Violation::WorkloadNotPinned { pinned: p.replicas, replicas: w.replicas },
+        Violation::WorkloadNotPinned {
+            pinned: p.replicas,
+            replicas: w.replicas,
+        },
     );
-    if plan.steps.iter().any(|s| matches!(s.kind, StepKind::ScaleToZero | StepKind::Release)) {
+    if plan
+        .steps
+        .iter()
+        .any(|s| matches!(s.kind, StepKind::ScaleToZero | StepKind::Release))
+    {
         found.require(w.rollout.is_none(), Violation::WorkloadChanging);
     }
     let goes = |kind| plan.steps.iter().any(|s| s.kind.spec().pods_go == kind);
     if goes(PodsGo::WithTheCount) || goes(PodsGo::OfTheClaim) || goes(PodsGo::OfTheNode) {
         found.require(
             w.template.ephemeral_volumes.is_empty(),
-            Violation::EphemeralVolumeLost { volumes: w.template.ephemeral_volumes.clone() },
+            Violation::EphemeralVolumeLost {
+                volumes: w.template.ephemeral_volumes.clone(),
+            },
         );
         found.require(
             w.template.empty_dirs.is_empty() || w.emptydirs_expendable,
-            Violation::EmptyDirLost { volumes: w.template.empty_dirs.clone() },
+            Violation::EmptyDirLost {
+                volumes: w.template.empty_dirs.clone(),
+            },
         );
-        let survives = |c: &ClaimFacts| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid);
-        let lost = w.claims.iter().find(|(_, c)| !c.as_ref().is_none_or(survives));
+        let survives =
+            |c: &ClaimFacts| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid);
+        let lost = w
+            .claims
+            .iter()
+            .find(|(_, c)| !c.as_ref().is_none_or(survives));
         if let Some((claim, _)) = lost {
-            found.object(Violation::ClaimLost { claim: claim.clone() });
+            found.object(Violation::ClaimLost {
+                claim: claim.clone(),
+            });
         }
         let number = |x: &PodFacts| x.name.name.rsplit('-').next().and_then(|n| n.parse().ok());
         found.require(
-            !w.deletes_claims_when_scaled || w.pods.iter().filter_map(number).all(|n: i32| n < w.replicas),
+            !w.deletes_claims_when_scaled
+                || w.pods
+                    .iter()
+                    .filter_map(number)
+                    .all(|n: i32| n < w.replicas),
             Violation::PodTakesClaims,
         );
         found.require(w.not_remade.is_none(), Violation::NotRemade);
@@ -290,7 +401,9 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
         let others = |pod: &ObjectName| w.pods.iter().all(|own| own.name != *pod);
         found.require(
             lost.is_some_and(|all| !all.iter().any(|l| others(&l.pod))),
-            Violation::OtherPodLoses { node: p.node.clone() },
+            Violation::OtherPodLoses {
+                node: p.node.clone(),
+            },
         );
     }
     found.require(!w.deleting, Violation::WorkloadChanging);
@@ -302,7 +415,9 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
     let users = e.at(now).pods().ok();
     found.require(
         users.is_some_and(|u| {
-            u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
+            u.iter()
+                .filter(|x| !x.is_finished())
+                .all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
         }),
         Violation::ForeignPod,
     );
@@ -320,10 +435,15 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
         );
         let holds = plan.steps.iter().any(|s| s.kind == StepKind::Hold);
         let policy = e.at(now).hold_policy().ok();
-        found.require(!holds || policy.is_some() || plan.closes_node, Violation::NoHoldPolicy);
+        found.require(
+            !holds || policy.is_some() || plan.closes_node,
+            Violation::NoHoldPolicy,
+        );
         found.require(
             !plan.closes_node || w.template.ignores_taints.is_none(),
-            Violation::TaintIgnored { node: p.node.clone() },
+            Violation::TaintIgnored {
+                node: p.node.clone(),
+            },
         );
     }
 }
@@ -332,26 +452,45 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
 fn whole_workload(w: &WorkloadFacts, confirmed: Option<&str>, found: &mut Findings) {
     found.require(!w.deletes_claims_when_scaled, Violation::ScaleDeletesClaims);
     if let Some(hpa) = w.autoscalers.iter().find(|a| a.min_replicas <= 0) {
-        found.object(Violation::AutoscalerMinZero { name: hpa.name.clone() });
+        found.object(Violation::AutoscalerMinZero {
+            name: hpa.name.clone(),
+        });
     }
-    let owner = w.managers.iter().find(|m| !m.paused || m.kind == ManagerKind::ArgoCd);
+    let owner = w
+        .managers
+        .iter()
+        .find(|m| !m.paused || m.kind == ManagerKind::ArgoCd);
     if let Some(owner) = owner {
-        found.object(Violation::CountManaged { manager: owner.kind.to_string() });
+        found.object(Violation::CountManaged {
+            manager: owner.kind.to_string(),
+        });
     }
     found.require(w.scaling != ScalePath::None, Violation::NotScalable);
     if let Some((claim, _)) = w.claims.iter().find(|(_, c)| c.is_none()) {
-        found.object(Violation::ClaimLost { claim: claim.clone() });
+        found.object(Violation::ClaimLost {
+            claim: claim.clone(),
+        });
     }
-    let named = confirmed
-        .is_some_and(|c| c.eq_ignore_ascii_case(&format!("{}/{}", w.workload.kind, w.workload.name.name)));
+    let named = confirmed.is_some_and(|c| {
+        c.eq_ignore_ascii_case(&format!("{}/{}", w.workload.kind, w.workload.name.name))
+    });
     found.require(
         w.replicas == 1 || (w.replicas > 1 && named),
-        Violation::ReplicasUnconfirmed { replicas: w.replicas },
+        Violation::ReplicasUnconfirmed {
+            replicas: w.replicas,
+        },
     );
-    let restless = w.pods.iter().filter(|x| !x.ready || x.deleting_since.is_some()).count();
+    let restless = w
+        .pods
+        .iter()
+        .filter(|x| !x.ready || x.deleting_since.is_some())
+        .count();
     found.require(
         !w.ordered || (restless <= 1 && w.pods.iter().all(|x| x.deleting_since.is_none())),
         Violation::OrderedStuck,
     );
-    found.require(w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready), Violation::PreStopHook);
+    found.require(
+        w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready),
+        Violation::PreStopHook,
+    );
 }

@@ -91,14 +91,16 @@ impl OwnerTags {
     /// Notes a cluster's name.
     pub fn add_cluster(&mut self, name: &str) {
         if !name.is_empty() && self.clusters.len() < Self::NAMES {
-            self.clusters.insert(CloudCluster::new(plain::cut(name, Self::NAME_CHARS)));
+            self.clusters
+                .insert(CloudCluster::new(plain::cut(name, Self::NAME_CHARS)));
         }
     }
 
     /// Notes a PersistentVolume's name.
     pub fn add_volume(&mut self, name: &str) {
         if !name.is_empty() && self.volumes.len() < Self::NAMES {
-            self.volumes.insert(PvName::new(plain::cut(name, Self::NAME_CHARS)));
+            self.volumes
+                .insert(PvName::new(plain::cut(name, Self::NAME_CHARS)));
         }
     }
 

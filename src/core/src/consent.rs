@@ -19,7 +19,11 @@ use serde::{Deserialize, Serialize};
 
 /// Why a run that has begun may not go on. Each variant carries what its sentence names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "withdrawn", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "withdrawn",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 #[allow(missing_docs)] // The sentences above the variants name the fields.
 pub enum Withdrawal {
     /// The policy that the recovery was made under allows less now.
@@ -96,26 +100,49 @@ pub fn withdrawal(
         return Some(Withdrawal::OptedOut { what });
     }
     if claim_goes(evidence, now) {
-        return Some(Withdrawal::ClaimDeleted { claim: plan.claim.to_string() });
+        return Some(Withdrawal::ClaimDeleted {
+            claim: plan.claim.to_string(),
+        });
     }
     match &said.policy {
-        Some(PolicySays::Nothing) => return Some(Withdrawal::NoPolicy { claim: plan.claim.to_string() }),
-        Some(PolicySays::Rules { policy, mode, .. }) if *mode < said.mode => {
-            return Some(Withdrawal::PolicyMode { policy: policy.clone(), mode: *mode });
+        Some(PolicySays::Nothing) => {
+            return Some(Withdrawal::NoPolicy {
+                claim: plan.claim.to_string(),
+            });
         }
-        Some(PolicySays::Rules { policy, power_off: false, .. }) if power_off_is_due(plan, state) => {
-            return Some(Withdrawal::PowerOff { policy: policy.clone() });
+        Some(PolicySays::Rules { policy, mode, .. }) if *mode < said.mode => {
+            return Some(Withdrawal::PolicyMode {
+                policy: policy.clone(),
+                mode: *mode,
+            });
+        }
+        Some(PolicySays::Rules {
+            policy,
+            power_off: false,
+            ..
+        }) if power_off_is_due(plan, state) => {
+            return Some(Withdrawal::PowerOff {
+                policy: policy.clone(),
+            });
         }
         Some(PolicySays::Rules { .. }) | None => {}
     }
-    let unapproved = said.mode == Mode::Approve && said.approved.as_deref() != Some(plan.hash.as_str());
-    unapproved.then(|| Withdrawal::Approval { plan: plan.hash.to_string() })
+    let unapproved =
+        said.mode == Mode::Approve && said.approved.as_deref() != Some(plan.hash.as_str());
+    unapproved.then(|| Withdrawal::Approval {
+        plan: plan.hash.to_string(),
+    })
 }
 
 /// Whether every step that is left puts something back or only looks.
 fn only_puts_back(plan: &Plan, state: &State) -> bool {
-    let Some(current) = state.current() else { return true };
-    plan.steps.iter().skip(current.index()).all(|step| step.kind.spec().needs_no_mandate())
+    let Some(current) = state.current() else {
+        return true;
+    };
+    plan.steps
+        .iter()
+        .skip(current.index())
+        .all(|step| step.kind.spec().needs_no_mandate())
 }
 
 /// Whether the plan powers the instance off and has not yet.
@@ -130,11 +157,22 @@ fn power_off_is_due(plan: &Plan, state: &State) -> bool {
 
 /// What opted out: the claim or its namespace, or the workload. What cannot be read is looked at by the refusals.
 fn opted_out(evidence: &Evidence, now: Timestamp) -> Option<String> {
-    let claim = evidence.at(now).claim().ok().and_then(|c| c.opted_out.clone());
+    let claim = evidence
+        .at(now)
+        .claim()
+        .ok()
+        .and_then(|c| c.opted_out.clone());
     let own = |name: &String| *name == evidence.claim_name.name;
     claim.or_else(|| {
         let workload = evidence.at(now).workload().ok()?;
-        workload.claims.iter().find(|(name, _)| own(name))?.1.as_ref()?.opted_out.clone()
+        workload
+            .claims
+            .iter()
+            .find(|(name, _)| own(name))?
+            .1
+            .as_ref()?
+            .opted_out
+            .clone()
     })
 }
 

@@ -11,8 +11,8 @@ use crate::guest::{Answer, GuestInventory};
 use crate::hold::hold_taint;
 use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{
-    BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
-    VolumeId,
+    BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid,
+    VolumeHandle, VolumeId,
 };
 use crate::loss::PodLoss;
 use crate::outage::DownNode;
@@ -222,7 +222,10 @@ impl CsiSource {
     /// Driver and handle of a name that [`CsiSource::unique_name`] makes. A driver's name has no `^`.
     pub fn of_unique_name(name: &str) -> Option<Self> {
         let (driver, handle) = name.strip_prefix("kubernetes.io/csi/")?.split_once('^')?;
-        Some(Self { driver: DriverName::from(driver), handle: VolumeHandle::from(handle) })
+        Some(Self {
+            driver: DriverName::from(driver),
+            handle: VolumeHandle::from(handle),
+        })
     }
 }
 
@@ -366,13 +369,24 @@ fn not_collected<T>() -> Fact<T> {
 impl Evidence {
     /// The facts as they read at `now`.
     pub fn at(&self, now: Timestamp) -> EvidenceAt<'_> {
-        EvidenceAt { evidence: self, now, since: Timestamp::MIN }
+        EvidenceAt {
+            evidence: self,
+            now,
+            since: Timestamp::MIN,
+        }
     }
 
     /// The only node that a providerID maps to this instance. None: there is no such node, or more than one.
     pub fn node_of_instance(&self, instance: &InstanceId) -> Option<&NodeName> {
-        let is = |f: &Fact<NodeFacts>| f.shown().is_some_and(|n| n.instance.as_ref() == Some(instance));
-        let mut all = self.nodes.iter().filter(|(_, f)| is(f)).map(|(name, _)| name);
+        let is = |f: &Fact<NodeFacts>| {
+            f.shown()
+                .is_some_and(|n| n.instance.as_ref() == Some(instance))
+        };
+        let mut all = self
+            .nodes
+            .iter()
+            .filter(|(_, f)| is(f))
+            .map(|(name, _)| name);
         all.next().filter(|_| all.next().is_none())
     }
 
@@ -380,12 +394,17 @@ impl Evidence {
     pub fn lists_volume(&self, names: &[String], csi: &CsiSource) -> bool {
         let own = csi.unique_name();
         let aliases = self.identity.shown().map(|i| &i.aliases);
-        names.iter().any(|n| *n == own || aliases.is_some_and(|a| a.contains(n)))
+        names
+            .iter()
+            .any(|n| *n == own || aliases.is_some_and(|a| a.contains(n)))
     }
 
     /// Whether a volume that an agent reports by driver and handle is this one, under any spelling that comes to it.
     pub fn is_volume(&self, driver: &DriverName, handle: &VolumeHandle, csi: &CsiSource) -> bool {
-        let named = CsiSource { driver: driver.clone(), handle: handle.clone() };
+        let named = CsiSource {
+            driver: driver.clone(),
+            handle: handle.clone(),
+        };
         self.lists_volume(&[named.unique_name()], csi)
     }
 }
@@ -409,7 +428,11 @@ impl<'a> EvidenceAt<'a> {
     }
 
     fn read<T>(self, fact: &'a Fact<T>) -> Read<'a, T> {
-        if fact.at < self.since { Err(Missing::NeverRead) } else { fact.read(self.now, MAX_AGE) }
+        if fact.at < self.since {
+            Err(Missing::NeverRead)
+        } else {
+            fact.read(self.now, MAX_AGE)
+        }
     }
 
     fn read_some<T>(self, fact: Option<&'a Fact<T>>) -> Read<'a, T> {
@@ -453,20 +476,27 @@ impl<'a> EvidenceAt<'a> {
 
     /// Every Node that was asked for, by name.
     pub fn nodes(self) -> impl Iterator<Item = (&'a NodeName, Read<'a, NodeFacts>)> {
-        self.evidence.nodes.iter().map(move |(name, fact)| (name, self.read(fact)))
+        self.evidence
+            .nodes
+            .iter()
+            .map(move |(name, fact)| (name, self.read(fact)))
     }
 
     /// What the agent of that node says. Agents report on change only, so age does not spoil a report; a boot ID that
     /// differs from the Node's does.
     pub fn guest(self, name: &NodeName) -> Read<'a, GuestInventory> {
-        let failed = |why: &str| Missing::Failed { why: why.to_owned() };
+        let failed = |why: &str| Missing::Failed {
+            why: why.to_owned(),
+        };
         let fact = self.evidence.guests.get(name);
         let fact = fact.ok_or_else(|| failed("no agent report was collected for this node"))?;
-        let Some(report) = fact.shown() else { return fact.read(self.now, SignedDuration::MAX) };
+        let Some(report) = fact.shown() else {
+            return fact.read(self.now, SignedDuration::MAX);
+        };
         match self.node(name) {
-            Ok(node) if report.boot_id != node.boot_id => {
-                Err(failed("the agent's report is from another boot than the Node's"))
-            }
+            Ok(node) if report.boot_id != node.boot_id => Err(failed(
+                "the agent's report is from another boot than the Node's",
+            )),
             _ => Ok(report),
         }
     }

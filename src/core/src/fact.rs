@@ -96,17 +96,29 @@ impl Missing {
 impl<T> Fact<T> {
     /// A fact that was read as present.
     pub fn present(value: T, source: Source, at: Timestamp) -> Self {
-        Self { value: Known::Present(value), source, at }
+        Self {
+            value: Known::Present(value),
+            source,
+            at,
+        }
     }
 
     /// A fact that was read as absent.
     pub fn absent(source: Source, at: Timestamp) -> Self {
-        Self { value: Known::Absent, source, at }
+        Self {
+            value: Known::Absent,
+            source,
+            at,
+        }
     }
 
     /// A fact that could not be read.
     pub fn unknown(why: impl Into<String>, source: Source, at: Timestamp) -> Self {
-        Self { value: Known::Unknown { why: why.into() }, source, at }
+        Self {
+            value: Known::Unknown { why: why.into() },
+            source,
+            at,
+        }
     }
 
     /// The value at `now`.
@@ -117,7 +129,9 @@ impl<T> Fact<T> {
         let age = now.duration_since(self.at);
         match &self.value {
             Known::Unknown { why } => Err(Missing::Failed { why: why.clone() }),
-            _ if age > max_age || age < -max_age => Err(Missing::TooOld { age_secs: age.as_secs() }),
+            _ if age > max_age || age < -max_age => Err(Missing::TooOld {
+                age_secs: age.as_secs(),
+            }),
             Known::Present(value) => Ok(value),
             Known::Absent => Err(Missing::Absent),
         }

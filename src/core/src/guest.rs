@@ -85,7 +85,15 @@ impl DeviceUsers {
     }
 
     fn make_plain(&mut self) {
-        let Self { mounts, holders, loops, openers, swap: _, claimed: _, active: _ } = self;
+        let Self {
+            mounts,
+            holders,
+            loops,
+            openers,
+            swap: _,
+            claimed: _,
+            active: _,
+        } = self;
         for texts in [mounts, holders, loops, openers] {
             make_plain(texts);
         }
@@ -111,7 +119,11 @@ impl GuestInventory {
         for device in &mut self.devices {
             device.users.make_plain();
         }
-        for mount in self.csi_volumes.iter_mut().flat_map(|volume| &mut volume.mounts) {
+        for mount in self
+            .csi_volumes
+            .iter_mut()
+            .flat_map(|volume| &mut volume.mounts)
+        {
             make_plain(std::slice::from_mut(&mut mount.path));
         }
         make_plain(&mut self.unreadable);
@@ -247,7 +259,11 @@ mod tests {
     #[test]
     fn names_that_tenants_choose_are_made_plain() {
         let evil = || vec!["/a\u{1b}[2J\nforged".to_owned(), "x".repeat(9_000)];
-        let users = || DeviceUsers { mounts: evil(), openers: evil(), ..DeviceUsers::default() };
+        let users = || DeviceUsers {
+            mounts: evil(),
+            openers: evil(),
+            ..DeviceUsers::default()
+        };
         let all = [
             ScanResult::DeadMount { paths: evil() },
             ScanResult::InUse { users: users() },
@@ -256,7 +272,10 @@ mod tests {
         for mut seen in all {
             seen.make_plain();
             let text = serde_json::to_string(&seen).unwrap();
-            assert!(text.contains("/a [2J forged") && text.contains("9000 characters in all"), "{text}");
+            assert!(
+                text.contains("/a [2J forged") && text.contains("9000 characters in all"),
+                "{text}"
+            );
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::cloud::{CloudScope, OwnerTags};
 use crate::evidence::{ClaimFacts, Evidence, VolumeFacts};
 use crate::fact::Missing;
 use crate::ids::{
-    BootId, CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle, VolumeId,
+    BootId, CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle,
+    VolumeId,
 };
 use crate::plan::Refusal;
 use jiff::Timestamp;
@@ -78,7 +79,11 @@ pub struct VolumeIdentity {
 
 /// The names that this cluster has in the cloud's tags, as the machines behind its Nodes carry them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "ownClusters", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "ownClusters",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum OwnClusters {
     /// Not read: the tags of volume and holder name no cluster, or a person accepts the name.
     #[default]
@@ -113,7 +118,11 @@ pub struct OtherRegion {
 
 /// Another way in the cluster to the same cloud volume.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(tag = "other", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "other",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum OtherUse {
     /// Another PersistentVolume.
     PersistentVolume {
@@ -140,7 +149,12 @@ impl OtherUse {
     /// need not have the right to see them. By the PersistentVolume's name, those who may find the rest.
     fn in_words(&self, namespace: &str) -> String {
         match self {
-            Self::PersistentVolume { name, claim, attachments, pods } => {
+            Self::PersistentVolume {
+                name,
+                claim,
+                attachments,
+                pods,
+            } => {
                 let claim = match claim {
                     Some(claim) if claim.namespace == namespace => format!("claim {claim}"),
                     Some(_) => ELSEWHERE.to_owned(),
@@ -187,8 +201,14 @@ pub struct SeenMachine {
 }
 
 /// Why it is not certain whose the volume or the machine is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "problem", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(
+    tag = "problem",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 #[allow(missing_docs)] // The sentences above the variants name the fields.
 pub enum IdentityProblem {
     /// The PersistentVolume is for another claim.
@@ -206,7 +226,11 @@ pub enum IdentityProblem {
     #[error(
         "claim {claim} names PersistentVolume {volume}, which is bound to an earlier claim of that name (UID {bound_to}); reattach treats it as no volume of {claim}"
     )]
-    OtherUid { claim: ObjectName, volume: PvName, bound_to: Uid },
+    OtherUid {
+        claim: ObjectName,
+        volume: PvName,
+        bound_to: Uid,
+    },
     /// Kubernetes has not bound the two to each other.
     #[error(
         "claim {claim} names PersistentVolume {volume}, and Kubernetes has not bound the two to each other; reattach waits for that and treats it as no volume of {claim}"
@@ -216,7 +240,12 @@ pub enum IdentityProblem {
     #[error(
         "volume handle {handle} is not the one that driver {driver} gives to cloud volume {volume} ({canonical}); reattach frees no volume through another spelling of its handle; if the volume was renamed at the cloud, give it its old name back"
     )]
-    Alias { driver: DriverName, handle: VolumeHandle, canonical: VolumeHandle, volume: VolumeId },
+    Alias {
+        driver: DriverName,
+        handle: VolumeHandle,
+        canonical: VolumeHandle,
+        volume: VolumeId,
+    },
     /// More than one PersistentVolume leads to the cloud volume.
     #[error(
         "cloud volume {volume} is also used through {others}; with more than one way to it reattach touches nothing; delete those that are not meant"
@@ -227,7 +256,10 @@ pub enum IdentityProblem {
         "Nodes {} all have the providerID of instance {instance}; which of them the machine is cannot be told, so reattach touches nothing; delete those that it is not",
         names(nodes)
     )]
-    ManyNodes { instance: InstanceId, nodes: Vec<NodeName> },
+    ManyNodes {
+        instance: InstanceId,
+        nodes: Vec<NodeName>,
+    },
     /// The holder is no machine of this cluster.
     #[error(
         "instance {holder}, which has the volume, is behind no Node of this cluster, and reattach never saw it as one; it may belong to others, so reattach frees nothing from it; a person with the right to declare in the whole cluster may say that it is this cluster's (kubectl reattach declare --of-this-cluster)"
@@ -239,17 +271,29 @@ pub enum IdentityProblem {
         Some3(tagged),
         Some3(own)
     )]
-    HolderOfOtherCluster { holder: InstanceId, tagged: BTreeSet<CloudCluster>, own: BTreeSet<CloudCluster> },
+    HolderOfOtherCluster {
+        holder: InstanceId,
+        tagged: BTreeSet<CloudCluster>,
+        own: BTreeSet<CloudCluster>,
+    },
     /// The instance was another Node's machine than the one whose record is stuck.
     #[error(
         "instance {holder}, which has the volume, was seen as Node {seen_as} and never as {node}, whose VolumeAttachment is stuck; reattach frees nothing from it"
     )]
-    OtherNode { holder: InstanceId, seen_as: NodeName, node: NodeName },
+    OtherNode {
+        holder: InstanceId,
+        seen_as: NodeName,
+        node: NodeName,
+    },
     /// The cloud has the volume in another region or zone.
     #[error(
         "PersistentVolume {volume} asks for {asked}, and the cloud has its volume in {is}; it cannot be the volume that is meant, so reattach touches nothing"
     )]
-    OtherRegion { volume: PvName, asked: String, is: String },
+    OtherRegion {
+        volume: PvName,
+        asked: String,
+        is: String,
+    },
     /// The volume's tags name another cluster than the tags of this cluster's machines do.
     #[error(
         "cloud volume {volume} is tagged as cluster {}'s, and this cluster's machines are tagged as {}'s; reattach frees no volume that may be another cluster's; if it is this cluster's, correct the volume's tags, or accept the name by the annotation {TAGGED_AS_ANNOTATION} on PersistentVolume {name}",
@@ -267,7 +311,11 @@ pub enum IdentityProblem {
         "cloud volume {volume} is tagged as made for PersistentVolume {}, and PersistentVolume {name} uses it; reattach frees no volume that may be meant for another one; if it was taken over on purpose, correct the volume's tags, or accept the name by the annotation {TAGGED_AS_ANNOTATION} on PersistentVolume {name}",
         Some3(tagged)
     )]
-    MadeForOtherVolume { volume: VolumeId, name: PvName, tagged: BTreeSet<PvName> },
+    MadeForOtherVolume {
+        volume: VolumeId,
+        name: PvName,
+        tagged: BTreeSet<PvName>,
+    },
     /// The volume's tags name another claim, and no PersistentVolume.
     #[error(
         "cloud volume {volume} is tagged as made for {}, and PersistentVolume {name}, which uses it, is for another claim; reattach frees no volume that may be meant for another claim; if it was taken over on purpose, correct the volume's tags, or accept the name by the annotation {TAGGED_AS_ANNOTATION} on PersistentVolume {name}",
@@ -316,26 +364,48 @@ impl<T: fmt::Display> fmt::Display for Some3<'_, T> {
 }
 
 fn names(nodes: &[NodeName]) -> String {
-    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    nodes
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Whether Kubernetes has bound this claim and this PersistentVolume to each other.
 ///
 /// # Errors
 /// The one problem that keeps them apart.
-pub fn binding(name: &ObjectName, claim: &ClaimFacts, volume: &VolumeFacts) -> Result<(), IdentityProblem> {
+pub fn binding(
+    name: &ObjectName,
+    claim: &ClaimFacts,
+    volume: &VolumeFacts,
+) -> Result<(), IdentityProblem> {
     let (claim_name, volume_name) = (name.clone(), volume.name.clone());
-    let not_bound = || IdentityProblem::NotBound { claim: name.clone(), volume: volume.name.clone() };
-    let Some(reserved) = &volume.claim_ref else { return Err(not_bound()) };
+    let not_bound = || IdentityProblem::NotBound {
+        claim: name.clone(),
+        volume: volume.name.clone(),
+    };
+    let Some(reserved) = &volume.claim_ref else {
+        return Err(not_bound());
+    };
     if reserved.claim != *name {
-        let bound_to = Some(reserved.claim.clone()).filter(|other| other.namespace == name.namespace);
-        return Err(IdentityProblem::OtherClaim { claim: claim_name, volume: volume_name, bound_to });
+        let bound_to =
+            Some(reserved.claim.clone()).filter(|other| other.namespace == name.namespace);
+        return Err(IdentityProblem::OtherClaim {
+            claim: claim_name,
+            volume: volume_name,
+            bound_to,
+        });
     }
     match &reserved.uid {
         Some(uid) if *uid == claim.uid => {}
         Some(uid) => {
             let bound_to = uid.clone();
-            return Err(IdentityProblem::OtherUid { claim: claim_name, volume: volume_name, bound_to });
+            return Err(IdentityProblem::OtherUid {
+                claim: claim_name,
+                volume: volume_name,
+                bound_to,
+            });
         }
         None => return Err(not_bound()),
     }
@@ -381,9 +451,18 @@ pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp
         Err(missing) => out.push(missing),
     }
     out.extend(of_the_owner(evidence, now));
-    let named = evidence.at(now).cloud_volume().ok().map_or(&[][..], |c| &c.holders[..]);
+    let named = evidence
+        .at(now)
+        .cloud_volume()
+        .ok()
+        .map_or(&[][..], |c| &c.holders[..]);
     let machines: BTreeSet<&InstanceId> = named.iter().chain(holder).collect();
-    out.extend(machines.iter().filter_map(|i| several_nodes(evidence, i, now)).map(say));
+    out.extend(
+        machines
+            .iter()
+            .filter_map(|i| several_nodes(evidence, i, now))
+            .map(say),
+    );
     // With more than one holder nothing is touched anyway.
     if let [holder] = named {
         out.extend(of_this_cluster(evidence, holder, now).err());
@@ -401,13 +480,18 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
         what: "whether the volume's handle is its own and the only one".to_owned(),
         why,
     };
-    let identity = evidence.at(now).identity().map_err(|why| missing(why.to_string()))?;
+    let identity = evidence
+        .at(now)
+        .identity()
+        .map_err(|why| missing(why.to_string()))?;
     let volume = evidence.at(now).volume().ok();
     let (Some(volume), Some(id)) = (volume, &evidence.cloud_id) else {
         return Err(missing("the PersistentVolume was not read".to_owned()));
     };
     let Some(csi) = &volume.csi else {
-        return Err(missing("the PersistentVolume is not a CSI volume".to_owned()));
+        return Err(missing(
+            "the PersistentVolume is not a CSI volume".to_owned(),
+        ));
     };
     let mut out = Vec::new();
     match &identity.canonical {
@@ -429,11 +513,18 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
             .map(|o| o.in_words(&evidence.claim_name.namespace))
             .collect::<Vec<_>>()
             .join(", ");
-        out.push(IdentityProblem::ManyVolumes { volume: id.clone(), others });
+        out.push(IdentityProblem::ManyVolumes {
+            volume: id.clone(),
+            others,
+        });
     }
     if let Some(OtherRegion { asked, is }) = &identity.region {
         let (asked, is) = (asked.clone(), is.clone());
-        out.push(IdentityProblem::OtherRegion { volume: volume.name.clone(), asked, is });
+        out.push(IdentityProblem::OtherRegion {
+            volume: volume.name.clone(),
+            asked,
+            is,
+        });
     }
     Ok(out)
 }
@@ -448,8 +539,14 @@ fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
     let cloud = evidence.at(now).cloud_volume().ok();
     let volume = evidence.at(now).volume().ok();
     // That one of them is not known is said by those who read it.
-    let (Some(cloud), Some(volume)) = (cloud, volume) else { return Vec::new() };
-    let OwnerTags { clusters, volumes, claim } = &cloud.owner;
+    let (Some(cloud), Some(volume)) = (cloud, volume) else {
+        return Vec::new();
+    };
+    let OwnerTags {
+        clusters,
+        volumes,
+        claim,
+    } = &cloud.owner;
     let accepted = |name: &str| volume.tagged_as.contains(name);
     let (id, name) = (cloud.id.clone(), volume.name.clone());
     let mut out = Vec::new();
@@ -471,28 +568,45 @@ fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
                 },
             }),
             Some(OwnClusters::Unread { why }) => out.push(missing(why)),
-            Some(OwnClusters::NotAsked) | None => out.push(missing("the tags of its machines were not read")),
+            Some(OwnClusters::NotAsked) | None => {
+                out.push(missing("the tags of its machines were not read"))
+            }
         }
     }
     if !volumes.is_empty() {
         if !volumes.contains(&name) && !volumes.iter().any(|v| accepted(v.as_str())) {
-            let problem = IdentityProblem::MadeForOtherVolume { volume: id, name, tagged: volumes.clone() };
+            let problem = IdentityProblem::MadeForOtherVolume {
+                volume: id,
+                name,
+                tagged: volumes.clone(),
+            };
             out.push(Refusal::Identity { problem });
         }
     } else if let Some(other) = claim.as_ref().filter(|c| **c != evidence.claim_name)
         && !accepted(&other.to_string())
     {
         let made_for = Some(other.clone()).filter(|o| o.namespace == evidence.claim_name.namespace);
-        let problem = IdentityProblem::MadeForOtherClaim { volume: id, name, made_for };
+        let problem = IdentityProblem::MadeForOtherClaim {
+            volume: id,
+            name,
+            made_for,
+        };
         out.push(Refusal::Identity { problem });
     }
     out
 }
 
 /// Several Nodes with the providerID of one instance.
-fn several_nodes(evidence: &Evidence, instance: &InstanceId, now: Timestamp) -> Option<IdentityProblem> {
+fn several_nodes(
+    evidence: &Evidence,
+    instance: &InstanceId,
+    now: Timestamp,
+) -> Option<IdentityProblem> {
     let nodes: Vec<NodeName> = nodes_of(evidence, instance, now).cloned().collect();
-    (nodes.len() > 1).then(|| IdentityProblem::ManyNodes { instance: instance.clone(), nodes })
+    (nodes.len() > 1).then(|| IdentityProblem::ManyNodes {
+        instance: instance.clone(),
+        nodes,
+    })
 }
 
 fn nodes_of<'a>(
@@ -501,7 +615,10 @@ fn nodes_of<'a>(
     now: Timestamp,
 ) -> impl Iterator<Item = &'a NodeName> {
     let is = move |name: &&NodeName| {
-        evidence.at(now).node(name).is_ok_and(|n| n.instance.as_ref() == Some(instance))
+        evidence
+            .at(now)
+            .node(name)
+            .is_ok_and(|n| n.instance.as_ref() == Some(instance))
     };
     evidence.nodes.keys().filter(is)
 }
@@ -511,7 +628,11 @@ fn nodes_of<'a>(
 ///
 /// # Errors
 /// The refusal to free anything from it.
-pub fn of_this_cluster(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Result<(), Refusal> {
+pub fn of_this_cluster(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Result<(), Refusal> {
     if nodes_of(evidence, holder, now).next().is_some() {
         return Ok(());
     }
@@ -526,13 +647,19 @@ pub fn of_this_cluster(evidence: &Evidence, holder: &InstanceId, now: Timestamp)
     for (name, read) in evidence.at(now).nodes() {
         Missing::or_absent(read).map_err(|why| missing(format!("Node {name}: {why}")))?;
     }
-    let seen = Missing::or_absent(evidence.at(now).machines()).map_err(|why| missing(why.to_string()))?;
+    let seen =
+        Missing::or_absent(evidence.at(now).machines()).map_err(|why| missing(why.to_string()))?;
     let seen = seen.map_or(&[][..], Vec::as_slice);
-    let here =
-        |m: &&SeenMachine| m.instance == *holder && m.scope.is_some() && m.scope == evidence.cloud_scope;
+    let here = |m: &&SeenMachine| {
+        m.instance == *holder && m.scope.is_some() && m.scope == evidence.cloud_scope
+    };
     match seen.iter().find(here) {
         Some(_) => Ok(()),
-        None => Err(Refusal::Identity { problem: IdentityProblem::ForeignHolder { holder: holder.clone() } }),
+        None => Err(Refusal::Identity {
+            problem: IdentityProblem::ForeignHolder {
+                holder: holder.clone(),
+            },
+        }),
     }
 }
 
@@ -544,9 +671,19 @@ fn is_vouched_for(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> b
 
 /// The tags of the holder against those of this cluster's other machines. Tags that are not there, or could not be read,
 /// say nothing: the Node is what makes the machine this cluster's.
-fn tagged_as_anothers(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Option<IdentityProblem> {
-    let VolumeIdentity { own_clusters, holder_clusters: tagged, .. } = evidence.at(now).identity().ok()?;
-    let OwnClusters::Known { names: own } = own_clusters else { return None };
+fn tagged_as_anothers(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Option<IdentityProblem> {
+    let VolumeIdentity {
+        own_clusters,
+        holder_clusters: tagged,
+        ..
+    } = evidence.at(now).identity().ok()?;
+    let OwnClusters::Known { names: own } = own_clusters else {
+        return None;
+    };
     if tagged.is_empty()
         || own.is_empty()
         || !tagged.is_disjoint(own)
@@ -555,7 +692,11 @@ fn tagged_as_anothers(evidence: &Evidence, holder: &InstanceId, now: Timestamp) 
         return None;
     }
     let (tagged, own) = (tagged.clone(), own.clone());
-    Some(IdentityProblem::HolderOfOtherCluster { holder: holder.clone(), tagged, own })
+    Some(IdentityProblem::HolderOfOtherCluster {
+        holder: holder.clone(),
+        tagged,
+        own,
+    })
 }
 
 /// Whether the instance was seen as this Node, whose record is stuck and which does not exist any more.
@@ -568,18 +709,35 @@ pub fn was_node(
     node: &NodeName,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let seen = evidence.at(now).machines().ok().map_or(&[][..], Vec::as_slice);
-    let mut as_nodes = seen.iter().filter(|m| m.instance == *holder).map(|m| &m.node);
-    let Some(first) = as_nodes.next() else { return Ok(()) };
+    let seen = evidence
+        .at(now)
+        .machines()
+        .ok()
+        .map_or(&[][..], Vec::as_slice);
+    let mut as_nodes = seen
+        .iter()
+        .filter(|m| m.instance == *holder)
+        .map(|m| &m.node);
+    let Some(first) = as_nodes.next() else {
+        return Ok(());
+    };
     if first == node || as_nodes.any(|n| n == node) {
         return Ok(());
     }
     let (holder, seen_as, node) = (holder.clone(), first.clone(), node.clone());
-    Err(Refusal::Identity { problem: IdentityProblem::OtherNode { holder, seen_as, node } })
+    Err(Refusal::Identity {
+        problem: IdentityProblem::OtherNode {
+            holder,
+            seen_as,
+            node,
+        },
+    })
 }
 
 /// The first thing that is wrong with the volume's own identity: such trouble is not one that reattach heals. Machines
 /// are judged with the plan, since a person may still say whose they are.
 pub(crate) fn not_ours(evidence: &Evidence, now: Timestamp) -> Option<IdentityProblem> {
-    binding_in(evidence, now).err().or_else(|| of_the_volume(evidence, now).ok()?.into_iter().next())
+    binding_in(evidence, now)
+        .err()
+        .or_else(|| of_the_volume(evidence, now).ok()?.into_iter().next())
 }

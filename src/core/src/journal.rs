@@ -41,7 +41,11 @@ pub struct Entry {
 
 /// What a journal line says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "mark", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "mark",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Event {
     /// The plan with this hash was taken up.
     Accepted {
@@ -108,7 +112,11 @@ pub enum Event {
 
 /// The newest job of a provider's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "history", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "history",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum NewestJob {
     /// The history was read and had no job.
     Nothing,
@@ -121,7 +129,11 @@ pub enum NewestJob {
 
 /// What is known of an issued effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "outcome",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Outcome {
     /// The target said yes.
     Applied {
@@ -166,7 +178,11 @@ pub enum Outcome {
 
 /// Why the gate lets no effect out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "because",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Shut {
     /// Not leader, or not for long enough.
     #[error("this process is not leader, or not for long enough to finish the effect")]
@@ -195,10 +211,22 @@ pub enum Shut {
 
 /// Whether the effect that this line of a journal began was withheld by the gate. The line counts from 0.
 pub fn is_withheld(journal: &[Entry], started: usize) -> bool {
-    let Some(Event::Started { step, .. }) = journal.get(started).map(|e| &e.event) else { return false };
+    let Some(Event::Started { step, .. }) = journal.get(started).map(|e| &e.event) else {
+        return false;
+    };
     let of_step = |event: &Event| matches!(event, Event::Outcome { step: s, .. } | Event::Started { step: s, .. } if s == step);
-    let next = journal.iter().skip(started + 1).map(|e| &e.event).find(|event| of_step(event));
-    matches!(next, Some(Event::Outcome { outcome: Outcome::Withheld { .. }, .. }))
+    let next = journal
+        .iter()
+        .skip(started + 1)
+        .map(|e| &e.event)
+        .find(|event| of_step(event));
+    matches!(
+        next,
+        Some(Event::Outcome {
+            outcome: Outcome::Withheld { .. },
+            ..
+        })
+    )
 }
 
 impl Outcome {
@@ -210,7 +238,11 @@ impl Outcome {
 
 /// Why a run turned back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "because",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum UnwindReason {
     /// A person aborted it.
     #[error("aborted by {by}")]

@@ -51,9 +51,12 @@ impl DownNode {
 /// that fell within the last minutes, since a node that was back for a moment may be cut off by the same fault. A kubelet that
 /// posts that it is not Ready counts, too: a bad rollout reaches every node. Empty: the node is not down.
 pub fn down_together(down: &[DownNode], node: &NodeName, now: Timestamp) -> Vec<NodeName> {
-    let Some(own) = down.iter().find(|d| d.name == *node) else { return Vec::new() };
-    let same =
-        |d: &&DownNode| d.name == own.name || d.began_with(own) || (d.fell && d.down_for(now) <= TOGETHER);
+    let Some(own) = down.iter().find(|d| d.name == *node) else {
+        return Vec::new();
+    };
+    let same = |d: &&DownNode| {
+        d.name == own.name || d.began_with(own) || (d.fell && d.down_for(now) <= TOGETHER)
+    };
     down.iter().filter(same).map(|d| d.name.clone()).collect()
 }
 
@@ -63,17 +66,30 @@ mod tests {
 
     fn down(name: &str, since: i64, changed: Option<i64>) -> DownNode {
         let at = |s: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s);
-        DownNode { name: name.into(), since: at(since), fell: false, changed: changed.map(at), silent: true }
+        DownNode {
+            name: name.into(),
+            since: at(since),
+            fell: false,
+            changed: changed.map(at),
+            silent: true,
+        }
     }
 
     fn with(down: &[DownNode], node: &str) -> Vec<String> {
         let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(100_000);
-        down_together(down, &node.into(), now).iter().map(ToString::to_string).collect()
+        down_together(down, &node.into(), now)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
     fn nodes_that_go_down_together_are_counted_together() {
-        let all = [down("a", 0, None), down("b", 40, None), down("c", 4_000, None)];
+        let all = [
+            down("a", 0, None),
+            down("b", 40, None),
+            down("c", 4_000, None),
+        ];
         assert_eq!(with(&all, "a"), ["a", "b"]);
         assert_eq!(with(&all, "c"), ["c"]);
         assert!(with(&all, "d").is_empty(), "it is Ready");
@@ -82,13 +98,19 @@ mod tests {
     #[test]
     fn a_restart_of_reattach_joins_no_nodes_that_fell_silent_apart() {
         // Both were first seen at the start of the process.
-        let all = [down("a", 50_000, Some(100)), down("b", 50_000, Some(49_900))];
+        let all = [
+            down("a", 50_000, Some(100)),
+            down("b", 50_000, Some(49_900)),
+        ];
         assert_eq!(with(&all, "b"), ["b"]);
     }
 
     #[test]
     fn a_node_whose_kubelet_posts_false_counts() {
-        let speaks = DownNode { silent: false, ..down("b", 10, None) };
+        let speaks = DownNode {
+            silent: false,
+            ..down("b", 10, None)
+        };
         assert_eq!(with(&[down("a", 0, None), speaks.clone()], "a"), ["a", "b"]);
         assert_eq!(with(&[down("a", 0, None), speaks], "b"), ["a", "b"]);
     }
@@ -97,13 +119,26 @@ mod tests {
     #[test]
     fn a_node_that_fell_again_within_the_last_minutes_counts() {
         let at = |s: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s);
-        let again = |name| DownNode { fell: true, ..down(name, 960, Some(960)) };
+        let again = |name| DownNode {
+            fell: true,
+            ..down(name, 960, Some(960))
+        };
         let all = [down("a", 0, Some(0)), again("b"), again("c")];
         let with = |now| down_together(&all, &"a".into(), at(now)).len();
         assert_eq!(with(970), 3);
         assert_eq!(with(960 + 900), 3);
         assert_eq!(with(960 + 901), 1);
-        let unseen = [all[0].clone(), DownNode { fell: false, ..all[1].clone() }];
-        assert_eq!(down_together(&unseen, &"a".into(), at(970)).len(), 1, "it may be down for long");
+        let unseen = [
+            all[0].clone(),
+            DownNode {
+                fell: false,
+                ..all[1].clone()
+            },
+        ];
+        assert_eq!(
+            down_together(&unseen, &"a".into(), at(970)).len(),
+            1,
+            "it may be down for long"
+        );
     }
 }

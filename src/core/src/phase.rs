@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Phase of a recovery. A variant is spelled as the custom resource stores it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub enum Phase {
     /// reattach gathers evidence.
     #[default]
@@ -104,11 +106,17 @@ pub struct Standing {
 impl Standing {
     /// A phase that is its own reason.
     pub fn of(phase: Phase) -> Self {
-        Self { phase, reason: None }
+        Self {
+            phase,
+            reason: None,
+        }
     }
 
     /// A phase for this reason.
     pub fn because(phase: Phase, reason: Reason) -> Self {
-        Self { phase, reason: Some(reason) }
+        Self {
+            phase,
+            reason: Some(reason),
+        }
     }
 }

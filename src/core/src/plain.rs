@@ -41,17 +41,24 @@ pub fn is_hidden(c: char) -> bool {
 /// The text with a space in place of every hidden character, so that it can neither move a cursor, begin a line nor hide
 /// a part of itself.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if is_hidden(c) { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if is_hidden(c) { ' ' } else { c })
+        .collect()
 }
 
 /// The text cleaned, with its line breaks kept: for texts of ours that have several lines.
 pub fn page(text: &str) -> String {
-    text.chars().map(|c| if is_hidden(c) && c != '\n' { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if is_hidden(c) && c != '\n' { ' ' } else { c })
+        .collect()
 }
 
 /// The text cleaned, on one line, with single spaces between words, and of at most `most` characters.
 pub fn line(text: &str, most: usize) -> String {
-    cut(&clean(text).split_whitespace().collect::<Vec<_>>().join(" "), most)
+    cut(
+        &clean(text).split_whitespace().collect::<Vec<_>>().join(" "),
+        most,
+    )
 }
 
 /// A sentence for a status, a condition, an Event or a record: as [`line()`], and what looks like a credential is masked.
@@ -66,9 +73,17 @@ pub fn cut(text: &str, most: usize) -> String {
     if all <= most {
         return text.to_owned();
     }
-    let note = if most >= 80 { format!("… (cut: {all} characters in all)") } else { "…".to_owned() };
+    let note = if most >= 80 {
+        format!("… (cut: {all} characters in all)")
+    } else {
+        "…".to_owned()
+    };
     let kept = most.saturating_sub(note.chars().count());
-    text.chars().take(kept).chain(note.chars()).take(most).collect()
+    text.chars()
+        .take(kept)
+        .chain(note.chars())
+        .take(most)
+        .collect()
 }
 
 /// Text from outside as it may be shown and sent on: [`clean`], and what looks like a credential masked. That is the word
@@ -80,8 +95,14 @@ pub fn quoted(text: &str) -> String {
     let words: Vec<String> = clean(text)
         .split(' ')
         .map(|word| {
-            let masked = if word.is_empty() { false } else { std::mem::take(&mut mask_next) };
-            let bare = word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+            let masked = if word.is_empty() {
+                false
+            } else {
+                std::mem::take(&mut mask_next)
+            };
+            let bare = word
+                .trim_matches(|c: char| !c.is_alphanumeric())
+                .to_lowercase();
             if bare == "bearer" || (masked && bare == "basic") {
                 mask_next = true;
                 return word.to_owned();
@@ -89,14 +110,25 @@ pub fn quoted(text: &str) -> String {
             if masked {
                 return mask(0, word);
             }
-            if let Some(at) = word.find(['=', ':']).filter(|at| names_a_secret(&word[..*at])) {
+            if let Some(at) = word
+                .find(['=', ':'])
+                .filter(|at| names_a_secret(&word[..*at]))
+            {
                 mask_next = at + 1 == word.len();
-                return if mask_next { word.to_owned() } else { mask(at + 1, word) };
+                return if mask_next {
+                    word.to_owned()
+                } else {
+                    mask(at + 1, word)
+                };
             }
             let token = |run: &str| run.len() >= 32 && run.contains(|c: char| c.is_ascii_digit());
             let name = word.contains('/') || word.contains("csi-") || word.contains("sha256:");
             let has_token = !name && word.split(|c: char| !c.is_ascii_alphanumeric()).any(token);
-            if has_token { mask(0, word) } else { word.to_owned() }
+            if has_token {
+                mask(0, word)
+            } else {
+                word.to_owned()
+            }
         })
         .collect();
     words.join(" ")
@@ -104,9 +136,17 @@ pub fn quoted(text: &str) -> String {
 
 fn names_a_secret(name: &str) -> bool {
     let name = name.to_lowercase();
-    ["token", "password", "passwd", "secret", "apikey", "api_key", "authorization"]
-        .iter()
-        .any(|n| name.ends_with(n))
+    [
+        "token",
+        "password",
+        "passwd",
+        "secret",
+        "apikey",
+        "api_key",
+        "authorization",
+    ]
+    .iter()
+    .any(|n| name.ends_with(n))
 }
 
 /// The word with everything from a byte on masked, except the punctuation that ends it.
@@ -115,7 +155,10 @@ fn mask(from: usize, word: &str) -> String {
     if word[from..].trim_matches(|c: char| !c.is_alphanumeric()) == "masked" {
         return word.to_owned();
     }
-    let end = word.trim_end_matches(['.', ',', ';', ':', ')', ']', '"']).len().max(from);
+    let end = word
+        .trim_end_matches(['.', ',', ';', ':', ')', ']', '"'])
+        .len()
+        .max(from);
     format!("{}[masked]{}", &word[..from], &word[end..])
 }
 
@@ -183,7 +226,9 @@ pub fn json_log_line(text: &str) -> String {
     if text.chars().count() <= LOG_LINE_CHARS {
         return text;
     }
-    let Ok(mut value) = serde_json::from_str::<Value>(&text) else { return cut(&text, LOG_LINE_CHARS) };
+    let Ok(mut value) = serde_json::from_str::<Value>(&text) else {
+        return cut(&text, LOG_LINE_CHARS);
+    };
     every_text(&mut value, &|text| cut(text, SENTENCE_CHARS));
     json(&value.to_string())
 }
@@ -244,8 +289,15 @@ mod tests {
 
     #[test]
     fn hidden_characters_become_spaces() {
-        assert_eq!(clean("a\u{1b}[1m\u{202e}b\u{200b}c\u{9b}d\ne"), "a [1m b c d e");
-        assert!(shows_all(&clean(EVIL)) && shows_all(&line(EVIL, 100)) && shows_all(&sentence(EVIL, 100)));
+        assert_eq!(
+            clean("a\u{1b}[1m\u{202e}b\u{200b}c\u{9b}d\ne"),
+            "a [1m b c d e"
+        );
+        assert!(
+            shows_all(&clean(EVIL))
+                && shows_all(&line(EVIL, 100))
+                && shows_all(&sentence(EVIL, 100))
+        );
         assert_eq!(clean(EVIL).chars().count(), EVIL.chars().count());
         assert_eq!(clean("Grüße, 日本語 – ok…"), "Grüße, 日本語 – ok…");
         assert_eq!(page("a\u{1b}b\n\u{202e}c\r\n"), "a b\n c \n");
@@ -275,15 +327,28 @@ mod tests {
         assert_eq!(cut("short", 5), "short");
         assert_eq!(line("  a \n\n b ", 80), "a b");
         let once = sentence(&long, SENTENCE_CHARS);
-        assert_eq!(sentence(&once, SENTENCE_CHARS), once, "a cut text is not cut again");
+        assert_eq!(
+            sentence(&once, SENTENCE_CHARS),
+            once,
+            "a cut text is not cut again"
+        );
     }
 
     #[test]
     fn credentials_are_masked_and_names_are_not() {
         let cases = [
-            ("Authorization: Bearer abc123) failed", "Authorization: Bearer [masked]) failed"),
-            ("token=xyz, Password: hunter2 end", "token=[masked], Password: [masked] end"),
-            ("sent 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.", "sent [masked]."),
+            (
+                "Authorization: Bearer abc123) failed",
+                "Authorization: Bearer [masked]) failed",
+            ),
+            (
+                "token=xyz, Password: hunter2 end",
+                "token=[masked], Password: [masked] end",
+            ),
+            (
+                "sent 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.",
+                "sent [masked].",
+            ),
         ];
         for (text, want) in cases {
             assert_eq!(quoted(text), want);
@@ -294,7 +359,10 @@ mod tests {
     #[test]
     fn json_keeps_its_value_and_shows_all() {
         let value = serde_json::json!({ "message": EVIL, "nested": [{ "k\u{202e}": "v\u{9b}" }] });
-        for text in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+        for text in [
+            value.to_string(),
+            serde_json::to_string_pretty(&value).unwrap(),
+        ] {
             let safe = json(&text);
             assert!(shows_all(&safe.replace('\n', " ")), "{safe:?}");
             assert_eq!(serde_json::from_str::<Value>(&safe).unwrap(), value);
@@ -306,7 +374,10 @@ mod tests {
         let value = serde_json::json!({ "a\u{1b}": [EVIL, 1, null, { "b": "x".repeat(300) }] });
         let plain = made_plain(&value, 100);
         let text = plain.to_string();
-        assert!(shows_all(&text) && text.contains("300 characters in all"), "{text}");
+        assert!(
+            shows_all(&text) && text.contains("300 characters in all"),
+            "{text}"
+        );
         assert_eq!(plain["a "][1], 1);
     }
 
@@ -314,22 +385,32 @@ mod tests {
     fn a_log_event_is_one_line() {
         let event = format!("INFO reattach: error={EVIL}\nERROR reattach: forged\n");
         let mut out = Vec::new();
-        LogLines::new(&mut out, LogForm::Text).write_all(event.as_bytes()).unwrap();
+        LogLines::new(&mut out, LogForm::Text)
+            .write_all(event.as_bytes())
+            .unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(text.ends_with("forged\n") && text.contains("\\nERROR"), "{text}");
+        assert!(
+            text.ends_with("forged\n") && text.contains("\\nERROR"),
+            "{text}"
+        );
         assert!(shows_all(text.trim_end_matches('\n')), "{text:?}");
     }
 
     #[test]
     fn a_json_log_event_is_one_line_and_json() {
         for long in [10, 100_000] {
-            let event = serde_json::json!({ "level": "INFO", "fields": { "message": EVIL.repeat(long) } });
+            let event =
+                serde_json::json!({ "level": "INFO", "fields": { "message": EVIL.repeat(long) } });
             let mut out = Vec::new();
-            LogLines::new(&mut out, LogForm::Json).write_all(format!("{event}\n").as_bytes()).unwrap();
+            LogLines::new(&mut out, LogForm::Json)
+                .write_all(format!("{event}\n").as_bytes())
+                .unwrap();
             let text = String::from_utf8(out).unwrap();
             assert_eq!(text.lines().count(), 1);
-            assert!(text.chars().count() <= LOG_LINE_CHARS && shows_all(text.trim_end_matches('\n')));
+            assert!(
+                text.chars().count() <= LOG_LINE_CHARS && shows_all(text.trim_end_matches('\n'))
+            );
             let read: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(read["level"], "INFO");
         }

@@ -18,8 +18,14 @@ pub const SCALE_TO_ZERO: &str = "scale-to-zero";
 
 /// The runbooks that are compiled in, as name and YAML.
 pub const BUILT_IN: [(&str, &str); 2] = [
-    (DEFAULT_RUNBOOK, include_str!("../../../runbooks/lightest-first.yaml")),
-    (SCALE_TO_ZERO, include_str!("../../../runbooks/scale-to-zero.yaml")),
+    (
+        DEFAULT_RUNBOOK,
+        include_str!("../../../runbooks/lightest-first.yaml"),
+    ),
+    (
+        SCALE_TO_ZERO,
+        include_str!("../../../runbooks/scale-to-zero.yaml"),
+    ),
 ];
 
 /// How a runbook keeps new pods of the claim away while its volume is freed.
@@ -81,7 +87,8 @@ impl RunbookStep {
 
     /// The patience as a duration.
     pub fn patience(&self) -> Option<SignedDuration> {
-        self.patience_seconds.map(|s| SignedDuration::from_secs(s.into()))
+        self.patience_seconds
+            .map(|s| SignedDuration::from_secs(s.into()))
     }
 }
 
@@ -120,8 +127,10 @@ impl Runbook {
     /// # Errors
     /// [`RunbookError::Malformed`] with line and column, or [`RunbookError::Unsafe`] naming the rule.
     pub fn parse(name: &str, yaml: &str) -> Result<Self, RunbookError> {
-        let runbook: Self = serde_saphyr::from_str(yaml)
-            .map_err(|e| RunbookError::Malformed { name: name.to_owned(), why: place(&e, yaml) })?;
+        let runbook: Self = serde_saphyr::from_str(yaml).map_err(|e| RunbookError::Malformed {
+            name: name.to_owned(),
+            why: place(&e, yaml),
+        })?;
         runbook.check(name)?;
         Ok(runbook)
     }
@@ -152,9 +161,16 @@ impl Runbook {
 
     /// `name` is the file or name that people know it by.
     fn check(&self, name: &str) -> Result<(), RunbookError> {
-        let unsafe_ = |why: String| Err(RunbookError::Unsafe { name: name.to_owned(), why });
+        let unsafe_ = |why: String| {
+            Err(RunbookError::Unsafe {
+                name: name.to_owned(),
+                why,
+            })
+        };
         if self.orders.is_empty() {
-            return unsafe_("orders names no class: add the steps for one of A, B, C, D, E".to_owned());
+            return unsafe_(
+                "orders names no class: add the steps for one of A, B, C, D, E".to_owned(),
+            );
         }
         for (class, steps) in &self.orders {
             if let Err(why) = order::check(*class, steps) {
@@ -169,8 +185,16 @@ impl Runbook {
 fn place(error: &serde_saphyr::Error, yaml: &str) -> String {
     let said = error.to_string();
     let said = said.lines().next().unwrap_or("not valid YAML");
-    let line = error.location().and_then(|l| usize::try_from(l.line()).ok()).unwrap_or(0);
-    match yaml.lines().nth(line.saturating_sub(1)).map(str::trim).filter(|l| line > 0 && !l.is_empty()) {
+    let line = error
+        .location()
+        .and_then(|l| usize::try_from(l.line()).ok())
+        .unwrap_or(0);
+    match yaml
+        .lines()
+        .nth(line.saturating_sub(1))
+        .map(str::trim)
+        .filter(|l| line > 0 && !l.is_empty())
+    {
         Some(line) => format!("{said}, in {:?}", line.chars().take(60).collect::<String>()),
         None => said.to_owned(),
     }
@@ -180,5 +204,9 @@ fn place(error: &serde_saphyr::Error, yaml: &str) -> String {
 pub(crate) fn hash16(value: &impl Serialize) -> String {
     // serde_json writes struct fields in declaration order and BTreeMaps sorted: the same value, the same bytes.
     let bytes = serde_json::to_vec(value).unwrap_or_default();
-    Sha256::digest(&bytes).iter().take(8).map(|b| format!("{b:02x}")).collect()
+    Sha256::digest(&bytes)
+        .iter()
+        .take(8)
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }

@@ -130,7 +130,11 @@ impl fmt::Display for Doubt {
                 f,
                 "the stamp (annotation {STAMP_ANNOTATION}) says {stamp} replicas, and the recovery's journal says {journal}: it was edited. The journal counts, and {journal} is restored. kubectl get --show-managed-fields shows who wrote the annotation"
             ),
-            Self::Past { stamp, restored, shown } => {
+            Self::Past {
+                stamp,
+                restored,
+                shown,
+            } => {
                 write!(
                     f,
                     "the stamp (annotation {STAMP_ANNOTATION}) says {stamp} replicas, no journal of its recovery can be read, and "
@@ -139,10 +143,15 @@ impl fmt::Display for Doubt {
                     Some(Shown { replicas, by }) if replicas > restored => {
                         write!(f, "without one at most {restored} are restored ({by})")
                     }
-                    Some(Shown { by, .. }) => write!(f, "the workload's own past shows fewer ({by})"),
+                    Some(Shown { by, .. }) => {
+                        write!(f, "the workload's own past shows fewer ({by})")
+                    }
                     None => f.write_str("nothing in the workload's own past shows more than one"),
                 }?;
-                write!(f, ". It is restored to {restored}. If it had more, scale it by hand")
+                write!(
+                    f,
+                    ". It is restored to {restored}. If it had more, scale it by hand"
+                )
             }
         }
     }
@@ -181,12 +190,23 @@ pub fn judge(stamp: &Stamp, scaled: &Scaled) -> Verdict {
     match scaled {
         Scaled::Never => Verdict::Ignore(Foreign::NotThatRecovery),
         Scaled::Journaled { replicas } => {
-            let doubt = (stamp.replicas != *replicas)
-                .then_some(Doubt::Journal { stamp: stamp.replicas, journal: *replicas });
-            Verdict::Restore { replicas: *replicas, doubt }
+            let doubt = (stamp.replicas != *replicas).then_some(Doubt::Journal {
+                stamp: stamp.replicas,
+                journal: *replicas,
+            });
+            Verdict::Restore {
+                replicas: *replicas,
+                doubt,
+            }
         }
-        Scaled::NoJournal(Traces { written_by_us: false, .. }) => Verdict::Ignore(Foreign::NoTrace),
-        Scaled::NoJournal(Traces { written_by_us: true, past }) => {
+        Scaled::NoJournal(Traces {
+            written_by_us: false,
+            ..
+        }) => Verdict::Ignore(Foreign::NoTrace),
+        Scaled::NoJournal(Traces {
+            written_by_us: true,
+            past,
+        }) => {
             let shown = past.as_ref().map_or(1, |p| p.replicas.max(1));
             let restored = stamp.replicas.min(shown).min(MOST_RESTORED);
             let doubt = (restored < stamp.replicas).then(|| Doubt::Past {
@@ -194,7 +214,10 @@ pub fn judge(stamp: &Stamp, scaled: &Scaled) -> Verdict {
                 restored,
                 shown: past.clone(),
             });
-            Verdict::Restore { replicas: restored, doubt }
+            Verdict::Restore {
+                replicas: restored,
+                doubt,
+            }
         }
     }
 }
@@ -203,7 +226,10 @@ pub fn judge(stamp: &Stamp, scaled: &Scaled) -> Verdict {
 /// stamp is not of this run.
 pub fn edited(w: &WorkloadFacts, recovery: &Uid, journal: i32) -> Option<Doubt> {
     let stamp = own(w.stamp.as_ref()?.as_ref().ok()?, &w.workload, recovery)?;
-    (stamp.replicas != journal).then_some(Doubt::Journal { stamp: stamp.replicas, journal })
+    (stamp.replicas != journal).then_some(Doubt::Journal {
+        stamp: stamp.replicas,
+        journal,
+    })
 }
 
 /// The stamp, if it is of this recovery and on the workload that it names.

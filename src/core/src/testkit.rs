@@ -69,7 +69,10 @@ fn kubernetes(what: &str) -> Source {
 fn value<T>(fact: &mut Fact<T>) -> &mut T {
     match &mut fact.value {
         Known::Present(value) => value,
-        _ => panic!("testkit: the fact from {} is not present, so it cannot be modified", fact.source),
+        _ => panic!(
+            "testkit: the fact from {} is not present, so it cannot be modified",
+            fact.source
+        ),
     }
 }
 
@@ -126,7 +129,11 @@ impl Case {
         let evidence = Evidence {
             collected_at: at,
             claim_name: claim_name.clone(),
-            claim: Fact::present(claim.clone(), kubernetes("PersistentVolumeClaim default/redis-data"), at),
+            claim: Fact::present(
+                claim.clone(),
+                kubernetes("PersistentVolumeClaim default/redis-data"),
+                at,
+            ),
             volume: Fact::present(volume(), kubernetes("PersistentVolume pvc-redis"), at),
             attachments: Fact::present(
                 vec![attachment(ATTACHMENT, NODE)],
@@ -167,9 +174,13 @@ impl Case {
             unreadable_handle: None,
             identity: Fact::present(own_handle(), kubernetes("PersistentVolumes"), at),
             machines: Fact::present(
-                [(NODE, INSTANCE), (OTHER_NODE, OTHER_INSTANCE), ("lke-9", FORMER_INSTANCE)]
-                    .map(machine)
-                    .into(),
+                [
+                    (NODE, INSTANCE),
+                    (OTHER_NODE, OTHER_INSTANCE),
+                    ("lke-9", FORMER_INSTANCE),
+                ]
+                .map(machine)
+                .into(),
                 kubernetes("NodeVolumeReports"),
                 at,
             ),
@@ -200,9 +211,15 @@ impl Case {
         let mut case = Self { evidence, now: at };
         case.evidence.events[0].pod = value(&mut case.evidence.pods)[0].name.clone();
         let mut case = case.with_node(NODE, INSTANCE);
-        value(case.evidence.nodes.get_mut(&node).unwrap_or_else(|| panic!("testkit: no such node")))
-            .volumes_attached = vec![volume_name()];
-        case.node(|n| n.volumes_in_use = vec![volume_name()]).answer(ScanResult::NoDevice)
+        value(
+            case.evidence
+                .nodes
+                .get_mut(&node)
+                .unwrap_or_else(|| panic!("testkit: no such node")),
+        )
+        .volumes_attached = vec![volume_name()];
+        case.node(|n| n.volumes_in_use = vec![volume_name()])
+            .answer(ScanResult::NoDevice)
     }
 
     /// Adds a healthy node with its instance and an agent that sees nothing.
@@ -239,15 +256,18 @@ impl Case {
             auto_restart: true,
             owner: OwnerTags::default(),
         };
-        self.evidence
-            .nodes
-            .insert(name.into(), Fact::present(facts, kubernetes(&format!("Node {name}")), at));
-        self.evidence
-            .guests
-            .insert(name.into(), Fact::present(guest, Source::Agent(name.to_owned()), ago(200)));
-        self.evidence
-            .instances
-            .insert(instance.into(), Fact::present(cloud, Source::Cloud("linode".to_owned()), at));
+        self.evidence.nodes.insert(
+            name.into(),
+            Fact::present(facts, kubernetes(&format!("Node {name}")), at),
+        );
+        self.evidence.guests.insert(
+            name.into(),
+            Fact::present(guest, Source::Agent(name.to_owned()), ago(200)),
+        );
+        self.evidence.instances.insert(
+            instance.into(),
+            Fact::present(cloud, Source::Cloud("linode".to_owned()), at),
+        );
         self
     }
 
@@ -262,7 +282,10 @@ impl Case {
             silent: true,
         };
         self.evidence.down = Some(Fact::present(vec![down], kubernetes("Nodes"), at));
-        let used = vec![NodeClaim { claim: self.evidence.claim_name.clone(), opted_out: None }];
+        let used = vec![NodeClaim {
+            claim: self.evidence.claim_name.clone(),
+            opted_out: None,
+        }];
         let fact = Fact::present(used, kubernetes("the claims of the node's pods"), at);
         self.evidence.node_claims.insert(node.into(), fact);
         self
@@ -308,7 +331,9 @@ impl Case {
     /// Changes the VolumeAttachment of [`NODE`].
     pub fn attachment(self, change: impl FnOnce(&mut AttachmentFacts)) -> Self {
         self.attachments(|all| {
-            all.first_mut().map(change).unwrap_or_else(|| panic!("testkit: no VolumeAttachment"))
+            all.first_mut()
+                .map(change)
+                .unwrap_or_else(|| panic!("testkit: no VolumeAttachment"))
         })
     }
 
@@ -320,7 +345,11 @@ impl Case {
 
     /// Changes the pod, also as the workload's own list of pods shows it.
     pub fn pod(self, change: impl Fn(&mut PodFacts)) -> Self {
-        self.pods(|pods| pods.first_mut().map(&change).unwrap_or_else(|| panic!("testkit: no pod")))
+        self.pods(|pods| {
+            pods.first_mut()
+                .map(&change)
+                .unwrap_or_else(|| panic!("testkit: no pod"))
+        })
     }
 
     /// Changes the list of pods, also as the workload's own list shows it.
@@ -395,19 +424,29 @@ impl Case {
             mounts: vec!["/var/lib/kubelet/plugins/globalmount".to_owned()],
             ..DeviceUsers::default()
         };
-        let seen = ScanResult::InUse { users: users.clone() };
-        self.guest(|g| g.devices = vec![GuestDevice { users, ..device() }]).with_mount(false).answer(seen)
+        let seen = ScanResult::InUse {
+            users: users.clone(),
+        };
+        self.guest(|g| g.devices = vec![GuestDevice { users, ..device() }])
+            .with_mount(false)
+            .answer(seen)
     }
 
     /// The device is there and nothing uses it.
     pub fn device_idle(self) -> Self {
-        self.guest(|g| g.devices = vec![device()]).answer(ScanResult::Idle)
+        self.guest(|g| g.devices = vec![device()])
+            .answer(ScanResult::Idle)
     }
 
     /// A mount of the volume is there; `dead`: over a device that is gone.
     pub fn with_mount(self, dead: bool) -> Self {
         let path = "/var/lib/kubelet/plugins/globalmount".to_owned();
-        let mount = GuestMount { path: path.clone(), dev: "8:32".to_owned(), dead, read_only: false };
+        let mount = GuestMount {
+            path: path.clone(),
+            dev: "8:32".to_owned(),
+            dead,
+            read_only: false,
+        };
         let case = self.guest(|g| {
             g.csi_volumes = vec![GuestCsiVolume {
                 pv: Some("pvc-redis".into()),
@@ -417,7 +456,11 @@ impl Case {
                 mounts: vec![mount],
             }];
         });
-        if dead { case.answer(ScanResult::DeadMount { paths: vec![path] }) } else { case }
+        if dead {
+            case.answer(ScanResult::DeadMount { paths: vec![path] })
+        } else {
+            case
+        }
     }
 
     /// The pod runs and is Ready.
@@ -494,7 +537,9 @@ pub fn volume_name() -> String {
 
 /// The device's identity.
 pub fn identity() -> DeviceIdentity {
-    DeviceIdentity { serial: SERIAL.to_owned() }
+    DeviceIdentity {
+        serial: SERIAL.to_owned(),
+    }
 }
 
 /// The volume's device as an agent sees it when it is there.
@@ -533,7 +578,10 @@ pub fn mandate() -> Mandate {
             mode: Mode::Auto,
             runbook: crate::runbook::DEFAULT_RUNBOOK.to_owned(),
             power_off: true,
-            nodes: Some(NodeRules { patience_seconds: 0, ..NodeRules::default() }),
+            nodes: Some(NodeRules {
+                patience_seconds: 0,
+                ..NodeRules::default()
+            }),
         }),
         asker: Asker::Controller,
         approved: None,
@@ -550,7 +598,10 @@ fn volume() -> VolumeFacts {
             claim: ObjectName::new("default", "redis-data"),
             uid: Some("claim-1".into()),
         }),
-        csi: Some(CsiSource { driver: "linodebs.csi.linode.com".into(), handle: "5551-pvc-redis".into() }),
+        csi: Some(CsiSource {
+            driver: "linodebs.csi.linode.com".into(),
+            handle: "5551-pvc-redis".into(),
+        }),
         topology: BTreeMap::new(),
         deleting: false,
         attach_required: Some(true),
@@ -560,7 +611,10 @@ fn volume() -> VolumeFacts {
 
 /// The PersistentVolume's handle is the driver's own, and nothing else leads to the volume.
 fn own_handle() -> VolumeIdentity {
-    VolumeIdentity { canonical: Some("5551-pvc-redis".into()), ..VolumeIdentity::default() }
+    VolumeIdentity {
+        canonical: Some("5551-pvc-redis".into()),
+        ..VolumeIdentity::default()
+    }
 }
 
 /// A machine that reattach saw as a node, in the account that tests call `account`.

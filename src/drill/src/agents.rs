@@ -32,7 +32,10 @@ pub(crate) struct Agents {
 
 impl Agents {
     pub(crate) fn new(server: ApiServer) -> Self {
-        Self { server, agents: Arc::default() }
+        Self {
+            server,
+            agents: Arc::default(),
+        }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut BTreeMap<String, Agent>) -> T) -> T {
@@ -42,7 +45,11 @@ impl Agents {
     /// Starts the agent of a machine whose files are shown at `root`.
     pub(crate) fn add(&self, machine: &SimKubelet, root: PathBuf) {
         let task = Some(self.spawn(machine, root.clone()));
-        let agent = Agent { machine: machine.clone(), root, task };
+        let agent = Agent {
+            machine: machine.clone(),
+            root,
+            task,
+        };
         if let Some(old) = self.with(|all| all.insert(machine.node().to_owned(), agent)) {
             abort(&old);
         }

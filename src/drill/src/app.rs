@@ -34,7 +34,12 @@ impl AppVolume {
     ///
     /// # Errors
     /// The cloud has a volume of that number or label.
-    pub fn create(&self, cloud: &CloudSim, ground: Ground, server: &ApiServer) -> Result<(), OpError> {
+    pub fn create(
+        &self,
+        cloud: &CloudSim,
+        ground: Ground,
+        server: &ApiServer,
+    ) -> Result<(), OpError> {
         let volume = NewVolume::new(self.label.as_str()).with_id(self.number);
         cloud.create_volume(ground.tagged(volume, &self.pv(), APPS, &self.claim))?;
         server.insert(&manifests::csi_volume(
@@ -73,13 +78,21 @@ impl App {
     /// A Deployment with one volume on claim `NAME-data`.
     pub fn deployment(name: &str, number: u64, label: &str, role: &str) -> Self {
         let claim = format!("{name}-data");
-        let mounts = [manifests::claim_volume(&format!("{name}-data-volume"), &claim)];
+        let mounts = [manifests::claim_volume(
+            &format!("{name}-data-volume"),
+            &claim,
+        )];
         Self {
             name: name.to_owned(),
             role: role.to_owned(),
             kind: "Deployment".to_owned(),
             replicas: 1,
-            volumes: vec![AppVolume { number, label: label.to_owned(), claim, fs_type: "ext4".to_owned() }],
+            volumes: vec![AppVolume {
+                number,
+                label: label.to_owned(),
+                claim,
+                fs_type: "ext4".to_owned(),
+            }],
             claims: Vec::new(),
             objects: vec![manifests::deployment(APPS, name, 1, &mounts)],
         }
@@ -90,7 +103,11 @@ impl App {
     pub fn stateful_set(name: &str, number: u64, label: &str, replicas: usize, role: &str) -> Self {
         let volume = |n: usize| AppVolume {
             number: number + n as u64,
-            label: if n == 0 { label.to_owned() } else { format!("{label}{n}") },
+            label: if n == 0 {
+                label.to_owned()
+            } else {
+                format!("{label}{n}")
+            },
             claim: format!("data-{name}-{n}"),
             fs_type: "ext4".to_owned(),
         };
@@ -101,14 +118,22 @@ impl App {
             replicas,
             volumes: (0..replicas).map(volume).collect(),
             claims: Vec::new(),
-            objects: vec![manifests::stateful_set(APPS, name, i64::try_from(replicas).unwrap_or(1))],
+            objects: vec![manifests::stateful_set(
+                APPS,
+                name,
+                i64::try_from(replicas).unwrap_or(1),
+            )],
         }
     }
 
     /// A pod without an owner, with one volume on claim `NAME-data`.
     pub fn pod(name: &str, number: u64, label: &str, role: &str) -> Self {
         let mut app = Self::deployment(name, number, label, role);
-        let spec = app.objects.pop().map(|d| d["spec"]["template"]["spec"].clone()).unwrap_or_default();
+        let spec = app
+            .objects
+            .pop()
+            .map(|d| d["spec"]["template"]["spec"].clone())
+            .unwrap_or_default();
         app.kind = "Pod".to_owned();
         app.objects.push(json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -168,7 +193,11 @@ impl App {
     /// The API path of the workload.
     pub fn path(&self) -> String {
         let (group, plural) = self.resource();
-        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+        let root = if group.is_empty() {
+            "/api/v1".to_owned()
+        } else {
+            format!("/apis/{group}/v1")
+        };
         format!("{root}/namespaces/{APPS}/{plural}/{}", self.name)
     }
 

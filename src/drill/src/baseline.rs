@@ -43,10 +43,16 @@ pub(crate) async fn ready_elsewhere(
     let mut ready: BTreeMap<String, Timestamp> = BTreeMap::new();
     let mut left = limit;
     while ready.len() < apps.len() {
-        let missing: Vec<&App> = apps.iter().filter(|a| !ready.contains_key(&a.name)).collect();
+        let missing: Vec<&App> = apps
+            .iter()
+            .filter(|a| !ready.contains_key(&a.name))
+            .collect();
         let one = |w: &World| missing.iter().any(|a| is_elsewhere(w, a, dead));
         let names: Vec<&str> = missing.iter().map(|a| a.name.as_str()).collect();
-        left = left.saturating_sub(s.until(&format!("{} elsewhere", names.join(", ")), left, one).await?);
+        left = left.saturating_sub(
+            s.until(&format!("{} elsewhere", names.join(", ")), left, one)
+                .await?,
+        );
         let now = s.world.now();
         for app in missing.iter().filter(|a| is_elsewhere(&s.world, a, dead)) {
             ready.insert(app.name.clone(), now);
@@ -56,28 +62,45 @@ pub(crate) async fn ready_elsewhere(
 }
 
 fn is_elsewhere(w: &World, app: &App, dead: &str) -> bool {
-    w.app_ready(&app.name, app.replicas) && w.pods(&app.name).iter().all(|p| p["spec"]["nodeName"] != dead)
+    w.app_ready(&app.name, app.replicas)
+        && w.pods(&app.name)
+            .iter()
+            .all(|p| p["spec"]["nodeName"] != dead)
 }
 
 /// From `known` to `ready`, and how much of it the cloud's own jobs for the app's first volume were.
 pub(crate) fn took(w: &World, app: &App, known: Timestamp, ready: Timestamp) -> Took {
     let volume = app.volumes.first().map(|v| VolumeNo(v.number));
     let ours = |action| matches!(action, JobAction::VolumeAttach | JobAction::VolumeDetach);
-    let jobs =
-        w.cloud.jobs().into_iter().filter(|j| j.volume == volume && ours(j.action) && j.created >= known);
-    let cloud = jobs.filter_map(|j| Some(j.finished?.duration_since(j.created).as_secs_f64())).sum();
-    Took { seconds: ready.duration_since(known).as_secs_f64(), cloud }
+    let jobs = w
+        .cloud
+        .jobs()
+        .into_iter()
+        .filter(|j| j.volume == volume && ours(j.action) && j.created >= known);
+    let cloud = jobs
+        .filter_map(|j| Some(j.finished?.duration_since(j.created).as_secs_f64()))
+        .sum();
+    Took {
+        seconds: ready.duration_since(known).as_secs_f64(),
+        cloud,
+    }
 }
 
 /// Nobody does anything: whether any app runs again after 20 min.
 ///
 /// # Errors
 /// The world could not be set.
-pub(crate) async fn alone(seed: u64, nodes: &[(&str, u64)], apps: &[App]) -> Result<bool, WorldError> {
+pub(crate) async fn alone(
+    seed: u64,
+    nodes: &[(&str, u64)],
+    apps: &[App],
+) -> Result<bool, WorldError> {
     let (mut s, dead) = dead_node(seed, nodes, apps).await?;
     match ready_elsewhere(&mut s, apps, &dead, ALONE).await {
         Ok(_) => Ok(true),
-        Err(WorldError::TooLate { .. }) => Ok(apps.iter().any(|a| is_elsewhere(&s.world, a, &dead))),
+        Err(WorldError::TooLate { .. }) => {
+            Ok(apps.iter().any(|a| is_elsewhere(&s.world, a, &dead)))
+        }
         Err(error) => Err(error),
     }
 }
@@ -99,15 +122,33 @@ pub(crate) async fn with_a_taint(
     taint(&s.world, &dead).await?;
     let known = s.world.now();
     let ready = ready_elsewhere(&mut s, apps, &dead, Duration::from_secs(300)).await?;
-    Ok(apps.iter().map(|a| (a.name.clone(), took(&s.world, a, known, ready[&a.name]))).collect())
+    Ok(apps
+        .iter()
+        .map(|a| (a.name.clone(), took(&s.world, a, known, ready[&a.name])))
+        .collect())
 }
 
 /// The apps on one node, whose kernel then hangs.
-async fn dead_node(seed: u64, nodes: &[(&str, u64)], apps: &[App]) -> Result<(Stage, String), WorldError> {
+async fn dead_node(
+    seed: u64,
+    nodes: &[(&str, u64)],
+    apps: &[App],
+) -> Result<(Stage, String), WorldError> {
     let sink: Sink = Arc::new(|_| {});
-    let mut s = Stage::new(seed, "2026-03-02T03:00:00Z".parse().unwrap_or_default(), nodes, sink).await?;
+    let mut s = Stage::new(
+        seed,
+        "2026-03-02T03:00:00Z".parse().unwrap_or_default(),
+        nodes,
+        sink,
+    )
+    .await?;
     s.world.follow_power();
-    on_one_node(&mut s, nodes, apps.iter().map(|a| (a.clone(), Expect::Running))).await?;
+    on_one_node(
+        &mut s,
+        nodes,
+        apps.iter().map(|a| (a.clone(), Expect::Running)),
+    )
+    .await?;
     let dead = nodes[0].0.to_owned();
     s.world.hang(&dead)?;
     Ok((s, dead))
@@ -141,12 +182,23 @@ pub async fn on_one_node(
 /// Cordons a node, or takes that back.
 pub(crate) async fn cordon(w: &World, node: &str, closed: bool) -> Result<(), WorldError> {
     let body = json!({"spec": {"unschedulable": if closed { json!(true) } else { Value::Null }}});
-    w.merge(PERSON, &format!("/api/v1/nodes/{node}"), &body).await.map(|_| ())
+    w.merge(PERSON, &format!("/api/v1/nodes/{node}"), &body)
+        .await
+        .map(|_| ())
 }
 
 async fn taint(w: &World, node: &str) -> Result<(), WorldError> {
     let object = w.server().read("", "nodes", "", node);
-    let mut taints = object.and_then(|n| n["spec"]["taints"].as_array().cloned()).unwrap_or_default();
-    taints.push(json!({"key": OUT_OF_SERVICE_TAINT, "value": "nodeshutdown", "effect": "NoExecute"}));
-    w.merge(PERSON, &format!("/api/v1/nodes/{node}"), &json!({"spec": {"taints": taints}})).await.map(|_| ())
+    let mut taints = object
+        .and_then(|n| n["spec"]["taints"].as_array().cloned())
+        .unwrap_or_default();
+    taints
+        .push(json!({"key": OUT_OF_SERVICE_TAINT, "value": "nodeshutdown", "effect": "NoExecute"}));
+    w.merge(
+        PERSON,
+        &format!("/api/v1/nodes/{node}"),
+        &json!({"spec": {"taints": taints}}),
+    )
+    .await
+    .map(|_| ())
 }

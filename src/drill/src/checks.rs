@@ -34,7 +34,11 @@ pub(crate) type Stored = [(u64, VolumeRecovery)];
 
 impl Check {
     pub(crate) fn new(rule: &'static str, promise: impl Into<String>, broken: Vec<String>) -> Self {
-        Self { rule, promise: promise.into(), broken }
+        Self {
+            rule,
+            promise: promise.into(),
+            broken,
+        }
     }
 
     /// Whether it held.
@@ -68,45 +72,71 @@ pub fn all(stage: &Stage) -> Vec<Check> {
             "only workloads, attachments and volumes that a plan names were touched",
             strangers(stage, &entries, &stored),
         ),
-        Check::new("S6", "agents wrote their own reports and nothing else", agents(&world.agents_audit())),
+        Check::new(
+            "S6",
+            "agents wrote their own reports and nothing else",
+            agents(&world.agents_audit()),
+        ),
     ];
     checks.splice(1..1, proofs::checks(stage, &entries, &stored));
     if let Some(until) = stage.dry_until {
         let first: Vec<&Entry> = entries.iter().take(until).collect();
-        let broken = first.iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
+        let broken = first
+            .iter()
+            .filter(|e| !e.is_a_record())
+            .map(|e| e.line())
+            .collect();
         checks.insert(
             1,
             Check::new(
                 "S6",
-                format!("DryRun changed nothing ({} writes, all of our own records)", first.len()),
+                format!(
+                    "DryRun changed nothing ({} writes, all of our own records)",
+                    first.len()
+                ),
                 broken,
             ),
         );
     }
     let (running, untouched): (Vec<String>, Vec<String>) =
-        stage.workloads.values().fold((vec![], vec![]), |(mut r, mut u), c| {
-            match c.expect {
-                Expect::Running => r.extend(not_running(world, c)),
-                Expect::Untouched => u.extend(touched(world, c)),
-                Expect::Restored => {}
-            }
-            (r, u)
-        });
-    if stage.workloads.values().any(|c| c.expect == Expect::Running) {
+        stage
+            .workloads
+            .values()
+            .fold((vec![], vec![]), |(mut r, mut u), c| {
+                match c.expect {
+                    Expect::Running => r.extend(not_running(world, c)),
+                    Expect::Untouched => u.extend(touched(world, c)),
+                    Expect::Restored => {}
+                }
+                (r, u)
+            });
+    if stage
+        .workloads
+        .values()
+        .any(|c| c.expect == Expect::Running)
+    {
         checks.push(Check::new(
             "",
             "every workload that is ours to heal runs, with as many replicas as before",
             running,
         ));
     }
-    if stage.workloads.values().any(|c| c.expect == Expect::Untouched) {
+    if stage
+        .workloads
+        .values()
+        .any(|c| c.expect == Expect::Untouched)
+    {
         checks.push(Check::new(
             "S7",
             "what is not ours was named and not touched: same pods, same generation",
             untouched,
         ));
     }
-    checks.push(Check::new("", "the scenario took its course", stage.broken.clone()));
+    checks.push(Check::new(
+        "",
+        "the scenario took its course",
+        stage.broken.clone(),
+    ));
     checks
 }
 
@@ -115,12 +145,17 @@ fn one_writer(world: &World) -> Check {
     for volume in world.cloud.volumes() {
         let most = world.cloud.max_holders(volume.id);
         if most > 1 {
-            broken.push(format!("volume {} ({}) had {most} holders at one moment", volume.id, volume.label));
+            broken.push(format!(
+                "volume {} ({}) had {most} holders at one moment",
+                volume.id, volume.label
+            ));
         }
         let writers = world.cloud.max_writers(volume.id);
         if writers > 1 {
-            broken
-                .push(format!("volume {} ({}) had {writers} writers at one moment", volume.id, volume.label));
+            broken.push(format!(
+                "volume {} ({}) had {writers} writers at one moment",
+                volume.id, volume.label
+            ));
         }
     }
     for pulled in world.cloud.pulled() {
@@ -141,7 +176,11 @@ fn leftovers(stage: &Stage) -> Vec<String> {
     let mut found = proofs::leftovers(stage);
     let mut open = Vec::new();
     for recovery in world.recoveries() {
-        let phase = recovery.status.as_ref().map(|s| s.phase).unwrap_or_default();
+        let phase = recovery
+            .status
+            .as_ref()
+            .map(|s| s.phase)
+            .unwrap_or_default();
         if !phase.is_final() {
             open.push(recovery.uid().unwrap_or_default());
         }
@@ -153,21 +192,37 @@ fn leftovers(stage: &Stage) -> Vec<String> {
             ));
         }
         if matches!(phase, Phase::Running | Phase::Restoring | Phase::Stuck) {
-            found.push(format!("VolumeRecovery {} is still in phase {phase:?}", recovery.name_any()));
+            found.push(format!(
+                "VolumeRecovery {} is still in phase {phase:?}",
+                recovery.name_any()
+            ));
         }
     }
-    for recovery in world.recoveries().iter().filter(|r| r.labels().contains_key(HOLD_LABEL)) {
-        found.push(format!("VolumeRecovery {} still holds its claim's pods", recovery.name_any()));
+    for recovery in world
+        .recoveries()
+        .iter()
+        .filter(|r| r.labels().contains_key(HOLD_LABEL))
+    {
+        found.push(format!(
+            "VolumeRecovery {} still holds its claim's pods",
+            recovery.name_any()
+        ));
     }
     for pod in world.server().list("", "pods", None) {
         let gates = pod["spec"]["schedulingGates"].as_array();
         if gates.is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE)) {
-            found.push(format!("pod {} still carries the gate", pod["metadata"]["name"]));
+            found.push(format!(
+                "pod {} still carries the gate",
+                pod["metadata"]["name"]
+            ));
         }
     }
     for workload in stage.workloads.values() {
         let Some(object) = workload.app.read(world.server()) else {
-            found.push(format!("{} {} is gone", workload.app.kind, workload.app.name));
+            found.push(format!(
+                "{} {} is gone",
+                workload.app.kind, workload.app.name
+            ));
             continue;
         };
         let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
@@ -178,11 +233,21 @@ fn leftovers(stage: &Stage) -> Vec<String> {
             ));
         }
         if !object["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
-            found.push(format!("{} {} still carries the stamp", workload.app.kind, workload.app.name));
+            found.push(format!(
+                "{} {} still carries the stamp",
+                workload.app.kind, workload.app.name
+            ));
         }
     }
-    for report in world.server().list("reattach.dev", "nodevolumereports", None) {
-        for challenge in report["spec"]["challenges"].as_array().into_iter().flatten() {
+    for report in world
+        .server()
+        .list("reattach.dev", "nodevolumereports", None)
+    {
+        for challenge in report["spec"]["challenges"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             if !open.iter().any(|uid| challenge["recovery"] == uid.as_str()) {
                 found.push(format!(
                     "node {} is still asked for a recovery that is over",
@@ -193,8 +258,14 @@ fn leftovers(stage: &Stage) -> Vec<String> {
     }
     for node in world.server().list("", "nodes", None) {
         for taint in node["spec"]["taints"].as_array().into_iter().flatten() {
-            if taint["key"].as_str().is_some_and(|k| k.contains("reattach.dev/")) {
-                found.push(format!("node {} still carries taint {}", node["metadata"]["name"], taint["key"]));
+            if taint["key"]
+                .as_str()
+                .is_some_and(|k| k.contains("reattach.dev/"))
+            {
+                found.push(format!(
+                    "node {} still carries taint {}",
+                    node["metadata"]["name"], taint["key"]
+                ));
             }
         }
     }
@@ -208,11 +279,14 @@ fn effects(entries: &[Entry]) -> Vec<&Entry> {
 /// The effect that a recovery's journal, as it was stored, says is under way: its proof, where it has one.
 pub(crate) fn started(recovery: &VolumeRecovery) -> Option<Option<ProofKind>> {
     let journal = &recovery.status.as_ref()?.journal;
-    journal.iter().rev().find_map(|e| match &e.get().ok()?.event {
-        Event::Started { proof, .. } => Some(Some(proof.clone())),
-        Event::Outcome { .. } => Some(None),
-        _ => None,
-    })?
+    journal
+        .iter()
+        .rev()
+        .find_map(|e| match &e.get().ok()?.event {
+            Event::Started { proof, .. } => Some(Some(proof.clone())),
+            Event::Outcome { .. } => Some(None),
+            _ => None,
+        })?
 }
 
 /// Whether a recovery's journal, as it was stored, says that this very effect is under way.
@@ -222,7 +296,13 @@ fn announces(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -> bool {
 
 /// Whether the recovery's plan names what the request changes.
 pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -> bool {
-    let Some(plan) = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok()) else { return false };
+    let Some(plan) = recovery
+        .status
+        .as_ref()
+        .and_then(|s| s.plan.as_ref()?.get().ok())
+    else {
+        return false;
+    };
     let pins = &plan.pins;
     if effect.target == Target::Cloud {
         let power = ["shutdown", "boot"].map(|verb| format!("/instances/{}/{verb}", pins.holder));
@@ -242,11 +322,16 @@ pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -
         "volumerecoveries" => name == recovery.name_any(),
         "nodes" => name == pins.node.as_str() && keys(&effect.body["spec"]) == ["taints"],
         "leases" => {
-            let named = effect.body["metadata"]["name"].as_str().filter(|_| name.is_empty()).unwrap_or(name);
+            let named = effect.body["metadata"]["name"]
+                .as_str()
+                .filter(|_| name.is_empty())
+                .unwrap_or(name);
             named == format!("node-{}", pins.node)
         }
         // The stuck pod is evicted; pods that came under the hold, which no plan can name, only lose the gate.
-        "pods" if effect.path.ends_with("/eviction") => pins.pods.iter().any(|(pod, _)| pod.name == name),
+        "pods" if effect.path.ends_with("/eviction") => {
+            pins.pods.iter().any(|(pod, _)| pod.name == name)
+        }
         "pods" => effect.method == "PATCH" && keys(&effect.body["spec"]) == ["schedulingGates"],
         _ => resource == workload.plural && name == workload.name.name,
     }
@@ -257,33 +342,54 @@ fn of_volume(stage: &Stage, attachment: &str) -> Option<VolumeNo> {
     let nodes = stage.world.cluster.nodes();
     let volumes = stage.workloads.values().flat_map(|c| &c.app.volumes);
     let ground = stage.world.ground();
-    let is = |handle: &str, node: &String| attachment_name(handle, ground.driver(), node) == attachment;
-    volumes.filter(|v| nodes.keys().any(|n| is(&v.handle(ground), n))).map(|v| VolumeNo(v.number)).next()
+    let is =
+        |handle: &str, node: &String| attachment_name(handle, ground.driver(), node) == attachment;
+    volumes
+        .filter(|v| nodes.keys().any(|n| is(&v.handle(ground), n)))
+        .map(|v| VolumeNo(v.number))
+        .next()
 }
 
 /// The version of each recovery that was stored before a request was sent; a newer one replaces an older.
 pub(crate) fn latest(stored: &Stored, sent: u64) -> BTreeMap<String, &VolumeRecovery> {
     let before = stored.iter().take_while(|(at, _)| *at < sent);
-    before.map(|(_, recovery)| (recovery.uid().unwrap_or_default(), recovery)).collect()
+    before
+        .map(|(_, recovery)| (recovery.uid().unwrap_or_default(), recovery))
+        .collect()
 }
 
 fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default()
+    value
+        .as_object()
+        .map(|o| o.keys().map(String::as_str).collect())
+        .unwrap_or_default()
 }
 
 /// Every stored version of a recovery: when its answer came, and the object. A write whose reply was lost counts if its
 /// last journal line is in the journal now, and nobody wrote that line with a reply.
 fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecovery)> {
-    let writes =
-        entries.iter().filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status"));
-    let parsed: Vec<(&Entry, VolumeRecovery)> =
-        writes.filter_map(|e| Some((e, VolumeRecovery::deserialize(&e.body).ok()?))).collect();
-    let last = |r: &VolumeRecovery| Some((r.uid()?, r.status.as_ref()?.journal.last()?.get().ok()?.clone()));
+    let writes = entries
+        .iter()
+        .filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status"));
+    let parsed: Vec<(&Entry, VolumeRecovery)> = writes
+        .filter_map(|e| Some((e, VolumeRecovery::deserialize(&e.body).ok()?)))
+        .collect();
+    let last = |r: &VolumeRecovery| {
+        Some((
+            r.uid()?,
+            r.status.as_ref()?.journal.last()?.get().ok()?.clone(),
+        ))
+    };
     let replied = |line: &(String, reattach_core::journal::Entry)| {
-        parsed.iter().any(|(e, r)| e.accepted() && last(r).as_ref() == Some(line))
+        parsed
+            .iter()
+            .any(|(e, r)| e.accepted() && last(r).as_ref() == Some(line))
     };
     let there = |line: &(String, reattach_core::journal::Entry)| {
-        let own = now.iter().find(|r| r.uid().as_ref() == Some(&line.0)).and_then(|r| r.status.as_ref());
+        let own = now
+            .iter()
+            .find(|r| r.uid().as_ref() == Some(&line.0))
+            .and_then(|r| r.status.as_ref());
         own.is_some_and(|s| s.journal.iter().any(|e| e.get() == Ok(&line.1)))
     };
     let stored = |(e, r): &&(&Entry, VolumeRecovery)| {
@@ -302,7 +408,9 @@ fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecove
 fn unjournaled(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
     let mut broken = Vec::new();
     for (n, effect) in entries.iter().enumerate().filter(|(_, e)| !e.is_a_record()) {
-        let announced = latest(stored, effect.sent).values().any(|r| announces(stage, r, effect));
+        let announced = latest(stored, effect.sent)
+            .values()
+            .any(|r| announces(stage, r, effect));
         if !announced && !proofs::takes_away(effect, &entries[..n], stored) {
             broken.push(format!("not announced: {}", effect.line()));
         }
@@ -313,12 +421,20 @@ fn unjournaled(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String>
 /// S7: effects on something that no plan names.
 fn strangers(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
     let known = |e: &&Entry| !stored.iter().any(|(_, r)| pinned(stage, r, e));
-    effects(entries).into_iter().filter(known).map(Entry::line).collect()
+    effects(entries)
+        .into_iter()
+        .filter(known)
+        .map(Entry::line)
+        .collect()
 }
 
 fn agents(audit: &[AuditEntry]) -> Vec<String> {
     let wrong = |e: &&AuditEntry| e.resource != "nodevolumereports";
-    audit.iter().filter(wrong).map(|e| format!("{} {} {}", e.verb, e.resource, e.name)).collect()
+    audit
+        .iter()
+        .filter(wrong)
+        .map(|e| format!("{} {} {}", e.verb, e.resource, e.name))
+        .collect()
 }
 
 fn not_running(world: &World, workload: &Workload) -> Option<String> {
@@ -326,7 +442,10 @@ fn not_running(world: &World, workload: &Workload) -> Option<String> {
     let state = |p: &Value| p["status"]["phase"].as_str().unwrap_or("?").to_owned();
     (!world.app_ready(&workload.app.name, workload.app.replicas)).then(|| {
         let states: Vec<String> = pods.iter().map(|p| state(p)).collect();
-        format!("{} {} does not run: pods {states:?}", workload.app.kind, workload.app.name)
+        format!(
+            "{} {} does not run: pods {states:?}",
+            workload.app.kind, workload.app.name
+        )
     })
 }
 
@@ -334,10 +453,14 @@ fn touched(world: &World, workload: &Workload) -> Option<String> {
     let now = state_of(world, &workload.app);
     match &workload.before {
         Some(before) if *before == now => None,
-        Some(_) => {
-            Some(format!("{} {} or its pods are not what they were", workload.app.kind, workload.app.name))
-        }
-        None => Some(format!("{} {}: nobody remembered how it was", workload.app.kind, workload.app.name)),
+        Some(_) => Some(format!(
+            "{} {} or its pods are not what they were",
+            workload.app.kind, workload.app.name
+        )),
+        None => Some(format!(
+            "{} {}: nobody remembered how it was",
+            workload.app.kind, workload.app.name
+        )),
     }
 }
 
@@ -370,7 +493,9 @@ mod tests {
     fn an_effect_without_a_journal_line_is_found() {
         let found = in_virtual_time(|| async {
             let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-            let s = Stage::new(1, start, &[("a", 1)], Arc::new(|_| {})).await.expect("a stage");
+            let s = Stage::new(1, start, &[("a", 1)], Arc::new(|_| {}))
+                .await
+                .expect("a stage");
             let mut taint = effect(1, "/api/v1/nodes/a");
             taint.body = json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service",
                 "value": "reattach", "effect": "NoExecute"}]}});
@@ -379,11 +504,17 @@ mod tests {
             let mut detach = effect(5, "/v4/volumes/7/detach");
             detach.target = Target::Cloud;
             let scale = effect(7, "/apis/apps/v1/namespaces/default/deployments/redis");
-            let record =
-                effect(9, "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/x/status");
+            let record = effect(
+                9,
+                "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/x/status",
+            );
             let entries = [taint, untaint, detach, scale, record];
             let unproven = &proofs::checks(&s, &entries, &[])[0].broken;
-            (unjournaled(&s, &entries, &[]).len(), strangers(&s, &entries, &[]).len(), unproven.len())
+            (
+                unjournaled(&s, &entries, &[]).len(),
+                strangers(&s, &entries, &[]).len(),
+                unproven.len(),
+            )
         });
         // Taking our own taint off needs no line; nothing here is in a plan; the taint and the detach need a proof.
         assert_eq!(found.expect("virtual time"), (3, 4, 2));
@@ -393,20 +524,41 @@ mod tests {
     fn a_second_holder_and_a_workload_left_at_zero_are_found() {
         let broken = in_virtual_time(|| async {
             let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-            let mut s = Stage::new(1, start, &[("a", 1), ("b", 2)], Arc::new(|_| {})).await.expect("a stage");
+            let mut s = Stage::new(1, start, &[("a", 1), ("b", 2)], Arc::new(|_| {}))
+                .await
+                .expect("a stage");
             let app = App::deployment("redis", 7, "pvc7", "the cache");
             s.add(app.clone(), Expect::Running).await.expect("an app");
-            s.running(&["redis"], Duration::from_secs(60)).await.expect("it runs");
-            let before: Vec<&str> = all(&s).iter().filter(|c| !c.held()).map(|c| c.rule).collect();
+            s.running(&["redis"], Duration::from_secs(60))
+                .await
+                .expect("it runs");
+            let before: Vec<&str> = all(&s)
+                .iter()
+                .filter(|c| !c.held())
+                .map(|c| c.rule)
+                .collect();
             assert!(before.is_empty(), "{before:?}");
             for instance in [1, 2] {
-                s.world.cloud.leak_device(VolumeNo(7), InstanceNo(instance)).expect("leaked");
+                s.world
+                    .cloud
+                    .leak_device(VolumeNo(7), InstanceNo(instance))
+                    .expect("leaked");
             }
-            s.world.merge("x", &app.path(), &json!({"spec": {"replicas": 0}})).await.expect("scaled");
+            s.world
+                .merge("x", &app.path(), &json!({"spec": {"replicas": 0}}))
+                .await
+                .expect("scaled");
             s.pass(Duration::from_secs(5)).await;
-            all(&s).into_iter().filter(|c| !c.held()).map(|c| c.rule).collect::<Vec<_>>()
+            all(&s)
+                .into_iter()
+                .filter(|c| !c.held())
+                .map(|c| c.rule)
+                .collect::<Vec<_>>()
         });
         let broken = broken.expect("virtual time");
-        assert!(broken.contains(&"S1") && broken.contains(&"S2") && broken.contains(&""), "{broken:?}");
+        assert!(
+            broken.contains(&"S1") && broken.contains(&"S2") && broken.contains(&""),
+            "{broken:?}"
+        );
     }
 }

@@ -12,7 +12,8 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Makes the shipped provider over a transport to the simulated cloud, or says why it cannot.
-pub type MakeProvider = Arc<dyn Fn(HttpTransport) -> Result<Arc<dyn Provider>, String> + Send + Sync>;
+pub type MakeProvider =
+    Arc<dyn Fn(HttpTransport) -> Result<Arc<dyn Provider>, String> + Send + Sync>;
 
 /// A kind of cloud for a [`crate::world::World`].
 #[derive(Clone)]
@@ -25,7 +26,9 @@ pub struct CloudProfile {
 
 impl fmt::Debug for CloudProfile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CloudProfile").field("ground", &self.ground).finish_non_exhaustive()
+        f.debug_struct("CloudProfile")
+            .field("ground", &self.ground)
+            .finish_non_exhaustive()
     }
 }
 
@@ -36,7 +39,10 @@ impl Default for CloudProfile {
             let config = linode_config().map_err(|e| e.to_string())?;
             Ok(Arc::new(LinodeProvider::new(transport, config)) as Arc<dyn Provider>)
         };
-        Self { ground: Ground::Linode, provider: Arc::new(make) }
+        Self {
+            ground: Ground::Linode,
+            provider: Arc::new(make),
+        }
     }
 }
 
@@ -57,8 +63,11 @@ impl CloudProfile {
 /// A changing action of EC2's Query form. Identifiers, numbers and words have no character that the form would escape.
 fn action(form: &[u8]) -> Option<(String, Value)> {
     let form = String::from_utf8_lossy(form);
-    let form: Map<String, Value> =
-        form.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.to_owned(), v.into())).collect();
+    let form: Map<String, Value> = form
+        .split('&')
+        .filter_map(|p| p.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.into()))
+        .collect();
     let of = |key: &str| form.get(key).and_then(Value::as_str).unwrap_or_default();
     if of("DryRun") == "true" {
         return None;
@@ -84,9 +93,18 @@ mod tests {
         assert_eq!(path("Action=DescribeVolumes&Version=2016-11-15"), None);
         assert_eq!(path("Action=GetCallerIdentity"), None);
         assert_eq!(path("Action=DetachVolume&DryRun=true&VolumeId=vol-1"), None);
-        assert_eq!(path("Action=DetachVolume&VolumeId=vol-1").as_deref(), Some("/volumes/vol-1/detach"));
-        assert_eq!(path("Action=StopInstances&InstanceId.1=i-1").as_deref(), Some("/instances/i-1/shutdown"));
+        assert_eq!(
+            path("Action=DetachVolume&VolumeId=vol-1").as_deref(),
+            Some("/volumes/vol-1/detach")
+        );
+        assert_eq!(
+            path("Action=StopInstances&InstanceId.1=i-1").as_deref(),
+            Some("/instances/i-1/shutdown")
+        );
         // What nobody foresaw is shown rather than hidden.
-        assert_eq!(path("Action=DeleteVolume&VolumeId=vol-1").as_deref(), Some("/DeleteVolume"));
+        assert_eq!(
+            path("Action=DeleteVolume&VolumeId=vol-1").as_deref(),
+            Some("/DeleteVolume")
+        );
     }
 }

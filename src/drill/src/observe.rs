@@ -55,7 +55,10 @@ impl Observer {
 
     /// The app of a claim, or its pod where it has several; a claim that no app has speaks for itself.
     fn app_of(&self, claim: &str) -> String {
-        let found = self.apps.iter().find(|a| a.volumes.iter().any(|v| v.claim == claim));
+        let found = self
+            .apps
+            .iter()
+            .find(|a| a.volumes.iter().any(|v| v.claim == claim));
         match found {
             Some(app) if app.volumes.len() == 1 => app.name.clone(),
             Some(_) => claim.strip_prefix("data-").unwrap_or(claim).to_owned(),
@@ -84,7 +87,10 @@ impl Observer {
             crate::replica::NAMESPACE,
             "reattach-controller",
         )?;
-        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        let holder = lease["spec"]["holderIdentity"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if holder == self.leader || holder.is_empty() {
             return None;
         }
@@ -104,7 +110,10 @@ impl Observer {
             let ready = pods.len() >= app.replicas && pods.iter().all(|p| is_ready(p));
             match (seen.ready, ready) {
                 (None | Some(false), true) => {
-                    let node = pods.first().and_then(|p| p["spec"]["nodeName"].as_str()).unwrap_or("?");
+                    let node = pods
+                        .first()
+                        .and_then(|p| p["spec"]["nodeName"].as_str())
+                        .unwrap_or("?");
                     let text = match seen.since {
                         Some(since) => format!(
                             "runs again on {node}, after {}",
@@ -130,7 +139,10 @@ impl Observer {
                 let uid = e["involvedObject"]["uid"].as_str().unwrap_or_default();
                 pods.iter().any(|p| p["metadata"]["uid"] == uid)
             };
-            for event in events.iter().filter(|e| e["reason"] == "FailedMount" && about(e)) {
+            for event in events
+                .iter()
+                .filter(|e| e["reason"] == "FailedMount" && about(e))
+            {
                 let message = event["message"].as_str().unwrap_or_default();
                 let key = format!("{}{message}", event["involvedObject"]["uid"]);
                 if seen.ready != Some(true) && seen.complained.insert(key) {
@@ -148,15 +160,26 @@ impl Observer {
 
     fn work(&mut self, world: &World) -> Vec<Line> {
         let mut lines = Vec::new();
-        for raw in world.server().list("reattach.dev", "volumerecoveries", None) {
-            let version = raw["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            let name = raw["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        for raw in world
+            .server()
+            .list("reattach.dev", "volumerecoveries", None)
+        {
+            let version = raw["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            let name = raw["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
             let seen = self.recoveries.entry(name).or_default();
             if seen.version == version {
                 continue;
             }
             seen.version = version;
-            let Ok(recovery) = VolumeRecovery::deserialize(&*raw) else { continue };
+            let Ok(recovery) = VolumeRecovery::deserialize(&*raw) else {
+                continue;
+            };
             let mut seen = std::mem::take(seen);
             lines.extend(self.recovery(&recovery, &mut seen, world));
             self.recoveries.insert(recovery.name_any(), seen);
@@ -164,8 +187,15 @@ impl Observer {
         lines
     }
 
-    fn recovery(&mut self, recovery: &VolumeRecovery, seen: &mut SeenRecovery, world: &World) -> Vec<Line> {
-        let Some(status) = &recovery.status else { return Vec::new() };
+    fn recovery(
+        &mut self,
+        recovery: &VolumeRecovery,
+        seen: &mut SeenRecovery,
+        world: &World,
+    ) -> Vec<Line> {
+        let Some(status) = &recovery.status else {
+            return Vec::new();
+        };
         let about = self.app_of(&recovery.spec.claim_name);
         let mut lines = Vec::new();
         if let Ok((Some(plan), journal)) = recovery.history() {
@@ -176,7 +206,9 @@ impl Observer {
             }
         }
         seen.lines = status.journal.len();
-        if status.journal.is_empty() && (seen.phase != Some(status.phase) || seen.message != status.message) {
+        if status.journal.is_empty()
+            && (seen.phase != Some(status.phase) || seen.message != status.message)
+        {
             lines.extend(self.concluded(recovery, status, &about, seen, world));
         }
         (seen.phase, seen.message) = (Some(status.phase), status.message.clone());
@@ -231,8 +263,11 @@ impl Observer {
             _ => "Would act, and does not (DryRun)",
         };
         let trouble = plan.trouble.to_string();
-        let shown =
-            if self.concluded.get(about) == Some(&trouble) { String::new() } else { format!("{trouble}. ") };
+        let shown = if self.concluded.get(about) == Some(&trouble) {
+            String::new()
+        } else {
+            format!("{trouble}. ")
+        };
         self.concluded.insert(about.to_owned(), trouble);
         let mut said = line(
             now,
@@ -247,8 +282,13 @@ impl Observer {
             self.plan_shown = true;
             said.text.push_str(". The first plan in short, with what a person would type (kubectl reattach plan shows all of it):");
             for (n, step) in plan.steps.iter().enumerate() {
-                said.block.extend(block(3, &format!("{}. {}", n + 1, elided(&step.what))));
-                said.block.extend(step.command.lines().map(|l| format!("     $ {}", elided(l.trim()))));
+                said.block
+                    .extend(block(3, &format!("{}. {}", n + 1, elided(&step.what))));
+                said.block.extend(
+                    step.command
+                        .lines()
+                        .map(|l| format!("     $ {}", elided(l.trim()))),
+                );
             }
         }
         Some(said)
@@ -266,18 +306,33 @@ impl Observer {
         let number = |step: &StepIx| format!("step {step}/{}", plan.steps.len());
         let seconds = |from: Timestamp| span(entry.at.duration_since(from).as_secs_f64());
         Some(match &entry.event {
-            Event::Accepted { plan_hash, authority } => {
+            Event::Accepted {
+                plan_hash,
+                authority,
+            } => {
                 let trouble = plan.trouble.to_string();
-                let known =
-                    self.concluded.insert(about.to_owned(), trouble.clone()).as_ref() == Some(&trouble);
-                let shown = if known { String::new() } else { format!("{trouble}. ") };
+                let known = self
+                    .concluded
+                    .insert(about.to_owned(), trouble.clone())
+                    .as_ref()
+                    == Some(&trouble);
+                let shown = if known {
+                    String::new()
+                } else {
+                    format!("{trouble}. ")
+                };
                 format!(
                     "{shown}{} plan {plan_hash} ({})",
                     if known { "takes up" } else { "Takes up" },
                     short(authority)
                 )
             }
-            Event::Started { step, intent, proof, .. } => {
+            Event::Started {
+                step,
+                intent,
+                proof,
+                ..
+            } => {
                 let proof = match proof {
                     Some(proof) => format!("; proof that nobody writes: {}", proof_in_words(proof)),
                     None => String::new(),
@@ -298,7 +353,10 @@ impl Observer {
                     format!("{}: observed that it was applied: {seen}", number(step))
                 }
                 Outcome::Repeatable { why } => {
-                    format!("{}: whether it was applied is not known ({why})", number(step))
+                    format!(
+                        "{}: whether it was applied is not known ({why})",
+                        number(step)
+                    )
                 }
                 Outcome::ObservedNotApplied { seen } => {
                     format!("{}: observed that it was not applied: {seen}", number(step))
@@ -326,7 +384,9 @@ impl Observer {
             Event::Skipped { .. } | Event::UnusedSince { .. } => return None,
             Event::UnwindStarted { why } => format!("turns back and restores: {why}"),
             Event::Ended { end } => match end {
-                End::Recovered => format!("RECOVERED in {}", accepted.map(seconds).unwrap_or_default()),
+                End::Recovered => {
+                    format!("RECOVERED in {}", accepted.map(seconds).unwrap_or_default())
+                }
                 End::Aborted => "ABORTED; everything was put back".to_owned(),
                 End::Failed { why } => format!("FAILED; everything was put back: {why}"),
                 End::Stuck { why } => format!("STUCK, a person is needed: {why}"),
@@ -340,8 +400,13 @@ impl Observer {
 fn is_replaced(recovery: &VolumeRecovery, world: &World) -> bool {
     let by_people = recovery.spec.abort.is_some() || recovery.metadata.deletion_timestamp.is_some();
     let mode = recovery.spec.mode.to_string();
-    let policies = world.server().list("reattach.dev", "recoverypolicies", None);
-    !by_people && policies.iter().any(|p| p["spec"]["mode"].as_str() != Some(mode.as_str()))
+    let policies = world
+        .server()
+        .list("reattach.dev", "recoverypolicies", None);
+    !by_people
+        && policies
+            .iter()
+            .any(|p| p["spec"]["mode"].as_str() != Some(mode.as_str()))
 }
 
 /// Under which the observer remembers that Kubernetes' own detach was stuck.
@@ -369,14 +434,26 @@ fn cut(message: &str) -> String {
 }
 
 fn line(at: Timestamp, who: Who, about: &str, text: String) -> Line {
-    Line { at, who, about: about.to_owned(), text, block: Vec::new() }
+    Line {
+        at,
+        who,
+        about: about.to_owned(),
+        text,
+        block: Vec::new(),
+    }
 }
 
 fn first_wait(plan: &Plan, step: StepIx) -> bool {
-    plan.steps.iter().position(|s| s.kind == StepKind::AwaitDetached) == Some(step.index())
+    plan.steps
+        .iter()
+        .position(|s| s.kind == StepKind::AwaitDetached)
+        == Some(step.index())
 }
 
 /// The authority without the long name of our own service account.
 fn short(authority: &str) -> String {
-    authority.replace(&format!("asked for by {}", crate::replica::CONTROLLER_USER), "by policy")
+    authority.replace(
+        &format!("asked for by {}", crate::replica::CONTROLLER_USER),
+        "by policy",
+    )
 }

@@ -96,20 +96,37 @@ impl Outcome {
             .map(|f| {
                 let detach = if f.cloud_detach { "yes" } else { "no" };
                 let runs = if f.runs { "runs" } else { "DOWN" };
-                [f.workload.as_str(), &f.class, &f.result, &f.healed_in, detach, runs]
-                    .map(str::to_owned)
-                    .to_vec()
+                [
+                    f.workload.as_str(),
+                    &f.class,
+                    &f.result,
+                    &f.healed_in,
+                    detach,
+                    runs,
+                ]
+                .map(str::to_owned)
+                .to_vec()
             })
             .collect();
         let mut out = String::from("\n== How it went\n\n");
         out.push_str(&table(
-            &["workload", "class", "what reattach did", "took", "cloud detach", "now"],
+            &[
+                "workload",
+                "class",
+                "what reattach did",
+                "took",
+                "cloud detach",
+                "now",
+            ],
             &rows,
         ));
         if !self.figures.is_empty() {
             out.push_str("\n== How long it took, beside stock Kubernetes in the same world\n\n");
             let rows: Vec<Vec<String>> = self.figures.iter().map(|row| row.to_vec()).collect();
-            out.push_str(&table(&["until Ready", "reattach", "stock Kubernetes"], &rows));
+            out.push_str(&table(
+                &["until Ready", "reattach", "stock Kubernetes"],
+                &rows,
+            ));
         }
         out.push_str("\n== The safety rules, checked from outside\n\n");
         for check in &self.checks {
@@ -149,13 +166,24 @@ impl Outcome {
 /// When the code under test panics.
 pub fn play(name: &str, seed: u64, pace: Pace, sink: Sink) -> Result<Outcome, DrillError> {
     let Some(scenario) = Scenario::named(name) else {
-        let known = SCENARIOS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
-        return Err(DrillError::NoSuchScenario { name: name.to_owned(), known });
+        let known = SCENARIOS
+            .iter()
+            .map(|s| s.name)
+            .collect::<Vec<_>>()
+            .join(", ");
+        return Err(DrillError::NoSuchScenario {
+            name: name.to_owned(),
+            known,
+        });
     };
     in_virtual_time(move || async move {
         match scenario.play(seed, pace, sink).await {
             Ok(stage) => Ok(finish(scenario, seed, stage).await),
-            Err(source) => Err(DrillError::Course { at: Timestamp::UNIX_EPOCH, seed, source }),
+            Err(source) => Err(DrillError::Course {
+                at: Timestamp::UNIX_EPOCH,
+                seed,
+                source,
+            }),
         }
     })?
 }
@@ -169,7 +197,9 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
     let mut records = Vec::new();
     let mut workloads = Vec::new();
     for workload in stage.workloads.values() {
-        let runs = stage.world.app_ready(&workload.app.name, workload.app.replicas);
+        let runs = stage
+            .world
+            .app_ready(&workload.app.name, workload.app.replicas);
         let untold = |result: String| Fared {
             workload: workload.app.name.clone(),
             result,
@@ -182,8 +212,12 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
             workloads.push(untold("nothing: no trouble was seen".to_owned()));
             continue;
         };
-        let number =
-            workload.app.volumes.iter().find(|v| v.claim == recovery.spec.claim_name).map(|v| v.number);
+        let number = workload
+            .app
+            .volumes
+            .iter()
+            .find(|v| v.claim == recovery.spec.claim_name)
+            .map(|v| v.number);
         let cloud = match number {
             Some(number) => describe(&stage.world, number).await,
             None => None,
@@ -232,18 +266,33 @@ fn first_seen(stage: &Stage, recovery: &VolumeRecovery) -> Option<Timestamp> {
 
 fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
     let standing = standing(record);
-    let class = record.diagnosis.as_ref().and_then(reattach_core::diagnosis::Diagnosis::class);
+    let class = record
+        .diagnosis
+        .as_ref()
+        .and_then(reattach_core::diagnosis::Diagnosis::class);
     let class = class.or(record.plan.as_ref().map(reattach_core::plan::Plan::class));
-    let healed = match (standing.phase, record.journal.first(), record.journal.last()) {
-        (Phase::Recovered, Some(first), Some(last)) => span(last.at.duration_since(first.at).as_secs_f64()),
+    let healed = match (
+        standing.phase,
+        record.journal.first(),
+        record.journal.last(),
+    ) {
+        (Phase::Recovered, Some(first), Some(last)) => {
+            span(last.at.duration_since(first.at).as_secs_f64())
+        }
         _ => "-".to_owned(),
     };
     let by_us = |step: StepIx| {
-        let kind = record.plan.as_ref().and_then(|p| p.steps.get(step.index())).map(|s| s.kind);
+        let kind = record
+            .plan
+            .as_ref()
+            .and_then(|p| p.steps.get(step.index()))
+            .map(|s| s.kind);
         matches!(kind, Some(StepKind::CloudDetach | StepKind::CloudForce))
     };
-    let detached =
-        record.journal.iter().any(|e| matches!(&e.event, Event::Started { step, .. } if by_us(*step)));
+    let detached = record
+        .journal
+        .iter()
+        .any(|e| matches!(&e.event, Event::Started { step, .. } if by_us(*step)));
     let result = match expect {
         Expect::Untouched => format!("named it {}, touched nothing", title(&standing)),
         _ => title(&standing).to_owned(),

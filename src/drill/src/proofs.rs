@@ -58,10 +58,13 @@ fn unproven(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
         }
         let all = latest(stored, entry.sent);
         // Another recovery of the node may wait for an order of its own meanwhile, which needs no proof.
-        let begun = all.values().filter(|r| pinned(stage, r, entry)).filter_map(|r| {
-            let (plan, proof) = (plan(r)?, started(r)?);
-            Some((plan, proof))
-        });
+        let begun = all
+            .values()
+            .filter(|r| pinned(stage, r, entry))
+            .filter_map(|r| {
+                let (plan, proof) = (plan(r)?, started(r)?);
+                Some((plan, proof))
+            });
         let announced = begun.max_by_key(|(_, proof)| proof.is_some());
         match announced {
             None => broken.push(format!("no journal has it: {}", entry.line())),
@@ -77,7 +80,10 @@ fn unproven(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
 
 /// Whether our last write of this Node before left the taint there.
 fn carried(before: &[Entry], entry: &Entry) -> bool {
-    let last = before.iter().rev().find(|e| e.path == entry.path && e.method == "PATCH" && e.accepted());
+    let last = before
+        .iter()
+        .rev()
+        .find(|e| e.path == entry.path && e.method == "PATCH" && e.accepted());
     last.is_some_and(|e| is_out_of_service_by_us(&e.body))
 }
 
@@ -93,11 +99,16 @@ fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Opti
     let at = entry.at;
     let has = |all: &[HolderInterval]| all.iter().any(|i| i.instance == holder && i.covers(at));
     if has(&cloud.writer_intervals(volume)) {
-        return Some(format!("instance {holder} had volume {volume} mounted, against the proof {proof:?}"));
+        return Some(format!(
+            "instance {holder} had volume {volume} mounted, against the proof {proof:?}"
+        ));
     }
     // The taint lets go of everything on the node.
     if entry.resource().1 == "nodes"
-        && let Some(other) = cloud.volumes().into_iter().find(|v| has(&cloud.writer_intervals(v.id)))
+        && let Some(other) = cloud
+            .volumes()
+            .into_iter()
+            .find(|v| has(&cloud.writer_intervals(v.id)))
     {
         return Some(format!("instance {holder} had volume {} mounted", other.id));
     }
@@ -113,18 +124,37 @@ fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Opti
 }
 
 fn tainted_while_ready(stage: &Stage) -> Vec<String> {
-    let ready = stage.world.taint_recorder.tainted().into_iter().filter(|t| t.ready);
-    ready.map(|t| format!("Node {} at {}", t.node, t.at.strftime("%H:%M:%S%.3f"))).collect()
+    let ready = stage
+        .world
+        .taint_recorder
+        .tainted()
+        .into_iter()
+        .filter(|t| t.ready);
+    ready
+        .map(|t| format!("Node {} at {}", t.node, t.at.strftime("%H:%M:%S%.3f")))
+        .collect()
 }
 
 fn unlisted(stage: &Stage, stored: &Stored) -> Vec<String> {
     let mut broken = Vec::new();
-    for fenced in stage.world.taint_recorder.tainted().into_iter().filter(|t| t.new) {
+    for fenced in stage
+        .world
+        .taint_recorder
+        .tainted()
+        .into_iter()
+        .filter(|t| t.new)
+    {
         let lists = |plan: &Plan| {
-            let Some(wide) = plan.pins.node_wide.as_ref() else { return false };
+            let Some(wide) = plan.pins.node_wide.as_ref() else {
+                return false;
+            };
             let named = wide.pods.iter().map(|(_, uid)| uid.as_str());
-            let pods: BTreeSet<&str> = named.chain(wide.other_pods.iter().map(|uid| uid.as_str())).collect();
-            let all = |have: &BTreeSet<String>, known: &dyn Fn(&str) -> bool| have.iter().all(|x| known(x));
+            let pods: BTreeSet<&str> = named
+                .chain(wide.other_pods.iter().map(|uid| uid.as_str()))
+                .collect();
+            let all = |have: &BTreeSet<String>, known: &dyn Fn(&str) -> bool| {
+                have.iter().all(|x| known(x))
+            };
             plan.pins.node.as_str() == fenced.node
                 && all(&fenced.pods, &|uid| pods.contains(uid))
                 && all(&fenced.volumes, &|v| wide.lists_volume(v))
@@ -145,10 +175,21 @@ fn unlisted(stage: &Stage, stored: &Stored) -> Vec<String> {
 pub(crate) fn leftovers(stage: &Stage) -> Vec<String> {
     let server = stage.world.server();
     let mut found = Vec::new();
-    for node in server.list("", "nodes", None).iter().filter(|n| is_out_of_service_by_us(n)) {
-        found.push(format!("node {} still carries our out-of-service taint", node["metadata"]["name"]));
+    for node in server
+        .list("", "nodes", None)
+        .iter()
+        .filter(|n| is_out_of_service_by_us(n))
+    {
+        found.push(format!(
+            "node {} still carries our out-of-service taint",
+            node["metadata"]["name"]
+        ));
     }
-    for lease in server.list("coordination.k8s.io", "leases", Some(crate::replica::NAMESPACE)) {
+    for lease in server.list(
+        "coordination.k8s.io",
+        "leases",
+        Some(crate::replica::NAMESPACE),
+    ) {
         let name = lease["metadata"]["name"].as_str().unwrap_or_default();
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
         if name.starts_with("node-") && !holder.is_empty() {
@@ -166,8 +207,13 @@ fn keeps_a_lock(entry: &Entry, name: &str, before: &[Entry]) -> bool {
             && (e.path == entry.path || e.body["metadata"]["name"] == name)
     };
     let holder = |e: &Entry| e.body["spec"]["holderIdentity"].clone();
-    let last = before.iter().rev().find(of_it).filter(|e| e.method != "DELETE");
-    entry.method == "PUT" && last.is_some_and(|e| holder(e).is_string() && holder(e) == holder(entry))
+    let last = before
+        .iter()
+        .rev()
+        .find(of_it)
+        .filter(|e| e.method != "DELETE");
+    entry.method == "PUT"
+        && last.is_some_and(|e| holder(e).is_string() && holder(e) == holder(entry))
 }
 
 /// Whether a request only takes away what is ours: the janitor's, and the end's, without a line in the journal.
@@ -184,13 +230,16 @@ pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bo
                 let key = |t: &serde_json::Value| t["key"].as_str().unwrap_or_default().to_owned();
                 taints
                     .filter(|t| {
-                        t["value"] == reattach_core::names::TAINT_VALUE || key(t).contains("reattach.dev/")
+                        t["value"] == reattach_core::names::TAINT_VALUE
+                            || key(t).contains("reattach.dev/")
                     })
                     .map(key)
                     .collect()
             };
-            let last =
-                before.iter().rev().find(|e| e.path == entry.path && e.method == "PATCH" && e.accepted());
+            let last = before
+                .iter()
+                .rev()
+                .find(|e| e.path == entry.path && e.method == "PATCH" && e.accepted());
             let had = last.map(|e| ours(&e.body)).unwrap_or_default();
             let has = ours(&entry.body);
             has.is_subset(&had) && has.len() < had.len()
@@ -198,7 +247,10 @@ pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bo
         // The label of a hold whose recovery is over.
         ("reattach.dev", "volumerecoveries", name) => {
             let all = latest(stored, entry.sent);
-            let own = all.values().find(|r| r.name_any() == name).and_then(|r| r.status.as_ref());
+            let own = all
+                .values()
+                .find(|r| r.name_any() == name)
+                .and_then(|r| r.status.as_ref());
             entry.body["metadata"]["labels"][reattach_core::hold::HOLD_LABEL].is_null()
                 && own.is_some_and(|s| s.phase.is_final())
         }

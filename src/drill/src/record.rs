@@ -10,8 +10,14 @@ use reattach_provider_api::Lookup;
 pub(crate) async fn describe(world: &World, number: u64) -> Option<CloudVolume> {
     let provider = (world.profile().provider)(in_memory(world.cloud.clone())).ok()?;
     let handle = VolumeHandle::from(world.ground().handle(VolumeNo(number), "x"));
-    let id = provider.resolve_volume(&DriverName::from(world.ground().driver()), &handle)?.ok()?;
-    match provider.describe_volumes(std::slice::from_ref(&id)).await.remove(&id) {
+    let id = provider
+        .resolve_volume(&DriverName::from(world.ground().driver()), &handle)?
+        .ok()?;
+    match provider
+        .describe_volumes(std::slice::from_ref(&id))
+        .await
+        .remove(&id)
+    {
         Some(Lookup::Found(volume)) => Some(volume),
         _ => None,
     }

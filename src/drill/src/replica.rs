@@ -118,10 +118,19 @@ impl Replica {
         request_log: &RequestLog,
         crash: Option<CrashPoint>,
     ) -> Self {
-        let injector = Arc::new(FaultInjector { crash: Mutex::new(crash), ..FaultInjector::default() });
+        let injector = Arc::new(FaultInjector {
+            crash: Mutex::new(crash),
+            ..FaultInjector::default()
+        });
         let client = recorded_client(server, name, request_log.clone(), injector.clone());
         let mut providers = Providers::default();
-        let transport = recorded_cloud(cloud, name, profile.clone(), request_log.clone(), injector.clone());
+        let transport = recorded_cloud(
+            cloud,
+            name,
+            profile.clone(),
+            request_log.clone(),
+            injector.clone(),
+        );
         match (profile.provider)(transport) {
             Ok(provider) => providers.register(provider),
             Err(error) => tracing::error!(%error, "the drill's own settings are wrong"),
@@ -151,7 +160,13 @@ impl Replica {
                 () = controller.run(ready, stopped) => {}
             }
         });
-        Self { name: name.to_owned(), injector, stop, task, metrics }
+        Self {
+            name: name.to_owned(),
+            injector,
+            stop,
+            task,
+            metrics,
+        }
     }
 
     /// The pod's name: the holder of the Lease and the writer of journal lines.
@@ -171,7 +186,10 @@ impl Replica {
 
     /// Whether it died at its crash point, and the request at which it did.
     pub fn died_at(&self) -> Option<String> {
-        self.injector.died.load(Ordering::Relaxed).then(|| FaultInjector::lock(&self.injector.last).clone())
+        self.injector
+            .died
+            .load(Ordering::Relaxed)
+            .then(|| FaultInjector::lock(&self.injector.last).clone())
     }
 
     /// Kills it now: nothing is released or finished.
@@ -223,17 +241,29 @@ fn recorded_client(
 ) -> Client {
     let service = server.service_as(CONTROLLER_USER);
     let clock = server.clock();
-    let agent = HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("reattach-controller"));
+    let agent =
+        HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("reattach-controller"));
     let name = name.to_owned();
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (service, request_log, injector, agent, name) =
-            (service.clone(), request_log.clone(), injector.clone(), agent.clone(), name.clone());
+        let (service, request_log, injector, agent, name) = (
+            service.clone(),
+            request_log.clone(),
+            injector.clone(),
+            agent.clone(),
+            name.clone(),
+        );
         async move {
             let (mut head, body) = request.into_parts();
             head.headers.insert(http::header::USER_AGENT, agent);
-            let bytes = body.collect().await.map_err(tower::BoxError::from)?.to_bytes();
+            let bytes = body
+                .collect()
+                .await
+                .map_err(tower::BoxError::from)?
+                .to_bytes();
             if matches!(head.method, http::Method::GET | http::Method::HEAD) {
-                return service.oneshot(Request::from_parts(head, Body::from(bytes))).await;
+                return service
+                    .oneshot(Request::from_parts(head, Body::from(bytes)))
+                    .await;
             }
             let entry = Entry {
                 sent: 0,
@@ -249,12 +279,18 @@ fn recorded_client(
             // Leases and Events are written all the time and a crash there is like one anywhere else in between.
             let (_, resource, _) = entry.resource();
             let counts = !entry.dry_run() && !matches!(resource, "leases" | "events");
-            let side = if counts { injector.pass(|| entry.line()).await } else { None };
+            let side = if counts {
+                injector.pass(|| entry.line()).await
+            } else {
+                None
+            };
             if side == Some(Side::Before) {
                 return injector.die().await;
             }
             let sent = request_log.send(entry);
-            let reply = service.oneshot(Request::from_parts(head, Body::from(bytes))).await;
+            let reply = service
+                .oneshot(Request::from_parts(head, Body::from(bytes)))
+                .await;
             if side == Some(Side::After) {
                 return injector.die().await;
             }
@@ -278,11 +314,18 @@ fn recorded_cloud(
     let inner = in_memory(cloud.clone());
     let (cloud, name) = (cloud.clone(), name.to_owned());
     let service = tower::service_fn(move |request: Request<Bytes>| {
-        let (inner, request_log, injector, cloud, name) =
-            (inner.clone(), request_log.clone(), injector.clone(), cloud.clone(), name.clone());
+        let (inner, request_log, injector, cloud, name) = (
+            inner.clone(),
+            request_log.clone(),
+            injector.clone(),
+            cloud.clone(),
+            name.clone(),
+        );
         let change = profile.change(&request);
         async move {
-            let Some((path, body)) = change else { return inner.oneshot(request).await };
+            let Some((path, body)) = change else {
+                return inner.oneshot(request).await;
+            };
             let entry = Entry {
                 sent: 0,
                 answered: None,
@@ -300,10 +343,14 @@ fn recorded_cloud(
             }
             let is_detach = entry.path.ends_with("/detach");
             let sent = request_log.send(entry);
-            if let Some(by) = is_detach.then(|| FaultInjector::lock(&injector.late_detach).take()).flatten() {
+            if let Some(by) = is_detach
+                .then(|| FaultInjector::lock(&injector.late_detach).take())
+                .flatten()
+            {
                 tokio::spawn(async move {
                     tokio::time::sleep(by).await;
-                    let arrived: Result<Response<Bytes>, TransportError> = inner.oneshot(request).await;
+                    let arrived: Result<Response<Bytes>, TransportError> =
+                        inner.oneshot(request).await;
                     drop(arrived);
                 });
                 return std::future::pending().await;

@@ -48,7 +48,8 @@ impl Entry {
 
     /// Whether the target said yes.
     pub fn accepted(&self) -> bool {
-        self.answered.is_some_and(|(_, code)| (200..300).contains(&code))
+        self.answered
+            .is_some_and(|(_, code)| (200..300).contains(&code))
     }
 
     /// Group, resource and name of a Kubernetes path (`("", "pods", "x")`), whatever the namespace.
@@ -92,7 +93,9 @@ impl Entry {
                     named.starts_with("reattach-")
                 }
                 ("" | "events.k8s.io", "events") => self.method != "DELETE",
-                ("authorization.k8s.io", "selfsubjectaccessreviews" | "subjectaccessreviews") => true,
+                ("authorization.k8s.io", "selfsubjectaccessreviews" | "subjectaccessreviews") => {
+                    true
+                }
                 ("authentication.k8s.io", "selfsubjectreviews") => true,
                 _ => false,
             }
@@ -100,8 +103,16 @@ impl Entry {
 
     /// In one line, for people.
     pub fn line(&self) -> String {
-        let code = self.answered.map_or_else(|| "no answer read".to_owned(), |(_, code)| code.to_string());
-        format!("{} {} {} ({code}, by {})", self.at.strftime("%H:%M:%S%.3f"), self.method, self.path, self.by)
+        let code = self
+            .answered
+            .map_or_else(|| "no answer read".to_owned(), |(_, code)| code.to_string());
+        format!(
+            "{} {} {} ({code}, by {})",
+            self.at.strftime("%H:%M:%S%.3f"),
+            self.method,
+            self.path,
+            self.by
+        )
     }
 }
 
@@ -158,6 +169,13 @@ impl RequestLog {
 
     /// Requests that changed, or could have changed, something that is not ours.
     pub fn effects(&self) -> Vec<Entry> {
-        self.with(|inner| inner.entries.iter().filter(|e| !e.is_a_record()).cloned().collect())
+        self.with(|inner| {
+            inner
+                .entries
+                .iter()
+                .filter(|e| !e.is_a_record())
+                .cloned()
+                .collect()
+        })
     }
 }

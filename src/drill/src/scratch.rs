@@ -15,9 +15,14 @@ pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     pub(crate) fn new() -> std::io::Result<Self> {
-        let name = format!("reattach-drill-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "reattach-drill-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         // It may be missing or read-only; the folder for temporary files is slower and always there.
-        Self::at(Path::new(IN_MEMORY).join(&name)).or_else(|_| Self::at(std::env::temp_dir().join(&name)))
+        Self::at(Path::new(IN_MEMORY).join(&name))
+            .or_else(|_| Self::at(std::env::temp_dir().join(&name)))
     }
 
     fn at(path: PathBuf) -> std::io::Result<Self> {

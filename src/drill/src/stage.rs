@@ -137,8 +137,17 @@ impl Stage {
             (Who::Person, about) => format!("A person, {about}: "),
             _ => String::new(),
         };
-        self.notes.push(TimelineNote { at, text: format!("{whom}{}.", text.trim_end_matches('.')) });
-        self.tell_line(Line { at, who, about: about.to_owned(), text, block: Vec::new() });
+        self.notes.push(TimelineNote {
+            at,
+            text: format!("{whom}{}.", text.trim_end_matches('.')),
+        });
+        self.tell_line(Line {
+            at,
+            who,
+            about: about.to_owned(),
+            text,
+            block: Vec::new(),
+        });
     }
 
     /// A text under a line, as it is.
@@ -146,7 +155,13 @@ impl Stage {
         self.look();
         let block = block.lines().map(str::to_owned).collect();
         let (at, about, text) = (self.world.now(), about.to_owned(), text.to_owned());
-        self.tell_line(Line { at, who, about, text, block });
+        self.tell_line(Line {
+            at,
+            who,
+            about,
+            text,
+            block,
+        });
     }
 
     /// Tells what changed since the last look.
@@ -162,7 +177,11 @@ impl Stage {
         let mut news = Instant::now();
         while Instant::now() < end {
             // Hours in which nothing happens are looked at less closely.
-            let pause = if news.elapsed() > QUIET { LOOK * 10 } else { LOOK };
+            let pause = if news.elapsed() > QUIET {
+                LOOK * 10
+            } else {
+                LOOK
+            };
             tokio::time::sleep(pause.min(end - Instant::now())).await;
             let told = self.lines.len();
             self.look();
@@ -189,7 +208,10 @@ impl Stage {
                 return Ok(start.elapsed());
             }
             if start.elapsed() >= limit {
-                return Err(WorldError::TooLate { what: what.to_owned(), seconds: limit.as_secs() });
+                return Err(WorldError::TooLate {
+                    what: what.to_owned(),
+                    seconds: limit.as_secs(),
+                });
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -210,7 +232,8 @@ impl Stage {
             let version = w.server().resource_version();
             asked_at.swap(version, Ordering::Relaxed) != version
         };
-        self.until(what, limit, move |w| changed(w) && condition(w)).await
+        self.until(what, limit, move |w| changed(w) && condition(w))
+            .await
     }
 
     /// Adds an app and follows it; waits for nothing.
@@ -220,7 +243,14 @@ impl Stage {
     pub async fn add(&mut self, app: App, expect: Expect) -> Result<(), WorldError> {
         self.world.add(&app).await?;
         self.observer.follow(&app);
-        self.workloads.insert(app.name.clone(), Workload { app, expect, before: None });
+        self.workloads.insert(
+            app.name.clone(),
+            Workload {
+                app,
+                expect,
+                before: None,
+            },
+        );
         Ok(())
     }
 
@@ -228,14 +258,21 @@ impl Stage {
     ///
     /// # Errors
     /// [`WorldError::TooLate`].
-    pub async fn running(&mut self, apps: &[&str], limit: Duration) -> Result<Duration, WorldError> {
+    pub async fn running(
+        &mut self,
+        apps: &[&str],
+        limit: Duration,
+    ) -> Result<Duration, WorldError> {
         let want: Vec<(String, usize)> = apps
             .iter()
             .filter_map(|name| self.workloads.get(*name))
             .map(|c| (c.app.name.clone(), c.app.replicas))
             .collect();
         let what = format!("{} running", apps.join(", "));
-        self.until_stored(&what, limit, move |w| want.iter().all(|(name, n)| w.app_ready(name, *n))).await
+        self.until_stored(&what, limit, move |w| {
+            want.iter().all(|(name, n)| w.app_ready(name, *n))
+        })
+        .await
     }
 
     /// A person boots a node's machine if it is off, and waits until its quarantine has ended by itself.
@@ -244,11 +281,21 @@ impl Stage {
     /// The cloud refuses, or it does not come back.
     pub async fn boot_again(&mut self, node: &str) -> Result<(), WorldError> {
         let instance = self.world.instance(node)?;
-        if self.world.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
+        if self
+            .world
+            .cloud
+            .instance(instance)
+            .is_some_and(|i| i.status == InstanceStatus::Offline)
+        {
             self.world.cloud.boot(instance)?;
         }
         let clean = |w: &World| w.cluster.node_ready(node) && !w.is_quarantined(node);
-        self.until("the machine back and out of quarantine", Duration::from_secs(600), clean).await?;
+        self.until(
+            "the machine back and out of quarantine",
+            Duration::from_secs(600),
+            clean,
+        )
+        .await?;
         self.pass(Duration::from_secs(60)).await;
         Ok(())
     }
@@ -260,8 +307,13 @@ impl Stage {
     pub async fn shut_down(&mut self, node: &str) -> Result<InstanceNo, WorldError> {
         let instance = self.world.instance(node)?;
         self.world.cloud.shutdown(instance)?;
-        let off = |w: &World| w.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline);
-        self.until("the machine off", Duration::from_secs(60), off).await?;
+        let off = |w: &World| {
+            w.cloud
+                .instance(instance)
+                .is_some_and(|i| i.status == InstanceStatus::Offline)
+        };
+        self.until("the machine off", Duration::from_secs(60), off)
+            .await?;
         Ok(instance)
     }
 
@@ -270,19 +322,31 @@ impl Stage {
     ///
     /// # Errors
     /// The cloud or the API server refuses, or the new machine does not come up.
-    pub async fn replace(&mut self, node: &str, instance: u64, gone: bool) -> Result<(), WorldError> {
+    pub async fn replace(
+        &mut self,
+        node: &str,
+        instance: u64,
+        gone: bool,
+    ) -> Result<(), WorldError> {
         let old = self.shut_down(node).await?;
         if gone {
             self.world.cloud.vanish(old)?;
         }
-        let what = if gone { "deleted, and its volumes are still recorded on it" } else { "off" };
+        let what = if gone {
+            "deleted, and its volumes are still recorded on it"
+        } else {
+            "off"
+        };
         let text = format!("replaces {node}: instance {old} is {what}; a new one has the name");
         self.tell(Who::Provider, "", text);
         let path = format!("/api/v1/nodes/{node}");
-        self.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await?;
+        self.world
+            .request(PERSON, "DELETE", &path, "application/json", &json!({}))
+            .await?;
         self.world.replace_node(node, instance).await?;
         let ready = |w: &World| w.cluster.node_ready(node);
-        self.until(&format!("{node} Ready"), Duration::from_secs(60), ready).await?;
+        self.until(&format!("{node} Ready"), Duration::from_secs(60), ready)
+            .await?;
         Ok(())
     }
 
@@ -302,7 +366,10 @@ impl Stage {
     /// The node of an app's first pod.
     pub fn node_of(&self, app: &str) -> String {
         let pods = self.world.pods(app);
-        pods.first().and_then(|p| p["spec"]["nodeName"].as_str()).unwrap_or_default().to_owned()
+        pods.first()
+            .and_then(|p| p["spec"]["nodeName"].as_str())
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// Recycles a node, telling so.
@@ -315,7 +382,11 @@ impl Stage {
         disk: DiskAfter,
         off_for: Duration,
     ) -> Result<(), WorldError> {
-        self.tell(Who::Provider, "", format!("recycles {node}: it loses power without a shutdown"));
+        self.tell(
+            Who::Provider,
+            "",
+            format!("recycles {node}: it loses power without a shutdown"),
+        );
         let recycled = self.world.begin_recycle(node, disk, off_for)?;
         self.pass(off_for).await;
         recycled.await;
@@ -371,12 +442,18 @@ impl Stage {
         phases: &[Phase],
         limit: Duration,
     ) -> Result<Duration, WorldError> {
-        let apps: Vec<App> =
-            apps.iter().filter_map(|a| self.workloads.get(*a)).map(|c| c.app.clone()).collect();
+        let apps: Vec<App> = apps
+            .iter()
+            .filter_map(|a| self.workloads.get(*a))
+            .map(|c| c.app.clone())
+            .collect();
         let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
         let what = format!("recoveries of {} in phase {phases:?}", names.join(", "));
         let is = |r: VolumeRecovery| r.status.is_some_and(|s| phases.contains(&s.phase));
-        self.until_stored(&what, limit, |w| apps.iter().all(|a| recovery_of(w, a).is_some_and(is))).await
+        self.until_stored(&what, limit, |w| {
+            apps.iter().all(|a| recovery_of(w, a).is_some_and(is))
+        })
+        .await
     }
 }
 
@@ -386,23 +463,39 @@ pub fn recovery_of(world: &World, app: &App) -> Option<VolumeRecovery> {
     let last = |r: &VolumeRecovery| r.status.as_ref().is_none_or(|s| !s.phase.is_final());
     let born = |r: &VolumeRecovery| r.metadata.creation_timestamp.as_ref().map(|t| t.0);
     // Long journals are read for their own app only: this is asked ten times a second.
-    let named =
-        |r: &serde_json::Value| app.volumes.iter().any(|v| r["spec"]["claimName"] == v.claim.as_str());
-    let all = world.server().list("reattach.dev", "volumerecoveries", None);
-    let mine = all.iter().filter(|r| named(r)).filter_map(|r| VolumeRecovery::deserialize(&**r).ok());
-    mine.filter(own).max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
+    let named = |r: &serde_json::Value| {
+        app.volumes
+            .iter()
+            .any(|v| r["spec"]["claimName"] == v.claim.as_str())
+    };
+    let all = world
+        .server()
+        .list("reattach.dev", "volumerecoveries", None);
+    let mine = all
+        .iter()
+        .filter(|r| named(r))
+        .filter_map(|r| VolumeRecovery::deserialize(&**r).ok());
+    mine.filter(own)
+        .max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
 }
 
 /// The phase of every recovery.
 pub fn phases_of(world: &World) -> Vec<Phase> {
-    let all = world.server().list("reattach.dev", "volumerecoveries", None);
-    all.iter().map(|r| Phase::deserialize(&r["status"]["phase"]).unwrap_or_default()).collect()
+    let all = world
+        .server()
+        .list("reattach.dev", "volumerecoveries", None);
+    all.iter()
+        .map(|r| Phase::deserialize(&r["status"]["phase"]).unwrap_or_default())
+        .collect()
 }
 
 /// UIDs of the pods and generation of the workload.
 pub fn state_of(world: &World, app: &App) -> (Vec<String>, i64) {
     let uid = |p: &serde_json::Value| p["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     let pods = world.pods(&app.name).iter().map(|p| uid(p)).collect();
-    let generation = app.read(world.server()).and_then(|w| w["metadata"]["generation"].as_i64()).unwrap_or(0);
+    let generation = app
+        .read(world.server())
+        .and_then(|w| w["metadata"]["generation"].as_i64())
+        .unwrap_or(0);
     (pods, generation)
 }

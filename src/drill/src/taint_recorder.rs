@@ -36,7 +36,9 @@ impl TaintRecorder {
         let (seen, clock) = (taint_recorder.0.clone(), server.clock());
         server.add_admission(Arc::new(move |request| {
             if let Some(node) = tainted(request, clock.now()) {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(node);
             }
             Ok(Default::default())
         }));
@@ -45,14 +47,20 @@ impl TaintRecorder {
 
     /// Every change so far of a Node that carried an out-of-service taint of ours.
     pub fn tainted(&self) -> Vec<Tainted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 /// Whether a Node carries an out-of-service taint of ours.
 pub fn is_out_of_service_by_us(node: &Value) -> bool {
     let taints = node["spec"]["taints"].as_array();
-    taints.into_iter().flatten().any(|t| t["key"] == OUT_OF_SERVICE_TAINT && t["value"] == TAINT_VALUE)
+    taints
+        .into_iter()
+        .flatten()
+        .any(|t| t["key"] == OUT_OF_SERVICE_TAINT && t["value"] == TAINT_VALUE)
 }
 
 fn tainted(request: &AdmissionRequest<'_>, at: Timestamp) -> Option<Tainted> {
@@ -63,7 +71,10 @@ fn tainted(request: &AdmissionRequest<'_>, at: Timestamp) -> Option<Tainted> {
     let name = node["metadata"]["name"].as_str().unwrap_or_default();
     let bound = request.list("", "pods", None);
     let uid = |p: &Arc<Value>| p["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let volumes = node["status"]["volumesAttached"].as_array().into_iter().flatten();
+    let volumes = node["status"]["volumesAttached"]
+        .as_array()
+        .into_iter()
+        .flatten();
     Some(Tainted {
         at,
         node: name.to_owned(),
@@ -73,7 +84,13 @@ fn tainted(request: &AdmissionRequest<'_>, at: Timestamp) -> Option<Tainted> {
             .flatten()
             .any(|c| c["type"] == "Ready" && c["status"] == "True"),
         new: !request.old.is_some_and(is_out_of_service_by_us),
-        pods: bound.iter().filter(|p| p["spec"]["nodeName"] == name).map(uid).collect(),
-        volumes: volumes.filter_map(|v| v["name"].as_str().map(str::to_owned)).collect(),
+        pods: bound
+            .iter()
+            .filter(|p| p["spec"]["nodeName"] == name)
+            .map(uid)
+            .collect(),
+        volumes: volumes
+            .filter_map(|v| v["name"].as_str().map(str::to_owned))
+            .collect(),
     })
 }

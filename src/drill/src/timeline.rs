@@ -64,8 +64,12 @@ impl Line {
             }
             return out;
         }
-        let mut head =
-            format!("{}  {:<ACTOR$}  {:<ABOUT$}", self.at.strftime("%H:%M:%S"), self.who.word(), self.about);
+        let mut head = format!(
+            "{}  {:<ACTOR$}  {:<ABOUT$}",
+            self.at.strftime("%H:%M:%S"),
+            self.who.word(),
+            self.about
+        );
         let indent = TIME + 2 + ACTOR + 2 + ABOUT + 2;
         // A long name pushes its own text to the right, not that of other lines.
         head.push_str("  ");
@@ -107,7 +111,10 @@ pub fn paragraph(indent: usize, text: &str) -> String {
 
 /// Text for [`Line::block`]: wrapped so that it fits beside the bar, with a hanging indent.
 pub(crate) fn block(indent: usize, text: &str) -> Vec<String> {
-    wrap("", 0, indent, text, WIDTH - TIME - 4).lines().map(str::to_owned).collect()
+    wrap("", 0, indent, text, WIDTH - TIME - 4)
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// A table with a header line; cells are cut nowhere.
@@ -122,11 +129,17 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: &[String]| {
-        let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(c, w)| format!("{c:<w$}"))
+            .collect();
         format!("  {}\n", padded.join("  ").trim_end())
     };
     let mut out = line(&header.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
-    out.push_str(&line(&widths.iter().map(|w| "-".repeat(*w)).collect::<Vec<_>>()));
+    out.push_str(&line(
+        &widths.iter().map(|w| "-".repeat(*w)).collect::<Vec<_>>(),
+    ));
     for row in rows {
         out.push_str(&line(row));
     }
@@ -159,9 +172,14 @@ mod tests {
         let text = line.render();
         assert!(text.lines().count() > 2);
         assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
-        assert!(text.starts_with("01:13:05  reattach    redis       word"), "{text}");
         assert!(
-            text.lines().skip(1).all(|l| l.starts_with(&" ".repeat(34)) && !l.starts_with(&" ".repeat(35))),
+            text.starts_with("01:13:05  reattach    redis       word"),
+            "{text}"
+        );
+        assert!(
+            text.lines()
+                .skip(1)
+                .all(|l| l.starts_with(&" ".repeat(34)) && !l.starts_with(&" ".repeat(35))),
             "{text}"
         );
     }

@@ -16,9 +16,14 @@ where
     T: Send + 'static,
 {
     // A thread of its own: the caller may be inside another runtime.
-    let thread =
-        std::thread::Builder::new().name("drill".to_owned()).stack_size(16 << 20).spawn(move || {
-            let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let thread = std::thread::Builder::new()
+        .name("drill".to_owned())
+        .stack_size(16 << 20)
+        .spawn(move || {
+            let runtime = Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()?;
             Ok(runtime.block_on(future()))
         })?;
     match thread.join() {

@@ -93,7 +93,11 @@ impl World {
     ///
     /// # Errors
     /// [`WorldError`].
-    pub async fn build(seed: u64, start: Timestamp, nodes: &[(&str, u64)]) -> Result<Self, WorldError> {
+    pub async fn build(
+        seed: u64,
+        start: Timestamp,
+        nodes: &[(&str, u64)],
+    ) -> Result<Self, WorldError> {
         Self::build_on(CloudProfile::default(), seed, start, nodes).await
     }
 
@@ -115,8 +119,10 @@ impl World {
         let csi = LinodeCsi::new(Arc::new(adapter.clone()));
         // The EBS driver does not tell which nodes have a volume.
         csi.set_publishes_nodes(ground == Ground::Linode);
-        let mut builder =
-            SimCluster::builder().seed(seed).start_at(start).cloud(Arc::new(csi.clone()), Arc::new(adapter));
+        let mut builder = SimCluster::builder()
+            .seed(seed)
+            .start_at(start)
+            .cloud(Arc::new(csi.clone()), Arc::new(adapter));
         builder = builder.driver(ground.driver());
         for (name, instance) in nodes {
             cloud.create_instance(new_instance(ground, name, *instance))?;
@@ -140,7 +146,9 @@ impl World {
         };
         world.install()?;
         for (name, _) in nodes {
-            world.agents.add(world.node(name)?, world.scratch.path().join(name));
+            world
+                .agents
+                .add(world.node(name)?, world.scratch.path().join(name));
         }
         Ok(world)
     }
@@ -154,8 +162,9 @@ impl World {
             let crd = serde_json::to_value(crd).map_err(|e| unreadable(&e))?;
             self.server().register_crd(&crd);
         }
-        let policy: Value = serde_saphyr::from_str(include_str!("../../../deploy/base/default-policy.yaml"))
-            .map_err(|e| unreadable(&e))?;
+        let policy: Value =
+            serde_saphyr::from_str(include_str!("../../../deploy/base/default-policy.yaml"))
+                .map_err(|e| unreadable(&e))?;
         self.server().insert(&policy);
         self.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": crate::replica::NAMESPACE}}));
         // Of a controller that was stopped and asked for a lease of 1 s alone. The first leader waits for that long instead of
@@ -204,7 +213,14 @@ impl World {
 
     /// Starts a controller replica.
     pub fn replica(&self, name: &str, crash: Option<CrashPoint>) -> Replica {
-        Replica::start(name, self.server(), &self.cloud, &self.profile, &self.request_log, crash)
+        Replica::start(
+            name,
+            self.server(),
+            &self.cloud,
+            &self.profile,
+            &self.request_log,
+            crash,
+        )
     }
 
     /// Stops the agent of a node for good.
@@ -240,7 +256,8 @@ impl World {
     /// # Errors
     /// The cloud has an instance of that number.
     pub async fn replace_node(&mut self, node: &str, instance: u64) -> Result<(), WorldError> {
-        self.cloud.create_instance(new_instance(self.ground(), node, instance))?;
+        self.cloud
+            .create_instance(new_instance(self.ground(), node, instance))?;
         let root = self.scratch.path().join(format!("{node}-{instance}"));
         let mut config = KubeletConfig::on(self.ground(), node, instance, self.seed);
         config.host_root = Some(root.clone());
@@ -258,7 +275,9 @@ impl World {
     /// # Errors
     /// There is none of that name.
     pub fn node(&self, name: &str) -> Result<&SimKubelet, WorldError> {
-        self.cluster.node(name).ok_or_else(|| WorldError::Product(format!("the stage has no node {name}")))
+        self.cluster
+            .node(name)
+            .ok_or_else(|| WorldError::Product(format!("the stage has no node {name}")))
     }
 
     /// The node is recycled uncleanly: off, and `off_for` later on again under the same name and instance ID. Its
@@ -266,7 +285,12 @@ impl World {
     ///
     /// # Errors
     /// No such node.
-    pub async fn recycle(&self, node: &str, disk: DiskAfter, off_for: Duration) -> Result<(), WorldError> {
+    pub async fn recycle(
+        &self,
+        node: &str,
+        disk: DiskAfter,
+        off_for: Duration,
+    ) -> Result<(), WorldError> {
         self.begin_recycle(node, disk, off_for)?.await;
         self.end_recycle(node);
         Ok(())
@@ -319,7 +343,14 @@ impl World {
     /// # Errors
     /// The API server refuses.
     pub async fn create(&self, user: &str, object: &Value) -> Result<Value, WorldError> {
-        self.request(user, "POST", &collection(object), "application/json", object).await
+        self.request(
+            user,
+            "POST",
+            &collection(object),
+            "application/json",
+            object,
+        )
+        .await
     }
 
     /// Sends one request.
@@ -335,8 +366,10 @@ impl World {
         body: &Value,
     ) -> Result<Value, WorldError> {
         let what = format!("{method} {path}");
-        let failed =
-            |source: kube::Error| WorldError::Kubernetes { what: what.clone(), source: Box::new(source) };
+        let failed = |source: kube::Error| WorldError::Kubernetes {
+            what: what.clone(),
+            source: Box::new(source),
+        };
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -351,7 +384,8 @@ impl World {
     /// # Errors
     /// The API server refuses.
     pub async fn merge(&self, user: &str, path: &str, body: &Value) -> Result<Value, WorldError> {
-        self.request(user, "PATCH", path, "application/merge-patch+json", body).await
+        self.request(user, "PATCH", path, "application/merge-patch+json", body)
+            .await
     }
 
     /// Creates or replaces a policy for every claim.
@@ -383,7 +417,9 @@ impl World {
     /// Every VolumeRecovery, by namespace and name.
     pub fn recoveries(&self) -> Vec<VolumeRecovery> {
         let all = self.server().list("reattach.dev", "volumerecoveries", None);
-        all.iter().filter_map(|v| VolumeRecovery::deserialize(&**v).ok()).collect()
+        all.iter()
+            .filter_map(|v| VolumeRecovery::deserialize(&**v).ok())
+            .collect()
     }
 
     /// Waits until `condition` holds, looking every 50 ms of virtual time; how long it took.
@@ -397,27 +433,38 @@ impl World {
         condition: impl Fn(&Self) -> bool,
     ) -> Result<Duration, WorldError> {
         let found = self.cluster.until(limit, |_| condition(self)).await;
-        found.ok_or_else(|| WorldError::TooLate { what: what.to_owned(), seconds: limit.as_secs() })
+        found.ok_or_else(|| WorldError::TooLate {
+            what: what.to_owned(),
+            seconds: limit.as_secs(),
+        })
     }
 
     /// Pods of an app (label `app`), sorted by name.
     pub fn pods(&self, app: &str) -> Vec<Arc<Value>> {
         let pods = self.server().list("", "pods", Some(APPS));
-        pods.into_iter().filter(|p| p["metadata"]["labels"]["app"] == app).collect()
+        pods.into_iter()
+            .filter(|p| p["metadata"]["labels"]["app"] == app)
+            .collect()
     }
 
     /// Whether an app has exactly `replicas` pods, all Ready and none terminating.
     pub fn app_ready(&self, app: &str, replicas: usize) -> bool {
         let pods = self.pods(app);
         pods.len() == replicas
-            && pods.iter().all(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null())
+            && pods
+                .iter()
+                .all(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null())
     }
 
     /// Whether a node carries our quarantine.
     pub fn is_quarantined(&self, node: &str) -> bool {
         let node = self.server().read("", "nodes", "", node);
         node.is_some_and(|n| {
-            n["spec"]["taints"].as_array().into_iter().flatten().any(|t| t["key"] == QUARANTINE_TAINT)
+            n["spec"]["taints"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|t| t["key"] == QUARANTINE_TAINT)
         })
     }
 
@@ -436,8 +483,11 @@ impl World {
     /// No such node.
     pub fn instance(&self, node: &str) -> Result<InstanceNo, WorldError> {
         let instance = self.node(node)?.instance();
-        instance_no(instance)
-            .ok_or_else(|| WorldError::Product(format!("{instance} is no instance of the simulated cloud's")))
+        instance_no(instance).ok_or_else(|| {
+            WorldError::Product(format!(
+                "{instance} is no instance of the simulated cloud's"
+            ))
+        })
     }
 }
 
@@ -453,7 +503,11 @@ impl Drop for World {
 /// The rights that the product asks for (docs/providers.md), and no other.
 fn rights(ground: Ground) -> &'static [&'static str] {
     match ground {
-        Ground::Linode => &["volumes:read_write", "linodes:read_write", "events:read_only"],
+        Ground::Linode => &[
+            "volumes:read_write",
+            "linodes:read_write",
+            "events:read_only",
+        ],
         Ground::Ebs => &[
             "ec2:DescribeVolumes",
             "ec2:DescribeInstances",
@@ -484,9 +538,18 @@ pub fn is_ready(pod: &Value) -> bool {
 
 /// The collection that an object belongs to.
 fn collection(object: &Value) -> String {
-    let text = |p: &str| object.pointer(p).and_then(Value::as_str).unwrap_or_default();
+    let text = |p: &str| {
+        object
+            .pointer(p)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let (version, kind) = (text("/apiVersion"), text("/kind").to_lowercase());
-    let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let root = if version.contains('/') {
+        format!("/apis/{version}")
+    } else {
+        format!("/api/{version}")
+    };
     let plural = match kind.strip_suffix('y') {
         Some(stem) => format!("{stem}ies"),
         None => format!("{kind}s"),

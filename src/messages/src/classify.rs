@@ -41,7 +41,9 @@ pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
     {
         return Meaning::CapabilityUnsupported;
     }
-    let meaning = found.or_else(|| by_code(s)).unwrap_or_else(|| by_operation(s));
+    let meaning = found
+        .or_else(|| by_code(s))
+        .unwrap_or_else(|| by_operation(s));
     // "connection refused" and the like are said of probes and networks as well.
     if meaning.is_ours() && s.operation.is_none() && !is_about_volumes(s) {
         return Meaning::NotAboutVolumes;
@@ -52,21 +54,36 @@ pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
 /// Events of containers, images, probes and pod networks, by their reason or by their words.
 fn is_about_other_things(message: &Message, s: &Structure) -> bool {
     let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
-    let other_reason =
-        ["unhealthy", "backoff", "sandbox", "probe", "pull", "oom"].iter().any(|r| reason.contains(r));
-    let other_words =
-        ["probe failed|errored", "create|setup|set * sandbox", "pod sandbox", "restarting failed container"];
-    s.operation.is_none() && (other_reason || other_words.iter().any(|phrase| occurs(phrase, &s.all)))
+    let other_reason = ["unhealthy", "backoff", "sandbox", "probe", "pull", "oom"]
+        .iter()
+        .any(|r| reason.contains(r));
+    let other_words = [
+        "probe failed|errored",
+        "create|setup|set * sandbox",
+        "pod sandbox",
+        "restarting failed container",
+    ];
+    s.operation.is_none()
+        && (other_reason || other_words.iter().any(|phrase| occurs(phrase, &s.all)))
 }
 
 fn is_success(message: &Message, all: &[Word]) -> bool {
     let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
-    let good =
-        ["successful", "provisioningsucceeded", "pulled", "created", "started", "externalprovisioning"];
+    let good = [
+        "successful",
+        "provisioningsucceeded",
+        "pulled",
+        "created",
+        "started",
+        "externalprovisioning",
+    ];
     good.iter().any(|part| reason.starts_with(part))
         || reason == "scheduled"
         || occurs("successfully assigned|attached|mounted|detached", all)
-        || occurs("attach|detach|mount|setup|up|device succeeded for volume", all)
+        || occurs(
+            "attach|detach|mount|setup|up|device succeeded for volume",
+            all,
+        )
 }
 
 /// "Unable to attach or mount volumes: unmounted volumes=[…], unattached volumes=[…]: …", also
@@ -93,7 +110,11 @@ fn umbrella(s: &Structure) -> Option<Meaning> {
         return Some(cause);
     }
     let token_only = !volumes.is_empty() && volumes.iter().all(|name| is_token_volume(name));
-    Some(if token_only { Meaning::ProjectedToken } else { Meaning::Umbrella { volumes } })
+    Some(if token_only {
+        Meaning::ProjectedToken
+    } else {
+        Meaning::Umbrella { volumes }
+    })
 }
 
 /// Names that Kubernetes gives to the volume of a service account token, and names that only secrets carry.
@@ -104,10 +125,21 @@ fn is_token_volume(name: &str) -> bool {
         || name.contains("-token-")
         || name.ends_with("-token")
         || name == "token";
-    let data = ["data", "storage", "pvc", "db"].iter().any(|part| name.contains(part));
-    let secret = ["secret", "certs", "tls", "configmap", "credentials", "ca-bundle", "downward", "podinfo"]
+    let data = ["data", "storage", "pvc", "db"]
         .iter()
         .any(|part| name.contains(part));
+    let secret = [
+        "secret",
+        "certs",
+        "tls",
+        "configmap",
+        "credentials",
+        "ca-bundle",
+        "downward",
+        "podinfo",
+    ]
+    .iter()
+    .any(|part| name.contains(part));
     made_by_kubernetes || (secret && !data)
 }
 
@@ -117,15 +149,33 @@ fn list_after(text: &str, key: &str) -> Option<Vec<String>> {
     let rest = text[at..].trim_start_matches([' ', '=', ':']);
     let inner = rest.strip_prefix('[')?;
     let end = inner.find(']').unwrap_or(inner.len());
-    let trim = |name: &str| name.trim_matches(|c: char| matches!(c, '"' | '\'' | '`')).to_owned();
-    Some(inner[..end].split([' ', ',']).map(trim).filter(|name| !name.is_empty()).collect())
+    let trim = |name: &str| {
+        name.trim_matches(|c: char| matches!(c, '"' | '\'' | '`'))
+            .to_owned()
+    };
+    Some(
+        inner[..end]
+            .split([' ', ','])
+            .map(trim)
+            .filter(|name| !name.is_empty())
+            .collect(),
+    )
 }
 
 fn scheduling(s: &Structure) -> Meaning {
     let says = |phrases: &[&str]| phrases.iter().any(|p| occurs(p, &s.all));
-    if says(&["read write once pod", "pvc * same name", "claim * used by another pod"]) {
+    if says(&[
+        "read write once pod",
+        "pvc * same name",
+        "claim * used by another pod",
+    ]) {
         Meaning::ClaimUsedByAnotherPod
-    } else if says(&["max|maximum * volume", "volume * limit|count", "too many volume~", "attach~ limit"]) {
+    } else if says(&[
+        "max|maximum * volume",
+        "volume * limit|count",
+        "too many volume~",
+        "attach~ limit",
+    ]) {
         Meaning::AttachLimit
     } else if says(&[
         "node affinity",
@@ -146,11 +196,20 @@ fn scheduling(s: &Structure) -> Meaning {
 /// same code and names the other node, and reaches us with an operation or a field name around it: a bare text
 /// without a holder can only be the deletion.
 fn is_bare_deletion(message: &Message, s: &Structure) -> bool {
-    let anonymous = message.reason.is_none() && message.source_component.is_none() && s.operation.is_none();
+    let anonymous =
+        message.reason.is_none() && message.source_component.is_none() && s.operation.is_none();
     anonymous
         && s.code == Some(GrpcCode::FailedPrecondition)
-        && s.says(&["volume|disk * in use", "volume|disk * being? used", "volume|disk * still attached"])
-        && !s.says(&["in use|used by|on", "attached to", "node|instance|server|vm|linode|droplet"])
+        && s.says(&[
+            "volume|disk * in use",
+            "volume|disk * being? used",
+            "volume|disk * still attached",
+        ])
+        && !s.says(&[
+            "in use|used by|on",
+            "attached to",
+            "node|instance|server|vm|linode|droplet",
+        ])
 }
 
 /// Storage that is never attached: nothing of it is ours, except that waiting helps against a slow earlier call and
@@ -178,20 +237,31 @@ fn never_attached(storage: StorageKind, found: Option<Meaning>) -> Meaning {
 /// Nothing is left after kubelet's own labels and the announcement of a gRPC error.
 fn says_nothing_more(s: &Structure) -> bool {
     const LABELS: &[&str] = &[
-        "block", "mapper", "stage", "publish", "map", "setup", "device", "csi", "volume", "for", "failed",
-        "error",
+        "block", "mapper", "stage", "publish", "map", "setup", "device", "csi", "volume", "for",
+        "failed", "error",
     ];
     let cut_off = s.is_rpc && s.code.is_none();
     let silent = s.code.is_none()
-        && s.body.iter().filter(|w| !w.name && !LABELS.contains(&w.text.as_str())).count() <= 6;
-    cut_off || silent || matches!(s.code, Some(GrpcCode::Unimplemented | GrpcCode::InvalidArgument))
+        && s.body
+            .iter()
+            .filter(|w| !w.name && !LABELS.contains(&w.text.as_str()))
+            .count()
+            <= 6;
+    cut_off
+        || silent
+        || matches!(
+            s.code,
+            Some(GrpcCode::Unimplemented | GrpcCode::InvalidArgument)
+        )
 }
 
 /// What CSI lets a code mean for the call that answered it.
 fn by_code(s: &Structure) -> Option<Meaning> {
     let attach = s.operation == Some(Operation::Attach);
     Some(match s.code? {
-        GrpcCode::DeadlineExceeded | GrpcCode::Canceled if s.operation == Some(Operation::Detach) => {
+        GrpcCode::DeadlineExceeded | GrpcCode::Canceled
+            if s.operation == Some(Operation::Detach) =>
+        {
             Meaning::DetachNotFinished
         }
         GrpcCode::DeadlineExceeded | GrpcCode::Canceled => Meaning::DeadlineExceeded,
@@ -200,9 +270,10 @@ fn by_code(s: &Structure) -> Option<Meaning> {
         GrpcCode::PermissionDenied | GrpcCode::Unauthenticated => Meaning::PermissionDenied,
         GrpcCode::ResourceExhausted if attach => Meaning::AttachLimit,
         GrpcCode::ResourceExhausted => Meaning::Throttled,
-        GrpcCode::FailedPrecondition if attach => {
-            Meaning::AttachedElsewhere { volume: s.volume.clone(), holder: None }
-        }
+        GrpcCode::FailedPrecondition if attach => Meaning::AttachedElsewhere {
+            volume: s.volume.clone(),
+            holder: None,
+        },
         GrpcCode::NotFound => Meaning::VolumeNotFound,
         GrpcCode::InvalidArgument | GrpcCode::OutOfRange => Meaning::InvalidRequest,
         GrpcCode::Unimplemented => Meaning::CapabilityUnsupported,
@@ -228,7 +299,10 @@ fn by_operation(s: &Structure) -> Meaning {
 }
 
 fn is_pod_local_name(s: &Structure) -> bool {
-    let attachable = matches!(s.storage, StorageKind::CloudBlock | StorageKind::ClusterBlock);
+    let attachable = matches!(
+        s.storage,
+        StorageKind::CloudBlock | StorageKind::ClusterBlock
+    );
     let pv = s.volume.as_deref().is_some_and(|v| {
         let v = v.to_lowercase();
         v.starts_with("pvc") || v.starts_with("pv") || v.contains("data")
@@ -253,14 +327,25 @@ mod tests {
     #[test]
     fn lists() {
         let text = "unmounted volumes=[a b], unattached volumes=[c]";
-        assert_eq!(list_after(text, "unmounted volumes"), Some(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(list_after("unmounted volumes=[", "unmounted volumes"), Some(vec![]));
+        assert_eq!(
+            list_after(text, "unmounted volumes"),
+            Some(vec!["a".to_owned(), "b".to_owned()])
+        );
+        assert_eq!(
+            list_after("unmounted volumes=[", "unmounted volumes"),
+            Some(vec![])
+        );
         assert_eq!(list_after("nothing", "unmounted volumes"), None);
     }
 
     #[test]
     fn token_volumes() {
-        for name in ["kube-api-access-abcde", "default-token-xxxxx", "app-token-12345", "webhook-certs"] {
+        for name in [
+            "kube-api-access-abcde",
+            "default-token-xxxxx",
+            "app-token-12345",
+            "webhook-certs",
+        ] {
             assert!(is_token_volume(name), "{name}");
         }
         for name in ["data", "redis-data-volume", "config", "token-data"] {

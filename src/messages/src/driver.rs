@@ -30,7 +30,10 @@ pub enum StorageKind {
 impl StorageKind {
     /// Whether volumes of this kind are never attached by the attach/detach controller.
     pub fn never_attached(self) -> bool {
-        matches!(self, Self::FileShare | Self::Inline | Self::LocalDisk | Self::KubeletLocal | Self::HostPath)
+        matches!(
+            self,
+            Self::FileShare | Self::Inline | Self::LocalDisk | Self::KubeletLocal | Self::HostPath
+        )
     }
 }
 
@@ -100,9 +103,18 @@ const NAMES: &[(&str, StorageKind)] = &[
 const PHRASES: &[(&str, StorageKind)] = &[
     ("secret provider class", StorageKind::Inline),
     ("secret store", StorageKind::Inline),
-    ("mount nfs|nfs4|cifs|smb3|efs|ceph|glusterfs|lustre|fuse", StorageKind::FileShare),
-    ("t nfs|nfs4|cifs|smb3|efs|ceph|glusterfs|lustre|fuse", StorageKind::FileShare),
-    ("nfs|smb|cifs|efs server|share|mount|volume", StorageKind::FileShare),
+    (
+        "mount nfs|nfs4|cifs|smb3|efs|ceph|glusterfs|lustre|fuse",
+        StorageKind::FileShare,
+    ),
+    (
+        "t nfs|nfs4|cifs|smb3|efs|ceph|glusterfs|lustre|fuse",
+        StorageKind::FileShare,
+    ),
+    (
+        "nfs|smb|cifs|efs server|share|mount|volume",
+        StorageKind::FileShare,
+    ),
     (
         "nfs4|stunnel|fuseblk|rpcbind|cephfs|glusterfs|juicefs|s3fs|blobfuse|gcsfuse|portmapper",
         StorageKind::FileShare,
@@ -138,16 +150,25 @@ const PATHS: &[(&str, StorageKind)] = &[
 /// The kind of storage of a named driver.
 pub(crate) fn of_name(driver: &str) -> StorageKind {
     let driver = driver.to_lowercase();
-    NAMES.iter().find(|(part, _)| driver.contains(part)).map_or(StorageKind::Unknown, |(_, kind)| *kind)
+    NAMES
+        .iter()
+        .find(|(part, _)| driver.contains(part))
+        .map_or(StorageKind::Unknown, |(_, kind)| *kind)
 }
 
 /// The kind of storage that the words of a message show.
 pub(crate) fn of_words(words: &[Word]) -> StorageKind {
-    let by_path = PATHS.iter().find(|(part, _)| words.iter().any(|w| w.name && w.text.contains(part)));
+    let by_path = PATHS
+        .iter()
+        .find(|(part, _)| words.iter().any(|w| w.name && w.text.contains(part)));
     // mount(8) lists "nfs, cifs" as examples in an error about any filesystem.
     let examples = occurs("g nfs cifs", words);
     by_path
-        .or_else(|| PHRASES.iter().find(|(phrase, _)| !examples && occurs(phrase, words)))
+        .or_else(|| {
+            PHRASES
+                .iter()
+                .find(|(phrase, _)| !examples && occurs(phrase, words))
+        })
         .map_or(StorageKind::Unknown, |(_, kind)| *kind)
 }
 
@@ -165,7 +186,9 @@ pub(crate) fn named_in(words: &[Word]) -> Option<String> {
                 .filter(|w| w.name)
                 .map(|w| w.text.trim_end_matches(['/', ':']))
                 .find(|text| {
-                    let csi = text.contains(".csi.") || text.starts_with("csi.") || text.ends_with(".csi");
+                    let csi = text.contains(".csi.")
+                        || text.starts_with("csi.")
+                        || text.ends_with(".csi");
                     let longhorn = *text == "driver.longhorn.io";
                     let is_driver = (csi || longhorn) && !text.contains('/') && !text.contains('@');
                     is_driver && text.matches('.').count() >= 2
@@ -197,15 +220,22 @@ mod tests {
     fn kinds_of_names() {
         assert_eq!(of_name("linodebs.csi.linode.com"), StorageKind::CloudBlock);
         assert_eq!(of_name("file.csi.azure.com"), StorageKind::FileShare);
-        assert_eq!(of_name("rook-ceph.cephfs.csi.ceph.com"), StorageKind::FileShare);
-        assert_eq!(of_name("rook-ceph.rbd.csi.ceph.com"), StorageKind::ClusterBlock);
+        assert_eq!(
+            of_name("rook-ceph.cephfs.csi.ceph.com"),
+            StorageKind::FileShare
+        );
+        assert_eq!(
+            of_name("rook-ceph.rbd.csi.ceph.com"),
+            StorageKind::ClusterBlock
+        );
         assert_eq!(of_name("kubernetes.io/secret"), StorageKind::KubeletLocal);
         assert_eq!(of_name("example.org/unheard-of"), StorageKind::Unknown);
     }
 
     #[test]
     fn names_in_text() {
-        let text = "to /var/lib/kubelet/plugins/kubernetes.io/csi/ebs.csi.aws.com/0000/globalmount failed";
+        let text =
+            "to /var/lib/kubelet/plugins/kubernetes.io/csi/ebs.csi.aws.com/0000/globalmount failed";
         assert_eq!(named_in(&words(text)).as_deref(), Some("ebs.csi.aws.com"));
         let text = "driver name smb.csi.k8s.io not found in the list of registered CSI drivers";
         assert_eq!(named_in(&words(text)).as_deref(), Some("smb.csi.k8s.io"));

@@ -31,43 +31,65 @@ fn sentence(row: &str, symptom: &Symptom) -> String {
     out.push_str(rest);
     // Names (kubelet, external-attacher, drivers) keep their case.
     let begins_with_volume = out.starts_with("volume ") || out.starts_with("the volume ");
-    if begins_with_volume { format!("{}{}", out[..1].to_uppercase(), &out[1..]) } else { out }
+    if begins_with_volume {
+        format!("{}{}", out[..1].to_uppercase(), &out[1..])
+    } else {
+        out
+    }
 }
 
 /// What stands for a placeholder; `None` for one that there is not.
 fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
-    let named = |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
+    let named =
+        |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
     Some(match (placeholder, &symptom.meaning) {
         ("volume", _) => volume(symptom),
         ("node", _) => named("node", &symptom.node).unwrap_or_else(|| "the node".to_owned()),
-        ("driver", _) => symptom.driver.clone().unwrap_or_else(|| "its driver".to_owned()),
+        ("driver", _) => symptom
+            .driver
+            .clone()
+            .unwrap_or_else(|| "its driver".to_owned()),
         ("doing", _) => doing(symptom.operation).to_owned(),
         ("at paths", Meaning::DevicePathMissing { paths }) if paths.is_empty() => String::new(),
         ("at paths", Meaning::DevicePathMissing { paths }) => format!(" at {}", paths.join(", ")),
-        ("holder", Meaning::AttachedElsewhere { holder, .. }) => {
-            holder.as_ref().map_or_else(|| "another machine".to_owned(), |holder| format!("\"{holder}\""))
-        }
+        ("holder", Meaning::AttachedElsewhere { holder, .. }) => holder.as_ref().map_or_else(
+            || "another machine".to_owned(),
+            |holder| format!("\"{holder}\""),
+        ),
         ("instance", Meaning::InstanceNotFound { instance }) => {
             named("instance", instance).unwrap_or_else(|| "the instance".to_owned())
         }
-        ("pods", Meaning::MultiAttach { users: MultiAttachUsers::Pods { pods } }) if pods.is_empty() => {
-            "Pods".to_owned()
-        }
-        ("pods", Meaning::MultiAttach { users: MultiAttachUsers::Pods { pods } }) => {
+        (
+            "pods",
+            Meaning::MultiAttach {
+                users: MultiAttachUsers::Pods { pods },
+            },
+        ) if pods.is_empty() => "Pods".to_owned(),
+        (
+            "pods",
+            Meaning::MultiAttach {
+                users: MultiAttachUsers::Pods { pods },
+            },
+        ) => {
             format!("Pod {}", pods.join(", "))
         }
         ("volumes of the pod", Meaning::Umbrella { volumes }) if volumes.is_empty() => {
             "volumes of the pod".to_owned()
         }
         ("volumes of the pod", Meaning::Umbrella { volumes }) => volumes.join(", "),
-        ("name", Meaning::SecretMissing { name } | Meaning::ConfigMapMissing { name }) => name.clone()?,
+        ("name", Meaning::SecretMissing { name } | Meaning::ConfigMapMissing { name }) => {
+            name.clone()?
+        }
         _ => return None,
     })
 }
 
 /// "volume pvc-1 (linodebs.csi.linode.com)".
 fn volume(symptom: &Symptom) -> String {
-    let name = symptom.volume.as_ref().map_or_else(|| "the volume".to_owned(), |v| format!("volume {v}"));
+    let name = symptom
+        .volume
+        .as_ref()
+        .map_or_else(|| "the volume".to_owned(), |v| format!("volume {v}"));
     match &symptom.driver {
         Some(driver) => format!("{name} ({driver})"),
         None => name,
@@ -92,7 +114,11 @@ fn without_cloud(storage: StorageKind, listed: &[Remedy]) -> Vec<Remedy> {
     if storage != StorageKind::ClusterBlock || !listed.contains(&ForceDetach) {
         return listed.to_vec();
     }
-    let mut out: Vec<Remedy> = listed.iter().copied().filter(|r| *r != ForceDetach).collect();
+    let mut out: Vec<Remedy> = listed
+        .iter()
+        .copied()
+        .filter(|r| *r != ForceDetach)
+        .collect();
     for substitute in [DeleteVolumeattachment, Escalate] {
         if out.len() < 3 && !out.contains(&substitute) {
             out.push(substitute);
@@ -108,7 +134,9 @@ mod tests {
 
     /// Every meaning, by the kinds that serde lists when it does not know one.
     fn meanings() -> Vec<Meaning> {
-        let error = serde_json::from_value::<Meaning>(json!({ "kind": "?" })).unwrap_err().to_string();
+        let error = serde_json::from_value::<Meaning>(json!({ "kind": "?" }))
+            .unwrap_err()
+            .to_string();
         let kinds: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
         assert_eq!(kinds.len(), 61, "{error}");
         let with = |name: &str, users: serde_json::Value| {
@@ -151,7 +179,10 @@ mod tests {
         for meaning in meanings() {
             let remedies = meaning.row(None).remedies;
             assert!((1..=3).contains(&remedies.len()), "{meaning:?}");
-            assert!(remedies == [Remedy::NotOurs] || !remedies.contains(&Remedy::NotOurs), "{meaning:?}");
+            assert!(
+                remedies == [Remedy::NotOurs] || !remedies.contains(&Remedy::NotOurs),
+                "{meaning:?}"
+            );
         }
     }
 }

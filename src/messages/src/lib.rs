@@ -52,7 +52,10 @@ impl Message {
     /// Never fails: what is not such an object is text.
     pub fn from_line(line: &str) -> Self {
         let line = line.trim();
-        serde_json::from_str(line).unwrap_or_else(|_| Self { message: line.to_owned(), ..Self::default() })
+        serde_json::from_str(line).unwrap_or_else(|_| Self {
+            message: line.to_owned(),
+            ..Self::default()
+        })
     }
 }
 

@@ -133,8 +133,16 @@ pub(crate) struct Row {
     pub remedies: &'static [Remedy],
 }
 
-const fn row(sentence: &'static str, facts: &'static [DecidingFact], remedies: &'static [Remedy]) -> Row {
-    Row { sentence, facts, remedies }
+const fn row(
+    sentence: &'static str,
+    facts: &'static [DecidingFact],
+    remedies: &'static [Remedy],
+) -> Row {
+    Row {
+        sentence,
+        facts,
+        remedies,
+    }
 }
 
 /// A row of a trouble that nothing done to an attachment would help.
@@ -169,7 +177,13 @@ impl Meaning {
                 "{volume} counts as attached, but the guest shows no device{at paths}. Either the cloud holds it here \
                  without a device (node recycled), or the attachment is gone (reboot), or it is attached elsewhere: the \
                  cloud's holder by instance ID decides.",
-                &[GuestDevice, CloudHolder, VolumeAttachmentStatus, NodeBoot, NodeReadiness],
+                &[
+                    GuestDevice,
+                    CloudHolder,
+                    VolumeAttachmentStatus,
+                    NodeBoot,
+                    NodeReadiness,
+                ],
                 &[DeleteVolumeattachment, ForceDetach, Escalate],
             ),
             Self::DeviceMismatch => row(
@@ -199,7 +213,13 @@ impl Meaning {
             Self::AttachedElsewhere { .. } => row(
                 "{doing} {volume} is refused because {holder} still has it. It may be a holder that is just letting go, \
                  a live one, or a dead one; detach only when that instance is proven unable to write.",
-                &[CloudHolder, InstanceState, VolumeAttachmentsPerNode, LivePod, NodeReadiness],
+                &[
+                    CloudHolder,
+                    InstanceState,
+                    VolumeAttachmentsPerNode,
+                    LivePod,
+                    NodeReadiness,
+                ],
                 &[ForceDetach, DeleteVolumeattachment, Wait],
             ),
             Self::ClientStillOpen => row(
@@ -237,23 +257,27 @@ impl Meaning {
                 ],
                 &[Wait, ForceDetach, Escalate],
             ),
-            Self::MultiAttach { users: MultiAttachUsers::Exclusive | MultiAttachUsers::WaitingForDetach } => {
-                row(
-                    "Kubernetes still has {volume} attached to another node and waits for its detach. Normal for seconds in \
+            Self::MultiAttach {
+                users: MultiAttachUsers::Exclusive | MultiAttachUsers::WaitingForDetach,
+            } => row(
+                "Kubernetes still has {volume} attached to another node and waits for its detach. Normal for seconds in \
                  a rollout; a fault only when the old node is lost or its VolumeAttachment does not go. The event is \
                  sent once: its age says nothing.",
-                    USERS,
-                    &[Wait, ForceDetach, DeleteVolumeattachment],
-                )
-            }
+                USERS,
+                &[Wait, ForceDetach, DeleteVolumeattachment],
+            ),
             // The pods go first; only then is there anything to detach.
-            Self::MultiAttach { users: MultiAttachUsers::Pods { .. } } => row(
+            Self::MultiAttach {
+                users: MultiAttachUsers::Pods { .. },
+            } => row(
                 "{pods} on another node still uses {volume}. If that pod is alive, this is a rollout or a second \
                  replica and nothing is stuck; if its node is lost, the pod must go first.",
                 USERS,
                 &[Wait, ForceDetach, Escalate],
             ),
-            Self::MultiAttach { users: MultiAttachUsers::OtherNamespaces } => row(
+            Self::MultiAttach {
+                users: MultiAttachUsers::OtherNamespaces,
+            } => row(
                 "Only pods of other namespaces use {volume}: two claims share one disk. That is a configuration error \
                  which no detach cures.",
                 USERS,
@@ -267,7 +291,12 @@ impl Meaning {
             Self::VolumeAttachmentBeingDeleted => row(
                 "The VolumeAttachment of {volume} is marked for deletion and its detach has not finished. Normal for \
                  seconds; after minutes the detach is stuck, and detachError says why.",
-                &[VolumeAttachmentDeletion, VolumeAttachmentStatus, CloudHolder, EventAge],
+                &[
+                    VolumeAttachmentDeletion,
+                    VolumeAttachmentStatus,
+                    CloudHolder,
+                    EventAge,
+                ],
                 // For kubelet it means that a controller lost track; for the attach it is normal for seconds.
                 if wait_for_attach {
                     &[DeleteVolumeattachment, Wait, Escalate]
@@ -290,7 +319,12 @@ impl Meaning {
             Self::NotAttachedToNode => row(
                 "Kubernetes takes {volume} for attached to {node}, the storage system does not. The record is stale: let \
                  Kubernetes renew it.",
-                &[VolumeAttachmentStatus, CloudHolder, VolumesAttached, NodeBoot],
+                &[
+                    VolumeAttachmentStatus,
+                    CloudHolder,
+                    VolumesAttached,
+                    NodeBoot,
+                ],
                 &[DeleteVolumeattachment, Wait, Escalate],
             ),
             Self::WaitingForNodeStatus => row(
@@ -301,25 +335,43 @@ impl Meaning {
             Self::PersistentVolumeBeingDeleted => row(
                 "The PersistentVolume of {volume} is being deleted while an attachment is still wanted; the left-over \
                  VolumeAttachment keeps both alive.",
-                &[ClaimAndVolume, VolumeAttachmentDeletion, VolumeAttachmentStatus],
+                &[
+                    ClaimAndVolume,
+                    VolumeAttachmentDeletion,
+                    VolumeAttachmentStatus,
+                ],
                 &[DeleteVolumeattachment, Escalate],
             ),
             Self::DetachInputsMissing => row(
                 "The detach of {volume} needs a PersistentVolume or Secret that is gone, so it can never succeed as it \
                  is.",
-                &[ClaimAndVolume, ReferencedObject, VolumeAttachmentStatus, CloudHolder],
+                &[
+                    ClaimAndVolume,
+                    ReferencedObject,
+                    VolumeAttachmentStatus,
+                    CloudHolder,
+                ],
                 &[DeleteVolumeattachment, Escalate, ForceDetach],
             ),
             Self::DriverNotRegistered => row(
                 "{driver} is not registered with kubelet on {node}: its node plugin is not up yet after a boot, or it is \
                  broken. Nothing can be mounted or released there until it is.",
                 &[CsiNodeRegistration, NodeBoot, EventAge],
-                if detach { RECORD_ONLY } else { &[Wait, Escalate] },
+                if detach {
+                    RECORD_ONLY
+                } else {
+                    &[Wait, Escalate]
+                },
             ),
             Self::AttacherTimeout => row(
                 "external-attacher of {driver} did not report on {volume} in time. It is slow, crashed, missing or \
                  without rights; the cloud may have attached the volume all the same.",
-                &[CsiControllerHealth, VolumeAttachmentStatus, ControllerPermissions, CloudHolder],
+                &[
+                    CsiControllerHealth,
+                    VolumeAttachmentStatus,
+                    ControllerPermissions,
+                    CloudHolder,
+                ],
                 &[Escalate, Wait],
             ),
             Self::AttacherForbidden => row(
@@ -330,18 +382,37 @@ impl Meaning {
             ),
             Self::OperationInProgress => row(
                 "{driver} is still working on an earlier call for {volume} and refuses a second one meanwhile.",
-                &[EventAge, CloudVolumeState, VolumeAttachmentStatus, CsiControllerHealth],
+                &[
+                    EventAge,
+                    CloudVolumeState,
+                    VolumeAttachmentStatus,
+                    CsiControllerHealth,
+                ],
                 &[Wait, Escalate],
             ),
             Self::DeadlineExceeded => row(
                 "{doing} {volume} took longer than the caller waited. The call may still complete: its effect is not \
                  known until the state is read back.",
-                &[EventAge, CloudVolumeState, VolumeAttachmentStatus, CsiControllerHealth],
-                if wait_for_attach { &[Wait, DeleteVolumeattachment, Escalate] } else { &[Wait, Escalate] },
+                &[
+                    EventAge,
+                    CloudVolumeState,
+                    VolumeAttachmentStatus,
+                    CsiControllerHealth,
+                ],
+                if wait_for_attach {
+                    &[Wait, DeleteVolumeattachment, Escalate]
+                } else {
+                    &[Wait, Escalate]
+                },
             ),
             Self::AttachInProgress => row(
                 "{volume} is still being attached. If that lasts for minutes, the attachment is stuck at the cloud.",
-                &[EventAge, CloudVolumeState, VolumeAttachmentStatus, CsiControllerHealth],
+                &[
+                    EventAge,
+                    CloudVolumeState,
+                    VolumeAttachmentStatus,
+                    CsiControllerHealth,
+                ],
                 &[Wait, Escalate],
             ),
             Self::Throttled => row(
@@ -385,7 +456,11 @@ impl Meaning {
             Self::InstanceNotRunning => row(
                 "The instance that {volume} belongs to does not run, so the cloud refuses to attach or detach.",
                 &[InstanceState, NodeReadiness, CloudHolder],
-                if detach { &[Wait, ForceDetach, Escalate] } else { &[Wait, Escalate] },
+                if detach {
+                    &[Wait, ForceDetach, Escalate]
+                } else {
+                    &[Wait, Escalate]
+                },
             ),
             Self::VolumeNotFound => row(
                 "The storage system does not know {volume}: deleted, renamed, or in another account or region. No \
@@ -407,17 +482,26 @@ impl Meaning {
             ),
 
             Self::SecretMissing { name: Some(_) } => {
-                not_ours!("Secret {name} is missing or not readable", &[ReferencedObject, PodSpec])
+                not_ours!(
+                    "Secret {name} is missing or not readable",
+                    &[ReferencedObject, PodSpec]
+                )
             }
             Self::SecretMissing { name: None } => not_ours!(
                 "a Secret or ConfigMap (or a key of one) is missing or not readable",
                 &[ReferencedObject, PodSpec]
             ),
             Self::ConfigMapMissing { name: Some(_) } => {
-                not_ours!("ConfigMap {name} is missing or not readable", &[ReferencedObject, PodSpec])
+                not_ours!(
+                    "ConfigMap {name} is missing or not readable",
+                    &[ReferencedObject, PodSpec]
+                )
             }
             Self::ConfigMapMissing { name: None } => {
-                not_ours!("a ConfigMap is missing or not readable", &[ReferencedObject, PodSpec])
+                not_ours!(
+                    "a ConfigMap is missing or not readable",
+                    &[ReferencedObject, PodSpec]
+                )
             }
             Self::ProjectedToken => not_ours!(
                 "a service account token or projected volume could not be made",
@@ -438,17 +522,26 @@ impl Meaning {
                 &[StorageServer, PodSpec]
             ),
             Self::AttachLimit => {
-                not_ours!("the node or the account has no room for another volume", &[AttachLimits])
+                not_ours!(
+                    "the node or the account has no room for another volume",
+                    &[AttachLimits]
+                )
             }
             Self::NodeAffinityConflict => {
-                not_ours!("the volume's zone or node affinity excludes the node", &[Topology, PodSpec])
+                not_ours!(
+                    "the volume's zone or node affinity excludes the node",
+                    &[Topology, PodSpec]
+                )
             }
             Self::Scheduling => not_ours!(
                 "the scheduler finds no node for the pod, not because of an attachment",
                 &[Topology, PodSpec]
             ),
             Self::VolumeModeMismatch => {
-                not_ours!("pod and claim disagree on Block and Filesystem", &[PodSpec, ClaimAndVolume])
+                not_ours!(
+                    "pod and claim disagree on Block and Filesystem",
+                    &[PodSpec, ClaimAndVolume]
+                )
             }
             Self::CapabilityUnsupported => not_ours!(
                 "the driver cannot do what the claim asks for (raw block, access mode, option)",
@@ -465,10 +558,16 @@ impl Meaning {
                 )
             }
             Self::SelinuxConflict => {
-                not_ours!("SELinux contexts of two pods exclude each other", &[PodSpec, ClaimAndVolume])
+                not_ours!(
+                    "SELinux contexts of two pods exclude each other",
+                    &[PodSpec, ClaimAndVolume]
+                )
             }
             Self::PermissionDenied => {
-                not_ours!("the cloud refuses the driver's credentials or rights", &[CloudCredentials])
+                not_ours!(
+                    "the cloud refuses the driver's credentials or rights",
+                    &[CloudCredentials]
+                )
             }
             Self::EncryptionKey => not_ours!(
                 "the key that decrypts the volume is missing, wrong or disabled",
@@ -488,23 +587,42 @@ impl Meaning {
                 &[PodSpec, ClaimAndVolume]
             ),
             Self::DeletionPath => {
-                not_ours!("this is the deletion of a volume, not a mount", &[ClaimAndVolume, CloudHolder])
+                not_ours!(
+                    "this is the deletion of a volume, not a mount",
+                    &[ClaimAndVolume, CloudHolder]
+                )
             }
             Self::ProvisioningPath => {
-                not_ours!("this is the creation of a volume, not an attach", &[ClaimAndVolume, CloudHolder])
+                not_ours!(
+                    "this is the creation of a volume, not an attach",
+                    &[ClaimAndVolume, CloudHolder]
+                )
             }
             Self::ResizePath => {
-                not_ours!("this is the growth of a volume, not an attach", &[ClaimAndVolume, CloudHolder])
+                not_ours!(
+                    "this is the growth of a volume, not an attach",
+                    &[ClaimAndVolume, CloudHolder]
+                )
             }
-            Self::Succeeded => row("This reports success; nothing is to be done.", &[], &[NotOurs]),
+            Self::Succeeded => row(
+                "This reports success; nothing is to be done.",
+                &[],
+                &[NotOurs],
+            ),
             Self::NotAboutVolumes => row("This is not about volumes.", &[], &[NotOurs]),
         }
     }
 }
 
 /// Facts that tell whether another user of the volume is alive.
-const USERS: &[DecidingFact] =
-    &[LivePod, NodeReadiness, VolumeAttachmentsPerNode, VolumesInUse, CloudHolder, EventAge];
+const USERS: &[DecidingFact] = &[
+    LivePod,
+    NodeReadiness,
+    VolumeAttachmentsPerNode,
+    VolumesInUse,
+    CloudHolder,
+    EventAge,
+];
 
 /// Class D: what the detach asks for is gone, so only the record can go.
 const RECORD_ONLY: &[Remedy] = &[DeleteVolumeattachment, Escalate, Wait];

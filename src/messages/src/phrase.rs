@@ -26,8 +26,8 @@ pub(crate) struct Word {
 
 /// Words that carry no meaning here.
 const DROPPED: &[&str] = &[
-    "the", "a", "an", "is", "are", "was", "were", "be", "been", "has", "have", "had", "this", "that", "it",
-    "its", "does", "do", "did", "will", "would", "please",
+    "the", "a", "an", "is", "are", "was", "were", "be", "been", "has", "have", "had", "this",
+    "that", "it", "its", "does", "do", "did", "will", "would", "please",
 ];
 
 /// One-word spellings that Kubernetes and drivers also write as several words.
@@ -94,7 +94,10 @@ fn is_quote(c: char) -> bool {
 
 fn is_separator(c: char) -> bool {
     c.is_whitespace()
-        || matches!(c, '(' | ')' | '[' | ']' | '{' | '}' | '<' | '>' | ',' | ';' | '=' | '#' | '|' | '\\')
+        || matches!(
+            c,
+            '(' | ')' | '[' | ']' | '{' | '}' | '<' | '>' | ',' | ';' | '=' | '#' | '|' | '\\'
+        )
 }
 
 fn pieces(text: &str) -> Vec<Piece> {
@@ -126,9 +129,13 @@ fn pieces(text: &str) -> Vec<Piece> {
 }
 
 fn flush(current: &mut String, quoted: bool, out: &mut Vec<Piece>) {
-    let text = current.trim_matches(|c: char| matches!(c, ':' | '.' | '!' | '?' | '*' | '-' | '…' | '~'));
+    let text =
+        current.trim_matches(|c: char| matches!(c, ':' | '.' | '!' | '?' | '*' | '-' | '…' | '~'));
     if !text.is_empty() {
-        out.push(Piece { text: text.to_owned(), quoted });
+        out.push(Piece {
+            text: text.to_owned(),
+            quoted,
+        });
     }
     current.clear();
 }
@@ -137,7 +144,9 @@ fn flush(current: &mut String, quoted: bool, out: &mut Vec<Piece>) {
 fn is_path(text: &str) -> bool {
     match text.matches('/').count() {
         0 => false,
-        1 => text.split('/').any(|side| side.is_empty() || !side.chars().all(|c| c.is_ascii_alphabetic())),
+        1 => text
+            .split('/')
+            .any(|side| side.is_empty() || !side.chars().all(|c| c.is_ascii_alphabetic())),
         _ => true,
     }
 }
@@ -154,11 +163,20 @@ fn is_quoted_name(piece: &Piece) -> bool {
 
 fn piece_words(piece: &Piece, out: &mut Vec<Word>) {
     let text = piece.text.as_str();
-    if is_path(text) || is_domain(text) || is_quoted_name(piece) || text.chars().any(|c| c.is_ascii_digit()) {
-        out.push(Word { text: text.to_lowercase(), name: true });
+    if is_path(text)
+        || is_domain(text)
+        || is_quoted_name(piece)
+        || text.chars().any(|c| c.is_ascii_digit())
+    {
+        out.push(Word {
+            text: text.to_lowercase(),
+            name: true,
+        });
         return;
     }
-    for part in text.split(['-', '_', '.', ':', '/', '~', '+', '%', '@', '$', '&', '*', '^', '!', '?']) {
+    for part in text.split([
+        '-', '_', '.', ':', '/', '~', '+', '%', '@', '$', '&', '*', '^', '!', '?',
+    ]) {
         for word in camel(part) {
             push_word(&word.to_lowercase(), out);
         }
@@ -172,8 +190,9 @@ fn camel(part: &str) -> Vec<String> {
     let mut word = String::new();
     for (i, &c) in chars.iter().enumerate() {
         let after_lower = i > 0 && chars[i - 1].is_lowercase();
-        let starts_word =
-            i > 0 && chars[i - 1].is_uppercase() && chars.get(i + 1).is_some_and(|n| n.is_lowercase());
+        let starts_word = i > 0
+            && chars[i - 1].is_uppercase()
+            && chars.get(i + 1).is_some_and(|n| n.is_lowercase());
         if c.is_uppercase() && (after_lower || starts_word) && !word.is_empty() {
             words.push(std::mem::take(&mut word));
         }
@@ -215,9 +234,15 @@ fn push_plain(word: &str, out: &mut Vec<Word>) {
     match joined {
         Some(joined) => {
             out.pop();
-            out.push(Word { text: joined.to_owned(), name: false });
+            out.push(Word {
+                text: joined.to_owned(),
+                name: false,
+            });
         }
-        None => out.push(Word { text: word.to_owned(), name: false }),
+        None => out.push(Word {
+            text: word.to_owned(),
+            name: false,
+        }),
     }
 }
 
@@ -240,7 +265,11 @@ pub(crate) struct Beginnings(u64);
 impl Beginnings {
     /// The beginnings of these words.
     pub(crate) fn of(words: &[Word]) -> Self {
-        Self(words.iter().fold(0, |bits, word| bits | Self::bit(word.text.as_bytes())))
+        Self(
+            words
+                .iter()
+                .fold(0, |bits, word| bits | Self::bit(word.text.as_bytes())),
+        )
     }
 
     /// The bit of a word, by its first two bytes.
@@ -270,8 +299,12 @@ pub(crate) fn after<'w>(phrase: &str, words: &'w [Word]) -> Option<&'w [Word]> {
 }
 
 fn matches_from<'w>(phrase: Option<&str>, words: &'w [Word]) -> Option<&'w [Word]> {
-    let Some(phrase) = phrase else { return Some(words) };
-    let (term, rest) = phrase.split_once(' ').map_or((phrase, None), |(term, rest)| (term, Some(rest)));
+    let Some(phrase) = phrase else {
+        return Some(words);
+    };
+    let (term, rest) = phrase
+        .split_once(' ')
+        .map_or((phrase, None), |(term, rest)| (term, Some(rest)));
     let gap = match term {
         "*" => Some(SHORT_GAP),
         "**" => Some(LONG_GAP),
@@ -296,11 +329,13 @@ fn matches_from<'w>(phrase: Option<&str>, words: &'w [Word]) -> Option<&'w [Word
 }
 
 fn term_matches(term: &str, word: &Word) -> bool {
-    term.split('|').any(|alternative| match (alternative, alternative.strip_suffix('~')) {
-        ("#", _) => word.name,
-        (_, Some(beginning)) => word.text.starts_with(beginning),
-        (whole, None) => word.text == whole,
-    })
+    term.split('|').any(
+        |alternative| match (alternative, alternative.strip_suffix('~')) {
+            ("#", _) => word.name,
+            (_, Some(beginning)) => word.text.starts_with(beginning),
+            (whole, None) => word.text == whole,
+        },
+    )
 }
 
 /// Why a phrase could never occur: one of its words is one that [`words`] never yields. Used by the tests of the
@@ -328,24 +363,43 @@ mod tests {
     use super::*;
 
     fn plain(text: &str) -> String {
-        words(text).iter().map(|w| w.text.as_str()).collect::<Vec<_>>().join(" ")
+        words(text)
+            .iter()
+            .map(|w| w.text.as_str())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
     fn spellings_of_one_thing_read_alike() {
         assert_eq!(plain("InvalidVolume.NotFound"), "invalid volume not found");
-        assert_eq!(plain("INVALID_VOLUME-not_found:"), "invalid volume not found");
-        assert_eq!(plain("couldn't be attached"), plain("could not be attached"));
+        assert_eq!(
+            plain("INVALID_VOLUME-not_found:"),
+            "invalid volume not found"
+        );
+        assert_eq!(
+            plain("couldn't be attached"),
+            plain("could not be attached")
+        );
         assert_eq!(plain("unable to find"), plain("can't find"));
-        assert_eq!(plain("the VolumeAttachment is gone"), plain("volumeattachments gone"));
+        assert_eq!(
+            plain("the VolumeAttachment is gone"),
+            plain("volumeattachments gone")
+        );
         assert_eq!(plain("I/O error"), "i o error");
-        assert_eq!(plain("AttachDiskWhileBeingDetached"), "attach disk while being detached");
+        assert_eq!(
+            plain("AttachDiskWhileBeingDetached"),
+            "attach disk while being detached"
+        );
         assert_eq!(plain("Currently in 'in-use'"), "currently in in use");
     }
 
     #[test]
     fn names_stay_whole() {
-        assert_eq!(plain("secret \"server-locked\" not found"), "secret server-locked not found");
+        assert_eq!(
+            plain("secret \"server-locked\" not found"),
+            "secret server-locked not found"
+        );
         assert_eq!(
             plain("driver linodebs.csi.linode.com not found"),
             "driver linodebs.csi.linode.com not found"
@@ -377,7 +431,10 @@ mod tests {
             "v~",
             "* to",
         ] {
-            assert!(occurs(phrase, &text) && beginnings.admit(phrase), "{phrase}");
+            assert!(
+                occurs(phrase, &text) && beginnings.admit(phrase),
+                "{phrase}"
+            );
         }
         assert!(!Beginnings::of(&[]).admit("volume * attached"));
     }

@@ -46,7 +46,12 @@ impl Operation {
     pub fn is_node_side(self) -> bool {
         matches!(
             self,
-            Self::WaitForAttach | Self::MountDevice | Self::SetUp | Self::Map | Self::Mount | Self::Unmount
+            Self::WaitForAttach
+                | Self::MountDevice
+                | Self::SetUp
+                | Self::Map
+                | Self::Mount
+                | Self::Unmount
         )
     }
 }
@@ -142,18 +147,36 @@ const REASONS: &[(&str, Operation)] = &[
 const WORDINGS: &[(&str, Operation)] = &[
     ("node available|unavailable", Operation::Scheduling),
     ("not deleted|delete volume|disk", Operation::Delete),
-    ("failed|cannot|error to? delet~ * volume|disk|pv", Operation::Delete),
+    (
+        "failed|cannot|error to? delet~ * volume|disk|pv",
+        Operation::Delete,
+    ),
     ("failed|cannot|error to? provision~", Operation::Provision),
-    ("failed|cannot|error to? creat~ * volume|disk", Operation::Provision),
+    (
+        "failed|cannot|error to? creat~ * volume|disk",
+        Operation::Provision,
+    ),
     ("failed|cannot|error to? expand|resiz~", Operation::Resize),
     ("waiting for|on detach", Operation::Attach),
-    ("failed|cannot|error|unpublish to? detach~", Operation::Detach),
-    ("detach volume|disk|# * failed|error|timeout", Operation::Detach),
+    (
+        "failed|cannot|error|unpublish to? detach~",
+        Operation::Detach,
+    ),
+    (
+        "detach volume|disk|# * failed|error|timeout",
+        Operation::Detach,
+    ),
     ("failed|cannot|error to? unpublish", Operation::Detach),
     ("failed|cannot|error to? attach~", Operation::Attach),
     ("failed|cannot|error to? publish volume", Operation::Attach),
-    ("attach volume|disk|# * failed|error|timeout", Operation::Attach),
-    ("failed|cannot|error to? stage|mount~|format", Operation::Mount),
+    (
+        "attach volume|disk|# * failed|error|timeout",
+        Operation::Attach,
+    ),
+    (
+        "failed|cannot|error to? stage|mount~|format",
+        Operation::Mount,
+    ),
 ];
 
 /// kubelet's summary of a pod's volumes, in the wordings of its versions.
@@ -194,13 +217,22 @@ pub(crate) fn structure(message: &Message) -> Structure {
     let (code, is_rpc, body_text) = strip_rpc(prefix.body);
     let body = words(&body_text);
 
-    let field =
-        message.driver.as_deref().map(str::trim).filter(|d| !d.is_empty() && !d.eq_ignore_ascii_case("any"));
+    let field = message
+        .driver
+        .as_deref()
+        .map(str::trim)
+        .filter(|d| !d.is_empty() && !d.eq_ignore_ascii_case("any"));
     let driver = field.map(str::to_owned).or_else(|| driver::named_in(&all));
     let shown = driver::of_words(&body);
-    let named = driver.as_deref().map_or(StorageKind::Unknown, driver::of_name);
+    let named = driver
+        .as_deref()
+        .map_or(StorageKind::Unknown, driver::of_name);
     // A driver of attached disks may serve a share from one of them: what the text shows wins there.
-    let storage = if shown.never_attached() || named == StorageKind::Unknown { shown } else { named };
+    let storage = if shown.never_attached() || named == StorageKind::Unknown {
+        shown
+    } else {
+        named
+    };
 
     let by_reason = operation_of_event(message);
     let umbrella = UMBRELLA.iter().any(|phrase| occurs(phrase, &all));
@@ -208,15 +240,17 @@ pub(crate) fn structure(message: &Message) -> Structure {
         (None, None | Some(Operation::Mount)) if umbrella => Some(Operation::Mount),
         (Some(operation), _) => Some(operation),
         // "FailedMount" was also the reason of failed attaches before Kubernetes 1.7.
-        (None, Some(Operation::Mount)) => {
-            operation_by_wording(&all).filter(|o| o.is_controller_side()).or(Some(Operation::Mount))
-        }
+        (None, Some(Operation::Mount)) => operation_by_wording(&all)
+            .filter(|o| o.is_controller_side())
+            .or(Some(Operation::Mount)),
         (None, Some(operation)) => Some(operation),
         (None, None) => operation_by_wording(&all),
     };
     Structure {
         operation,
-        volume: prefix.volume.or_else(|| name_after("volume|disk|pv", &text)),
+        volume: prefix
+            .volume
+            .or_else(|| name_after("volume|disk|pv", &text)),
         node: name_after("node", &text),
         driver,
         storage,
@@ -242,18 +276,29 @@ fn plain_text(text: &str) -> String {
 
 fn operation_of_event(message: &Message) -> Option<Operation> {
     let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
-    let component = message.source_component.as_deref().unwrap_or_default().to_lowercase();
+    let component = message
+        .source_component
+        .as_deref()
+        .unwrap_or_default()
+        .to_lowercase();
     let by_component = match component.as_str() {
         c if c.contains("scheduler") => Some(Operation::Scheduling),
         c if c.contains("provisioner") => Some(Operation::Provision),
         c if c.contains("resizer") => Some(Operation::Resize),
         _ => None,
     };
-    REASONS.iter().find(|(part, _)| reason.contains(part)).map(|(_, operation)| *operation).or(by_component)
+    REASONS
+        .iter()
+        .find(|(part, _)| reason.contains(part))
+        .map(|(_, operation)| *operation)
+        .or(by_component)
 }
 
 fn operation_by_wording(all: &[Word]) -> Option<Operation> {
-    WORDINGS.iter().find(|(phrase, _)| occurs(phrase, all)).map(|(_, operation)| *operation)
+    WORDINGS
+        .iter()
+        .find(|(phrase, _)| occurs(phrase, all))
+        .map(|(_, operation)| *operation)
 }
 
 struct Prefix<'t> {
@@ -271,7 +316,11 @@ fn split_prefix(text: &str) -> Prefix<'_> {
         .filter_map(|(name, operation)| lower.find(name).map(|at| (at, name.len(), *operation)))
         .min_by_key(|(at, length, _)| (*at, std::cmp::Reverse(*length)));
     let Some((at, length, operation)) = found else {
-        return Prefix { operation: None, volume: None, body: text };
+        return Prefix {
+            operation: None,
+            volume: None,
+            body: text,
+        };
     };
     let rest = &text[at + length..];
     let (volume, rest) = match rest.to_ascii_lowercase().find("volume ") {
@@ -283,7 +332,11 @@ fn split_prefix(text: &str) -> Prefix<'_> {
         _ => (None, rest),
     };
     // "Multi-Attach error for volume "v" Volume is already …" goes on without a colon.
-    Prefix { operation: Some(operation), volume, body: after_colon(rest).unwrap_or(rest) }
+    Prefix {
+        operation: Some(operation),
+        volume,
+        body: after_colon(rest).unwrap_or(rest),
+    }
 }
 
 /// The text after the first colon that separates, skipping parentheses (`(UniqueName: "…")`) and names in quotes.
@@ -317,8 +370,9 @@ fn take_name(text: &str) -> Option<(String, &str)> {
         '“' => '”',
         '‘' => '’',
         _ => {
-            let end =
-                text.find(|c: char| c.is_whitespace() || matches!(c, ':' | ',' | ')')).unwrap_or(text.len());
+            let end = text
+                .find(|c: char| c.is_whitespace() || matches!(c, ':' | ',' | ')'))
+                .unwrap_or(text.len());
             return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
         }
     };
@@ -332,12 +386,25 @@ pub(crate) fn name_after(kinds: &str, text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     kinds
         .split('|')
-        .flat_map(|kind| lower.match_indices(kind).map(|(i, k)| (i, i + k.len())).collect::<Vec<_>>())
+        .flat_map(|kind| {
+            lower
+                .match_indices(kind)
+                .map(|(i, k)| (i, i + k.len()))
+                .collect::<Vec<_>>()
+        })
         .filter(|(start, _)| !lower[..*start].ends_with(|c: char| c.is_alphanumeric()))
         .filter_map(|(start, end)| {
-            let rest = text[end..].trim_start_matches("s ").trim_start_matches(":").trim_start_matches("(s)");
-            let rest = rest.strip_prefix(' ').or_else(|| rest.starts_with('(').then(|| &rest[1..]))?;
-            let rest = rest.strip_prefix("with ID ").or_else(|| rest.strip_prefix("ID ")).unwrap_or(rest);
+            let rest = text[end..]
+                .trim_start_matches("s ")
+                .trim_start_matches(":")
+                .trim_start_matches("(s)");
+            let rest = rest
+                .strip_prefix(' ')
+                .or_else(|| rest.starts_with('(').then(|| &rest[1..]))?;
+            let rest = rest
+                .strip_prefix("with ID ")
+                .or_else(|| rest.strip_prefix("ID "))
+                .unwrap_or(rest);
             let quoted = rest.starts_with(['"', '\'', '`', '“', '‘']);
             let (name, _) = take_name(rest)?;
             let name = name.trim_end_matches(['.', ';']).to_owned();
@@ -362,9 +429,14 @@ fn strip_rpc(body: &str) -> (Option<GrpcCode>, bool, String) {
         out.push(' ');
         rest = rest[at + "rpc error".len()..].trim_start_matches([':', ' ']);
         if let Some(value) = strip_key(rest, "code") {
-            let end = value.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(value.len());
+            let end = value
+                .find(|c: char| !c.is_ascii_alphabetic())
+                .unwrap_or(value.len());
             let name = value[..end].to_ascii_lowercase();
-            let known = CODES.iter().find(|(n, _)| *n == name).map(|(_, code)| *code);
+            let known = CODES
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, code)| *code);
             // An outer code often only wraps the inner one.
             code = match (code, known) {
                 (Some(outer), Some(GrpcCode::Unknown | GrpcCode::Internal)) => Some(outer),
@@ -382,20 +454,27 @@ fn strip_rpc(body: &str) -> (Option<GrpcCode>, bool, String) {
 
 fn strip_key<'t>(text: &'t str, key: &str) -> Option<&'t str> {
     let head = text.get(..key.len())?;
-    let rest = head.eq_ignore_ascii_case(key).then(|| text[key.len()..].trim_start())?;
+    let rest = head
+        .eq_ignore_ascii_case(key)
+        .then(|| text[key.len()..].trim_start())?;
     Some(rest.strip_prefix(['=', ':'])?.trim_start())
 }
 
 impl Structure {
     /// Whether any of the phrases occurs in the body.
     pub(crate) fn says(&self, phrases: &[&str]) -> bool {
-        phrases.iter().any(|phrase| self.beginnings.admit(phrase) && occurs(phrase, &self.body))
+        phrases
+            .iter()
+            .any(|phrase| self.beginnings.admit(phrase) && occurs(phrase, &self.body))
     }
 
     /// The first name after a phrase in the body, in lower case.
     pub(crate) fn name_after(&self, phrase: &str) -> Option<String> {
         let rest = after(phrase, &self.body)?;
-        rest.iter().take(4).find(|w| w.name).map(|w| w.text.trim_matches(['.', ':']).to_owned())
+        rest.iter()
+            .take(4)
+            .find(|w| w.name)
+            .map(|w| w.text.trim_matches(['.', ':']).to_owned())
     }
 }
 
@@ -405,7 +484,10 @@ mod tests {
     use crate::phrase::dead_term;
 
     fn of(text: &str) -> Structure {
-        structure(&Message { message: text.to_owned(), ..Message::default() })
+        structure(&Message {
+            message: text.to_owned(),
+            ..Message::default()
+        })
     }
 
     #[test]
@@ -441,7 +523,8 @@ mod tests {
 
     #[test]
     fn codes_nest() {
-        let s = of("rpc error: code = Internal desc = x: rpc error: code = DeadlineExceeded desc = y");
+        let s =
+            of("rpc error: code = Internal desc = x: rpc error: code = DeadlineExceeded desc = y");
         assert_eq!(s.code, Some(GrpcCode::DeadlineExceeded));
         let s = of("rpc error: code = Aborted desc = x: rpc error: code = Unknown desc = y");
         assert_eq!(s.code, Some(GrpcCode::Aborted));
@@ -452,7 +535,10 @@ mod tests {
 
     #[test]
     fn a_reason_tells_where_the_text_does_not() {
-        let mut message = Message { message: "volume is in use".to_owned(), ..Message::default() };
+        let mut message = Message {
+            message: "volume is in use".to_owned(),
+            ..Message::default()
+        };
         message.reason = Some("VolumeAttachment.status.detachError".to_owned());
         assert_eq!(structure(&message).operation, Some(Operation::Detach));
         message.reason = Some("VolumeFailedDelete".to_owned());

@@ -13,15 +13,23 @@ struct Row {
 }
 
 fn rows() -> Vec<Row> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/mount-events.jsonl");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/mount-events.jsonl"
+    );
     let text = std::fs::read_to_string(path).expect("the catalogue is readable");
-    text.lines().map(|line| serde_json::from_str(line).expect("a row of the catalogue")).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a row of the catalogue"))
+        .collect()
 }
 
 fn is_right(explanation: &Explanation, expected: Remedy) -> bool {
     match expected {
         Remedy::NotOurs => explanation.remedies == [Remedy::NotOurs],
-        remedy => explanation.remedies.contains(&remedy) && !explanation.remedies.contains(&Remedy::NotOurs),
+        remedy => {
+            explanation.remedies.contains(&remedy)
+                && !explanation.remedies.contains(&Remedy::NotOurs)
+        }
     }
 }
 
@@ -33,7 +41,12 @@ fn wrong_after(change: impl Fn(&Message) -> Message) -> Vec<String> {
             let message = change(&row.message);
             let got = explain(&message);
             let wrong = !is_right(&got, row.remedy);
-            wrong.then(|| format!("{}: {:?} wanted, got {got:?}\n  for {message:?}", row.source, row.remedy))
+            wrong.then(|| {
+                format!(
+                    "{}: {:?} wanted, got {got:?}\n  for {message:?}",
+                    row.source, row.remedy
+                )
+            })
         })
         .collect()
 }
@@ -41,11 +54,19 @@ fn wrong_after(change: impl Fn(&Message) -> Message) -> Vec<String> {
 #[track_caller]
 fn assert_right_after(name: &str, change: impl Fn(&Message) -> Message) {
     let wrong = wrong_after(change);
-    assert!(wrong.is_empty(), "{name}: {} wrong\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{name}: {} wrong\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 fn with_text(message: &Message, change: impl Fn(&str) -> String) -> Message {
-    Message { message: change(&message.message), ..message.clone() }
+    Message {
+        message: change(&message.message),
+        ..message.clone()
+    }
 }
 
 #[test]
@@ -72,10 +93,22 @@ fn explanations_are_complete() {
 
 #[test]
 fn fields_may_be_missing() {
-    assert_right_after("no reason", |m| Message { reason: None, ..m.clone() });
-    assert_right_after("no component", |m| Message { source_component: None, ..m.clone() });
-    assert_right_after("no driver", |m| Message { driver: None, ..m.clone() });
-    assert_right_after("text only", |m| Message { message: m.message.clone(), ..Message::default() });
+    assert_right_after("no reason", |m| Message {
+        reason: None,
+        ..m.clone()
+    });
+    assert_right_after("no component", |m| Message {
+        source_component: None,
+        ..m.clone()
+    });
+    assert_right_after("no driver", |m| Message {
+        driver: None,
+        ..m.clone()
+    });
+    assert_right_after("text only", |m| Message {
+        message: m.message.clone(),
+        ..Message::default()
+    });
     assert_right_after("a line of text", |m| Message::from_line(&m.message));
     assert_right_after("a driver nobody knows", |m| Message {
         driver: m
@@ -108,22 +141,39 @@ fn names_and_numbers_may_differ() {
     let digits = |text: &str| -> String {
         // Status codes and exit codes stay: they carry meaning.
         text.split_inclusive(' ')
-            .map(|word| match word.chars().filter(char::is_ascii_digit).count() {
-                0..=3 => word.to_owned(),
-                _ => word.replace('0', "7").replace('1', "3").replace('2', "9"),
-            })
+            .map(
+                |word| match word.chars().filter(char::is_ascii_digit).count() {
+                    0..=3 => word.to_owned(),
+                    _ => word.replace('0', "7").replace('1', "3").replace('2', "9"),
+                },
+            )
             .collect()
     };
     assert_right_after("digits", |m| with_text(m, digits));
     for (node, other) in [
-        ("ip-10-0-0-1.eu-central-1.compute.internal", "lke13311-16405-5fafd1b46dcf"),
-        ("aks-nodepool1-12345678-vmss000000", "gke-prod-default-pool-0a1b2c3d-x1y2"),
+        (
+            "ip-10-0-0-1.eu-central-1.compute.internal",
+            "lke13311-16405-5fafd1b46dcf",
+        ),
+        (
+            "aks-nodepool1-12345678-vmss000000",
+            "gke-prod-default-pool-0a1b2c3d-x1y2",
+        ),
         ("locked-server", "deleted-host"),
     ] {
-        assert_right_after(node, |m| with_text(m, |t| t.replace("node-a", node).replace("node-b", other)));
+        assert_right_after(node, |m| {
+            with_text(m, |t| t.replace("node-a", node).replace("node-b", other))
+        });
     }
     // Names that read like errors must not be taken for the message.
-    for name in ["volume-not-found", "quota-exceeded", "my-secret", "server-locked", "being-deleted", "nfs"] {
+    for name in [
+        "volume-not-found",
+        "quota-exceeded",
+        "my-secret",
+        "server-locked",
+        "being-deleted",
+        "nfs",
+    ] {
         assert_right_after(name, |m| {
             let volume = read(m).volume.unwrap_or_default();
             let named = format!("\"{volume}\"");
@@ -131,10 +181,15 @@ fn names_and_numbers_may_differ() {
         });
         assert_right_after(name, |m| {
             with_text(m, |t| {
-                ["webhook-tls", "kube-apiserver", "app-0", "default-token-xxxxx"]
-                    .iter()
-                    .filter(|n| !n.starts_with("default"))
-                    .fold(t.to_owned(), |t, old| t.replace(old, name))
+                [
+                    "webhook-tls",
+                    "kube-apiserver",
+                    "app-0",
+                    "default-token-xxxxx",
+                ]
+                .iter()
+                .filter(|n| !n.starts_with("default"))
+                .fold(t.to_owned(), |t, old| t.replace(old, name))
             })
         });
     }
@@ -150,7 +205,9 @@ fn prefixes_and_suffixes_may_be_added() {
         "  ",
     ] {
         assert_right_after(prefix, |m| with_text(m, |t| format!("{prefix}{t}")));
-        assert_right_after(prefix, |m| Message::from_line(&format!("{prefix}{}", m.message)));
+        assert_right_after(prefix, |m| {
+            Message::from_line(&format!("{prefix}{}", m.message))
+        });
     }
     for suffix in [
         " (x7 over 10m)",
@@ -167,13 +224,20 @@ fn prefixes_and_suffixes_may_be_added() {
 #[test]
 fn spacing_and_case_may_differ() {
     assert_right_after("double spaces", |m| with_text(m, |t| t.replace(' ', "  ")));
-    assert_right_after("no space before the colon", |m| with_text(m, |t| t.replace("\" : ", "\": ")));
-    assert_right_after("line breaks", |m| with_text(m, |t| t.replace(" desc = ", "\ndesc = ")));
+    assert_right_after("no space before the colon", |m| {
+        with_text(m, |t| t.replace("\" : ", "\": "))
+    });
+    assert_right_after("line breaks", |m| {
+        with_text(m, |t| t.replace(" desc = ", "\ndesc = "))
+    });
     assert_right_after("a capital after desc", |m| {
         with_text(m, |t| match t.split_once("desc = ") {
             Some((head, tail)) => {
                 let mut chars = tail.chars();
-                let first = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+                let first = chars
+                    .next()
+                    .map(|c| c.to_uppercase().to_string())
+                    .unwrap_or_default();
                 format!("{head}desc = {first}{}", chars.as_str())
             }
             None => t.to_owned(),
@@ -215,12 +279,21 @@ fn other_words_for_the_same() {
         ("Resource busy", "Device or resource busy"),
         ("a server", "another server"),
         ("I/O error", "Input/output error"),
-        ("exceed max volume count", "exceed the maximum number of volumes"),
+        (
+            "exceed max volume count",
+            "exceed the maximum number of volumes",
+        ),
         ("is marked for deletion", "is being deleted"),
-        ("volume attachment is being deleted", "VolumeAttachment has a deletion timestamp"),
+        (
+            "volume attachment is being deleted",
+            "VolumeAttachment has a deletion timestamp",
+        ),
     ] {
         let name = format!("{from} -> {to}");
-        assert!(rows().iter().any(|row| row.message.message.contains(from)), "{name} changes nothing");
+        assert!(
+            rows().iter().any(|row| row.message.message.contains(from)),
+            "{name} changes nothing"
+        );
         assert_right_after(&name, |m| with_text(m, |t| t.replace(from, to)));
     }
 }
@@ -244,15 +317,28 @@ impl Random {
 fn assert_well_formed(message: &Message) {
     let explanation = explain(message);
     let remedies = &explanation.remedies;
-    assert!((1..=3).contains(&remedies.len()), "{remedies:?} for {message:?}");
+    assert!(
+        (1..=3).contains(&remedies.len()),
+        "{remedies:?} for {message:?}"
+    );
     let mut distinct = remedies.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    assert_eq!(distinct.len(), remedies.len(), "{remedies:?} for {message:?}");
-    assert!(!remedies.contains(&Remedy::NotOurs) || remedies.len() == 1, "{remedies:?} for {message:?}");
+    assert_eq!(
+        distinct.len(),
+        remedies.len(),
+        "{remedies:?} for {message:?}"
+    );
+    assert!(
+        !remedies.contains(&Remedy::NotOurs) || remedies.len() == 1,
+        "{remedies:?} for {message:?}"
+    );
     assert!(!explanation.sentence.is_empty());
     let line = serde_json::to_string(&explanation).expect("serialises");
-    assert_eq!(serde_json::from_str::<Explanation>(&line).expect("deserialises"), explanation);
+    assert_eq!(
+        serde_json::from_str::<Explanation>(&line).expect("deserialises"),
+        explanation
+    );
 }
 
 #[test]
@@ -260,7 +346,9 @@ fn arbitrary_bytes_are_read() {
     let mut random = Random(0x2021_0711);
     for _ in 0..1_500 {
         let length = random.below(200);
-        let bytes: Vec<u8> = (0..length).map(|_| random.next().to_le_bytes()[3]).collect();
+        let bytes: Vec<u8> = (0..length)
+            .map(|_| random.next().to_le_bytes()[3])
+            .collect();
         assert_well_formed(&Message::from_line(&String::from_utf8_lossy(&bytes)));
     }
 }
@@ -300,7 +388,10 @@ fn mangled_messages_are_read() {
                 _ => chars.rotate_left(at),
             }
         }
-        let message = Message { message: chars.into_iter().collect(), ..source.clone() };
+        let message = Message {
+            message: chars.into_iter().collect(),
+            ..source.clone()
+        };
         assert_well_formed(&message);
         assert_well_formed(&Message::from_line(&message.message));
     }
@@ -309,7 +400,9 @@ fn mangled_messages_are_read() {
 #[test]
 fn long_texts_end() {
     assert_well_formed(&Message::from_line(&"volume ".repeat(100_000)));
-    assert_well_formed(&Message::from_line(&"rpc error: code = Internal desc = ".repeat(5_000)));
+    assert_well_formed(&Message::from_line(
+        &"rpc error: code = Internal desc = ".repeat(5_000),
+    ));
     assert_well_formed(&Message::from_line(&"\"".repeat(10_000)));
     assert_well_formed(&Message::from_line(""));
 }

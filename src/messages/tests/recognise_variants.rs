@@ -28,7 +28,9 @@ fn wrong(rows: &[Row], change: impl Fn(&Message) -> Message) -> Vec<String> {
             let got = explain(&message);
             let right = match row.remedy {
                 Remedy::NotOurs => got.remedies == [Remedy::NotOurs],
-                remedy => got.remedies.contains(&remedy) && !got.remedies.contains(&Remedy::NotOurs),
+                remedy => {
+                    got.remedies.contains(&remedy) && !got.remedies.contains(&Remedy::NotOurs)
+                }
             };
             let text = &message.message;
             (!right).then(|| {
@@ -46,24 +48,46 @@ fn every_variant() {
     let rows = rows();
     assert!(rows.len() >= 200, "{}", rows.len());
     let wrong = wrong(&rows, Message::clone);
-    assert!(wrong.is_empty(), "{} of {}\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {}\n{}",
+        wrong.len(),
+        rows.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
 fn quotes_and_spaces_do_not_matter() {
     let rows = rows();
     for (from, to) in [("\"", "'"), ("\"", "\\\""), (" ", "  "), ("'", "`")] {
-        let wrong = wrong(&rows, |m| Message { message: m.message.replace(from, to), ..m.clone() });
-        assert!(wrong.is_empty(), "{from} -> {to}: {} of {}\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+        let wrong = wrong(&rows, |m| Message {
+            message: m.message.replace(from, to),
+            ..m.clone()
+        });
+        assert!(
+            wrong.is_empty(),
+            "{from} -> {to}: {} of {}\n{}",
+            wrong.len(),
+            rows.len(),
+            wrong.join("\n")
+        );
     }
 }
 
 #[test]
 fn every_remedy_and_both_sides_are_covered() {
     let rows = rows();
-    for remedy in
-        [Remedy::ForceDetach, Remedy::DeleteVolumeattachment, Remedy::Wait, Remedy::Escalate, Remedy::NotOurs]
-    {
-        assert!(rows.iter().filter(|row| row.remedy == remedy).count() >= 20, "{remedy:?}");
+    for remedy in [
+        Remedy::ForceDetach,
+        Remedy::DeleteVolumeattachment,
+        Remedy::Wait,
+        Remedy::Escalate,
+        Remedy::NotOurs,
+    ] {
+        assert!(
+            rows.iter().filter(|row| row.remedy == remedy).count() >= 20,
+            "{remedy:?}"
+        );
     }
 }

@@ -63,5 +63,8 @@ pub(crate) fn code(text: impl Into<String>) -> Line {
 
 /// A label and what it says.
 pub(crate) fn labelled(label: &str, words: impl Into<String>) -> Line {
-    vec![Inline::Strong(format!("{label}.")), Inline::Text(format!(" {}", words.into()))]
+    vec![
+        Inline::Strong(format!("{label}.")),
+        Inline::Text(format!(" {}", words.into())),
+    ]
 }

@@ -51,12 +51,21 @@ pub(crate) fn span(millis: i64) -> String {
 pub(crate) fn relative(from: Timestamp, at: Timestamp) -> String {
     let millis = at.as_millisecond() - from.as_millisecond();
     let tenths = (millis.abs() + 50) / 100;
-    format!("{}{}.{} s", if millis < 0 { '-' } else { '+' }, tenths / 10, tenths % 10)
+    format!(
+        "{}{}.{} s",
+        if millis < 0 { '-' } else { '+' },
+        tenths / 10,
+        tenths % 10
+    )
 }
 
 /// `1 claim`, `2 claims`.
 pub(crate) fn count(n: usize, noun: &str) -> String {
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
 }
 
 /// A class for someone who has not read the manual.
@@ -90,7 +99,9 @@ pub(crate) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static st
     match (kind.spec().role, class) {
         (Role::Waits | Role::Verifies, _) => "only looks, changes nothing",
         (_, EffectClass::Repeatable) => "may safely be done again after a crash",
-        (_, EffectClass::Conditional) => "written only if the object has not changed since it was read",
+        (_, EffectClass::Conditional) => {
+            "written only if the object has not changed since it was read"
+        }
         (_, EffectClass::Once) => {
             "sent once, never repeated blindly; after a crash the cloud is asked what became of it"
         }
@@ -100,25 +111,43 @@ pub(crate) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static st
 /// What a proof rests on, as one sentence without its full stop.
 pub fn proof_in_words(proof: &ProofKind) -> String {
     match proof {
-        ProofKind::KubeletHandshake { node, no_user_since, lease_renewed } => format!(
+        ProofKind::KubeletHandshake {
+            node,
+            no_user_since,
+            lease_renewed,
+        } => format!(
             "kubelet on {node} itself reported that it does not use the volume, after the last pod was gone ({}) and after a newer sign of life ({})",
             clock(*no_user_since),
             clock(*lease_renewed)
         ),
-        ProofKind::AnsweredClean { node, no_user_since, epoch } => format!(
+        ProofKind::AnsweredClean {
+            node,
+            no_user_since,
+            epoch,
+        } => format!(
             "the agent on {node} answered question {epoch} clean, asked more than two minutes after the last pod was gone ({})",
             clock(*no_user_since)
         ),
-        ProofKind::Gone { last_seen: None } => "the cloud reports the instance as deleted".to_owned(),
-        ProofKind::Gone { last_seen: Some(at) } => format!(
+        ProofKind::Gone { last_seen: None } => {
+            "the cloud reports the instance as deleted".to_owned()
+        }
+        ProofKind::Gone {
+            last_seen: Some(at),
+        } => format!(
             "the cloud does not find the instance any more, with the same credential that saw it at {}",
             clock(*at)
         ),
-        ProofKind::Off { job: Some(job), first_seen } => format!(
+        ProofKind::Off {
+            job: Some(job),
+            first_seen,
+        } => format!(
             "the instance is off by the finished shutdown job {job}, read twice (first at {})",
             clock(*first_seen)
         ),
-        ProofKind::Off { job: None, first_seen } => {
+        ProofKind::Off {
+            job: None,
+            first_seen,
+        } => {
             format!(
                 "the instance is off, read twice (first at {}); this cloud boots none by itself",
                 clock(*first_seen)
@@ -127,8 +156,16 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
         ProofKind::RebootedAndClean { node, boot, epoch } => format!(
             "{node} runs another boot ({boot}), whose agent answered question {epoch}: no such device, and no mount of it"
         ),
-        ProofKind::Declared { by, reason, at, cluster_wide: _ } => {
-            format!("{by} declared at {} that the instance cannot write: {reason}", clock(*at))
+        ProofKind::Declared {
+            by,
+            reason,
+            at,
+            cluster_wide: _,
+        } => {
+            format!(
+                "{by} declared at {} that the instance cannot write: {reason}",
+                clock(*at)
+            )
         }
     }
 }
@@ -138,9 +175,9 @@ pub(crate) fn headline(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Healthy { .. } => "Nothing is wrong".to_owned(),
         Verdict::Ours { trouble } => format!("Stuck volume, {}", class_name(trouble.class())),
-        Verdict::Wait { reason: WaitReason::ProviderLock { .. } } => {
-            "Locked: waiting for the provider to lift a lock".to_owned()
-        }
+        Verdict::Wait {
+            reason: WaitReason::ProviderLock { .. },
+        } => "Locked: waiting for the provider to lift a lock".to_owned(),
         Verdict::Wait { .. } => "Waiting: something must happen first".to_owned(),
         Verdict::NotOurs { .. } => "Not an attachment problem: reattach leaves it alone".to_owned(),
         Verdict::Unclassified { .. } => {
@@ -178,12 +215,18 @@ pub(crate) fn event_in_words(plan: Option<&Plan>, event: &Event) -> String {
 fn outcome_in_words(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Applied { detail } => format!("accepted: {detail}"),
-        Outcome::NotApplied { why, retry: true } => format!("not accepted, will be asked again: {why}"),
+        Outcome::NotApplied { why, retry: true } => {
+            format!("not accepted, will be asked again: {why}")
+        }
         Outcome::NotApplied { why, retry: false } => format!("refused: {why}"),
         Outcome::Withheld { shut } => format!("was not sent, and will be: {shut}"),
-        Outcome::Unknown { why } => format!("got no usable reply, what became of it is not known: {why}"),
+        Outcome::Unknown { why } => {
+            format!("got no usable reply, what became of it is not known: {why}")
+        }
         Outcome::ObservedApplied { seen } => format!("was in fact applied: {seen}"),
-        Outcome::Repeatable { why } => format!("got no usable reply, and may be issued again: {why}"),
+        Outcome::Repeatable { why } => {
+            format!("got no usable reply, and may be issued again: {why}")
+        }
         Outcome::ObservedNotApplied { seen } => format!("was in fact not applied: {seen}"),
     }
 }
@@ -201,11 +244,23 @@ fn end_in_words(end: &End) -> String {
 pub(crate) fn sentence(text: &str) -> String {
     let text = text.trim();
     let mut chars = text.chars();
-    let Some(first) = chars.next() else { return String::new() };
-    let stop = if text.ends_with(['.', '!', '?', ':']) { "" } else { "." };
+    let Some(first) = chars.next() else {
+        return String::new();
+    };
+    let stop = if text.ends_with(['.', '!', '?', ':']) {
+        ""
+    } else {
+        "."
+    };
     // A first word that is a name or command keeps its spelling.
-    let word: String = text.split_whitespace().next().unwrap_or_default().to_owned();
-    let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '\'' || c == ',' || c == ':');
+    let word: String = text
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let plain = word
+        .chars()
+        .all(|c| c.is_ascii_lowercase() || c == '\'' || c == ',' || c == ':');
     let own_name = matches!(word.as_str(), "kubelet" | "kubectl" | "reattach");
     match plain && !own_name {
         true => format!("{}{}{stop}", first.to_uppercase(), chars.as_str()),
@@ -248,9 +303,18 @@ mod tests {
     #[test]
     fn credentials_are_masked_and_names_are_not() {
         let cases = [
-            ("Authorization: Bearer abc123) failed", "Authorization: Bearer [masked]) failed"),
-            ("token=xyz, Password: hunter2 end", "token=[masked], Password: [masked] end"),
-            ("sent 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.", "sent [masked]."),
+            (
+                "Authorization: Bearer abc123) failed",
+                "Authorization: Bearer [masked]) failed",
+            ),
+            (
+                "token=xyz, Password: hunter2 end",
+                "token=[masked], Password: [masked] end",
+            ),
+            (
+                "sent 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.",
+                "sent [masked].",
+            ),
         ];
         for (text, want) in cases {
             assert_eq!(quoted(text), want);
@@ -273,7 +337,9 @@ mod tests {
         let say = |lease| {
             event_in_words(
                 None,
-                &Event::UnusedSince { seen: reattach_core::proof::UnusedSince { at, lease } },
+                &Event::UnusedSince {
+                    seen: reattach_core::proof::UnusedSince { at, lease },
+                },
             )
         };
         assert_eq!(say(Some(at)), "no pod uses the claim any more");

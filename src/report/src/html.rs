@@ -30,19 +30,33 @@ fn render(block: &Block, incident: &Incident, out: &mut String) {
         Block::Heading(level, text) => writeln!(out, "<h{level}>{}</h{level}>", escape(text)),
         Block::Para(line) => writeln!(out, "<p>{}</p>", inline(line)),
         Block::List(lines) => {
-            let items: String = lines.iter().map(|l| format!("<li>{}</li>\n", inline(l))).collect();
+            let items: String = lines
+                .iter()
+                .map(|l| format!("<li>{}</li>\n", inline(l)))
+                .collect();
             writeln!(out, "<ul>\n{items}</ul>")
         }
         Block::Table { head, rows } => {
-            let head: String = head.iter().map(|h| format!("<th scope=\"col\">{}</th>", escape(h))).collect();
-            let rows: String = rows.iter().map(|r| format!("<tr>{}</tr>\n", cells(r))).collect();
+            let head: String = head
+                .iter()
+                .map(|h| format!("<th scope=\"col\">{}</th>", escape(h)))
+                .collect();
+            let rows: String = rows
+                .iter()
+                .map(|r| format!("<tr>{}</tr>\n", cells(r)))
+                .collect();
             writeln!(
                 out,
                 "<div class=\"scroll\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>"
             )
         }
         Block::Copy(what, text) => {
-            writeln!(out, "<p>{}</p>\n<pre>{}</pre>", escape(what), escape(text.trim_end()))
+            writeln!(
+                out,
+                "<p>{}</p>\n<pre>{}</pre>",
+                escape(what),
+                escape(text.trim_end())
+            )
         }
         Block::Picture => {
             out.push_str(&svg::pictures(incident));
@@ -52,7 +66,9 @@ fn render(block: &Block, incident: &Incident, out: &mut String) {
 }
 
 fn cells(row: &[Line]) -> String {
-    row.iter().map(|c| format!("<td>{}</td>", inline(c))).collect()
+    row.iter()
+        .map(|c| format!("<td>{}</td>", inline(c)))
+        .collect()
 }
 
 fn inline(line: &Line) -> String {

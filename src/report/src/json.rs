@@ -67,8 +67,21 @@ pub fn json(incident: &Incident) -> String {
             text: item.text,
         })
         .collect();
-    let Incident { title, from, to, records, .. } = incident;
-    let report = Report { title, from: *from, to: *to, volumes, timeline, records };
+    let Incident {
+        title,
+        from,
+        to,
+        records,
+        ..
+    } = incident;
+    let report = Report {
+        title,
+        from: *from,
+        to: *to,
+        volumes,
+        timeline,
+        records,
+    };
     // Strings, numbers and maps with string keys always serialise.
     plain::json(&serde_json::to_string_pretty(&report).unwrap_or_default())
 }
@@ -85,10 +98,14 @@ fn volume(record: &Record) -> Volume<'_> {
         accepted_at: recovery.accepted.map(|(at, _)| at),
         authority: recovery.accepted.map(|(_, who)| who),
         heal_millis: recovery.heal_millis(),
-        own_share_millis: plan.filter(|_| recovery.accepted.is_some()).map(|p| own_share(p, &record.journal)),
+        own_share_millis: plan
+            .filter(|_| recovery.accepted.is_some())
+            .map(|p| own_share(p, &record.journal)),
         cloud_detach: recovery.cloud_detach,
         touched: recovery.touched(),
-        timings: plan.map(|p| timings(p, &record.journal)).unwrap_or_default(),
+        timings: plan
+            .map(|p| timings(p, &record.journal))
+            .unwrap_or_default(),
         needs_human: postmortem::needs_human(&recovery),
         support_ticket: support_ticket(record),
         why: recovery.why(),
@@ -103,8 +120,13 @@ mod tests {
     #[test]
     fn an_empty_incident_is_valid_json() {
         let at: Timestamp = "2021-07-11T01:13:00Z".parse().unwrap();
-        let empty =
-            Incident { title: "<none>".into(), from: at, to: at, records: Vec::new(), notes: Vec::new() };
+        let empty = Incident {
+            title: "<none>".into(),
+            from: at,
+            to: at,
+            records: Vec::new(),
+            notes: Vec::new(),
+        };
         let value: serde_json::Value = serde_json::from_str(&json(&empty)).unwrap();
         assert_eq!(value["title"], "<none>");
         assert_eq!(value["volumes"], serde_json::json!([]));

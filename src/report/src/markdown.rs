@@ -10,9 +10,14 @@ pub fn markdown(incident: &Incident) -> String {
     let mut out = String::new();
     for block in postmortem::document(incident) {
         let piece = match &block {
-            Block::Heading(level, text) => format!("{} {}\n", "#".repeat((*level).into()), escape(text)),
+            Block::Heading(level, text) => {
+                format!("{} {}\n", "#".repeat((*level).into()), escape(text))
+            }
             Block::Para(line) => format!("{}\n", inline(line, false)),
-            Block::List(lines) => lines.iter().map(|l| format!("- {}\n", inline(l, false))).collect(),
+            Block::List(lines) => lines
+                .iter()
+                .map(|l| format!("- {}\n", inline(l, false)))
+                .collect(),
             Block::Table { head, rows } => table(head, rows),
             Block::Copy(what, text) => format!("{}\n\n{}", escape(what), fenced(text)),
             Block::Picture => continue,
@@ -26,7 +31,11 @@ pub fn markdown(incident: &Incident) -> String {
 }
 
 fn table(head: &[&str], rows: &[Vec<Line>]) -> String {
-    let mut out = format!("| {} |\n|{}\n", head.join(" | "), " --- |".repeat(head.len()));
+    let mut out = format!(
+        "| {} |\n|{}\n",
+        head.join(" | "),
+        " --- |".repeat(head.len())
+    );
     for row in rows {
         let cells: Vec<String> = row.iter().map(|c| inline(c, true)).collect();
         out.push_str(&format!("| {} |\n", cells.join(" | ")));
@@ -47,7 +56,10 @@ fn inline(line: &Line, in_table: bool) -> String {
 /// Escapes what Markdown or the HTML inside it would read as markup. Underscores inside words are no markup.
 fn escape(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
-    let word = |i: Option<usize>| i.and_then(|i| chars.get(i)).is_some_and(|c| c.is_alphanumeric());
+    let word = |i: Option<usize>| {
+        i.and_then(|i| chars.get(i))
+            .is_some_and(|c| c.is_alphanumeric())
+    };
     let mut out = String::with_capacity(text.len());
     for (i, c) in chars.iter().enumerate() {
         match c {
@@ -67,9 +79,17 @@ fn escape(text: &str) -> String {
 /// A code span whose fence is longer than any run of backticks in it. In a table cell a pipe must be escaped even here.
 fn code_span(text: &str, in_table: bool) -> String {
     let text = clean(text);
-    let text = if in_table { text.replace('|', "\\|") } else { text };
+    let text = if in_table {
+        text.replace('|', "\\|")
+    } else {
+        text
+    };
     let ticks = "`".repeat(longest_run(&text) + 1);
-    let pad = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
+    let pad = if text.starts_with('`') || text.ends_with('`') {
+        " "
+    } else {
+        ""
+    };
     format!("{ticks}{pad}{text}{pad}{ticks}")
 }
 

@@ -2,8 +2,8 @@
 
 use crate::doc::{Block, Inline, Line, Tone, code, labelled, text};
 use crate::format::{
-    class_in_words, class_name, clean, clock, count, date_clock, event_in_words, millis, proof_in_words,
-    quoted, relative, same_day, sentence, span, step_name,
+    class_in_words, class_name, clean, clock, count, date_clock, event_in_words, millis,
+    proof_in_words, quoted, relative, same_day, sentence, span, step_name,
 };
 use crate::summary::{CloudDetach, RecoverySummary, StepSummary, is_provider_lock, outstanding};
 use crate::text::next_step;
@@ -30,10 +30,22 @@ pub(crate) struct Item<'a> {
 pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
     let mut items: Vec<(Timestamp, Item<'_>)> = Vec::new();
     for note in &incident.notes {
-        items.push((note.at, Item { at: note.at, claim: None, by: None, text: quoted(&note.text) }));
+        items.push((
+            note.at,
+            Item {
+                at: note.at,
+                claim: None,
+                by: None,
+                text: quoted(&note.text),
+            },
+        ));
     }
     for record in &incident.records {
-        let reason = record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default();
+        let reason = record
+            .reason
+            .as_ref()
+            .map(|r| format!(", because: {r}"))
+            .unwrap_or_default();
         let opened = quoted(&format!(
             "trouble seen; recovery {} opened in mode {}{reason}",
             record.recovery.name, record.mode
@@ -51,7 +63,12 @@ pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
             let text = event_in_words(record.plan.as_ref(), &entry.event);
             items.push((
                 sorted.max(record.created),
-                Item { at: entry.at, claim: Some(&record.claim), by: Some(&entry.by), text },
+                Item {
+                    at: entry.at,
+                    claim: Some(&record.claim),
+                    by: Some(&entry.by),
+                    text,
+                },
             ));
         }
     }
@@ -62,7 +79,9 @@ pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
 /// What a person has to do about a record, if anything.
 pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
     let standing = &recovery.standing;
-    let why = recovery.why().unwrap_or_else(|| recovery.title().to_owned());
+    let why = recovery
+        .why()
+        .unwrap_or_else(|| recovery.title().to_owned());
     let text = match (standing.phase, &standing.reason) {
         (Phase::Stuck, _) => match outstanding(recovery.record) {
             Some(step) => format!(
@@ -75,28 +94,36 @@ pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
             "find out why it failed ({why}); what was changed has been put back and the pod is still without its volume"
         ),
         (Phase::Waiting, _) if is_provider_lock(standing) => {
-            "send the support ticket below to the provider; nothing else can lift the lock".to_owned()
+            "send the support ticket below to the provider; nothing else can lift the lock"
+                .to_owned()
         }
         (Phase::Refused, _) | (Phase::Waiting, Some(Reason::Refusals(_))) => {
             format!("remove what stands against it, or heal it by hand: {why}")
         }
         (Phase::AwaitingApproval, _) => match &recovery.record.plan {
             Some(plan) => {
-                format!("read plan {} and approve it (kubectl reattach approve) or abort it", plan.hash)
+                format!(
+                    "read plan {} and approve it (kubectl reattach approve) or abort it",
+                    plan.hash
+                )
             }
             None => return None,
         },
         (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => return None,
         (Phase::Planned, _) => {
-            "nothing was done, because the mode says so; to heal it: kubectl reattach recover".to_owned()
+            "nothing was done, because the mode says so; to heal it: kubectl reattach recover"
+                .to_owned()
         }
         (Phase::NotOurs, _) => format!("its owner has to fix it: {why}"),
-        (Phase::Diagnosing, Some(Reason::Missing(_))) => format!("make known what is missing: {why}"),
+        (Phase::Diagnosing, Some(Reason::Missing(_))) => {
+            format!("make known what is missing: {why}")
+        }
         (Phase::Diagnosing, Some(Reason::NoPlan)) => {
             "there is no plan for it yet: look at the diagnosis".to_owned()
         }
         (Phase::Aborted, _) => {
-            "the pod is still without its volume: heal it by hand or start another recovery".to_owned()
+            "the pod is still without its volume: heal it by hand or start another recovery"
+                .to_owned()
         }
         (
             Phase::Recovered
@@ -133,8 +160,12 @@ fn tone(standing: &Standing) -> Tone {
 
 /// The whole post-mortem.
 pub(crate) fn document(incident: &Incident) -> Vec<Block> {
-    let recoveries: Vec<RecoverySummary<'_>> = incident.records.iter().map(RecoverySummary::of).collect();
-    let mut out = vec![Block::Heading(1, clean(&incident.title)), Block::Heading(2, "Summary".into())];
+    let recoveries: Vec<RecoverySummary<'_>> =
+        incident.records.iter().map(RecoverySummary::of).collect();
+    let mut out = vec![
+        Block::Heading(1, clean(&incident.title)),
+        Block::Heading(2, "Summary".into()),
+    ];
     summary(incident, &recoveries, &mut out);
     if !recoveries.is_empty() {
         out.push(Block::Heading(2, "Volumes".into()));
@@ -157,7 +188,13 @@ pub(crate) fn document(incident: &Incident) -> Vec<Block> {
 }
 
 fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
-    let day = |a, b| if same_day(a, b) { clock(b) } else { date_clock(b) };
+    let day = |a, b| {
+        if same_day(a, b) {
+            clock(b)
+        } else {
+            date_clock(b)
+        }
+    };
     let window = format!(
         "From {} to {} UTC ({})",
         date_clock(incident.from),
@@ -178,7 +215,10 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
             None => titles.push((title, 1)),
         }
     }
-    let listed: Vec<String> = titles.iter().map(|(title, n)| format!("{n} {title}")).collect();
+    let listed: Vec<String> = titles
+        .iter()
+        .map(|(title, n)| format!("{n} {title}"))
+        .collect();
     let were = if recoveries.len() == 1 { "was" } else { "were" };
     out.push(Block::Para(text(format!(
         "{window}, {} {were} in trouble: {}.",
@@ -187,9 +227,16 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
     ))));
     let mut lines = Vec::new();
     let names = |of: &dyn Fn(&&RecoverySummary<'_>) -> bool| {
-        recoveries.iter().filter(of).map(|s| s.claim()).collect::<Vec<_>>()
+        recoveries
+            .iter()
+            .filter(of)
+            .map(|s| s.claim())
+            .collect::<Vec<_>>()
     };
-    let classes: BTreeSet<_> = recoveries.iter().filter_map(RecoverySummary::class).collect();
+    let classes: BTreeSet<_> = recoveries
+        .iter()
+        .filter_map(RecoverySummary::class)
+        .collect();
     for class in classes {
         let which = names(&|s| s.class() == Some(class));
         lines.push(labelled(
@@ -203,13 +250,22 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
             ),
         ));
     }
-    let mut times: Vec<i64> = recoveries.iter().filter_map(RecoverySummary::heal_millis).collect();
+    let mut times: Vec<i64> = recoveries
+        .iter()
+        .filter_map(RecoverySummary::heal_millis)
+        .collect();
     times.sort_unstable();
-    if let (Some(upper), Some(lower), Some(longest)) =
-        (times.get(times.len() / 2), times.get(times.len().saturating_sub(1) / 2), times.last())
-    {
+    if let (Some(upper), Some(lower), Some(longest)) = (
+        times.get(times.len() / 2),
+        times.get(times.len().saturating_sub(1) / 2),
+        times.last(),
+    ) {
         let median = (upper + lower) / 2;
-        let longest_down = recoveries.iter().filter_map(RecoverySummary::down_millis).max().unwrap_or(0);
+        let longest_down = recoveries
+            .iter()
+            .filter_map(RecoverySummary::down_millis)
+            .max()
+            .unwrap_or(0);
         let healed = if times.len() == 1 {
             format!("Healed in {} once its plan was taken up", span(median))
         } else {
@@ -222,30 +278,49 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
         };
         lines.push(labelled(
             "How long",
-            format!("{healed}; the longest was down for {}, waiting included.", span(longest_down)),
+            format!(
+                "{healed}; the longest was down for {}, waiting included.",
+                span(longest_down)
+            ),
         ));
     }
     let down = names(&|s| s.still_down());
     if !down.is_empty() {
         lines.push(labelled(
             "Still down",
-            format!("{}, as far as is known: {}.", count(down.len(), "claim"), down.join(", ")),
+            format!(
+                "{}, as far as is known: {}.",
+                count(down.len(), "claim"),
+                down.join(", ")
+            ),
         ));
     }
     authority(recoveries, &mut lines);
     let detached = names(&|s| s.cloud_detach == CloudDetach::Used);
     let tried = names(&|s| s.cloud_detach == CloudDetach::Tried);
-    let all_proven =
-        recoveries.iter().filter(|s| s.cloud_detach == CloudDetach::Used).all(|s| s.proof().is_some());
-    let proven = if all_proven { " Each rested on a proof that the old holder could not write." } else { "" };
+    let all_proven = recoveries
+        .iter()
+        .filter(|s| s.cloud_detach == CloudDetach::Used)
+        .all(|s| s.proof().is_some());
+    let proven = if all_proven {
+        " Each rested on a proof that the old holder could not write."
+    } else {
+        ""
+    };
     if !detached.is_empty() {
         lines.push(labelled(
             "Cloud detach",
-            format!("Needed for {}, because Kubernetes' own detach was stuck.{proven}", detached.join(", ")),
+            format!(
+                "Needed for {}, because Kubernetes' own detach was stuck.{proven}",
+                detached.join(", ")
+            ),
         ));
     }
     if !tried.is_empty() {
-        lines.push(labelled("Cloud detach that did not succeed", format!("{}.", tried.join(", "))));
+        lines.push(labelled(
+            "Cloud detach that did not succeed",
+            format!("{}.", tried.join(", ")),
+        ));
     }
     if detached.is_empty() && tried.is_empty() && recoveries.iter().any(RecoverySummary::touched) {
         lines.push(labelled(
@@ -262,17 +337,26 @@ fn authority(recoveries: &[RecoverySummary<'_>], lines: &mut Vec<Line>) {
     let mut doers = BTreeSet::new();
     for recovery in recoveries {
         if let Some((_, who)) = recovery.accepted {
-            by_authority.entry(clean(who)).or_default().push(recovery.claim());
+            by_authority
+                .entry(clean(who))
+                .or_default()
+                .push(recovery.claim());
             doers.extend(recovery.doers());
         }
     }
     for (who, claims) in &by_authority {
-        lines.push(labelled("Allowed by", format!("{}: {}.", who, claims.join(", "))));
+        lines.push(labelled(
+            "Allowed by",
+            format!("{}: {}.", who, claims.join(", ")),
+        ));
     }
     if doers.is_empty() {
         lines.push(labelled("Done", "Nothing: no plan was taken up."));
     } else {
-        lines.push(labelled("Done by", format!("{}.", doers.into_iter().collect::<Vec<_>>().join(", "))));
+        lines.push(labelled(
+            "Done by",
+            format!("{}.", doers.into_iter().collect::<Vec<_>>().join(", ")),
+        ));
     }
 }
 
@@ -304,7 +388,10 @@ fn overview(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> Block {
             };
             vec![
                 code(s.claim()),
-                text(s.class().map_or("–".to_owned(), |c| format!("{c}, {}", c.title()))),
+                text(
+                    s.class()
+                        .map_or("–".to_owned(), |c| format!("{c}, {}", c.title())),
+                ),
                 vec![Inline::Badge(tone(&s.standing), s.title().to_owned())],
                 text(down),
                 text(s.heal_millis().map_or("–".to_owned(), span)),
@@ -313,7 +400,14 @@ fn overview(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> Block {
         })
         .collect();
     Block::Table {
-        head: vec!["Claim", "Class", "What happened", "Down", "Time to heal", "Cloud detach"],
+        head: vec![
+            "Claim",
+            "Class",
+            "What happened",
+            "Down",
+            "Time to heal",
+            "Cloud detach",
+        ],
         rows,
     }
 }
@@ -323,12 +417,26 @@ fn timeline_table(incident: &Incident, items: &[Item<'_>]) -> Block {
     let rows = items
         .iter()
         .map(|item| {
-            let claim = item.claim.map_or_else(|| text("–"), |c| code(clean(&c.to_string())));
-            let time = if one_day { clock(item.at) } else { date_clock(item.at) };
-            vec![text(time), text(relative(incident.from, item.at)), claim, text(sentence(&item.text))]
+            let claim = item
+                .claim
+                .map_or_else(|| text("–"), |c| code(clean(&c.to_string())));
+            let time = if one_day {
+                clock(item.at)
+            } else {
+                date_clock(item.at)
+            };
+            vec![
+                text(time),
+                text(relative(incident.from, item.at)),
+                claim,
+                text(sentence(&item.text)),
+            ]
         })
         .collect();
-    Block::Table { head: vec!["UTC", "Since start", "Claim", "What"], rows }
+    Block::Table {
+        head: vec!["UTC", "Since start", "Claim", "What"],
+        rows,
+    }
 }
 
 /// What still needs a person, tickets included.
@@ -337,14 +445,24 @@ fn people(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     let lines: Vec<Line> = recoveries
         .iter()
         .filter_map(|s| {
-            Some(vec![Inline::Code(s.claim()), Inline::Text(format!(": {}", sentence(&needs_human(s)?)))])
+            Some(vec![
+                Inline::Code(s.claim()),
+                Inline::Text(format!(": {}", sentence(&needs_human(s)?))),
+            ])
         })
         .collect();
-    out.push(if lines.is_empty() { Block::Para(text("Nothing.")) } else { Block::List(lines) });
+    out.push(if lines.is_empty() {
+        Block::Para(text("Nothing."))
+    } else {
+        Block::List(lines)
+    });
     for recovery in recoveries {
         if let Some(ticket) = support_ticket(recovery.record) {
             out.push(Block::Copy(
-                format!("Ticket for the provider about {}, ready to send:", recovery.claim()),
+                format!(
+                    "Ticket for the provider about {}, ready to send:",
+                    recovery.claim()
+                ),
                 ticket,
             ));
         }
@@ -355,11 +473,16 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     let item = |s: &RecoverySummary<'_>| {
         vec![
             Inline::Code(s.claim()),
-            Inline::Text(format!(": {}", sentence(&s.why().unwrap_or_else(|| s.title().to_owned())))),
+            Inline::Text(format!(
+                ": {}",
+                sentence(&s.why().unwrap_or_else(|| s.title().to_owned()))
+            )),
         ]
     };
-    let (foreign, ours): (Vec<&RecoverySummary<'_>>, Vec<&RecoverySummary<'_>>) =
-        recoveries.iter().filter(|s| !s.touched()).partition(|s| s.standing.phase == Phase::NotOurs);
+    let (foreign, ours): (Vec<&RecoverySummary<'_>>, Vec<&RecoverySummary<'_>>) = recoveries
+        .iter()
+        .filter(|s| !s.touched())
+        .partition(|s| s.standing.phase == Phase::NotOurs);
     if !foreign.is_empty() {
         out.push(Block::Heading(2, "What was not ours, and why".into()));
         out.push(Block::List(foreign.into_iter().map(item).collect()));
@@ -368,7 +491,11 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     if !ours.is_empty() {
         out.push(Block::List(ours.into_iter().map(item).collect()));
     }
-    let touched: Vec<&Record> = recoveries.iter().filter(|s| s.touched()).map(|s| s.record).collect();
+    let touched: Vec<&Record> = recoveries
+        .iter()
+        .filter(|s| s.touched())
+        .map(|s| s.record)
+        .collect();
     let objects: BTreeSet<String> = touched
         .iter()
         .filter_map(|r| r.plan.as_ref())
@@ -382,7 +509,9 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
         })
         .collect();
     out.push(Block::Para(text(match objects.is_empty() {
-        true => "Everything: no effect was issued on any workload, attachment or volume.".to_owned(),
+        true => {
+            "Everything: no effect was issued on any workload, attachment or volume.".to_owned()
+        }
         false => "Everything else. Effects were issued only within the plans of these:".to_owned(),
     })));
     if !objects.is_empty() {
@@ -393,7 +522,10 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
 fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
     let record = recovery.record;
     out.push(Block::Heading(3, recovery.claim()));
-    let mut head = vec![Inline::Badge(tone(&recovery.standing), recovery.title().to_owned())];
+    let mut head = vec![Inline::Badge(
+        tone(&recovery.standing),
+        recovery.title().to_owned(),
+    )];
     if let Some(why) = recovery.why() {
         head.push(Inline::Text(format!(": {}", sentence(&why))));
     }
@@ -406,7 +538,11 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
             date_clock(record.created),
             record.requester,
             record.mode,
-            record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default()
+            record
+                .reason
+                .as_ref()
+                .map(|r| format!(", because: {r}"))
+                .unwrap_or_default()
         ),
     )];
     if let Some((at, who)) = recovery.accepted {
@@ -436,7 +572,10 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
         lines.push(labelled("Next", clean(&next_step(verdict))));
     }
     if let Some(proof) = recovery.proof() {
-        lines.push(by("Proof that the old holder could not write", proof_in_words(proof)));
+        lines.push(by(
+            "Proof that the old holder could not write",
+            proof_in_words(proof),
+        ));
     } else if recovery.touched() {
         lines.push(by(
             "Proof that the old holder could not write",
@@ -444,15 +583,27 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
         ));
     }
     out.push(Block::List(lines));
-    let facts = record.diagnosis.as_ref().map(|d| d.facts.as_slice()).unwrap_or_default();
+    let facts = record
+        .diagnosis
+        .as_ref()
+        .map(|d| d.facts.as_slice())
+        .unwrap_or_default();
     if !facts.is_empty() {
         out.push(Block::Heading(4, "Facts found".into()));
         out.push(Block::List(facts.iter().map(|f| text(quoted(f))).collect()));
     }
     if let Some(plan) = &record.plan {
-        let done = if recovery.accepted.is_some() { "Steps" } else { "What it would do" };
+        let done = if recovery.accepted.is_some() {
+            "Steps"
+        } else {
+            "What it would do"
+        };
         out.push(Block::Heading(4, format!("{done} (plan {})", plan.hash)));
-        out.push(if recovery.accepted.is_some() { steps_done(recovery, plan) } else { steps_planned(plan) });
+        out.push(if recovery.accepted.is_some() {
+            steps_done(recovery, plan)
+        } else {
+            steps_planned(plan)
+        });
     }
 }
 
@@ -463,13 +614,16 @@ fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
             StepSummary::NotBegun => "not begun".to_owned(),
             StepSummary::Done(seen) => format!("done: {seen}"),
             StepSummary::Skipped(why) => format!("passed over: {why}"),
-            StepSummary::Unfinished if recovery.ended.is_none() && recovery.turned_back.is_none() => {
+            StepSummary::Unfinished
+                if recovery.ended.is_none() && recovery.turned_back.is_none() =>
+            {
                 "under way".to_owned()
             }
             StepSummary::Unfinished => "not finished".to_owned(),
         };
-        let took =
-            |of: fn(&crate::timing::Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
+        let took = |of: fn(&crate::timing::Stretch) -> i64| {
+            text(stretch.map_or("–".to_owned(), |s| span(of(s))))
+        };
         vec![
             text(StepIx(i).to_string()),
             text(step.kind.spec().title),
@@ -480,7 +634,11 @@ fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
     };
     let mut rows: Vec<Vec<Line>> = (0..).zip(&plan.steps).map(row).collect();
     for s in recovery.stretches.iter().filter(|s| s.step.is_none()) {
-        let how = if s.closed { "done: what was changed is put back" } else { "under way" };
+        let how = if s.closed {
+            "done: what was changed is put back"
+        } else {
+            "under way"
+        };
         rows.push(vec![
             text("–"),
             text("put back"),
@@ -489,7 +647,10 @@ fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
             text(span(s.ours)),
         ]);
     }
-    Block::Table { head: vec!["#", "Step", "Outcome", "Took", "Our share"], rows }
+    Block::Table {
+        head: vec!["#", "Step", "Outcome", "Took", "Our share"],
+        rows,
+    }
 }
 
 fn steps_planned(plan: &Plan) -> Block {
@@ -504,5 +665,8 @@ fn steps_planned(plan: &Plan) -> Block {
             ]
         })
         .collect();
-    Block::Table { head: vec!["#", "What would happen", "By hand", "What could go wrong"], rows }
+    Block::Table {
+        head: vec!["#", "What would happen", "By hand", "What could go wrong"],
+        rows,
+    }
 }

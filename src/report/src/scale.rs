@@ -40,14 +40,24 @@ pub(crate) struct Axis {
 impl Axis {
     /// An axis; an empty range becomes one second.
     pub(crate) fn new(from: i64, to: i64, left: f64, right: f64) -> Self {
-        Self { from, to: if to > from { to } else { from.saturating_add(1_000) }, left, right }
+        Self {
+            from,
+            to: if to > from {
+                to
+            } else {
+                from.saturating_add(1_000)
+            },
+            left,
+            right,
+        }
     }
 
     /// The pixel of a value; values outside lie on the edge.
     pub(crate) fn at(&self, value: i64) -> f64 {
         let value = value.clamp(self.from, self.to);
         // Spans of time fit a double's 53 bits by far.
-        let part = value.saturating_sub(self.from) as f64 / self.to.saturating_sub(self.from) as f64;
+        let part =
+            value.saturating_sub(self.from) as f64 / self.to.saturating_sub(self.from) as f64;
         self.left + part * (self.right - self.left)
     }
 
@@ -55,14 +65,21 @@ impl Axis {
     pub(crate) fn step(&self, most: i64) -> i64 {
         let range = self.to.saturating_sub(self.from);
         let fits = |step: &&i64| range / **step <= most;
-        STEPS.iter().find(fits).copied().unwrap_or_else(|| range / most.max(1))
+        STEPS
+            .iter()
+            .find(fits)
+            .copied()
+            .unwrap_or_else(|| range / most.max(1))
     }
 
     /// The tick values: multiples of the step.
     pub(crate) fn ticks(&self, most: i64) -> Vec<i64> {
         let step = self.step(most).max(1);
         let first = self.from.div_euclid(step) * step;
-        (0..=most + 2).map(|i| first + i * step).filter(|t| (self.from..=self.to).contains(t)).collect()
+        (0..=most + 2)
+            .map(|i| first + i * step)
+            .filter(|t| (self.from..=self.to).contains(t))
+            .collect()
     }
 }
 
@@ -73,7 +90,10 @@ mod tests {
     #[test]
     fn an_axis_maps_its_ends_to_its_edges_and_clamps() {
         let axis = Axis::new(1_000, 61_000, 100.0, 700.0);
-        assert_eq!((axis.at(1_000), axis.at(61_000), axis.at(31_000)), (100.0, 700.0, 400.0));
+        assert_eq!(
+            (axis.at(1_000), axis.at(61_000), axis.at(31_000)),
+            (100.0, 700.0, 400.0)
+        );
         assert_eq!((axis.at(0), axis.at(99_000)), (100.0, 700.0));
     }
 

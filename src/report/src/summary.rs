@@ -61,9 +61,14 @@ fn run_in_progress(record: &Record) -> Option<Standing> {
     if let Some(why) = turned_back {
         return Some(Standing::because(Phase::Restoring, Reason::Unwinding(why)));
     }
-    let accepted = record.journal.iter().any(|e| matches!(e.event, Event::Accepted { .. }));
+    let accepted = record
+        .journal
+        .iter()
+        .any(|e| matches!(e.event, Event::Accepted { .. }));
     let plan = record.plan.as_ref().filter(|_| accepted)?;
-    let current = open_steps(plan, &record.journal).ok().and_then(|s| s.current);
+    let current = open_steps(plan, &record.journal)
+        .ok()
+        .and_then(|s| s.current);
     Some(Standing::because(Phase::Running, Reason::Step(current)))
 }
 
@@ -72,7 +77,11 @@ fn before_the_run(record: &Record) -> Standing {
     let waits = record.phase == Phase::Waiting;
     let refused = || {
         // A refusal that passes by itself leaves the recovery waiting.
-        let phase = if waits { Phase::Waiting } else { Phase::Refused };
+        let phase = if waits {
+            Phase::Waiting
+        } else {
+            Phase::Refused
+        };
         Standing::because(phase, Reason::Refusals(record.refusals.clone()))
     };
     match record.diagnosis.as_ref().map(|d| &d.verdict) {
@@ -81,7 +90,9 @@ fn before_the_run(record: &Record) -> Standing {
         Some(Verdict::NotOurs { reason }) => {
             Standing::because(Phase::NotOurs, Reason::NotOurs(reason.clone()))
         }
-        Some(Verdict::Wait { reason }) => Standing::because(Phase::Waiting, Reason::Wait(reason.clone())),
+        Some(Verdict::Wait { reason }) => {
+            Standing::because(Phase::Waiting, Reason::Wait(reason.clone()))
+        }
         Some(Verdict::Unclassified { missing }) => {
             Standing::because(Phase::Diagnosing, Reason::Missing(missing.clone()))
         }
@@ -131,9 +142,13 @@ pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
         Reason::Healthy | Reason::NoPlan | Reason::Mode(Mode::Auto | Mode::Approve) => None,
         Reason::NotOurs(reason) => Some(quoted(&reason.to_string())),
         Reason::Wait(reason) => Some(quoted(&reason.to_string())),
-        Reason::Missing(missing) => {
-            Some(quoted(&missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
-        }
+        Reason::Missing(missing) => Some(quoted(
+            &missing
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; "),
+        )),
         Reason::Refusals(refusals) => Some(quoted(&refusals.join("; "))),
         Reason::Mode(Mode::Observe | Mode::DryRun) => {
             Some("nothing was done, because the mode says so".to_owned())
@@ -147,7 +162,10 @@ pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
 
 /// Does the recovery wait for a lock that only the provider lifts?
 pub(crate) fn is_provider_lock(standing: &Standing) -> bool {
-    matches!(&standing.reason, Some(Reason::Wait(WaitReason::ProviderLock { .. })))
+    matches!(
+        &standing.reason,
+        Some(Reason::Wait(WaitReason::ProviderLock { .. }))
+    )
 }
 
 /// Whether the cloud was asked to detach the volume.
@@ -185,7 +203,13 @@ pub(crate) struct RecoverySummary<'a> {
 
 impl<'a> RecoverySummary<'a> {
     pub(crate) fn of(record: &'a Record) -> Self {
-        let at = |wanted: fn(&Event) -> bool| record.journal.iter().find(|e| wanted(&e.event)).map(|e| e.at);
+        let at = |wanted: fn(&Event) -> bool| {
+            record
+                .journal
+                .iter()
+                .find(|e| wanted(&e.event))
+                .map(|e| e.at)
+        };
         let accepted = record.journal.iter().find_map(|e| match &e.event {
             Event::Accepted { authority, .. } => Some((e.at, authority.as_str())),
             _ => None,
@@ -197,7 +221,11 @@ impl<'a> RecoverySummary<'a> {
             turned_back: at(|m| matches!(m, Event::UnwindStarted { .. })),
             ended: at(|m| matches!(m, Event::Ended { .. })),
             cloud_detach: cloud_detach(record),
-            stretches: record.plan.as_ref().map(|p| stretches(p, &record.journal)).unwrap_or_default(),
+            stretches: record
+                .plan
+                .as_ref()
+                .map(|p| stretches(p, &record.journal))
+                .unwrap_or_default(),
         }
     }
 
@@ -223,7 +251,8 @@ impl<'a> RecoverySummary<'a> {
 
     /// When the pod was seen running with its volume again.
     pub(crate) fn healed_at(&self) -> Option<Timestamp> {
-        self.ended.filter(|_| self.standing.phase == Phase::Recovered)
+        self.ended
+            .filter(|_| self.standing.phase == Phase::Recovered)
     }
 
     /// Milliseconds from taking up the plan to the pod running again.
@@ -251,10 +280,14 @@ impl<'a> RecoverySummary<'a> {
     /// The proof that a freeing effect rested on; the last one counts.
     pub(crate) fn proof(&self) -> Option<&'a ProofKind> {
         let journal = &self.record.journal;
-        journal.iter().enumerate().rev().find_map(|(ix, e)| match &e.event {
-            Event::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
-            _ => None,
-        })
+        journal
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(ix, e)| match &e.event {
+                Event::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
+                _ => None,
+            })
     }
 
     /// Who wrote the journal.
@@ -266,11 +299,19 @@ impl<'a> RecoverySummary<'a> {
     pub(crate) fn step(&self, step: StepIx) -> (StepSummary, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
         let closing = self.record.journal.iter().find_map(|e| match &e.event {
-            Event::Completed { step: s, seen } if *s == step => Some(StepSummary::Done(quoted(seen))),
-            Event::Skipped { step: s, why } if *s == step => Some(StepSummary::Skipped(quoted(why))),
+            Event::Completed { step: s, seen } if *s == step => {
+                Some(StepSummary::Done(quoted(seen)))
+            }
+            Event::Skipped { step: s, why } if *s == step => {
+                Some(StepSummary::Skipped(quoted(why)))
+            }
             _ => None,
         });
-        let open = if stretch.is_some() { StepSummary::Unfinished } else { StepSummary::NotBegun };
+        let open = if stretch.is_some() {
+            StepSummary::Unfinished
+        } else {
+            StepSummary::NotBegun
+        };
         (closing.unwrap_or(open), stretch)
     }
 
@@ -289,8 +330,12 @@ impl<'a> RecoverySummary<'a> {
 }
 
 fn cloud_detach(record: &Record) -> CloudDetach {
-    let Some(plan) = &record.plan else { return CloudDetach::No };
-    let Some(step) = plan.find(StepKind::CloudDetach) else { return CloudDetach::No };
+    let Some(plan) = &record.plan else {
+        return CloudDetach::No;
+    };
+    let Some(step) = plan.find(StepKind::CloudDetach) else {
+        return CloudDetach::No;
+    };
     let order = |e: &Entry| matches!(&e.event, Event::Started { step: s, .. } if *s == step);
     let mut lines = record.journal.iter().enumerate();
     let tried = lines.any(|(ix, e)| order(e) && !is_withheld(&record.journal, ix));
@@ -311,7 +356,10 @@ pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let step = record.plan.as_ref()?.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find_map(|e| match &e.event {
         // What was not sent says nothing about the cloud.
-        Event::Outcome { outcome: Outcome::Withheld { .. }, .. } => None,
+        Event::Outcome {
+            outcome: Outcome::Withheld { .. },
+            ..
+        } => None,
         Event::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
         _ => None,
     });
@@ -326,14 +374,23 @@ pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let plan = record.plan.as_ref()?;
     let step = plan.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find(|e| match &e.event {
-        Event::Outcome { outcome: Outcome::Withheld { .. }, .. } => false,
+        Event::Outcome {
+            outcome: Outcome::Withheld { .. },
+            ..
+        } => false,
         Event::Outcome { step: s, .. }
         | Event::Completed { step: s, .. }
         | Event::Skipped { step: s, .. } => *s == step,
         _ => false,
     });
     match last.map(|e| (e.at, &e.event)) {
-        Some((at, Event::Outcome { outcome: Outcome::Applied { detail }, .. })) => Some((at, detail)),
+        Some((
+            at,
+            Event::Outcome {
+                outcome: Outcome::Applied { detail },
+                ..
+            },
+        )) => Some((at, detail)),
         _ => None,
     }
 }

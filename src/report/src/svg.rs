@@ -51,7 +51,8 @@ struct Frame<'a> {
 
 /// Both pictures; nothing when there is nothing to draw.
 pub(crate) fn pictures(incident: &Incident) -> String {
-    let recoveries: Vec<RecoverySummary<'_>> = incident.records.iter().map(RecoverySummary::of).collect();
+    let recoveries: Vec<RecoverySummary<'_>> =
+        incident.records.iter().map(RecoverySummary::of).collect();
     if recoveries.is_empty() {
         return String::new();
     }
@@ -64,7 +65,12 @@ pub(crate) fn pictures(incident: &Incident) -> String {
 fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
     let moments = recoveries
         .iter()
-        .flat_map(|s| [Some(s.record.created), s.record.journal.last().map(|e| e.at)])
+        .flat_map(|s| {
+            [
+                Some(s.record.created),
+                s.record.journal.last().map(|e| e.at),
+            ]
+        })
         .flatten();
     let noted = incident.notes.iter().map(|n| n.at);
     let (mut from, mut to) = (incident.from, incident.to);
@@ -76,8 +82,19 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
     let seconds = axis.step(7) < 60_000;
     let ticks = axis.ticks(7).into_iter().filter_map(|t| {
         let at = Timestamp::from_millisecond(t).ok()?;
-        let long = if same_day(from, to) { clock(at) } else { date_clock(at).chars().skip(5).collect() };
-        Some((t, if seconds { long } else { long.chars().take(long.chars().count() - 3).collect() }))
+        let long = if same_day(from, to) {
+            clock(at)
+        } else {
+            date_clock(at).chars().skip(5).collect()
+        };
+        Some((
+            t,
+            if seconds {
+                long
+            } else {
+                long.chars().take(long.chars().count() - 3).collect()
+            },
+        ))
     });
     let mut used: Vec<(&str, &str)> = vec![
         ("down", "down: being diagnosed or waiting"),
@@ -87,10 +104,22 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
         ("human", "needs a person"),
         ("rest", "left alone"),
     ];
-    used.retain(|(class, _)| lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == *class));
-    let notes: Vec<_> = incident.notes.iter().map(|n| (n.at.as_millisecond(), quoted(&n.text))).collect();
-    let hint =
-        if notes.is_empty() { "" } else { " Dashed lines are notes; the timeline below has their text." };
+    used.retain(|(class, _)| {
+        lanes
+            .iter()
+            .flat_map(|l| &l.bars)
+            .any(|b| b.class == *class)
+    });
+    let notes: Vec<_> = incident
+        .notes
+        .iter()
+        .map(|n| (n.at.as_millisecond(), quoted(&n.text)))
+        .collect();
+    let hint = if notes.is_empty() {
+        ""
+    } else {
+        " Dashed lines are notes; the timeline below has their text."
+    };
     Frame {
         id: "whole",
         title: "The incident, one lane per volume",
@@ -107,7 +136,12 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
 fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     let mut bars = Vec::new();
     let mut bar = |from: Timestamp, to: Timestamp, class, what: &str| {
-        let title = format!("{what}: {} to {} UTC ({})", clock(from), clock(to), span(millis(from, to)));
+        let title = format!(
+            "{what}: {} to {} UTC ({})",
+            clock(from),
+            clock(to),
+            span(millis(from, to))
+        );
         bars.push(Bar {
             from: from.as_millisecond(),
             to: to.as_millisecond(),
@@ -125,7 +159,9 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
             (Phase::Resolved, _) => ("up", "nothing to do"),
             (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => ("down", "waiting"),
             (Phase::NotOurs | Phase::Planned | Phase::Refused | Phase::Aborted, _)
-            | (Phase::Diagnosing, Some(Reason::Missing(_) | Reason::NoPlan)) => ("rest", "left alone"),
+            | (Phase::Diagnosing, Some(Reason::Missing(_) | Reason::NoPlan)) => {
+                ("rest", "left alone")
+            }
             (
                 Phase::Diagnosing
                 | Phase::Waiting
@@ -137,14 +173,27 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
             ) => ("down", "waiting"),
         };
         bar(created, end, class, what);
-        return Lane { label: recovery.claim(), summary: recovery.title().to_owned(), bars };
+        return Lane {
+            label: recovery.claim(),
+            summary: recovery.title().to_owned(),
+            bars,
+        };
     };
     if accepted > created {
-        bar(created, accepted, "down", "down, being diagnosed or waiting");
+        bar(
+            created,
+            accepted,
+            "down",
+            "down, being diagnosed or waiting",
+        );
     }
     // A run that is stuck without an end did its last where its journal stops.
-    let stopped =
-        recovery.record.journal.last().map(|e| e.at).filter(|_| recovery.standing.phase == Phase::Stuck);
+    let stopped = recovery
+        .record
+        .journal
+        .last()
+        .map(|e| e.at)
+        .filter(|_| recovery.standing.phase == Phase::Stuck);
     let left = recovery.ended.or(stopped);
     let over = left.unwrap_or(end);
     if left.is_some() {
@@ -161,16 +210,30 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
         Some(took) => format!("{} in {}", recovery.title(), span(took)),
         None => recovery.title().to_owned(),
     };
-    Lane { label: recovery.claim(), summary, bars }
+    Lane {
+        label: recovery.claim(),
+        summary,
+        bars,
+    }
 }
 
 /// Each run in seconds since its plan was taken up.
 fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
-    let runs: Vec<(&RecoverySummary<'_>, Timestamp)> =
-        recoveries.iter().filter_map(|s| Some((s, s.accepted?.0))).collect();
-    let longest = runs.iter().flat_map(|(s, from)| s.stretches.iter().map(|p| millis(*from, p.to))).max();
-    let Some(longest) = longest else { return String::new() };
-    let lanes: Vec<Lane> = runs.iter().map(|(recovery, from)| steps(recovery, *from)).collect();
+    let runs: Vec<(&RecoverySummary<'_>, Timestamp)> = recoveries
+        .iter()
+        .filter_map(|s| Some((s, s.accepted?.0)))
+        .collect();
+    let longest = runs
+        .iter()
+        .flat_map(|(s, from)| s.stretches.iter().map(|p| millis(*from, p.to)))
+        .max();
+    let Some(longest) = longest else {
+        return String::new();
+    };
+    let lanes: Vec<Lane> = runs
+        .iter()
+        .map(|(recovery, from)| steps(recovery, *from))
+        .collect();
     let axis = Axis::new(0, longest, LEFT, RIGHT);
     let zero = Timestamp::UNIX_EPOCH;
     let ticks = axis.ticks(8).into_iter().filter_map(|t| {
@@ -179,20 +242,28 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
     });
     // Kinds of one colour are told apart by the number: the legend names what occurs.
     let mut legend: Vec<(&str, &str)> = Vec::new();
-    for kind in runs.iter().flat_map(|(s, _)| s.stretches.iter().filter_map(|x| kind_of(s, x))) {
+    for kind in runs
+        .iter()
+        .flat_map(|(s, _)| s.stretches.iter().filter_map(|x| kind_of(s, x)))
+    {
         let entry = (kind.spec().colour, kind.spec().title);
         if !legend.contains(&entry) {
             legend.push(entry);
         }
     }
-    if lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == "back") {
+    if lanes
+        .iter()
+        .flat_map(|l| &l.bars)
+        .any(|b| b.class == "back")
+    {
         legend.push(("back", "put back"));
     }
     Frame {
         id: "steps",
         title: "Each run, step by step",
-        caption: "Each run, in seconds since its plan was taken up. Numbers are those of the steps."
-            .to_owned(),
+        caption:
+            "Each run, in seconds since its plan was taken up. Numbers are those of the steps."
+                .to_owned(),
         ticks: ticks.collect(),
         axis,
         notes: Vec::new(),
@@ -219,9 +290,19 @@ fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
             }
             _ => ("back", format!("put back: {took}"), "↩".to_owned()),
         };
-        Bar { from: millis(from, stretch.from), to: millis(from, stretch.to), class, title, inside }
+        Bar {
+            from: millis(from, stretch.from),
+            to: millis(from, stretch.to),
+            class,
+            title,
+            inside,
+        }
     });
-    Lane { label: recovery.claim(), summary: recovery.title().to_owned(), bars: bars.collect() }
+    Lane {
+        label: recovery.claim(),
+        summary: recovery.title().to_owned(),
+        bars: bars.collect(),
+    }
 }
 
 fn kind_of(recovery: &RecoverySummary<'_>, stretch: &Stretch) -> Option<StepKind> {
@@ -240,9 +321,22 @@ impl Frame<'_> {
             "<figure>\n<svg viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" aria-labelledby=\"{0}-title {0}-desc\">",
             self.id
         );
-        let _ = writeln!(out, "<title id=\"{}-title\">{}</title>", self.id, escape(self.title));
-        let told: Vec<String> = lanes.iter().map(|l| format!("{}: {}.", l.label, l.summary)).collect();
-        let _ = writeln!(out, "<desc id=\"{}-desc\">{}</desc>", self.id, escape(&told.join(" ")));
+        let _ = writeln!(
+            out,
+            "<title id=\"{}-title\">{}</title>",
+            self.id,
+            escape(self.title)
+        );
+        let told: Vec<String> = lanes
+            .iter()
+            .map(|l| format!("{}: {}.", l.label, l.summary))
+            .collect();
+        let _ = writeln!(
+            out,
+            "<desc id=\"{}-desc\">{}</desc>",
+            self.id,
+            escape(&told.join(" "))
+        );
         for (at, label) in &self.ticks {
             let x = self.axis.at(*at);
             // A label at the edge is pulled inside.

@@ -2,8 +2,8 @@
 
 use crate::Record;
 use crate::format::{
-    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, event_in_words, headline,
-    quoted, relative, same_day, sentence, span,
+    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, event_in_words,
+    headline, quoted, relative, same_day, sentence, span,
 };
 use crate::summary::RecoverySummary;
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
@@ -22,7 +22,14 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     if let Verdict::Wait { reason } = &diagnosis.verdict
         && let Some(class) = reason.class()
     {
-        out.para("  ", &format!("Once that is over it is {}: {}.", class_name(class), class_in_words(class)));
+        out.para(
+            "  ",
+            &format!(
+                "Once that is over it is {}: {}.",
+                class_name(class),
+                class_in_words(class)
+            ),
+        );
     }
     if let Verdict::Unclassified { missing } = &diagnosis.verdict {
         out.gap("Missing");
@@ -51,11 +58,15 @@ pub(crate) fn next_step(verdict: &Verdict) -> String {
         Verdict::Ours { .. } => {
             "kubectl reattach plan says what can be done by hand; this class is recognised, not every runbook heals it."
         }
-        Verdict::Wait { reason: WaitReason::ProviderLock { .. } } => {
+        Verdict::Wait {
+            reason: WaitReason::ProviderLock { .. },
+        } => {
             "Send the support ticket to the provider: only the provider can lift the lock. reattach goes on by itself once it is gone."
         }
         Verdict::Wait { .. } => "Nothing to do yet: reattach looks again when something changes.",
-        Verdict::NotOurs { reason: NotOurs::HeldByLivePod { pod, node } } => {
+        Verdict::NotOurs {
+            reason: NotOurs::HeldByLivePod { pod, node },
+        } => {
             return format!(
                 "Let pod {pod} on {node} go (a rollout of a single-node volume needs the strategy Recreate); a healthy writer is never cut off."
             );
@@ -75,7 +86,11 @@ pub(crate) fn next_step(verdict: &Verdict) -> String {
 pub fn plan_text(plan: &Plan) -> String {
     let mut out = Page::default();
     let pins = &plan.pins;
-    out.line(&format!("Plan {} for claim {}", plan.hash, clean(&plan.claim.to_string())));
+    out.line(&format!(
+        "Plan {} for claim {}",
+        plan.hash,
+        clean(&plan.claim.to_string())
+    ));
     out.para(
         "  ",
         &format!(
@@ -108,13 +123,29 @@ pub fn plan_text(plan: &Plan) -> String {
             pins.volume, pins.size_gib, pins.identity, pins.pv
         ),
     );
-    let boot = pins.boot_id.as_ref().map(|boot| format!(", boot {boot}")).unwrap_or_default();
-    out.row("holder", &format!("instance {}, node {}{boot}", pins.holder, pins.node));
+    let boot = pins
+        .boot_id
+        .as_ref()
+        .map(|boot| format!(", boot {boot}"))
+        .unwrap_or_default();
+    out.row(
+        "holder",
+        &format!("instance {}, node {}{boot}", pins.holder, pins.node),
+    );
     if let Some(attachment) = &pins.attachment {
-        out.row("attachment", &format!("VolumeAttachment {}, uid {}", attachment.name, attachment.uid));
+        out.row(
+            "attachment",
+            &format!(
+                "VolumeAttachment {}, uid {}",
+                attachment.name, attachment.uid
+            ),
+        );
     }
     out.gap("Expected downtime");
-    let (typical, long) = (plan.downtime.typical_seconds, plan.downtime.with_cloud_detach_seconds);
+    let (typical, long) = (
+        plan.downtime.typical_seconds,
+        plan.downtime.with_cloud_detach_seconds,
+    );
     out.para("  ", &format!("About {typical} s from the first step; about {long} s if Kubernetes cannot detach and the cloud has to. The pod is down already."));
     out.gap("Steps");
     for (i, step) in plan.steps.iter().enumerate() {
@@ -135,26 +166,46 @@ fn planned(out: &mut Page, number: usize, step: &PlannedStep) {
         .patience_seconds
         .map(|p| format!("; if stuck, the next step takes over after {p} s"))
         .unwrap_or_default();
-    out.detail("time limit", Content::Words(&format!("{} s{patience}", step.deadline_seconds)));
-    out.detail("kind of effect", Content::Words(effect_in_words(step.kind, step.effect_class)));
+    out.detail(
+        "time limit",
+        Content::Words(&format!("{} s{patience}", step.deadline_seconds)),
+    );
+    out.detail(
+        "kind of effect",
+        Content::Words(effect_in_words(step.kind, step.effect_class)),
+    );
 }
 
 /// The journal as a timeline: UTC time, seconds since the first line, what happened.
 pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
     let mut out = Page::default();
-    out.line(&format!("Run of plan {} for claim {}", plan.hash, clean(&plan.claim.to_string())));
+    out.line(&format!(
+        "Run of plan {} for claim {}",
+        plan.hash,
+        clean(&plan.claim.to_string())
+    ));
     let Some(first) = journal.first() else {
         out.para("  ", "Nothing has been done yet.");
         return out.text;
     };
-    out.para("  ", &format!("Began {} UTC. Times are UTC.", date_clock(first.at)));
+    out.para(
+        "  ",
+        &format!("Began {} UTC. Times are UTC.", date_clock(first.at)),
+    );
     let mut by = "";
     for entry in journal {
         if entry.by != by {
             by = &entry.by;
-            out.para("  ", &format!("Written by {} (leader term {}):", clean(by), entry.term));
+            out.para(
+                "  ",
+                &format!("Written by {} (leader term {}):", clean(by), entry.term),
+            );
         }
-        let time = if same_day(first.at, entry.at) { clock(entry.at) } else { date_clock(entry.at) };
+        let time = if same_day(first.at, entry.at) {
+            clock(entry.at)
+        } else {
+            date_clock(entry.at)
+        };
         out.para(
             &format!("  {time} {:>10}  ", relative(first.at, entry.at)),
             &event_in_words(Some(plan), &entry.event),
@@ -166,10 +217,20 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
 /// A recovery in one line of at most [`TEXT_WIDTH`] columns, cut with `…` where its sentence is longer.
 pub fn status_line(record: &Record) -> String {
     let recovery = RecoverySummary::of(record);
-    let class = recovery.class().map(|c| format!(" (class {c}, {})", c.title())).unwrap_or_default();
-    let took = recovery.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
+    let class = recovery
+        .class()
+        .map(|c| format!(" (class {c}, {})", c.title()))
+        .unwrap_or_default();
+    let took = recovery
+        .heal_millis()
+        .map(|m| format!(" in {}", span(m)))
+        .unwrap_or_default();
     let why = recovery.why().map(|w| format!(": {w}")).unwrap_or_default();
-    let line = clean(&format!("{}: {}{took}{class}{why}", recovery.claim(), recovery.title()));
+    let line = clean(&format!(
+        "{}: {}{took}{class}{why}",
+        recovery.claim(),
+        recovery.title()
+    ));
     if line.chars().count() <= TEXT_WIDTH {
         return line;
     }
@@ -205,7 +266,11 @@ impl Page {
     fn para(&mut self, prefix: &str, words: &str) {
         let indent = prefix.chars().count();
         for (i, line) in wrap(words, TEXT_WIDTH - indent).into_iter().enumerate() {
-            let lead = if i == 0 { prefix.to_owned() } else { " ".repeat(indent) };
+            let lead = if i == 0 {
+                prefix.to_owned()
+            } else {
+                " ".repeat(indent)
+            };
             self.line(&format!("{lead}{line}"));
         }
     }
@@ -220,8 +285,15 @@ impl Page {
             Content::Words(words) => self.para(&prefix, words),
             Content::Command(command) => {
                 let indent = prefix.chars().count();
-                for (i, line) in wrap_command(command, TEXT_WIDTH - indent).into_iter().enumerate() {
-                    let lead = if i == 0 { prefix.clone() } else { " ".repeat(indent + 2) };
+                for (i, line) in wrap_command(command, TEXT_WIDTH - indent)
+                    .into_iter()
+                    .enumerate()
+                {
+                    let lead = if i == 0 {
+                        prefix.clone()
+                    } else {
+                        " ".repeat(indent + 2)
+                    };
                     self.line(&format!("{lead}{line}"));
                 }
             }
@@ -233,7 +305,9 @@ impl Page {
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
-        let Some(line) = lines.last_mut() else { continue };
+        let Some(line) = lines.last_mut() else {
+            continue;
+        };
         let used = line.chars().count();
         if used == 0 {
             line.push_str(word);
@@ -303,8 +377,18 @@ mod tests {
 
     #[test]
     fn commands_break_only_where_a_shell_joins_them_again() {
-        let lines = wrap_command("kubectl annotate va x a=$(date +%s 'now here') --overwrite", 24);
-        assert_eq!(lines, ["kubectl annotate va x \\", "a=$(date +%s 'now here') \\", "--overwrite"]);
+        let lines = wrap_command(
+            "kubectl annotate va x a=$(date +%s 'now here') --overwrite",
+            24,
+        );
+        assert_eq!(
+            lines,
+            [
+                "kubectl annotate va x \\",
+                "a=$(date +%s 'now here') \\",
+                "--overwrite"
+            ]
+        );
         assert_eq!(wrap_command("kubectl get pods", 80), ["kubectl get pods"]);
     }
 }

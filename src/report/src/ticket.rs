@@ -55,9 +55,16 @@ struct Obstacle {
 /// provider's business and left out; whatever looks like a credential in a quoted message is masked.
 pub fn support_ticket(record: &Record) -> Option<String> {
     let called = record.escalation.as_ref();
-    match called.and_then(|e| e.ticket.as_ref()).filter(|_| record.cloud_volume.is_none()) {
+    match called
+        .and_then(|e| e.ticket.as_ref())
+        .filter(|_| record.cloud_volume.is_none())
+    {
         Some(ticket) => still_down(record).then(|| ticket.clone()),
-        None => ticket(record, &obstacle(record, called.is_some())?, called.map(|e| e.since)),
+        None => ticket(
+            record,
+            &obstacle(record, called.is_some())?,
+            called.map(|e| e.since),
+        ),
     }
 }
 
@@ -75,18 +82,26 @@ pub fn escalation(record: &Record, since: Timestamp) -> Escalation {
         None => quoted(&record.message),
     };
     let ticket = obstacle.and_then(|o| ticket(record, &o, Some(since)));
-    Escalation { since, summary: cut(&summary, SUMMARY_CHARS), ticket }
+    Escalation {
+        since,
+        summary: cut(&summary, SUMMARY_CHARS),
+        ticket,
+    }
 }
 
 fn still_down(record: &Record) -> bool {
-    !matches!(standing(record).phase, Phase::Recovered | Phase::Resolved | Phase::NotOurs)
+    !matches!(
+        standing(record).phase,
+        Phase::Recovered | Phase::Resolved | Phase::NotOurs
+    )
 }
 
 /// The volume by its ID, where it is known.
 fn name(record: &Record) -> String {
-    volume(record)
-        .first()
-        .map_or_else(|| "a volume".to_owned(), |(_, v)| format!("volume {}", cut(v, NAME_CHARS)))
+    volume(record).first().map_or_else(
+        || "a volume".to_owned(),
+        |(_, v)| format!("volume {}", cut(v, NAME_CHARS)),
+    )
 }
 
 fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Option<String> {
@@ -98,7 +113,10 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
     let title = obstacle.title;
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "Subject: {name} {title} on your side; please release it");
+    let _ = writeln!(
+        out,
+        "Subject: {name} {title} on your side; please release it"
+    );
     let _ = writeln!(
         out,
         "\nHello,\n\n{name} {title} on your side. Your API says: {}.",
@@ -106,7 +124,12 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
     );
     let _ = writeln!(out, "A service of ours is down until it is released.\n");
     for (label, value) in &volume(record) {
-        let _ = writeln!(out, "{:<16}{}", format!("{label}:"), cut(&quoted(value), NAME_CHARS));
+        let _ = writeln!(
+            out,
+            "{:<16}{}",
+            format!("{label}:"),
+            cut(&quoted(value), NAME_CHARS)
+        );
     }
     let _ = writeln!(
         out,
@@ -114,7 +137,11 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
         "Since:",
         date_clock(since.unwrap_or(record.created))
     );
-    let facts = record.diagnosis.as_ref().map(|d| d.facts.as_slice()).unwrap_or_default();
+    let facts = record
+        .diagnosis
+        .as_ref()
+        .map(|d| d.facts.as_slice())
+        .unwrap_or_default();
     if !facts.is_empty() {
         let _ = writeln!(out, "\nWhat we see:");
         for fact in facts.iter().take(LINES) {
@@ -155,14 +182,20 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
     match record.cloud_volume.as_ref().map(|v| &v.state) {
         Some(VolumeState::Locked { reason }) => return Some(locked(reason)),
         Some(VolumeState::Busy { doing }) => return Some(busy(doing)),
-        Some(VolumeState::Detaching) if long => return Some(detaching("it is detaching".to_owned())),
+        Some(VolumeState::Detaching) if long => {
+            return Some(detaching("it is detaching".to_owned()));
+        }
         _ => {}
     }
     match record.diagnosis.as_ref().map(|d| &d.verdict) {
-        Some(Verdict::Wait { reason: WaitReason::ProviderLock { reason, .. } }) => {
+        Some(Verdict::Wait {
+            reason: WaitReason::ProviderLock { reason, .. },
+        }) => {
             return Some(locked(reason));
         }
-        Some(Verdict::Wait { reason: WaitReason::CloudBusy { doing } }) => return Some(busy(doing)),
+        Some(Verdict::Wait {
+            reason: WaitReason::CloudBusy { doing },
+        }) => return Some(busy(doing)),
         _ => {}
     }
     let refused = |words: &str| Obstacle {
@@ -178,12 +211,19 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
         return None;
     }
     if let Some((at, words)) = unfinished_detach(record) {
-        return Some(detaching(format!("it accepted the detach at {} UTC ({words})", date_clock(at))));
+        return Some(detaching(format!(
+            "it accepted the detach at {} UTC ({words})",
+            date_clock(at)
+        )));
     }
     // The CSI driver asked, and what it got for an answer is the cloud's business.
     match record.diagnosis.as_ref().map(|d| &d.verdict) {
         Some(Verdict::Ours {
-            trouble: Trouble::StuckRecord { cause: StuckCause::DetachError { error, .. }, .. },
+            trouble:
+                Trouble::StuckRecord {
+                    cause: StuckCause::DetachError { error, .. },
+                    ..
+                },
         }) if of_the_cloud(error) => Some(refused(error)),
         _ => None,
     }
@@ -193,7 +233,11 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
 /// right or a driver that is missing, which nobody there can mend.
 fn of_the_cloud(error: &str) -> bool {
     let reason = Some("VolumeAttachment.status.detachError".to_owned());
-    let message = Message { reason, message: error.to_owned(), ..Message::default() };
+    let message = Message {
+        reason,
+        message: error.to_owned(),
+        ..Message::default()
+    };
     matches!(
         read(&message).meaning,
         Meaning::Locked
@@ -229,9 +273,9 @@ fn volume(record: &Record) -> Vec<(&'static str, String)> {
         (None, None) => {}
     }
     let node = match record.diagnosis.as_ref().map(|d| &d.verdict) {
-        Some(Verdict::Ours { trouble: Trouble::Phantom { at, .. } | Trouble::Lost { at, .. } }) => {
-            Some(at.node.to_string())
-        }
+        Some(Verdict::Ours {
+            trouble: Trouble::Phantom { at, .. } | Trouble::Lost { at, .. },
+        }) => Some(at.node.to_string()),
         _ => pins.map(|p| p.node.to_string()),
     };
     out.extend(node.map(|n| ("Node", n)));
@@ -239,7 +283,10 @@ fn volume(record: &Record) -> Vec<(&'static str, String)> {
 }
 
 fn tried(record: &Record) -> Vec<String> {
-    let step = record.plan.as_ref().and_then(|p| p.find(StepKind::CloudDetach));
+    let step = record
+        .plan
+        .as_ref()
+        .and_then(|p| p.find(StepKind::CloudDetach));
     let mut out: Vec<String> = record
         .journal
         .iter()
@@ -271,12 +318,17 @@ fn tried(record: &Record) -> Vec<String> {
                 }
                 _ => return None,
             };
-            Some(format!("{} UTC: {}", date_clock(e.at), cut(&quoted(&words), TEXT_CHARS)))
+            Some(format!(
+                "{} UTC: {}",
+                date_clock(e.at),
+                cut(&quoted(&words), TEXT_CHARS)
+            ))
         })
         .collect();
     if out.is_empty() {
         out.push(
-            "Nothing yet by API: we do not send a detach while the volume is locked or busy.".to_owned(),
+            "Nothing yet by API: we do not send a detach while the volume is locked or busy."
+                .to_owned(),
         );
     }
     out
@@ -284,5 +336,7 @@ fn tried(record: &Record) -> Vec<String> {
 
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |c| format!("{}{}", c.to_uppercase(), chars.as_str()))
+    chars.next().map_or_else(String::new, |c| {
+        format!("{}{}", c.to_uppercase(), chars.as_str())
+    })
 }

@@ -44,7 +44,9 @@ pub fn timings(plan: &Plan, journal: &[Entry]) -> Vec<Timing> {
     stretches(plan, journal)
         .iter()
         .map(|s| Timing {
-            name: s.step.map_or_else(|| PUT_BACK.to_owned(), |step| name(plan, step)),
+            name: s
+                .step
+                .map_or_else(|| PUT_BACK.to_owned(), |step| name(plan, step)),
             started: s.from,
             millis: millis(s.from, s.to),
             ours_millis: s.ours,
@@ -70,9 +72,15 @@ pub fn own_share(plan: &Plan, journal: &[Entry]) -> i64 {
 }
 
 fn name(plan: &Plan, step: StepIx) -> String {
-    let Some(planned) = plan.steps.get(step.index()) else { return format!("step {step}") };
+    let Some(planned) = plan.steps.get(step.index()) else {
+        return format!("step {step}");
+    };
     let several = plan.steps.iter().filter(|s| s.kind == planned.kind).count() > 1;
-    if several { format!("{:?} (step {step})", planned.kind) } else { format!("{:?}", planned.kind) }
+    if several {
+        format!("{:?} (step {step})", planned.kind)
+    } else {
+        format!("{:?}", planned.kind)
+    }
 }
 
 /// Cuts a journal into stretches. Lines that do not fit (another step than the current one) are left out: whether a
@@ -84,8 +92,17 @@ pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
     let mut in_flight: Option<Timestamp> = None;
     let mut issued = false;
     let begin = |index: usize, at: Timestamp| {
-        let step = u32::try_from(index).ok().filter(|_| index < plan.steps.len()).map(StepIx);
-        step.map(|step| Stretch { step: Some(step), from: at, to: at, closed: false, ours: 0 })
+        let step = u32::try_from(index)
+            .ok()
+            .filter(|_| index < plan.steps.len())
+            .map(StepIx);
+        step.map(|step| Stretch {
+            step: Some(step),
+            from: at,
+            to: at,
+            closed: false,
+            ours: 0,
+        })
     };
     for entry in journal {
         let Some(current) = open.as_mut() else {
@@ -108,7 +125,9 @@ pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
                     current.ours += millis(started, entry.at);
                 }
             }
-            Event::Completed { step, .. } | Event::Skipped { step, .. } if current.step == Some(*step) => {
+            Event::Completed { step, .. } | Event::Skipped { step, .. }
+                if current.step == Some(*step) =>
+            {
                 current.closed = true;
                 done.extend(open.take());
                 open = begin(step.index() + 1, entry.at);
@@ -116,7 +135,13 @@ pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
             }
             Event::UnwindStarted { .. } => {
                 done.extend(open.take());
-                open = Some(Stretch { step: None, from: entry.at, to: entry.at, closed: false, ours: 0 });
+                open = Some(Stretch {
+                    step: None,
+                    from: entry.at,
+                    to: entry.at,
+                    closed: false,
+                    ours: 0,
+                });
                 (in_flight, issued) = (None, false);
             }
             Event::Ended { .. } => {

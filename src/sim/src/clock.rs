@@ -23,7 +23,10 @@ impl Clock {
     /// A clock that reads `base` now.
     #[must_use]
     pub fn starting_at(base: Timestamp) -> Self {
-        Self { base, start: Instant::now() }
+        Self {
+            base,
+            start: Instant::now(),
+        }
     }
 
     /// A clock that reads the machine's wall clock now.
@@ -36,7 +39,9 @@ impl Clock {
     /// The present moment.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.base.checked_add(self.elapsed()).unwrap_or(Timestamp::MAX)
+        self.base
+            .checked_add(self.elapsed())
+            .unwrap_or(Timestamp::MAX)
     }
 
     /// Time since the clock was made.

@@ -115,8 +115,11 @@ impl SimClusterBuilder {
             server.without_mutating_policies();
         }
         let factory = server.clone();
-        let mut controllers =
-            Controllers::new(Arc::new(move |user| factory.client_as(user)), clock.as_fn(), self.seed);
+        let mut controllers = Controllers::new(
+            Arc::new(move |user| factory.client_as(user)),
+            clock.as_fn(),
+            self.seed,
+        );
         controllers.start_manager();
         controllers.start_scheduler();
         controllers.start_attacher(&self.driver, volumes, self.csi_timeout);
@@ -126,11 +129,19 @@ impl SimClusterBuilder {
             kubelet.power_on().await;
             nodes.insert(kubelet.node().to_owned(), kubelet);
         }
-        let cluster = SimCluster { server, controllers, nodes, hardware };
+        let cluster = SimCluster {
+            server,
+            controllers,
+            nodes,
+            hardware,
+        };
         let limit = Duration::from_secs(60);
         for node in cluster.nodes.keys() {
             if cluster.until(limit, |c| c.node_ready(node)).await.is_none() {
-                return Err(BuildError::NotReady { node: node.clone(), seconds: limit.as_secs() });
+                return Err(BuildError::NotReady {
+                    node: node.clone(),
+                    seconds: limit.as_secs(),
+                });
             }
         }
         Ok(cluster)
@@ -204,7 +215,11 @@ impl SimCluster {
     }
 
     /// Waits until `condition` holds: how long that took, or `None` after `limit`. Looks every 50 ms.
-    pub async fn until(&self, limit: Duration, condition: impl Fn(&Self) -> bool) -> Option<Duration> {
+    pub async fn until(
+        &self,
+        limit: Duration,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Option<Duration> {
         let start = Instant::now();
         loop {
             if condition(self) {
@@ -220,7 +235,9 @@ impl SimCluster {
     /// Whether a Node is Ready.
     #[must_use]
     pub fn node_ready(&self, node: &str) -> bool {
-        self.server.read("", "nodes", "", node).is_some_and(|n| condition(&n, "Ready") == "True")
+        self.server
+            .read("", "nodes", "", node)
+            .is_some_and(|n| condition(&n, "Ready") == "True")
     }
 
     /// A pod.
@@ -232,17 +249,27 @@ impl SimCluster {
     /// Whether a pod is there, Ready and not being deleted.
     #[must_use]
     pub fn pod_ready(&self, namespace: &str, name: &str) -> bool {
-        self.pod(namespace, name)
-            .is_some_and(|p| condition(&p, "Ready") == "True" && p["metadata"]["deletionTimestamp"].is_null())
+        self.pod(namespace, name).is_some_and(|p| {
+            condition(&p, "Ready") == "True" && p["metadata"]["deletionTimestamp"].is_null()
+        })
     }
 
     /// Messages and counts of the events with `reason` about `name`, oldest first.
     #[must_use]
     pub fn events(&self, namespace: &str, name: &str, reason: &str) -> Vec<(String, i64)> {
         let all = self.server.list("", "events", Some(namespace));
-        let mut ours: Vec<_> =
-            all.iter().filter(|e| e["involvedObject"]["name"] == name && e["reason"] == reason).collect();
+        let mut ours: Vec<_> = all
+            .iter()
+            .filter(|e| e["involvedObject"]["name"] == name && e["reason"] == reason)
+            .collect();
         ours.sort_by_key(|e| text(e, "/firstTimestamp").to_owned());
-        ours.iter().map(|e| (text(e, "/message").to_owned(), e["count"].as_i64().unwrap_or(1))).collect()
+        ours.iter()
+            .map(|e| {
+                (
+                    text(e, "/message").to_owned(),
+                    e["count"].as_i64().unwrap_or(1),
+                )
+            })
+            .collect()
     }
 }

@@ -25,7 +25,11 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     pub fn new(component: &str, host: &str) -> Self {
-        Self { component: component.into(), host: host.into(), seen: BTreeMap::new() }
+        Self {
+            component: component.into(),
+            host: host.into(),
+            seen: BTreeMap::new(),
+        }
     }
 
     /// Writes or counts up one event about a pod. A lost event is not repeated.
@@ -38,7 +42,11 @@ impl Recorder {
         message: &str,
         now: Timestamp,
     ) {
-        let key = (uid(object).to_owned(), reason.to_owned(), message.to_owned());
+        let key = (
+            uid(object).to_owned(),
+            reason.to_owned(),
+            message.to_owned(),
+        );
         let at = rfc3339(now);
         if let Some(seen) = self.seen.get_mut(&key) {
             seen.count += 1;
@@ -52,8 +60,13 @@ impl Recorder {
                 }
             }
         }
-        let ns = Some(namespace(object)).filter(|n| !n.is_empty()).unwrap_or("default");
-        let suffix = short_hash(&format!("{}{reason}{message}{}", uid(object), now.as_nanosecond()), 16);
+        let ns = Some(namespace(object))
+            .filter(|n| !n.is_empty())
+            .unwrap_or("default");
+        let suffix = short_hash(
+            &format!("{}{reason}{message}{}", uid(object), now.as_nanosecond()),
+            16,
+        );
         let event = format!("{}.{suffix}", name(object));
         let body = json!({
             "apiVersion": "v1", "kind": "Event",
@@ -68,7 +81,13 @@ impl Recorder {
         let collection = format!("/api/v1/namespaces/{ns}/events");
         match kapi.create(&collection, &body).await {
             Ok(_) => {
-                self.seen.insert(key, Seen { path: format!("{collection}/{event}"), count: 1 });
+                self.seen.insert(
+                    key,
+                    Seen {
+                        path: format!("{collection}/{event}"),
+                        count: 1,
+                    },
+                );
             }
             Err(e) => tracing::debug!(error = %e, reason, "an event was not written"),
         }

@@ -28,7 +28,8 @@ pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// the PersistentVolume is for it.
 pub fn is_bound(claim: &Value, volume: &Value) -> bool {
     let of = &volume["spec"]["claimRef"];
-    let same = of["name"] == claim["metadata"]["name"] && of["namespace"] == claim["metadata"]["namespace"];
+    let same = of["name"] == claim["metadata"]["name"]
+        && of["namespace"] == claim["metadata"]["namespace"];
     let other_uid = !of["uid"].is_null() && of["uid"] != claim["metadata"]["uid"];
     claim["status"]["phase"] == "Bound" && (of.is_null() || same && !other_uid)
 }
@@ -85,17 +86,26 @@ impl Kapi {
 
     /// Creates an object in the collection at `path`.
     pub async fn create(&self, path: &str, body: &Value) -> Result<Value, kube::Error> {
-        self.send("POST", path, "application/json", Some(body)).await
+        self.send("POST", path, "application/json", Some(body))
+            .await
     }
 
     /// Patches the object at `path`; `content` is the content type of the patch.
-    pub async fn patch(&self, path: &str, content: &str, body: &Value) -> Result<Value, kube::Error> {
+    pub async fn patch(
+        &self,
+        path: &str,
+        content: &str,
+        body: &Value,
+    ) -> Result<Value, kube::Error> {
         self.send("PATCH", path, content, Some(body)).await
     }
 
     /// Deletes; an object that is gone already is fine.
     pub async fn delete(&self, path: &str, options: &Value) -> Result<(), kube::Error> {
-        match self.send("DELETE", path, "application/json", Some(options)).await {
+        match self
+            .send("DELETE", path, "application/json", Some(options))
+            .await
+        {
             Ok(_) => Ok(()),
             Err(e) if code_of(&e) == 404 => Ok(()),
             Err(e) => Err(e),
@@ -157,13 +167,18 @@ fn key(object: &Value) -> Key {
 }
 
 fn version(object: &Value) -> u64 {
-    object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
+    object["metadata"]["resourceVersion"]
+        .as_str()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0)
 }
 
 impl Informer {
     /// Follows `path` (a collection, with `fieldSelector` if wanted) and wakes `wake` after each change.
     pub fn spawn(tasks: &Tasks, client: Client, path: &str, wake: Arc<Notify>) -> Self {
-        let informer = Self { cache: Arc::default() };
+        let informer = Self {
+            cache: Arc::default(),
+        };
         let (cache, path) = (informer.cache.clone(), path.to_owned());
         tasks.spawn(async move {
             loop {
@@ -183,7 +198,9 @@ impl Informer {
 
     /// Returns one object.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        lock(&self.cache.objects).get(&(namespace.to_owned(), name.to_owned())).cloned()
+        lock(&self.cache.objects)
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     /// True once the first list is in.
@@ -210,8 +227,17 @@ impl Informer {
     }
 }
 
-async fn follow(cache: &Cache, client: &Client, path: &str, wake: &Notify) -> Result<(), kube::Error> {
-    let request = |uri: String| http::Request::get(uri).body(Vec::new()).map_err(kube::Error::HttpError);
+async fn follow(
+    cache: &Cache,
+    client: &Client,
+    path: &str,
+    wake: &Notify,
+) -> Result<(), kube::Error> {
+    let request = |uri: String| {
+        http::Request::get(uri)
+            .body(Vec::new())
+            .map_err(kube::Error::HttpError)
+    };
     let list: Value = client.request(request(path.to_owned())?).await?;
     let rv = version(&list);
     let items = list["items"].as_array().cloned().unwrap_or_default();
@@ -252,12 +278,19 @@ async fn follow(cache: &Cache, client: &Client, path: &str, wake: &Notify) -> Re
 
 /// A string field by JSON pointer; empty when absent.
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// The items of an array by JSON pointer.
 pub fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
-    object.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 /// `metadata.name`.
@@ -282,5 +315,7 @@ pub fn terminating(object: &Value) -> bool {
 
 /// Status of a condition; empty when absent.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
-    items(object, "/status/conditions").find(|c| c["type"] == kind).map_or("", |c| text(c, "/status"))
+    items(object, "/status/conditions")
+        .find(|c| c["type"] == kind)
+        .map_or("", |c| text(c, "/status"))
 }

@@ -22,13 +22,17 @@ pub async fn follow(cloud: CloudSim, machines: Vec<SimKubelet>, told: impl Fn(&S
         let number = instance_no(machine.instance())?;
         cloud.instance(number).map(|i| (i.status, i.boots))
     };
-    let mut seen: BTreeMap<String, Option<(InstanceStatus, u32)>> =
-        machines.iter().map(|m| (m.instance().to_owned(), state(m))).collect();
+    let mut seen: BTreeMap<String, Option<(InstanceStatus, u32)>> = machines
+        .iter()
+        .map(|m| (m.instance().to_owned(), state(m)))
+        .collect();
     loop {
         tokio::time::sleep(LOOK).await;
         for machine in &machines {
             let now = state(machine);
-            let before = seen.insert(machine.instance().to_owned(), now.clone()).flatten();
+            let before = seen
+                .insert(machine.instance().to_owned(), now.clone())
+                .flatten();
             if before == now {
                 continue;
             }
@@ -36,7 +40,8 @@ pub async fn follow(cloud: CloudSim, machines: Vec<SimKubelet>, told: impl Fn(&S
             if machine.is_being_recycled() {
                 continue;
             }
-            let boots = |s: &Option<(InstanceStatus, u32)>| s.as_ref().map_or(0, |(_, boots)| *boots);
+            let boots =
+                |s: &Option<(InstanceStatus, u32)>| s.as_ref().map_or(0, |(_, boots)| *boots);
             match &now {
                 None | Some((InstanceStatus::Offline, _)) => {
                     machine.power_lost();

@@ -18,7 +18,10 @@ fn hex(bytes: &[u8]) -> String {
 /// ```
 #[must_use]
 pub fn attachment_name(handle: &str, driver: &str, node: &str) -> String {
-    format!("csi-{}", hex(&Sha256::digest(format!("{handle}{driver}{node}"))))
+    format!(
+        "csi-{}",
+        hex(&Sha256::digest(format!("{handle}{driver}{node}")))
+    )
 }
 
 /// How `node.status.volumesInUse` and `volumesAttached` name a CSI volume.

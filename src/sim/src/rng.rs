@@ -29,7 +29,11 @@ impl Rng {
 
     /// A number in `0..n`; 0 when `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        if n == 0 { 0 } else { (self.next_u64() % n as u64) as usize }
+        if n == 0 {
+            0
+        } else {
+            (self.next_u64() % n as u64) as usize
+        }
     }
 
     /// True with probability `p` (0.0 to 1.0).
@@ -59,6 +63,8 @@ impl Rng {
     /// `n` characters of the alphabet that Kubernetes uses for generated names (no vowels, no look-alikes).
     pub fn suffix(&mut self, n: usize) -> String {
         const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-        (0..n).map(|_| char::from(ALPHABET[self.below(ALPHABET.len())])).collect()
+        (0..n)
+            .map(|_| char::from(ALPHABET[self.below(ALPHABET.len())]))
+            .collect()
     }
 }

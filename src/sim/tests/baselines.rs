@@ -1,5 +1,8 @@
 //! Each baseline that was measured on the real control plane, in virtual time. Run with `--nocapture` for the figures.
-#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test whose stage cannot be set must fail"
+)]
 
 mod support;
 
@@ -18,10 +21,17 @@ async fn healthy() {
     assert!(s.in_use(&node) && s.attached(&node));
     assert_eq!(s.attachment(&node).unwrap()["status"]["attached"], true);
     s.scale(0).await;
-    let gone = s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("detached");
+    let gone = s
+        .cluster
+        .until(secs(60), |_| s.attachment(&node).is_none())
+        .await
+        .expect("detached");
     assert!(s.pod().is_none() && !s.in_use(&node) && !s.attached(&node));
     assert_eq!(s.cloud.holder(HANDLE), None);
-    println!("healthy: VA gone {:.1} s after scaling to zero", gone.as_secs_f64());
+    println!(
+        "healthy: VA gone {:.1} s after scaling to zero",
+        gone.as_secs_f64()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -37,7 +47,10 @@ async fn b_symptom_and_nothing_done() {
         let container = &pod["status"]["containerStatuses"][0];
         match disk {
             DiskAfter::Kept => {
-                assert_eq!(container["state"]["terminated"], json!({"exitCode": 255, "reason": "Unknown"}));
+                assert_eq!(
+                    container["state"]["terminated"],
+                    json!({"exitCode": 255, "reason": "Unknown"})
+                );
             }
             DiskAfter::ReImaged => {
                 assert_eq!(container["state"]["waiting"]["reason"], "ContainerCreating");
@@ -58,7 +71,10 @@ async fn b_symptom_and_nothing_done() {
             events[0].0,
             "MountVolume.MountDevice failed for volume \"pvc-1\" : rpc error: code = Internal desc = Unable to find device path out of attempted paths: [/dev/disk/by-id/linode-pvc1 /dev/disk/by-id/scsi-0Linode_Volume_pvc1]"
         );
-        println!("B, nothing done, {disk:?}: not healed after 900 s, event count {}", events[0].1);
+        println!(
+            "B, nothing done, {disk:?}: not healed after 900 s, event count {}",
+            events[0].1
+        );
     }
 }
 
@@ -69,10 +85,24 @@ async fn b_reimaged_reports_nothing_in_use_at_first() {
     s.ready().await;
     let node = s.node_name();
     s.kubelet().recycle(DiskAfter::ReImaged, secs(5)).await;
-    let empty = s.cluster.until(secs(20), |_| !s.in_use(&node)).await.expect("empty at first");
-    let again = s.cluster.until(secs(20), |_| s.in_use(&node)).await.expect("and back");
-    println!("B, re-imaged: volumesInUse empty for {:.1} s", again.as_secs_f64());
-    assert!((8.0..=12.0).contains(&again.as_secs_f64()), "{empty:?} {again:?}");
+    let empty = s
+        .cluster
+        .until(secs(20), |_| !s.in_use(&node))
+        .await
+        .expect("empty at first");
+    let again = s
+        .cluster
+        .until(secs(20), |_| s.in_use(&node))
+        .await
+        .expect("and back");
+    println!(
+        "B, re-imaged: volumesInUse empty for {:.1} s",
+        again.as_secs_f64()
+    );
+    assert!(
+        (8.0..=12.0).contains(&again.as_secs_f64()),
+        "{empty:?} {again:?}"
+    );
     assert!(s.pod().is_some());
 }
 
@@ -93,7 +123,8 @@ async fn b_deleting_the_pod_seldom_heals() {
         tokio::time::sleep(Duration::from_millis(seed * 167)).await;
         s.delete_pod().await;
         let replaced = s.cluster.until(secs(10), |c| {
-            c.pod(NS, POD).is_some_and(|p| p["metadata"]["deletionTimestamp"].is_null())
+            c.pod(NS, POD)
+                .is_some_and(|p| p["metadata"]["deletionTimestamp"].is_null())
         });
         replaced.await.expect("replaced");
         if let Some(t) = s.healed(300).await {
@@ -115,12 +146,20 @@ async fn b_scaling_back_at_once_never_heals() {
         // In the first half of a tick: kubelet reports after the replacement has arrived.
         let node = s.node_name();
         s.scale(0).await;
-        s.cluster.until(secs(20), |_| s.pod().is_none()).await.expect("gone");
+        s.cluster
+            .until(secs(20), |_| s.pod().is_none())
+            .await
+            .expect("gone");
         let reported = !s.in_use(&node);
         s.scale(1).await;
         let healed = s.healed(300).await;
-        println!("B, scale 0 and back at once, seed {seed}: {healed:?} (tick in between: {reported})");
-        assert!(healed.is_none() || reported, "only a status tick in the gap can heal");
+        println!(
+            "B, scale 0 and back at once, seed {seed}: {healed:?} (tick in between: {reported})"
+        );
+        assert!(
+            healed.is_none() || reported,
+            "only a status tick in the gap can heal"
+        );
     }
 }
 
@@ -154,7 +193,8 @@ async fn b_scale_to_zero_wait_for_the_attachment_and_back() {
         gone.push(start.elapsed().as_secs_f64());
         let cloud_first = order.iter().position(|o| *o == "cloud");
         assert!(
-            cloud_first.is_some() && cloud_first > order.iter().position(|o| *o == "volumesAttached"),
+            cloud_first.is_some()
+                && cloud_first > order.iter().position(|o| *o == "volumesAttached"),
             "{order:?}"
         );
         s.scale(1).await;
@@ -178,15 +218,25 @@ async fn b_deleting_only_the_attachment() {
         let s = stuck(seed, 20 + seed).await;
         let node = s.node_name();
         let va = s.attachment(&node).unwrap();
-        let path =
-            format!("/apis/storage.k8s.io/v1/volumeattachments/{}", va["metadata"]["name"].as_str().unwrap());
-        s.request("DELETE", &path, "application/json", &json!({})).await.unwrap();
+        let path = format!(
+            "/apis/storage.k8s.io/v1/volumeattachments/{}",
+            va["metadata"]["name"].as_str().unwrap()
+        );
+        s.request("DELETE", &path, "application/json", &json!({}))
+            .await
+            .unwrap();
         let t = s.healed(400).await.expect("heals").as_secs_f64();
-        assert_ne!(s.attachment(&node).unwrap()["metadata"]["uid"], va["metadata"]["uid"]);
+        assert_ne!(
+            s.attachment(&node).unwrap()["metadata"]["uid"],
+            va["metadata"]["uid"]
+        );
         all.push(t);
     }
     println!("B, delete only the VA: {all:.0?} s (measured 36 to 167)");
-    assert!(all.iter().all(|t| (5.0..=200.0).contains(t)) && median(all.clone()) > 25.0, "{all:?}");
+    assert!(
+        all.iter().all(|t| (5.0..=200.0).contains(t)) && median(all.clone()) > 25.0,
+        "{all:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,16 +244,29 @@ async fn b_detaching_only_at_the_cloud_is_undone_and_heals() {
     let mut all = Vec::new();
     for seed in 0..12 {
         let s = stuck(seed, 20 + seed).await;
-        let (node, uid) = (s.node_name(), s.attachment(&s.node_name()).unwrap()["metadata"]["uid"].clone());
+        let (node, uid) = (
+            s.node_name(),
+            s.attachment(&s.node_name()).unwrap()["metadata"]["uid"].clone(),
+        );
         s.cloud.make_lost(HANDLE);
-        let back =
-            s.cluster.until(secs(70), |_| s.cloud.holder(HANDLE).is_some()).await.expect("published again");
+        let back = s
+            .cluster
+            .until(secs(70), |_| s.cloud.holder(HANDLE).is_some())
+            .await
+            .expect("published again");
         let t = (s.healed(400).await.expect("heals") + back).as_secs_f64();
-        assert_eq!(s.attachment(&node).unwrap()["metadata"]["uid"], uid, "the same VolumeAttachment");
+        assert_eq!(
+            s.attachment(&node).unwrap()["metadata"]["uid"],
+            uid,
+            "the same VolumeAttachment"
+        );
         all.push(t);
     }
     println!("B, cloud detach only: {all:.0?} s (measured 42 to 113)");
-    assert!(all.iter().all(|t| (2.0..=200.0).contains(t)) && median(all.clone()) > 20.0, "{all:?}");
+    assert!(
+        all.iter().all(|t| (2.0..=200.0).contains(t)) && median(all.clone()) > 20.0,
+        "{all:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,11 +274,19 @@ async fn b_cordon_and_delete_lands_elsewhere() {
     let s = stuck(5, 20).await;
     let node = s.node_name();
     let path = format!("/api/v1/nodes/{node}");
-    s.request("PATCH", &path, "application/merge-patch+json", &json!({"spec": {"unschedulable": true}}))
-        .await
-        .unwrap();
+    s.request(
+        "PATCH",
+        &path,
+        "application/merge-patch+json",
+        &json!({"spec": {"unschedulable": true}}),
+    )
+    .await
+    .unwrap();
     s.delete_pod().await;
-    s.cluster.until(secs(10), |_| s.pod().is_none()).await.expect("gone");
+    s.cluster
+        .until(secs(10), |_| s.pod().is_none())
+        .await
+        .expect("gone");
     let t = s.healed(120).await.expect("heals").as_secs_f64();
     println!("B, cordon and delete: Ready elsewhere after {t:.1} s (measured 16.6)");
     assert_ne!(s.node_name(), node);
@@ -248,20 +319,29 @@ async fn volumes_in_use_lingers() {
     s.kubelet().recycle(DiskAfter::Kept, secs(5)).await;
     s.cluster
         .until(secs(60), |c| {
-            c.events(NS, POD, "FailedMount").iter().any(|(m, _)| m.contains("DeadlineExceeded"))
+            c.events(NS, POD, "FailedMount")
+                .iter()
+                .any(|(m, _)| m.contains("DeadlineExceeded"))
         })
         .await
         .expect("uncertain");
     let kubelet = s.kubelet().clone();
     s.scale(0).await;
-    s.cluster.until(secs(10), |_| s.pod().is_none()).await.expect("the pod object goes");
+    s.cluster
+        .until(secs(10), |_| s.pod().is_none())
+        .await
+        .expect("the pod object goes");
     tokio::time::sleep(secs(480)).await;
     assert!(
         s.in_use(&node) && s.attached(&node) && s.attachment(&node).is_some(),
         "no 6-minute rule on a Ready node"
     );
     kubelet.set_plugin_faults(NodePluginFaults::default());
-    let t = s.cluster.until(secs(200), |_| s.attachment(&node).is_none()).await.expect("free");
+    let t = s
+        .cluster
+        .until(secs(200), |_| s.attachment(&node).is_none())
+        .await
+        .expect("free");
     println!(
         "lingering: unchanged for 480 s; free {:.0} s after NodeUnstage works (measured 23 and 112)",
         t.as_secs_f64()
@@ -274,14 +354,20 @@ async fn unregistered_plugin_keeps_the_pod_terminating() {
     s.ready().await;
     s.class_b(DiskAfter::Kept).await;
     let kubelet = s.kubelet().clone();
-    kubelet.set_plugin_faults(NodePluginFaults { unregistered: true, ..Default::default() });
+    kubelet.set_plugin_faults(NodePluginFaults {
+        unregistered: true,
+        ..Default::default()
+    });
     s.delete_pod().await;
     tokio::time::sleep(secs(60)).await;
     assert_eq!(s.pod().unwrap()["status"]["phase"], "Failed");
     assert!(s.pod().unwrap()["metadata"]["deletionTimestamp"].is_string());
     kubelet.set_plugin_faults(NodePluginFaults::default());
     s.cluster
-        .until(secs(130), |_| s.pod().is_none_or(|p| p["metadata"]["deletionTimestamp"].is_null()))
+        .until(secs(130), |_| {
+            s.pod()
+                .is_none_or(|p| p["metadata"]["deletionTimestamp"].is_null())
+        })
         .await
         .expect("goes");
 }
@@ -296,7 +382,10 @@ async fn dead_mount_is_invisible_and_a_release_heals_it() {
     assert!(s.cluster.pod_ready(NS, POD) && s.cluster.events(NS, POD, "FailedMount").is_empty());
     let node = s.node_name();
     s.scale(0).await;
-    s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("detached");
+    s.cluster
+        .until(secs(60), |_| s.attachment(&node).is_none())
+        .await
+        .expect("detached");
     s.scale(1).await;
     s.healed(60).await.expect("heals");
 }
@@ -308,11 +397,17 @@ async fn csi_controller_whose_unpublish_fails_needs_a_cloud_detach() {
     s.csi.set_unpublish_fails(true);
     s.scale(0).await;
     let error = |s: &Stage| {
-        s.attachment(&node)
-            .map(|va| va["status"]["detachError"]["message"].as_str().unwrap_or_default().to_owned())
+        s.attachment(&node).map(|va| {
+            va["status"]["detachError"]["message"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
     };
     s.cluster
-        .until(secs(30), |_| error(&s).is_some_and(|e| e.contains("detach volume 7001")))
+        .until(secs(30), |_| {
+            error(&s).is_some_and(|e| e.contains("detach volume 7001"))
+        })
         .await
         .expect("detachError");
     tokio::time::sleep(secs(100)).await;
@@ -323,7 +418,10 @@ async fn csi_controller_whose_unpublish_fails_needs_a_cloud_detach() {
         .until(secs(301), |_| s.attachment(&node).is_none())
         .await
         .expect("Unpublish succeeds once detached");
-    println!("Unpublish fails: VA gone {:.0} s after the cloud detach", t.as_secs_f64());
+    println!(
+        "Unpublish fails: VA gone {:.0} s after the cloud detach",
+        t.as_secs_f64()
+    );
     s.scale(1).await;
     s.healed(60).await.expect("heals");
 }
@@ -336,13 +434,21 @@ async fn runs_repeat() {
         let s = stuck(11, 20).await;
         let node = s.node_name();
         s.scale(0).await;
-        s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("detached");
+        s.cluster
+            .until(secs(60), |_| s.attachment(&node).is_none())
+            .await
+            .expect("detached");
         s.scale(1).await;
         s.healed(60).await.expect("heals");
         let log = s.cluster.server().audit().into_iter();
         logs.push(
-            log.map(|e| format!("{} {} {} {} {} {}", e.at, e.user, e.verb, e.resource, e.name, e.code))
-                .collect::<Vec<_>>(),
+            log.map(|e| {
+                format!(
+                    "{} {} {} {} {} {}",
+                    e.at, e.user, e.verb, e.resource, e.name, e.code
+                )
+            })
+            .collect::<Vec<_>>(),
         );
     }
     let (first, second) = (&logs[0], &logs[1]);

@@ -1,5 +1,8 @@
 //! The host tree of a simulated node, and the cloud simulator as its cloud.
-#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test whose stage cannot be set must fail"
+)]
 
 mod support;
 
@@ -41,31 +44,57 @@ async fn the_tree_follows_the_node() {
     s.ready().await;
     tokio::time::sleep(secs(2)).await;
     let root = dir.0.join("n0");
-    let uid = s.pod().unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let uid = s.pod().unwrap()["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let boot = read(&root, "proc/sys/kernel/random/boot_id");
     assert_eq!(boot.trim(), s.kubelet().boot_id());
-    let booted: i64 =
-        read(&root, "proc/stat").lines().find_map(|l| l.strip_prefix("btime ")).unwrap().parse().unwrap();
-    assert!(booted >= "2021-07-11T00:00:00Z".parse::<jiff::Timestamp>().unwrap().as_second());
+    let booted: i64 = read(&root, "proc/stat")
+        .lines()
+        .find_map(|l| l.strip_prefix("btime "))
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        booted
+            >= "2021-07-11T00:00:00Z"
+                .parse::<jiff::Timestamp>()
+                .unwrap()
+                .as_second()
+    );
 
     assert_eq!(read(&root, "sys/block/sdb/dev"), "8:16\n");
-    assert_eq!(read(&root, "sys/block/sdb/size"), format!("{}\n", (10u64 << 30) / 512));
+    assert_eq!(
+        read(&root, "sys/block/sdb/size"),
+        format!("{}\n", (10u64 << 30) / 512)
+    );
     assert_eq!(read(&root, "sys/block/sdb/device/vendor"), "Linode  \n");
     let page = std::fs::read(root.join("sys/block/sdb/device/vpd_pg83")).unwrap();
     assert_eq!(&page[8..], b"pvc1");
     let link = std::fs::read_link(root.join("dev/disk/by-id/scsi-0Linode_Volume_pvc1")).unwrap();
     assert_eq!(link, Path::new("../../sdb"));
 
-    let staging =
-        format!("var/lib/kubelet/plugins/kubernetes.io/csi/{DRIVER}/{}", names::staging_hash(HANDLE));
-    let data: Value = serde_json::from_str(&read(&root, &format!("{staging}/vol_data.json"))).unwrap();
+    let staging = format!(
+        "var/lib/kubelet/plugins/kubernetes.io/csi/{DRIVER}/{}",
+        names::staging_hash(HANDLE)
+    );
+    let data: Value =
+        serde_json::from_str(&read(&root, &format!("{staging}/vol_data.json"))).unwrap();
     assert_eq!(data["volumeHandle"], HANDLE);
     let pod_dir = format!("var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/pvc-1");
-    let data: Value = serde_json::from_str(&read(&root, &format!("{pod_dir}/vol_data.json"))).unwrap();
-    assert_eq!(data["attachmentID"], names::attachment_name(HANDLE, DRIVER, "n0"));
+    let data: Value =
+        serde_json::from_str(&read(&root, &format!("{pod_dir}/vol_data.json"))).unwrap();
+    assert_eq!(
+        data["attachmentID"],
+        names::attachment_name(HANDLE, DRIVER, "n0")
+    );
     let mounts = read(&root, "proc/1/mountinfo");
     assert_eq!(
-        mounts.lines().filter(|l| l.contains(" 8:16 / ") && l.contains(" - ext4 /dev/sdb ")).count(),
+        mounts
+            .lines()
+            .filter(|l| l.contains(" 8:16 / ") && l.contains(" - ext4 /dev/sdb "))
+            .count(),
         2,
         "{mounts}"
     );
@@ -75,13 +104,18 @@ async fn the_tree_follows_the_node() {
     // A dead mount: the mount stays, the device is gone.
     s.cloud.make_phantom(HANDLE);
     tokio::time::sleep(secs(2)).await;
-    assert!(!root.join("sys/block/sdb").exists() && read(&root, "proc/1/mountinfo").contains("/dev/sdb"));
+    assert!(
+        !root.join("sys/block/sdb").exists()
+            && read(&root, "proc/1/mountinfo").contains("/dev/sdb")
+    );
 
     // A recycle with the state kept: directories without mounts, until the first final error removes the staging one.
     s.kubelet().recycle(DiskAfter::Kept, secs(5)).await;
     tokio::time::sleep(secs(30)).await;
     assert_ne!(read(&root, "proc/sys/kernel/random/boot_id"), boot);
-    assert!(!read(&root, "proc/1/mountinfo").contains("csi") && !root.join("sys/block/sdb").exists());
+    assert!(
+        !read(&root, "proc/1/mountinfo").contains("csi") && !root.join("sys/block/sdb").exists()
+    );
     assert!(root.join(&pod_dir).join("mount").exists() && !root.join(&staging).exists());
     assert!(!root.join("proc/2000").exists());
 
@@ -97,7 +131,12 @@ async fn a_reimaged_disk_has_no_folders() {
     s.class_b(DiskAfter::ReImaged).await;
     let root = dir.0.join("n0/var/lib/kubelet");
     assert_eq!(std::fs::read_dir(root.join("pods")).unwrap().count(), 0);
-    assert_eq!(std::fs::read_dir(root.join("plugins/kubernetes.io/csi")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(root.join("plugins/kubernetes.io/csi"))
+            .unwrap()
+            .count(),
+        0
+    );
 }
 
 /// The founding incident's class on the cloud simulator: one holder at any time, nothing pulled from a guest.
@@ -108,14 +147,28 @@ async fn class_b_on_the_cloud_simulator() {
     let cloud = SimulatedCloud::new(sim.clone());
     let mut builder = SimCluster::builder().seed(3).start_at(start);
     for n in 0..2 {
-        sim.create_instance(NewInstance::new(format!("n{n}")).with_id(100 + n)).unwrap();
+        sim.create_instance(NewInstance::new(format!("n{n}")).with_id(100 + n))
+            .unwrap();
         builder = builder.node(&format!("n{n}"), 100 + n, None);
     }
-    sim.create_volume(NewVolume::new("pvc1").with_id(7001)).unwrap();
+    sim.create_volume(NewVolume::new("pvc1").with_id(7001))
+        .unwrap();
     let csi = LinodeCsi::new(Arc::new(cloud.clone()) as Arc<dyn CloudApi>);
-    let cluster = builder.cloud(Arc::new(csi), Arc::new(cloud)).build().await.unwrap();
-    cluster.server().insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, "data-redis-0"));
-    cluster.server().insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
+    let cluster = builder
+        .cloud(Arc::new(csi), Arc::new(cloud))
+        .build()
+        .await
+        .unwrap();
+    cluster.server().insert(&manifests::linode_volume(
+        "pvc-1",
+        HANDLE,
+        "ext4",
+        NS,
+        "data-redis-0",
+    ));
+    cluster
+        .server()
+        .insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
     cluster.server().insert(&manifests::deployment(
         NS,
         "web",
@@ -131,9 +184,18 @@ async fn class_b_on_the_cloud_simulator() {
     let up = |c: &SimCluster| pod(c).is_some_and(|p| c.pod_ready(NS, &p));
     cluster.until(secs(60), |c| up(c)).await.expect("up");
     let holder = sim.volume(VolumeNo(7001)).unwrap().holder.unwrap();
-    let name =
-        cluster.nodes().values().find(|k| k.instance() == holder.0.to_string()).unwrap().node().to_owned();
-    cluster.node(&name).unwrap().recycle(DiskAfter::Kept, secs(5)).await;
+    let name = cluster
+        .nodes()
+        .values()
+        .find(|k| k.instance() == holder.0.to_string())
+        .unwrap()
+        .node()
+        .to_owned();
+    cluster
+        .node(&name)
+        .unwrap()
+        .recycle(DiskAfter::Kept, secs(5))
+        .await;
     tokio::time::sleep(secs(60)).await;
     assert!(!up(&cluster), "stuck");
     assert_eq!(sim.volume(VolumeNo(7001)).unwrap().holder, Some(holder));
@@ -151,7 +213,11 @@ async fn class_b_on_the_cloud_simulator() {
     };
     scale(0).await;
     let gone = cluster
-        .until(secs(60), |c| c.server().list("storage.k8s.io", "volumeattachments", None).is_empty())
+        .until(secs(60), |c| {
+            c.server()
+                .list("storage.k8s.io", "volumeattachments", None)
+                .is_empty()
+        })
         .await;
     scale(1).await;
     let back = cluster.until(secs(60), |c| up(c)).await;

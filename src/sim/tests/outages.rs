@@ -1,5 +1,8 @@
 //! Dead nodes, deleted nodes and failing detaches, as measured. Run with `--nocapture` for the figures.
-#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test whose stage cannot be set must fail"
+)]
 
 mod support;
 
@@ -17,10 +20,16 @@ async fn a_statefulset_is_not_healed_and_the_taint_heals_it() {
     s.ready().await;
     let node = s.node_name();
     s.kubelet().power_off().await;
-    let not_ready = s.cluster.until(secs(120), |c| !c.node_ready(&node)).await.expect("NotReady");
+    let not_ready = s
+        .cluster
+        .until(secs(120), |c| !c.node_ready(&node))
+        .await
+        .expect("NotReady");
     let terminating = s
         .cluster
-        .until(secs(600), |c| c.pod(NS, POD).unwrap()["metadata"]["deletionTimestamp"].is_string())
+        .until(secs(600), |c| {
+            c.pod(NS, POD).unwrap()["metadata"]["deletionTimestamp"].is_string()
+        })
         .await
         .expect("Terminating");
     println!(
@@ -31,7 +40,10 @@ async fn a_statefulset_is_not_healed_and_the_taint_heals_it() {
     assert!((40.0..=62.0).contains(&not_ready.as_secs_f64()));
     assert!((340.0..=365.0).contains(&(not_ready + terminating).as_secs_f64()));
     assert!(s.healed(850).await.is_none(), "not healed at 1,200 s");
-    assert_eq!(s.cloud.holder(HANDLE).as_deref(), Some(if node == "n0" { "100" } else { "101" }));
+    assert_eq!(
+        s.cloud.holder(HANDLE).as_deref(),
+        Some(if node == "n0" { "100" } else { "101" })
+    );
     s.out_of_service(&node).await;
     let t = s.healed(120).await.expect("heals").as_secs_f64();
     println!(
@@ -49,28 +61,60 @@ async fn a_deployment_waits_with_multi_attach() {
     let s = stage_with(2, 2, None, Some(d)).await;
     let pods = |s: &Stage| s.cluster.server().list("", "pods", Some(NS));
     let name = |p: &serde_json::Value| p["metadata"]["name"].as_str().unwrap().to_owned();
-    let ready = s.cluster.until(secs(60), |c| pods(&s).iter().any(|p| c.pod_ready(NS, &name(p))));
+    let ready = s.cluster.until(secs(60), |c| {
+        pods(&s).iter().any(|p| c.pod_ready(NS, &name(p)))
+    });
     ready.await.expect("up");
     let old = pods(&s)[0].clone();
     let node = old["spec"]["nodeName"].as_str().unwrap().to_owned();
     s.cluster.node(&node).unwrap().power_off().await;
-    let pending = s.cluster.until(secs(600), |_| pods(&s).len() == 2).await.expect("a replacement");
-    println!("A, Deployment: replacement after {:.0} s (measured 379)", pending.as_secs_f64());
-    let new =
-        pods(&s).iter().find(|p| p["metadata"]["uid"] != old["metadata"]["uid"]).map(|p| name(p)).unwrap();
+    let pending = s
+        .cluster
+        .until(secs(600), |_| pods(&s).len() == 2)
+        .await
+        .expect("a replacement");
+    println!(
+        "A, Deployment: replacement after {:.0} s (measured 379)",
+        pending.as_secs_f64()
+    );
+    let new = pods(&s)
+        .iter()
+        .find(|p| p["metadata"]["uid"] != old["metadata"]["uid"])
+        .map(|p| name(p))
+        .unwrap();
     tokio::time::sleep(secs(800)).await;
     let events = s.cluster.events(NS, &new, "FailedAttachVolume");
     let old_name = name(&old);
     assert_eq!(
         events,
-        [(format!("Multi-Attach error for volume \"pvc-1\" Volume is already used by pod(s) {old_name}"), 1)],
+        [(
+            format!(
+                "Multi-Attach error for volume \"pvc-1\" Volume is already used by pod(s) {old_name}"
+            ),
+            1
+        )],
         "told once"
     );
-    assert!(!s.cluster.pod_ready(NS, &new), "the 6-minute timer never started");
+    assert!(
+        !s.cluster.pod_ready(NS, &new),
+        "the 6-minute timer never started"
+    );
     // A human force-deletes the old pod: then the 6-minute rule.
     let path = format!("/api/v1/namespaces/{NS}/pods/{old_name}");
-    s.request("DELETE", &path, "application/json", &json!({"gracePeriodSeconds": 0})).await.unwrap();
-    let t = s.cluster.until(secs(500), |c| c.pod_ready(NS, &new)).await.expect("heals").as_secs_f64();
+    s.request(
+        "DELETE",
+        &path,
+        "application/json",
+        &json!({"gracePeriodSeconds": 0}),
+    )
+    .await
+    .unwrap();
+    let t = s
+        .cluster
+        .until(secs(500), |c| c.pod_ready(NS, &new))
+        .await
+        .expect("heals")
+        .as_secs_f64();
     // Kubelet's own back-off while it waits for the attach (up to 122 s) comes on top of the six minutes.
     println!("A, Deployment: Ready {t:.0} s after a force deletion (measured 367)");
     assert!((360.0..=490.0).contains(&t));
@@ -83,12 +127,26 @@ async fn d_deleted_node_takes_six_minutes() {
     let node = s.node_name();
     s.kubelet().power_off().await;
     tokio::time::sleep(secs(60)).await;
-    s.request("DELETE", &format!("/api/v1/nodes/{node}"), "application/json", &json!({})).await.unwrap();
+    s.request(
+        "DELETE",
+        &format!("/api/v1/nodes/{node}"),
+        "application/json",
+        &json!({}),
+    )
+    .await
+    .unwrap();
     assert!(
-        s.cluster.server().read("storage.k8s.io", "csinodes", "", &node).is_none(),
+        s.cluster
+            .server()
+            .read("storage.k8s.io", "csinodes", "", &node)
+            .is_none(),
         "it goes with its Node"
     );
-    let gone = s.cluster.until(secs(120), |c| c.pod(NS, POD).is_none()).await.expect("pod GC");
+    let gone = s
+        .cluster
+        .until(secs(120), |c| c.pod(NS, POD).is_none())
+        .await
+        .expect("pod GC");
     let t = s.healed(600).await.expect("heals").as_secs_f64() + gone.as_secs_f64();
     println!(
         "D, Node deleted: pod gone +{:.0} s (measured 42 to 65), Ready +{t:.0} s (412 to 427)",
@@ -114,12 +172,18 @@ async fn refused_detach(seed: u64, status: u16, reason: &str, measured: u64) {
     s.ready().await;
     let node = s.node_name();
     let other = if node == "n0" { "n1" } else { "n0" };
-    s.cloud.refuse_detach(Some(CloudApiError::Refused { status, reason: reason.into() }));
+    s.cloud.refuse_detach(Some(CloudApiError::Refused {
+        status,
+        reason: reason.into(),
+    }));
     s.kubelet().power_off().await;
     tokio::time::sleep(secs(60)).await;
     s.out_of_service(&node).await;
-    let both = s.cluster.until(secs(120), |_| s.attachment(&node).is_some() && s.attachment(other).is_some());
-    both.await.expect("two VolumeAttachments for one RWO volume");
+    let both = s.cluster.until(secs(120), |_| {
+        s.attachment(&node).is_some() && s.attachment(other).is_some()
+    });
+    both.await
+        .expect("two VolumeAttachments for one RWO volume");
     assert!(s.attachment(&node).unwrap()["metadata"]["deletionTimestamp"].is_string());
     let failed = |s: &Stage| {
         s.cluster
@@ -127,12 +191,17 @@ async fn refused_detach(seed: u64, status: u16, reason: &str, measured: u64) {
             .iter()
             .any(|(m, _)| m.contains("volume 7001 is already attached to linode"))
     };
-    s.cluster.until(secs(60), |_| failed(&s)).await.expect("only the driver stops the second attach");
+    s.cluster
+        .until(secs(60), |_| failed(&s))
+        .await
+        .expect("only the driver stops the second attach");
     tokio::time::sleep(secs(600)).await;
     assert!(!s.cluster.pod_ready(NS, POD));
     s.cloud.refuse_detach(None);
     let t = s.healed(700).await.expect("heals").as_secs_f64();
-    println!("D, detach refused with {reason:?}: Ready {t:.0} s after the release (measured {measured})");
+    println!(
+        "D, detach refused with {reason:?}: Ready {t:.0} s after the release (measured {measured})"
+    );
     // The back-offs of both VolumeAttachments (at most 5 min each, one after the other) and the mount.
     assert!((1.0..=660.0).contains(&t), "{t}");
 }
@@ -148,7 +217,12 @@ async fn csi_controller_down() {
     tokio::time::sleep(secs(480)).await;
     assert!(s.attachment(&node).unwrap()["metadata"]["deletionTimestamp"].is_string());
     s.cluster.controllers().resume_attacher();
-    let t = s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("gone").as_secs_f64();
+    let t = s
+        .cluster
+        .until(secs(60), |_| s.attachment(&node).is_none())
+        .await
+        .expect("gone")
+        .as_secs_f64();
     println!(
         "CSI controller down for 480 s: VA gone {t:.1} s after it is back (Ready elsewhere measured 7.8)"
     );
@@ -165,7 +239,9 @@ async fn away_for_seven_minutes() {
     tokio::time::sleep(secs(420)).await;
     assert!(s.pod().unwrap()["metadata"]["deletionTimestamp"].is_string());
     kubelet.power_on().await;
-    let replaced = s.cluster.until(secs(60), |c| c.pod(NS, POD).is_some_and(|p| p["metadata"]["uid"] != uid));
+    let replaced = s.cluster.until(secs(60), |c| {
+        c.pod(NS, POD).is_some_and(|p| p["metadata"]["uid"] != uid)
+    });
     let t = replaced.await.expect("the old pod goes").as_secs_f64();
     println!("away for 420 s: pod gone {t:.1} s after the return (measured 3)");
     assert!(t < 10.0);
@@ -178,12 +254,24 @@ async fn partition_leaves_the_pod_running() {
     let node = s.node_name();
     let boot = s.kubelet().boot_id();
     s.kubelet().partition(true);
-    s.cluster.until(secs(120), |c| !c.node_ready(&node)).await.expect("NotReady");
+    s.cluster
+        .until(secs(120), |c| !c.node_ready(&node))
+        .await
+        .expect("NotReady");
     s.kubelet().partition(false);
-    s.cluster.until(secs(60), |c| c.node_ready(&node)).await.expect("Ready again");
-    s.cluster.until(secs(30), |c| c.pod_ready(NS, POD)).await.expect("the pod is reported Ready again");
+    s.cluster
+        .until(secs(60), |c| c.node_ready(&node))
+        .await
+        .expect("Ready again");
+    s.cluster
+        .until(secs(30), |c| c.pod_ready(NS, POD))
+        .await
+        .expect("the pod is reported Ready again");
     assert_eq!(s.kubelet().boot_id(), boot);
-    assert_eq!(s.pod().unwrap()["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(
+        s.pod().unwrap()["status"]["containerStatuses"][0]["restartCount"],
+        0
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -195,6 +283,9 @@ async fn manager_restart_keeps_what_is_attached() {
     tokio::time::sleep(secs(130)).await;
     assert!(s.attached(&node) && s.cluster.pod_ready(NS, POD));
     s.scale(0).await;
-    s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("detached");
+    s.cluster
+        .until(secs(60), |_| s.attachment(&node).is_none())
+        .await
+        .expect("detached");
     assert!(s.cluster.clock().elapsed() > Duration::ZERO);
 }

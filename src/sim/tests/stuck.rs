@@ -1,5 +1,8 @@
 //! Classes C, D and E without anybody's help, as measured or read in source. Run with `--nocapture` for the figures.
-#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test whose stage cannot be set must fail"
+)]
 
 mod support;
 
@@ -38,18 +41,34 @@ async fn d_after_a_manager_restart_only_the_taint_unblocks() {
     let node = s.node_name();
     let other = if node == "n0" { "n1" } else { "n0" };
     s.kubelet().power_off().await;
-    s.cluster.until(secs(120), |c| !c.node_ready(&node)).await.expect("NotReady");
+    s.cluster
+        .until(secs(120), |c| !c.node_ready(&node))
+        .await
+        .expect("NotReady");
     s.cluster.controllers().stop_manager();
     s.force_delete_pod().await;
     s.cluster.controllers().start_manager();
     s.delete(&Stage::attachment_path(&node)).await;
-    s.cluster.until(secs(30), |_| s.attachment(&node).is_none()).await.expect("gone, and free at the cloud");
+    s.cluster
+        .until(secs(30), |_| s.attachment(&node).is_none())
+        .await
+        .expect("gone, and free at the cloud");
     assert_eq!(s.cloud.holder(HANDLE), None);
-    let unblocked = s.cluster.until(secs(180), |_| s.attachment(other).is_some()).await;
-    assert!(unblocked.is_none() && s.attached(&node), "three syncs see nothing: {unblocked:?}");
+    let unblocked = s
+        .cluster
+        .until(secs(180), |_| s.attachment(other).is_some())
+        .await;
+    assert!(
+        unblocked.is_none() && s.attached(&node),
+        "three syncs see nothing: {unblocked:?}"
+    );
     s.out_of_service(&node).await;
-    let t =
-        s.cluster.until(secs(30), |_| s.attachment(other).is_some()).await.expect("unblocked").as_secs_f64();
+    let t = s
+        .cluster
+        .until(secs(30), |_| s.attachment(other).is_some())
+        .await
+        .expect("unblocked")
+        .as_secs_f64();
     println!("D, manager restarted: attached elsewhere {t:.1} s after the taint (measured 3)");
     assert!(t < 6.0);
     s.healed(200).await.expect("heals");
@@ -69,35 +88,71 @@ async fn the_taint_pulls_volumes_from_a_ready_node() {
     s.kubelet().set_plugin_faults(faults);
     s.kubelet().recycle(DiskAfter::Kept, secs(5)).await;
     let uncertain = |m: &(String, i64)| m.0.contains("DeadlineExceeded");
-    let seen = s.cluster.until(secs(60), |c| c.events(NS, POD, "FailedMount").iter().any(uncertain)).await;
+    let seen = s
+        .cluster
+        .until(secs(60), |c| {
+            c.events(NS, POD, "FailedMount").iter().any(uncertain)
+        })
+        .await;
     seen.expect("an uncertain NodeStage");
     s.scale(0).await;
-    s.cluster.until(secs(10), |_| s.pod().is_none()).await.expect("gone");
+    s.cluster
+        .until(secs(10), |_| s.pod().is_none())
+        .await
+        .expect("gone");
     tokio::time::sleep(secs(60)).await;
     assert!(s.in_use(&node) && s.attachment(&node).is_some() && s.cluster.node_ready(&node));
     s.out_of_service(&node).await;
-    let going =
-        |s: &Stage| s.attachment(&node).is_none_or(|va| va["metadata"]["deletionTimestamp"].is_string());
-    let t = s.cluster.until(secs(30), |_| going(&s)).await.expect("pulled").as_secs_f64();
+    let going = |s: &Stage| {
+        s.attachment(&node)
+            .is_none_or(|va| va["metadata"]["deletionTimestamp"].is_string())
+    };
+    let t = s
+        .cluster
+        .until(secs(30), |_| going(&s))
+        .await
+        .expect("pulled")
+        .as_secs_f64();
     println!("the taint on a Ready node: VA marked after {t:.1} s (measured 2)");
     assert!(t <= 2.5);
 }
 
 /// The VolumeAttachment cannot go: the attacher's words, and how long after the cure it is gone.
-async fn blocked(s: &Stage, node: &str, error: &str, cure: impl AsyncFnOnce(&Stage), requeue: bool) -> f64 {
+async fn blocked(
+    s: &Stage,
+    node: &str,
+    error: &str,
+    cure: impl AsyncFnOnce(&Stage),
+    requeue: bool,
+) -> f64 {
     s.scale(0).await;
-    let said = s.cluster.until(secs(60), |_| s.error(node, "detachError").contains(error)).await;
+    let said = s
+        .cluster
+        .until(secs(60), |_| s.error(node, "detachError").contains(error))
+        .await;
     said.unwrap_or_else(|| panic!("detachError is {:?}", s.error(node, "detachError")));
     tokio::time::sleep(secs(900)).await;
-    assert!(s.attachment(node).is_some() && s.cloud.holder(HANDLE).is_some(), "it stays for ever");
+    assert!(
+        s.attachment(node).is_some() && s.cloud.holder(HANDLE).is_some(),
+        "it stays for ever"
+    );
     cure(s).await;
     if requeue {
         let body = json!({"metadata": {"annotations": {"example.org/look": "again"}}});
-        s.request("PATCH", &Stage::attachment_path(node), "application/merge-patch+json", &body)
-            .await
-            .unwrap();
+        s.request(
+            "PATCH",
+            &Stage::attachment_path(node),
+            "application/merge-patch+json",
+            &body,
+        )
+        .await
+        .unwrap();
     }
-    let gone = s.cluster.until(secs(ATTACHER + 10), |_| s.attachment(node).is_none()).await.expect("gone");
+    let gone = s
+        .cluster
+        .until(secs(ATTACHER + 10), |_| s.attachment(node).is_none())
+        .await
+        .expect("gone");
     s.scale(1).await;
     // The attach/detach controller backs off as well, up to 122 s, and then kubelet does.
     s.healed(300).await.expect("heals");
@@ -111,10 +166,11 @@ async fn d_missing_secret() {
         s.ready().await;
         let pv = json!({"spec": {"csi": {"controllerPublishSecretRef": {"name": "csi", "namespace": NS}}}});
         let path = "/api/v1/persistentvolumes/pvc-1";
-        s.request("PATCH", path, "application/merge-patch+json", &pv).await.unwrap();
+        s.request("PATCH", path, "application/merge-patch+json", &pv)
+            .await
+            .unwrap();
         let cure = async |s: &Stage| {
-            let secret =
-                json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "csi", "namespace": NS}});
+            let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "csi", "namespace": NS}});
             s.create(&secret).await;
         };
         let t = blocked(
@@ -126,7 +182,14 @@ async fn d_missing_secret() {
         )
         .await;
         println!("D, Secret missing: VA gone {t:.0} s after it is back, touched: {requeue}");
-        assert!(if requeue { t < 10.0 } else { (10.0..=310.0).contains(&t) }, "{t}");
+        assert!(
+            if requeue {
+                t < 10.0
+            } else {
+                (10.0..=310.0).contains(&t)
+            },
+            "{t}"
+        );
     }
 }
 
@@ -135,16 +198,33 @@ async fn d_missing_persistent_volume() {
     let s = stage(5, 2).await;
     s.ready().await;
     let node = s.node_name();
-    let pv = (*s.cluster.server().read("", "persistentvolumes", "", "pvc-1").unwrap()).clone();
+    let pv = (*s
+        .cluster
+        .server()
+        .read("", "persistentvolumes", "", "pvc-1")
+        .unwrap())
+    .clone();
     s.delete("/api/v1/persistentvolumes/pvc-1").await;
     s.delete_pod().await;
     let unbound = |m: &(String, i64)| m.0.contains("bound to non-existent pv(s)");
-    let told = s.cluster.until(secs(30), |c| c.events(NS, POD, "FailedScheduling").iter().any(unbound)).await;
+    let told = s
+        .cluster
+        .until(secs(30), |c| {
+            c.events(NS, POD, "FailedScheduling").iter().any(unbound)
+        })
+        .await;
     told.expect("the scheduler places no such pod");
     let cure = async |s: &Stage| {
         s.cluster.server().insert(&pv);
     };
-    let t = blocked(&s, &node, "persistentvolume \"pvc-1\" not found", cure, false).await;
+    let t = blocked(
+        &s,
+        &node,
+        "persistentvolume \"pvc-1\" not found",
+        cure,
+        false,
+    )
+    .await;
     println!("D, PersistentVolume missing: VA gone {t:.0} s after it is back");
 }
 
@@ -153,7 +233,10 @@ async fn d_driver_uninstalled() {
     let s = stage(6, 2).await;
     s.ready().await;
     let node = s.node_name();
-    let gone = NodePluginFaults { unregistered: true, ..Default::default() };
+    let gone = NodePluginFaults {
+        unregistered: true,
+        ..Default::default()
+    };
     s.class_b(DiskAfter::Kept).await;
     s.cluster.controllers().stop_attacher();
     for kubelet in s.cluster.nodes().values() {
@@ -165,14 +248,25 @@ async fn d_driver_uninstalled() {
     let pod = s.pod().unwrap();
     assert!(pod["metadata"]["deletionTimestamp"].is_string() && s.in_use(&node));
     assert!(s.attachment(&node).unwrap()["status"]["detachError"].is_null());
-    let csi = s.cluster.server().read("storage.k8s.io", "csinodes", "", &node).unwrap();
-    assert_eq!(csi["spec"]["drivers"], json!([]), "CSINode names it no more");
+    let csi = s
+        .cluster
+        .server()
+        .read("storage.k8s.io", "csinodes", "", &node)
+        .unwrap();
+    assert_eq!(
+        csi["spec"]["drivers"],
+        json!([]),
+        "CSINode names it no more"
+    );
     for kubelet in s.cluster.nodes().values() {
         kubelet.set_plugin_faults(NodePluginFaults::default());
     }
     s.cluster.controllers().resume_attacher();
     s.cluster
-        .until(secs(200), |_| s.pod().is_none_or(|p| p["metadata"]["uid"] != pod["metadata"]["uid"]))
+        .until(secs(200), |_| {
+            s.pod()
+                .is_none_or(|p| p["metadata"]["uid"] != pod["metadata"]["uid"])
+        })
         .await
         .expect("goes");
 }
@@ -189,27 +283,54 @@ async fn e_a_node_recreated_under_its_name_orphans_the_attachment() {
     s.cloud.add_instance("200");
     drop(s.cluster.replace_node(KubeletConfig::linode(&node, 200, 7)));
     s.cluster.node(&node).unwrap().power_on().await;
-    s.cluster.until(secs(60), |c| c.node_ready(&node)).await.expect("the new machine is Ready");
+    s.cluster
+        .until(secs(60), |c| c.node_ready(&node))
+        .await
+        .expect("the new machine is Ready");
     // The pod is bound to the name: the new machine takes it up, and the VolumeAttachment says attached.
-    let stuck = s.cluster.until(secs(60), |c| !c.events(NS, POD, "FailedMount").is_empty()).await;
+    let stuck = s
+        .cluster
+        .until(secs(60), |c| !c.events(NS, POD, "FailedMount").is_empty())
+        .await;
     stuck.expect("no device here");
     let id = |s: &Stage| {
-        s.attachment(&node).unwrap()["metadata"]["annotations"]["csi.alpha.kubernetes.io/node-id"].clone()
+        s.attachment(&node).unwrap()["metadata"]["annotations"]["csi.alpha.kubernetes.io/node-id"]
+            .clone()
     };
-    assert_eq!(id(&s), old.as_str(), "the VolumeAttachment remembers the old instance");
+    assert_eq!(
+        id(&s),
+        old.as_str(),
+        "the VolumeAttachment remembers the old instance"
+    );
     s.scale(0).await;
-    let gone =
-        s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("Unpublish succeeds");
+    let gone = s
+        .cluster
+        .until(secs(60), |_| s.attachment(&node).is_none())
+        .await
+        .expect("Unpublish succeeds");
     s.scale(1).await;
-    assert_eq!(s.cloud.holder(HANDLE), Some(old.clone()), "and detaches nothing");
+    assert_eq!(
+        s.cloud.holder(HANDLE),
+        Some(old.clone()),
+        "and detaches nothing"
+    );
     let held = format!("volume 7001 is already attached to linode {old}");
-    let refused = |s: &Stage| ["n0", "n1"].iter().any(|n| s.error(n, "attachError").contains(&held));
-    s.cluster.until(secs(60), |_| refused(&s)).await.expect("only the driver stops the new attach");
+    let refused = |s: &Stage| {
+        ["n0", "n1"]
+            .iter()
+            .any(|n| s.error(n, "attachError").contains(&held))
+    };
+    s.cluster
+        .until(secs(60), |_| refused(&s))
+        .await
+        .expect("only the driver stops the new attach");
     assert!(s.healed(900).await.is_none(), "never by itself");
     println!(
         "E, node re-created: VA gone after {:.1} s, the cloud's holder stays, not healed at 900 s",
         gone.as_secs_f64()
     );
     s.cloud.make_lost(HANDLE);
-    s.healed(ATTACHER + 130).await.expect("heals once free at the cloud");
+    s.healed(ATTACHER + 130)
+        .await
+        .expect("heals once free at the cloud");
 }

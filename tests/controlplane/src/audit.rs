@@ -74,7 +74,10 @@ pub struct AuditEvent {
 impl AuditEvent {
     /// Whether the request asked for a change (a dry run asks too, see [`AuditEvent::took_effect`]).
     pub fn is_write(&self) -> bool {
-        matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
+        matches!(
+            self.verb.as_str(),
+            "create" | "update" | "patch" | "delete" | "deletecollection"
+        )
     }
 
     /// Whether something was changed: a write that was accepted, and not as a dry run.
@@ -106,9 +109,15 @@ impl Reader {
         file.seek(SeekFrom::Start(self.at)).map_err(cannot)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(cannot)?;
-        for line in text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
-            let raw: Raw = serde_json::from_slice(line)
-                .map_err(|source| HarnessError::AuditLine { line: self.events.len() + 1, source })?;
+        for line in text
+            .split_inclusive(|byte| *byte == b'\n')
+            .filter(|line| line.ends_with(b"\n"))
+        {
+            let raw: Raw =
+                serde_json::from_slice(line).map_err(|source| HarnessError::AuditLine {
+                    line: self.events.len() + 1,
+                    source,
+                })?;
             self.events.push(raw.into());
             self.at += line.len() as u64;
         }
@@ -193,7 +202,10 @@ fn dry_run(uri: &str, body: Option<&Value>) -> bool {
         query.split('&').any(|pair| pair == "dryRun=All")
     };
     let all = |options: &Value| {
-        options.get("dryRun").and_then(Value::as_array).is_some_and(|list| list.iter().any(|v| v == "All"))
+        options
+            .get("dryRun")
+            .and_then(Value::as_array)
+            .is_some_and(|list| list.iter().any(|v| v == "All"))
     };
     match body {
         Some(body) if body.get("kind").is_some_and(|kind| kind == "DeleteOptions") => all(body),
@@ -222,7 +234,9 @@ mod tests {
     }
 
     fn parse(line: &str) -> AuditEvent {
-        serde_json::from_str::<Raw>(line).expect("an audit event").into()
+        serde_json::from_str::<Raw>(line)
+            .expect("an audit event")
+            .into()
     }
 
     #[test]
@@ -230,26 +244,73 @@ mod tests {
         let options = json!({ "kind": "DeleteOptions", "apiVersion": "v1", "dryRun": ["All"] });
         let eviction = json!({ "kind": "Eviction", "deleteOptions": { "dryRun": ["All"] } });
         for (verb, uri, body) in [
-            ("create", "/api/v1/namespaces/ns/pods?fieldManager=x&dryRun=All", json!({ "kind": "Pod" })),
-            ("patch", "/api/v1/namespaces/ns/pods/p?dryRun=All", json!({ "metadata": {} })),
-            ("delete", "/api/v1/namespaces/ns/pods/p?dryRun=All", Value::Null),
+            (
+                "create",
+                "/api/v1/namespaces/ns/pods?fieldManager=x&dryRun=All",
+                json!({ "kind": "Pod" }),
+            ),
+            (
+                "patch",
+                "/api/v1/namespaces/ns/pods/p?dryRun=All",
+                json!({ "metadata": {} }),
+            ),
+            (
+                "delete",
+                "/api/v1/namespaces/ns/pods/p?dryRun=All",
+                Value::Null,
+            ),
             ("delete", "/api/v1/namespaces/ns/pods/p", options),
             ("create", "/api/v1/namespaces/ns/pods/p/eviction", eviction),
         ] {
             let event = parse(&line(verb, uri, 200, body));
-            assert!(event.dry_run && event.is_write() && !event.took_effect(), "{verb} {uri}");
+            assert!(
+                event.dry_run && event.is_write() && !event.took_effect(),
+                "{verb} {uri}"
+            );
         }
     }
 
     #[test]
     fn a_real_write_takes_effect_only_when_accepted() {
         let real = json!({ "kind": "DeleteOptions", "apiVersion": "v1" });
-        let event = parse(&line("delete", "/api/v1/namespaces/ns/pods/p", 200, real.clone()));
+        let event = parse(&line(
+            "delete",
+            "/api/v1/namespaces/ns/pods/p",
+            200,
+            real.clone(),
+        ));
         assert!(event.took_effect());
-        assert_eq!((event.user.as_str(), event.name.as_deref(), event.code), ("jane", Some("p"), Some(200)));
-        assert!(!parse(&line("delete", "/api/v1/namespaces/ns/pods/p", 409, real.clone())).took_effect());
+        assert_eq!(
+            (event.user.as_str(), event.name.as_deref(), event.code),
+            ("jane", Some("p"), Some(200))
+        );
+        assert!(
+            !parse(&line(
+                "delete",
+                "/api/v1/namespaces/ns/pods/p",
+                409,
+                real.clone()
+            ))
+            .took_effect()
+        );
         // The query of a delete with a body counts for nothing: this one deletes.
-        assert!(parse(&line("delete", "/api/v1/namespaces/ns/pods/p?dryRun=All", 200, real)).took_effect());
-        assert!(!parse(&line("get", "/api/v1/namespaces/ns/pods/p", 200, Value::Null)).is_write());
+        assert!(
+            parse(&line(
+                "delete",
+                "/api/v1/namespaces/ns/pods/p?dryRun=All",
+                200,
+                real
+            ))
+            .took_effect()
+        );
+        assert!(
+            !parse(&line(
+                "get",
+                "/api/v1/namespaces/ns/pods/p",
+                200,
+                Value::Null
+            ))
+            .is_write()
+        );
     }
 }

@@ -21,7 +21,10 @@ pub(crate) fn find() -> Result<PathBuf, HarnessError> {
     for component in Component::ALL {
         let binary = folder.join(component.name());
         if !binary.is_file() {
-            let reason = format!("{} is missing (run tests/controlplane/build)", binary.display());
+            let reason = format!(
+                "{} is missing (run tests/controlplane/build)",
+                binary.display()
+            );
             return Err(HarnessError::Binaries { reason });
         }
     }
@@ -42,6 +45,8 @@ fn build(script: &Path) -> Result<PathBuf, HarnessError> {
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().last().filter(|line| !line.is_empty()) {
         Some(line) => Ok(PathBuf::from(line)),
-        None => Err(HarnessError::Binaries { reason: format!("{} named no folder", script.display()) }),
+        None => Err(HarnessError::Binaries {
+            reason: format!("{} named no folder", script.display()),
+        }),
     }
 }

@@ -19,7 +19,10 @@ pub(crate) struct Context<'a> {
 
 /// Arguments and environment of a component. Stock flags, but: loopback only, no leader election (there is one of
 /// each), ports shared with the harness, which holds them.
-pub(crate) fn command_line(component: Component, at: &Context<'_>) -> (Vec<String>, Vec<(String, String)>) {
+pub(crate) fn command_line(
+    component: Component,
+    at: &Context<'_>,
+) -> (Vec<String>, Vec<(String, String)>) {
     let mut environment = Vec::new();
     let arguments = match component {
         Component::Etcd => etcd(at),
@@ -81,7 +84,10 @@ fn api_server(at: &Context<'_>) -> Vec<String> {
         flag("service-cluster-ip-range", SERVICE_RANGE),
         flag("service-account-issuer", ISSUER),
         file("service-account-key-file", &at.dir.service_account_key()),
-        file("service-account-signing-key-file", &at.dir.service_account_key()),
+        file(
+            "service-account-signing-key-file",
+            &at.dir.service_account_key(),
+        ),
         file("audit-policy-file", &at.dir.audit_policy()),
         file("audit-log-path", &at.dir.audit_log()),
         // Never rotated: a test reads the one file. MiB.
@@ -94,9 +100,16 @@ fn api_server(at: &Context<'_>) -> Vec<String> {
 }
 
 fn controller_manager(at: &Context<'_>) -> Vec<String> {
-    let mut all = shared_by_clients(Component::ControllerManager, at, at.ports.controller_manager());
+    let mut all = shared_by_clients(
+        Component::ControllerManager,
+        at,
+        at.ports.controller_manager(),
+    );
     all.extend([
-        file("service-account-private-key-file", &at.dir.service_account_key()),
+        file(
+            "service-account-private-key-file",
+            &at.dir.service_account_key(),
+        ),
         file("root-ca-file", &at.dir.api_server_certificate()),
     ]);
     all.extend(at.options.controller_manager_flags.iter().cloned());
@@ -122,7 +135,10 @@ fn shared_by_clients(component: Component, at: &Context<'_>, port: u16) -> Vec<S
 
 fn csi_controller(at: &Context<'_>) -> Vec<String> {
     let mut all = vec![
-        flag("endpoint", format!("unix://{}", at.dir.csi_socket().display())),
+        flag(
+            "endpoint",
+            format!("unix://{}", at.dir.csi_socket().display()),
+        ),
         // The kernel chooses the port, and the file tells it.
         flag("control-address", "127.0.0.1:0"),
         file("control-address-file", &at.dir.csi_control_address()),
@@ -130,7 +146,10 @@ fn csi_controller(at: &Context<'_>) -> Vec<String> {
     ];
     if let Some(csi) = &at.options.csi {
         all.push(flag("driver-name", &csi.driver));
-        all.push(flag("poll-interval", format!("{}ms", csi.poll_interval.as_millis())));
+        all.push(flag(
+            "poll-interval",
+            format!("{}ms", csi.poll_interval.as_millis()),
+        ));
     }
     all
 }
@@ -138,7 +157,10 @@ fn csi_controller(at: &Context<'_>) -> Vec<String> {
 fn csi_attacher(at: &Context<'_>) -> Vec<String> {
     let mut all = vec![
         flag("csi-address", at.dir.csi_socket().display()),
-        file("kubeconfig", &at.dir.kubeconfig(Component::CsiAttacher.name())),
+        file(
+            "kubeconfig",
+            &at.dir.kubeconfig(Component::CsiAttacher.name()),
+        ),
         // Its log then tells every decision.
         flag("v", 5),
     ];

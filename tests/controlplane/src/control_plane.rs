@@ -45,10 +45,17 @@ impl ControlPlane {
     pub async fn start(options: Options) -> Result<Self, HarnessError> {
         let binaries = tokio::task::spawn_blocking(binaries::find)
             .await
-            .map_err(|e| HarnessError::Binaries { reason: e.to_string() })??;
+            .map_err(|e| HarnessError::Binaries {
+                reason: e.to_string(),
+            })??;
         let processes = Processes::prepare(options, binaries)?;
         match Self::start_all(&processes).await {
-            Ok((tokens, admin)) => Ok(Self { processes, tokens, admin, audit: Mutex::default() }),
+            Ok((tokens, admin)) => Ok(Self {
+                processes,
+                tokens,
+                admin,
+                audit: Mutex::default(),
+            }),
             Err(e) => {
                 processes.dir.keep();
                 Err(e)
@@ -60,10 +67,14 @@ impl ControlPlane {
         let (dir, ports) = (&processes.dir, &processes.ports);
         let tokens = Tokens::issue(&processes.options.users)?;
         dir.write(&dir.tokens(), &tokens.csv())?;
-        dir.write(&dir.service_account_key(), &credentials::service_account_key()?)?;
+        dir.write(
+            &dir.service_account_key(),
+            &credentials::service_account_key()?,
+        )?;
         dir.write(&dir.audit_policy(), &format!("{:#}\n", audit::policy()))?;
-        let kubeconfig =
-            |file: &str, user: &str| credentials::write_kubeconfig(dir, ports, file, user, tokens.of(user)?);
+        let kubeconfig = |file: &str, user: &str| {
+            credentials::write_kubeconfig(dir, ports, file, user, tokens.of(user)?)
+        };
         for component in [Component::ControllerManager, Component::Scheduler] {
             kubeconfig(component.name(), &format!("system:{component}"))?;
         }
@@ -79,8 +90,11 @@ impl ControlPlane {
         if let Some(csi) = &processes.options.csi {
             create_driver(&admin, &csi.driver).await?;
         }
-        let rest: Vec<Component> =
-            Component::ALL.into_iter().skip(2).filter(|c| c.wanted(&processes.options)).collect();
+        let rest: Vec<Component> = Component::ALL
+            .into_iter()
+            .skip(2)
+            .filter(|c| c.wanted(&processes.options))
+            .collect();
         for component in &rest {
             processes.spawn(*component)?;
         }
@@ -119,7 +133,13 @@ impl ControlPlane {
 
     /// A kubeconfig for any bearer token, valid or not, kept under this name.
     pub fn kubeconfig_with_token(&self, name: &str, token: &str) -> Result<PathBuf, HarnessError> {
-        credentials::write_kubeconfig(&self.processes.dir, &self.processes.ports, name, name, token)
+        credentials::write_kubeconfig(
+            &self.processes.dir,
+            &self.processes.ports,
+            name,
+            name,
+            token,
+        )
     }
 
     /// A kubeconfig for a ServiceAccount, with a token from the API server. With `pod` (of the same namespace) the token
@@ -147,7 +167,9 @@ impl ControlPlane {
         let bound_object_ref = match pod {
             None => None,
             Some(pod) => {
-                let found = Api::<Pod>::namespaced(self.admin_client(), namespace).get(pod).await;
+                let found = Api::<Pod>::namespaced(self.admin_client(), namespace)
+                    .get(pod)
+                    .await;
                 let found = found.map_err(HarnessError::kube(&what))?;
                 Some(BoundObjectReference {
                     api_version: Some("v1".to_owned()),
@@ -162,13 +184,20 @@ impl ControlPlane {
             expiration_seconds: Some(TOKEN_SECONDS),
             ..Default::default()
         };
-        let request = TokenRequest { spec, ..Default::default() };
+        let request = TokenRequest {
+            spec,
+            ..Default::default()
+        };
         let accounts = Api::<ServiceAccount>::namespaced(self.admin_client(), namespace);
-        let answer = accounts.create_token_request(name, &PostParams::default(), &request).await;
+        let answer = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await;
         let status = answer.map_err(HarnessError::kube(&what))?.status;
         status
             .map(|status| status.token)
-            .ok_or_else(|| HarnessError::Incomplete { what: "a token".to_owned() })
+            .ok_or_else(|| HarnessError::Incomplete {
+                what: "a token".to_owned(),
+            })
     }
 
     /// A client from one of the kubeconfigs above, with kube's default behaviour.
@@ -257,8 +286,14 @@ impl ControlPlane {
     ///
     /// # Errors
     /// As [`ControlPlane::csi_faults`].
-    pub async fn csi_unpublish(&self, volume: u64, unpublish: Unpublish) -> Result<(), HarnessError> {
-        self.processes.set_csi_faults(|now| _ = now.volumes.insert(volume, unpublish)).await
+    pub async fn csi_unpublish(
+        &self,
+        volume: u64,
+        unpublish: Unpublish,
+    ) -> Result<(), HarnessError> {
+        self.processes
+            .set_csi_faults(|now| _ = now.volumes.insert(volume, unpublish))
+            .await
     }
 
     /// The CSI calls since the CSI controller was last started, in the order in which they came.
@@ -289,19 +324,32 @@ impl ControlPlane {
 /// What the driver's installation would create; attributes as in Linode's chart.
 async fn create_driver(admin: &Client, name: &str) -> Result<(), HarnessError> {
     let driver = CSIDriver {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            ..Default::default()
+        },
         spec: CSIDriverSpec {
             attach_required: Some(true),
             pod_info_on_mount: Some(true),
             ..Default::default()
         },
     };
-    let created = Api::<CSIDriver>::all(admin.clone()).create(&PostParams::default(), &driver).await;
-    created.map(|_| ()).map_err(HarnessError::kube(format!("cannot create CSIDriver {name}")))
+    let created = Api::<CSIDriver>::all(admin.clone())
+        .create(&PostParams::default(), &driver)
+        .await;
+    created.map(|_| ()).map_err(HarnessError::kube(format!(
+        "cannot create CSIDriver {name}"
+    )))
 }
 
-async fn await_default_service_account(admin: &Client, namespace: &str) -> Result<(), HarnessError> {
+async fn await_default_service_account(
+    admin: &Client,
+    namespace: &str,
+) -> Result<(), HarnessError> {
     let accounts = Api::<ServiceAccount>::namespaced(admin.clone(), namespace);
     let what = format!("ServiceAccount {namespace}/default");
-    eventually(&what, SETTLE, async || accounts.get_opt("default").await.ok().flatten().map(|_| ())).await
+    eventually(&what, SETTLE, async || {
+        accounts.get_opt("default").await.ok().flatten().map(|_| ())
+    })
+    .await
 }

@@ -35,13 +35,19 @@ impl Tokens {
             user(ADMIN, Some(MASTERS)),
             // Without a ServiceAccount per controller (the stock default) this one user does what all of them may. With
             // them, its rate limit would make every start 4 s longer; the user agent names the controller anyway.
-            user(&format!("system:{}", Component::ControllerManager), Some(MASTERS)),
+            user(
+                &format!("system:{}", Component::ControllerManager),
+                Some(MASTERS),
+            ),
             // Bootstrap RBAC knows it by name.
             user(&format!("system:{}", Component::Scheduler), None),
             user(Component::CsiAttacher.name(), Some(MASTERS)),
         ];
         all.extend_from_slice(users);
-        all.into_iter().map(|user| Ok((user, random_token()?))).collect::<Result<_, _>>().map(Self)
+        all.into_iter()
+            .map(|user| Ok((user, random_token()?)))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// The token file of kube-apiserver: `token,user,uid,"group,group"`; an empty last field would be a group.
@@ -61,7 +67,9 @@ impl Tokens {
         let found = self.0.iter().find(|(user, _)| user.name == name);
         found
             .map(|(_, token)| token.as_str())
-            .ok_or_else(|| HarnessError::UnknownUser { user: name.to_owned() })
+            .ok_or_else(|| HarnessError::UnknownUser {
+                user: name.to_owned(),
+            })
     }
 }
 
@@ -72,12 +80,15 @@ fn random_token() -> Result<String, HarnessError> {
 }
 
 fn no_randomness() -> HarnessError {
-    HarnessError::io("cannot make a key")(std::io::Error::other("the cryptographic library refused"))
+    HarnessError::io("cannot make a key")(std::io::Error::other(
+        "the cryptographic library refused",
+    ))
 }
 
 /// A new P-256 key as PEM, in the form (RFC 5915) that Kubernetes reads as a private and as a public key.
 pub(crate) fn service_account_key() -> Result<String, HarnessError> {
-    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(|_| no_randomness())?;
+    let pair =
+        EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(|_| no_randomness())?;
     let der: aws_lc_rs::encoding::EcPrivateKeyRfc5915Der =
         pair.private_key().as_der().map_err(|_| no_randomness())?;
     Ok(pem::encode(&pem::Pem::new("EC PRIVATE KEY", der.as_ref())))
@@ -109,7 +120,10 @@ pub(crate) fn write_kubeconfig(
 
 /// A client with kube's default behaviour (it retries, as an administrator's tool may).
 pub(crate) async fn client(kubeconfig: &Path) -> Result<Client, HarnessError> {
-    let refused = |reason: String| HarnessError::Kubeconfig { path: kubeconfig.to_owned(), reason };
+    let refused = |reason: String| HarnessError::Kubeconfig {
+        path: kubeconfig.to_owned(),
+        reason,
+    };
     let parsed = Kubeconfig::read_from(kubeconfig).map_err(|e| refused(e.to_string()))?;
     let config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
         .await
@@ -123,13 +137,28 @@ mod tests {
 
     #[test]
     fn the_token_file_has_one_line_per_user_and_keeps_groups_together() {
-        let jane = User { name: "jane".into(), groups: vec!["ops".into(), "oncall".into()] };
+        let jane = User {
+            name: "jane".into(),
+            groups: vec!["ops".into(), "oncall".into()],
+        };
         let tokens = Tokens::issue(&[jane]).expect("tokens");
         let csv = tokens.csv();
         let token = tokens.of("jane").expect("jane's token");
-        assert!(csv.lines().any(|line| line == format!("{token},\"jane\",5,\"ops,oncall\"")), "{csv}");
-        let scheduler = tokens.of("system:kube-scheduler").expect("the scheduler's token");
-        assert!(csv.lines().any(|line| line == format!("{scheduler},\"system:kube-scheduler\",3")), "{csv}");
-        assert!(matches!(tokens.of("joe"), Err(HarnessError::UnknownUser { user }) if user == "joe"));
+        assert!(
+            csv.lines()
+                .any(|line| line == format!("{token},\"jane\",5,\"ops,oncall\"")),
+            "{csv}"
+        );
+        let scheduler = tokens
+            .of("system:kube-scheduler")
+            .expect("the scheduler's token");
+        assert!(
+            csv.lines()
+                .any(|line| line == format!("{scheduler},\"system:kube-scheduler\",3")),
+            "{csv}"
+        );
+        assert!(
+            matches!(tokens.of("joe"), Err(HarnessError::UnknownUser { user }) if user == "joe")
+        );
     }
 }

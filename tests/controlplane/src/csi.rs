@@ -20,7 +20,10 @@ pub struct CsiFaults {
 impl From<Unpublish> for CsiFaults {
     /// The same for all volumes.
     fn from(unpublish: Unpublish) -> Self {
-        Self { unpublish, volumes: BTreeMap::new() }
+        Self {
+            unpublish,
+            volumes: BTreeMap::new(),
+        }
     }
 }
 
@@ -78,19 +81,27 @@ impl Control {
     /// The address stands in a file that the CSI controller writes once it serves; none before that.
     pub fn find(address_file: &Path, http: reqwest::Client) -> Option<Self> {
         let address = std::fs::read_to_string(address_file).ok()?;
-        Some(Self { base: format!("http://{}", address.trim()), http })
+        Some(Self {
+            base: format!("http://{}", address.trim()),
+            http,
+        })
     }
 
     pub async fn healthy(&self) -> Result<(), HarnessError> {
-        checked(self.http.get(format!("{}/healthz", self.base))).await.map(|_| ())
+        checked(self.http.get(format!("{}/healthz", self.base)))
+            .await
+            .map(|_| ())
     }
 
     pub async fn set_faults(&self, faults: &CsiFaults) -> Result<(), HarnessError> {
-        let answer: CsiFaults = json(self.http.put(format!("{}/faults", self.base)).json(faults)).await?;
+        let answer: CsiFaults =
+            json(self.http.put(format!("{}/faults", self.base)).json(faults)).await?;
         if answer == *faults {
             return Ok(());
         }
-        Err(HarnessError::Control { reason: format!("{faults:?} was asked for, it has {answer:?}") })
+        Err(HarnessError::Control {
+            reason: format!("{faults:?} was asked for, it has {answer:?}"),
+        })
     }
 
     pub async fn calls(&self) -> Result<Vec<CsiCall>, HarnessError> {
@@ -99,7 +110,9 @@ impl Control {
 }
 
 fn control(error: reqwest::Error) -> HarnessError {
-    HarnessError::Control { reason: error.to_string() }
+    HarnessError::Control {
+        reason: error.to_string(),
+    }
 }
 
 async fn checked(request: reqwest::RequestBuilder) -> Result<reqwest::Response, HarnessError> {
@@ -109,7 +122,9 @@ async fn checked(request: reqwest::RequestBuilder) -> Result<reqwest::Response, 
         return Ok(answer);
     }
     let text = answer.text().await.unwrap_or_default();
-    Err(HarnessError::Control { reason: format!("{status}: {}", text.trim()) })
+    Err(HarnessError::Control {
+        reason: format!("{status}: {}", text.trim()),
+    })
 }
 
 async fn json<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<T, HarnessError> {

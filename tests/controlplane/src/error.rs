@@ -115,6 +115,9 @@ impl HarnessError {
 
     pub(crate) fn kube(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let what = what.into();
-        move |source| Self::Kube { what, source: Box::new(source) }
+        move |source| Self::Kube {
+            what,
+            source: Box::new(source),
+        }
     }
 }

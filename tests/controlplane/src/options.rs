@@ -40,19 +40,26 @@ impl Default for Options {
 impl Options {
     /// The stock components, and Linode's CSI driver over the cloud API at `linode_url`.
     pub fn with_csi(linode_url: impl Into<String>, linode_token: impl Into<String>) -> Self {
-        Self { csi: Some(CsiOptions::new(linode_url, linode_token)), ..Self::default() }
+        Self {
+            csi: Some(CsiOptions::new(linode_url, linode_token)),
+            ..Self::default()
+        }
     }
 
     /// Adds a user, see [`Options::users`].
     pub fn user(mut self, name: impl Into<String>, groups: &[&str]) -> Self {
-        self.users.push(User { name: name.into(), groups: groups.iter().map(|g| (*g).to_owned()).collect() });
+        self.users.push(User {
+            name: name.into(),
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+        });
         self
     }
 
     /// Turns a feature gate of kube-apiserver on that is off by default (Kubernetes `pkg/features/kube_features.go`).
     pub fn feature_gate(mut self, name: &str) -> Self {
         // The flag takes a map: given more than once, its values add up.
-        self.api_server_flags.push(format!("--feature-gates={name}=true"));
+        self.api_server_flags
+            .push(format!("--feature-gates={name}=true"));
         self
     }
 }

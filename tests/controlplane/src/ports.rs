@@ -20,7 +20,10 @@ impl Reserved {
             let socket = TcpSocket::new_v4()?;
             socket.set_reuseport(true)?;
             socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-            Ok(Self { port: socket.local_addr()?.port(), _socket: socket })
+            Ok(Self {
+                port: socket.local_addr()?.port(),
+                _socket: socket,
+            })
         };
         reserve().map_err(HarnessError::io("cannot reserve a port on 127.0.0.1"))
     }

@@ -28,8 +28,13 @@ impl Running {
         log: &Path,
         reaper: &Reaper,
     ) -> Result<Self, HarnessError> {
-        let failed = |what: &str, path: &Path| HarnessError::io(format!("cannot {what} {}", path.display()));
-        let output = OpenOptions::new().create(true).append(true).open(log).map_err(failed("open", log))?;
+        let failed =
+            |what: &str, path: &Path| HarnessError::io(format!("cannot {what} {}", path.display()));
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(failed("open", log))?;
         let errors = output.try_clone().map_err(failed("open", log))?;
         let child = Command::new(binary)
             .args(arguments)
@@ -119,16 +124,23 @@ impl Reaper {
     }
 
     fn watch(&self, group: u32) -> Result<(), HarnessError> {
-        self.say("add", group).map_err(HarnessError::io("cannot reach the reaper"))
+        self.say("add", group)
+            .map_err(HarnessError::io("cannot reach the reaper"))
     }
 
     /// Must be called once a group is gone, before its number can be used again.
     pub fn forget(&self, group: u32) -> Result<(), HarnessError> {
-        self.say("forget", group).map_err(HarnessError::io("cannot reach the reaper"))
+        self.say("forget", group)
+            .map_err(HarnessError::io("cannot reach the reaper"))
     }
 
     fn say(&self, what: &str, group: u32) -> std::io::Result<()> {
-        match self.pipe.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        match self
+            .pipe
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+        {
             Some(pipe) => pipe.write_all(format!("{what} {group}\n").as_bytes()),
             None => Ok(()),
         }
@@ -152,7 +164,14 @@ mod tests {
     fn sleeper(reaper: &Reaper, name: &str) -> Running {
         let log = env::temp_dir().join(format!("reattach-process-{}-{name}", std::process::id()));
         let arguments = ["-c".to_owned(), "sleep 600 & wait".to_owned()];
-        let running = Running::spawn(Path::new("/bin/sh"), &arguments, &[], &env::temp_dir(), &log, reaper);
+        let running = Running::spawn(
+            Path::new("/bin/sh"),
+            &arguments,
+            &[],
+            &env::temp_dir(),
+            &log,
+            reaper,
+        );
         fs::remove_file(log).expect("the log file is there");
         running.expect("a shell")
     }
@@ -160,7 +179,10 @@ mod tests {
     /// Whether a member of the process group lives; a zombie does not count.
     fn alive(group: u32) -> bool {
         let stat = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("stat")).ok();
-        let all = fs::read_dir("/proc").expect("/proc").flatten().filter_map(stat);
+        let all = fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(stat);
         // After the name in parentheses: state, parent, group.
         let fields = |line: String| line.rsplit_once(") ").map(|(_, rest)| rest.to_owned());
         all.filter_map(fields).any(|rest| {
@@ -171,7 +193,9 @@ mod tests {
 
     async fn gone(group: u32) {
         let look = async || (!alive(group)).then_some(());
-        eventually("end of the process group", Duration::from_secs(10), look).await.expect("it ends");
+        eventually("end of the process group", Duration::from_secs(10), look)
+            .await
+            .expect("it ends");
     }
 
     #[tokio::test]
@@ -186,7 +210,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_reaper_kills_what_a_killed_test_leaves_and_nothing_else() {
-        let (reaper, other) = (Reaper::start().expect("reaper"), Reaper::start().expect("reaper"));
+        let (reaper, other) = (
+            Reaper::start().expect("reaper"),
+            Reaper::start().expect("reaper"),
+        );
         let (left, forgotten) = (sleeper(&reaper, "left"), sleeper(&reaper, "forgotten"));
         // It stands for a process that has got the number of one that was stopped.
         reaper.forget(forgotten.id()).expect("told");

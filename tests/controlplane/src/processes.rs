@@ -44,7 +44,10 @@ pub async fn eventually<T>(
             return Ok(found);
         }
         if Instant::now() >= end {
-            return Err(HarnessError::Timeout { what: what.to_owned(), seconds: limit.as_secs() });
+            return Err(HarnessError::Timeout {
+                what: what.to_owned(),
+                seconds: limit.as_secs(),
+            });
         }
         sleep(LOOK).await;
     }
@@ -75,8 +78,14 @@ impl Processes {
             .tls_danger_accept_invalid_certs(true)
             .timeout(Duration::from_secs(10))
             .build()
-            .map_err(|e| HarnessError::Control { reason: e.to_string() })?;
-        let faults = options.csi.as_ref().map(|csi| csi.faults.clone()).unwrap_or_default();
+            .map_err(|e| HarnessError::Control {
+                reason: e.to_string(),
+            })?;
+        let faults = options
+            .csi
+            .as_ref()
+            .map(|csi| csi.faults.clone())
+            .unwrap_or_default();
         Ok(Self {
             running: Mutex::default(),
             reaper: Reaper::start()?,
@@ -102,23 +111,39 @@ impl Processes {
     /// Starts a component's process; see [`Processes::ready`] for the rest.
     pub fn spawn(&self, component: Component) -> Result<(), HarnessError> {
         if !component.wanted(&self.options) {
-            return Err(HarnessError::WrongState { component, state: "not part of these options" });
+            return Err(HarnessError::WrongState {
+                component,
+                state: "not part of these options",
+            });
         }
         let mut running = self.running();
         // One that ended by itself may be started again.
-        if running.get_mut(&component).is_some_and(|process| process.ended().is_none()) {
-            return Err(HarnessError::WrongState { component, state: "running already" });
+        if running
+            .get_mut(&component)
+            .is_some_and(|process| process.ended().is_none())
+        {
+            return Err(HarnessError::WrongState {
+                component,
+                state: "running already",
+            });
         }
         if component == Component::CsiController {
             // The old process' address must not be taken for the new one's.
             let file = self.dir.csi_control_address();
             if file.exists() {
-                fs::remove_file(&file)
-                    .map_err(HarnessError::io(format!("cannot remove {}", file.display())))?;
+                fs::remove_file(&file).map_err(HarnessError::io(format!(
+                    "cannot remove {}",
+                    file.display()
+                )))?;
             }
         }
         let faults = self.faults().clone();
-        let context = Context { options: &self.options, dir: &self.dir, ports: &self.ports, faults };
+        let context = Context {
+            options: &self.options,
+            dir: &self.dir,
+            ports: &self.ports,
+            faults,
+        };
         let (arguments, environment) = command_line(component, &context);
         let process = Running::spawn(
             &self.binaries.join(component.name()),
@@ -143,15 +168,31 @@ impl Processes {
             let log = self.dir.log(component);
             let ended = match self.running().get_mut(&component) {
                 Some(process) => process.ended(),
-                None => return Err(HarnessError::WrongState { component, state: "stopped" }),
+                None => {
+                    return Err(HarnessError::WrongState {
+                        component,
+                        state: "stopped",
+                    });
+                }
             };
             if let Some(status) = ended {
                 let tail = self.dir.log_tail(component, TAIL);
-                return Err(HarnessError::Died { component, status, log, tail });
+                return Err(HarnessError::Died {
+                    component,
+                    status,
+                    log,
+                    tail,
+                });
             }
             if Instant::now() >= end {
                 let (seconds, tail) = (READY.as_secs(), self.dir.log_tail(component, TAIL));
-                return Err(HarnessError::NotReady { component, seconds, last, log, tail });
+                return Err(HarnessError::NotReady {
+                    component,
+                    seconds,
+                    last,
+                    log,
+                    tail,
+                });
             }
             sleep(LOOK).await;
         }
@@ -163,10 +204,15 @@ impl Processes {
             Component::Etcd => format!("{}/health", self.ports.etcd_url()),
             Component::ApiServer => format!("{}/readyz", self.ports.api_server_url()),
             Component::ControllerManager => {
-                format!("https://127.0.0.1:{}/healthz", self.ports.controller_manager())
+                format!(
+                    "https://127.0.0.1:{}/healthz",
+                    self.ports.controller_manager()
+                )
             }
             Component::Scheduler => format!("https://127.0.0.1:{}/healthz", self.ports.scheduler()),
-            Component::CsiController => return self.control()?.healthy().await.map_err(|e| e.to_string()),
+            Component::CsiController => {
+                return self.control()?.healthy().await.map_err(|e| e.to_string());
+            }
             // It has no endpoint of its own by default, and works as soon as it reaches the CSI controller.
             Component::CsiAttacher => return Ok(()),
         };
@@ -182,9 +228,13 @@ impl Processes {
         self.spawn(component)?;
         self.ready(component).await?;
         let follower = Component::CsiAttacher;
-        let bereft =
-            component == Component::CsiController && self.attacher_follows.swap(false, Ordering::Relaxed);
-        if bereft && !self.running().contains_key(&follower) { self.spawn(follower) } else { Ok(()) }
+        let bereft = component == Component::CsiController
+            && self.attacher_follows.swap(false, Ordering::Relaxed);
+        if bereft && !self.running().contains_key(&follower) {
+            self.spawn(follower)
+        } else {
+            Ok(())
+        }
     }
 
     /// Kills the component as a power cut would and waits until it is gone. external-attacher ends itself within a
@@ -202,7 +252,10 @@ impl Processes {
 
     fn kill(&self, component: Component) -> Result<(), HarnessError> {
         let Some(process) = self.running().remove(&component) else {
-            return Err(HarnessError::WrongState { component, state: "not running" });
+            return Err(HarnessError::WrongState {
+                component,
+                state: "not running",
+            });
         };
         let group = process.id();
         drop(process);
@@ -218,13 +271,20 @@ impl Processes {
     pub fn csi(&self) -> Result<Control, HarnessError> {
         let component = Component::CsiController;
         if !self.running().contains_key(&component) {
-            return Err(HarnessError::WrongState { component, state: "not running" });
+            return Err(HarnessError::WrongState {
+                component,
+                state: "not running",
+            });
         }
-        self.control().map_err(|reason| HarnessError::Control { reason })
+        self.control()
+            .map_err(|reason| HarnessError::Control { reason })
     }
 
     /// Moves the switches, and remembers them for the next start.
-    pub async fn set_csi_faults(&self, change: impl FnOnce(&mut CsiFaults)) -> Result<(), HarnessError> {
+    pub async fn set_csi_faults(
+        &self,
+        change: impl FnOnce(&mut CsiFaults),
+    ) -> Result<(), HarnessError> {
         let _turn = self.moving.lock().await;
         let faults = {
             let mut faults = self.faults();

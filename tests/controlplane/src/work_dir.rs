@@ -28,16 +28,26 @@ impl WorkDir {
             let path = env::temp_dir().join(format!("reattach-cp-{}-{number}", process::id()));
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    let dir = Self { path, kept: AtomicBool::new(false) };
+                    let dir = Self {
+                        path,
+                        kept: AtomicBool::new(false),
+                    };
                     for sub in [dir.logs(), dir.certificates(), dir.kubeconfigs()] {
-                        fs::create_dir(&sub)
-                            .map_err(HarnessError::io(format!("cannot create {}", sub.display())))?;
+                        fs::create_dir(&sub).map_err(HarnessError::io(format!(
+                            "cannot create {}",
+                            sub.display()
+                        )))?;
                     }
                     return Ok(dir);
                 }
                 // Left by an earlier process of the same number.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(HarnessError::io(format!("cannot create {}", path.display()))(e)),
+                Err(e) => {
+                    return Err(HarnessError::io(format!(
+                        "cannot create {}",
+                        path.display()
+                    ))(e));
+                }
             }
         }
     }
@@ -98,7 +108,8 @@ impl WorkDir {
 
     /// A name may hold colons and slashes, as those of system users and ServiceAccounts do.
     pub fn kubeconfig(&self, name: &str) -> PathBuf {
-        self.kubeconfigs().join(format!("{}.json", name.replace([':', '/'], "_")))
+        self.kubeconfigs()
+            .join(format!("{}.json", name.replace([':', '/'], "_")))
     }
 
     pub fn csi_socket(&self) -> PathBuf {
@@ -110,7 +121,8 @@ impl WorkDir {
     }
 
     pub fn write(&self, path: &Path, content: &str) -> Result<(), HarnessError> {
-        fs::write(path, content).map_err(HarnessError::io(format!("cannot write {}", path.display())))
+        fs::write(path, content)
+            .map_err(HarnessError::io(format!("cannot write {}", path.display())))
     }
 }
 
@@ -118,7 +130,10 @@ impl Drop for WorkDir {
     fn drop(&mut self) {
         let asked = env::var_os(KEEP).is_some_and(|v| !v.is_empty());
         if asked || self.kept.load(Ordering::Relaxed) || thread::panicking() {
-            eprintln!("control plane: logs and audit log are kept in {}", self.path.display());
+            eprintln!(
+                "control plane: logs and audit log are kept in {}",
+                self.path.display()
+            );
             return;
         }
         if let Err(e) = fs::remove_dir_all(&self.path) {

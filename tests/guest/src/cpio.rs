@@ -44,7 +44,8 @@ impl Archive {
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, length, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -78,7 +79,9 @@ mod tests {
                 usize::from_str_radix(digits, 16).unwrap()
             };
             let (mode, size, length) = (field(1), field(6), field(11));
-            let name = std::str::from_utf8(&rest[110..110 + length - 1]).unwrap().to_owned();
+            let name = std::str::from_utf8(&rest[110..110 + length - 1])
+                .unwrap()
+                .to_owned();
             let start = (110 + length).next_multiple_of(4);
             found.push((name, mode, rest[start..start + size].to_vec()));
             rest = &rest[(start + size).next_multiple_of(4)..];
@@ -89,6 +92,9 @@ mod tests {
             ("a/c", 0o100_755, b""),
             ("TRAILER!!!", 0, b""),
         ];
-        assert_eq!(found, expected.map(|(name, mode, content)| (name.to_owned(), mode, content.to_vec())));
+        assert_eq!(
+            found,
+            expected.map(|(name, mode, content)| (name.to_owned(), mode, content.to_vec()))
+        );
     }
 }

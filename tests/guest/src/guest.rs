@@ -93,10 +93,16 @@ impl Guest {
     pub fn new(tools: &Tools, programs: &[PathBuf]) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("reattach-guest-{}-{number}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("reattach-guest-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         fs::write(folder.join("initramfs"), tools.initramfs_with(programs)?)?;
-        Ok(Self { tools: tools.clone(), folder, running: None, plugs: 0 })
+        Ok(Self {
+            tools: tools.clone(),
+            folder,
+            running: None,
+            plugs: 0,
+        })
     }
 
     /// Switches it on, without any volume, and waits until it is up.
@@ -132,20 +138,40 @@ impl Guest {
             "-no-user-config",
             "-no-reboot",
         ]);
-        command.args(["-display", "none"]).arg("-kernel").arg(self.tools.kernel());
-        command.args(["-initrd", &path("initramfs"), "-append", "console=ttyS0 quiet panic=-1"]);
+        command
+            .args(["-display", "none"])
+            .arg("-kernel")
+            .arg(self.tools.kernel());
+        command.args([
+            "-initrd",
+            &path("initramfs"),
+            "-append",
+            "console=ttyS0 quiet panic=-1",
+        ]);
         command.args(["-serial", &format!("file:{}", path("console.log"))]);
         let shell = format!("socket,id=shell,path={},server=on,wait=off", path("shell"));
         command.args(["-chardev", &shell, "-device", "virtio-serial-pci"]);
         command.args(["-device", "virtserialport,chardev=shell"]);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))]);
-        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
+        command.args([
+            "-netdev",
+            "user,id=net",
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
+        ]);
         command.args(["-device", "virtio-scsi-pci,id=scsi"]);
         for slot in 0..SLOTS {
-            let port = format!("pcie-root-port,id=slot{slot},chassis={},slot={}", slot + 1, slot + 1);
+            let port = format!(
+                "pcie-root-port,id=slot{slot},chassis={},slot={}",
+                slot + 1,
+                slot + 1
+            );
             command.args(["-device", &port]);
         }
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         let mut qemu = command.spawn().context("setpriv (of util-linux)")?;
         let connected = (|| {
             let mut connect = |name: &str| {
@@ -181,7 +207,10 @@ impl Guest {
     pub fn volume(&self, serial: &str, bytes: u64) -> Result<Volume> {
         let file = self.folder.join(format!("{serial}.volume"));
         File::create(&file)?.set_len(bytes)?;
-        Ok(Volume { serial: serial.to_owned(), file })
+        Ok(Volume {
+            serial: serial.to_owned(),
+            file,
+        })
     }
 
     /// Gives the guest a volume: its kernel sees a new disk.
@@ -190,11 +219,17 @@ impl Guest {
     /// QEMU refuses.
     pub fn plug(&mut self, volume: &Volume, bus: Bus) -> Result<Plugged> {
         self.plugs += 1;
-        let plugged = Plugged { device: format!("disk{}", self.plugs), node: format!("file{}", self.plugs) };
+        let plugged = Plugged {
+            device: format!("disk{}", self.plugs),
+            node: format!("file{}", self.plugs),
+        };
         let slot = format!("slot{}", self.plugs % SLOTS);
         let qmp = &mut self.on()?.qmp;
         let file = json!({ "driver": "file", "filename": volume.file });
-        qmp.execute("blockdev-add", json!({ "node-name": plugged.node, "driver": "raw", "file": file }))?;
+        qmp.execute(
+            "blockdev-add",
+            json!({ "node-name": plugged.node, "driver": "raw", "file": file }),
+        )?;
         let (driver, place) = match bus {
             Bus::Scsi => ("scsi-hd", "scsi.0"),
             Bus::Nvme => ("nvme", &*slot),
@@ -226,7 +261,11 @@ impl Guest {
     pub fn run(&mut self, script: &str) -> Result<String> {
         let ran = self.on()?.shell.run(script)?;
         if ran.code != 0 {
-            bail!("{script}\nended with exit code {}:\n{}", ran.code, ran.output);
+            bail!(
+                "{script}\nended with exit code {}:\n{}",
+                ran.code,
+                ran.output
+            );
         }
         Ok(ran.output.trim_end().to_owned())
     }
@@ -236,7 +275,10 @@ impl Guest {
         let log = fs::read(self.folder.join(of).with_extension("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        format!("--- {of}\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+        format!(
+            "--- {of}\n{}",
+            lines[lines.len().saturating_sub(25)..].join("\n")
+        )
     }
 
     /// Where its files are.

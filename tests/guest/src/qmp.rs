@@ -21,7 +21,10 @@ impl Qmp {
     /// Takes over a connection that was just made.
     pub(crate) fn new(stream: UnixStream) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut qmp = Self { lines: BufReader::new(stream), events: Vec::new() };
+        let mut qmp = Self {
+            lines: BufReader::new(stream),
+            events: Vec::new(),
+        };
         let greeting = qmp.read()?;
         if greeting.get("QMP").is_none() {
             bail!("QEMU greets with {greeting}");
@@ -54,14 +57,21 @@ impl Qmp {
                 self.events.remove(place);
                 return Ok(());
             }
-            let event = self.read().with_context(|| format!("the guest keeps {device}"))?;
+            let event = self
+                .read()
+                .with_context(|| format!("the guest keeps {device}"))?;
             self.events.push(event);
         }
     }
 
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
-        if self.lines.read_line(&mut line).context("QEMU does not answer")? == 0 {
+        if self
+            .lines
+            .read_line(&mut line)
+            .context("QEMU does not answer")?
+            == 0
+        {
             bail!("QEMU has closed the connection");
         }
         serde_json::from_str(&line).with_context(|| line.clone())

@@ -50,7 +50,9 @@ impl Tools {
         let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
         let mut archive = Archive::default();
         for program in programs {
-            let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
+            let name = program
+                .file_name()
+                .with_context(|| format!("{} has no name", program.display()))?;
             archive.program(&Path::new("/sbin").join(name), &read(program)?);
             for library in libraries(program)? {
                 archive.program(&library, &read(&library)?);
@@ -65,8 +67,11 @@ impl Tools {
 
 fn set_up(script: &Path) -> Result<PathBuf> {
     let name = script.display().to_string();
-    let output =
-        Command::new(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output().context(name.clone())?;
+    let output = Command::new(script)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context(name.clone())?;
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().last().unwrap_or_default();
     if !output.status.success() {
@@ -77,11 +82,19 @@ fn set_up(script: &Path) -> Result<PathBuf> {
 
 /// The shared libraries of a program and its loader, by absolute path; none of a static one.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).stdin(Stdio::null()).output().context("ldd")?;
+    let output = Command::new("ldd")
+        .arg(program)
+        .stdin(Stdio::null())
+        .output()
+        .context("ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
         bail!("{}: {}", program.display(), missing.trim());
     }
     // `NAME => PATH (ADDRESS)`, for the loader `PATH (ADDRESS)`.
-    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+    Ok(text
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect())
 }

@@ -11,7 +11,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// That of a look, and the limit.
-pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(found) = look()? {

@@ -43,9 +43,12 @@ impl Stamps {
     /// # Errors
     /// As [`Stamps::parse`].
     pub fn parse_sectors(bytes: &[u8]) -> Result<Self> {
-        let used = bytes.chunks(512).take_while(|sector| sector.starts_with(b"ok "));
-        let text: Vec<_> =
-            used.map(|sector| String::from_utf8_lossy(&sector[..sector.len().min(128)])).collect();
+        let used = bytes
+            .chunks(512)
+            .take_while(|sector| sector.starts_with(b"ok "));
+        let text: Vec<_> = used
+            .map(|sector| String::from_utf8_lossy(&sector[..sector.len().min(128)]))
+            .collect();
         Self::parse(&text.concat())
     }
 
@@ -59,7 +62,9 @@ impl Stamps {
             for entry in fs::read_dir(folder)? {
                 let path = entry?.path();
                 all.extend(
-                    Self::parse(&fs::read_to_string(&path)?).with_context(|| path.display().to_string())?.0,
+                    Self::parse(&fs::read_to_string(&path)?)
+                        .with_context(|| path.display().to_string())?
+                        .0,
                 );
             }
         }
@@ -81,7 +86,10 @@ impl Stamps {
                 .and_modify(|(_, last)| *last = stamp.clone())
                 .or_insert((stamp.clone(), stamp.clone()));
         }
-        let mut all: Vec<_> = of.into_iter().map(|(writer, (first, last))| (writer, first, last)).collect();
+        let mut all: Vec<_> = of
+            .into_iter()
+            .map(|(writer, (first, last))| (writer, first, last))
+            .collect();
         all.sort_by_key(|(_, first, _)| first.at);
         all
     }
@@ -96,7 +104,11 @@ impl Stamps {
         for pair in writers.windows(2) {
             let ((one, _, last), (other, first, _)) = (&pair[0], &pair[1]);
             if first.at <= last.at {
-                bail!("{other} wrote at {} ns while {one} wrote until {} ns", first.at, last.at);
+                bail!(
+                    "{other} wrote at {} ns while {one} wrote until {} ns",
+                    first.at,
+                    last.at
+                );
             }
         }
         if writers.is_empty() {
@@ -113,7 +125,10 @@ impl Stamps {
         let found: BTreeSet<&Stamp> = volume.0.iter().collect();
         let missing: Vec<_> = self.acknowledged().filter(|s| !found.contains(s)).collect();
         if let Some(first) = missing.first() {
-            bail!("{} acknowledged records are not on the volume; the first: {first:?}", missing.len());
+            bail!(
+                "{} acknowledged records are not on the volume; the first: {first:?}",
+                missing.len()
+            );
         }
         Ok(self.acknowledged().count())
     }
@@ -121,8 +136,13 @@ impl Stamps {
 
 fn record(line: &str) -> Result<Stamp> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (kind, rest) = fields.split_first().with_context(|| format!("an empty record: {line:?}"))?;
-    let number = |text: &str| text.parse::<u64>().with_context(|| format!("no record: {line:?}"));
+    let (kind, rest) = fields
+        .split_first()
+        .with_context(|| format!("an empty record: {line:?}"))?;
+    let number = |text: &str| {
+        text.parse::<u64>()
+            .with_context(|| format!("no record: {line:?}"))
+    };
     match (*kind, rest) {
         ("ok", [node, pod, count, at, wall]) => Ok(Stamp {
             at: number(at)?,
@@ -138,7 +158,11 @@ fn record(line: &str) -> Result<Stamp> {
             node: (*node).to_owned(),
             number: number(count)?,
             wall: number(wall)?,
-            error: Some(errno.parse().with_context(|| format!("no record: {line:?}"))?),
+            error: Some(
+                errno
+                    .parse()
+                    .with_context(|| format!("no record: {line:?}"))?,
+            ),
         }),
         _ => bail!("no record: {line:?}"),
     }
@@ -154,22 +178,50 @@ mod tests {
 
     #[test]
     fn writers_that_overlap_are_found() {
-        let good = [line("n1", "a", 0, 1), line("n1", "a", 1, 2), line("n2", "b", 0, 3)].concat();
-        assert_eq!(Stamps::parse(&good).expect("records").one_after_another().expect("in order"), 2);
-        let bad = [line("n1", "a", 0, 1), line("n2", "b", 0, 2), line("n1", "a", 1, 3)].concat();
-        let said =
-            Stamps::parse(&bad).expect("records").one_after_another().expect_err("they overlap").to_string();
-        assert!(said.contains("n2/b wrote at 2 ns while n1/a wrote until 3 ns"), "{said}");
+        let good = [
+            line("n1", "a", 0, 1),
+            line("n1", "a", 1, 2),
+            line("n2", "b", 0, 3),
+        ]
+        .concat();
+        assert_eq!(
+            Stamps::parse(&good)
+                .expect("records")
+                .one_after_another()
+                .expect("in order"),
+            2
+        );
+        let bad = [
+            line("n1", "a", 0, 1),
+            line("n2", "b", 0, 2),
+            line("n1", "a", 1, 3),
+        ]
+        .concat();
+        let said = Stamps::parse(&bad)
+            .expect("records")
+            .one_after_another()
+            .expect_err("they overlap")
+            .to_string();
+        assert!(
+            said.contains("n2/b wrote at 2 ns while n1/a wrote until 3 ns"),
+            "{said}"
+        );
         assert!(Stamps::default().one_after_another().is_err());
     }
 
     #[test]
     fn what_the_volume_lost_is_found() {
-        let console =
-            Stamps::parse(&[line("n1", "a", 0, 1), line("n1", "a", 1, 2)].concat()).expect("records");
+        let console = Stamps::parse(&[line("n1", "a", 0, 1), line("n1", "a", 1, 2)].concat())
+            .expect("records");
         let volume = Stamps::parse(&line("n1", "a", 0, 1)).expect("a record");
         assert_eq!(console.all_in(&console).expect("all there"), 2);
-        assert!(console.all_in(&volume).expect_err("one is missing").to_string().contains("number: 1"));
+        assert!(
+            console
+                .all_in(&volume)
+                .expect_err("one is missing")
+                .to_string()
+                .contains("number: 1")
+        );
         assert!(Stamps::parse("garbage\n").is_err());
     }
 }

@@ -94,7 +94,12 @@ imageGCHighThresholdPercent: 100
 }
 
 /// The shell script that becomes a program.
-pub(crate) fn start(program: &Program, config: &MachineConfig, tools: &Tools, folder: &Path) -> String {
+pub(crate) fn start(
+    program: &Program,
+    config: &MachineConfig,
+    tools: &Tools,
+    folder: &Path,
+) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     match program {
         Program::Containerd => {
@@ -121,7 +126,11 @@ pub(crate) fn start(program: &Program, config: &MachineConfig, tools: &Tools, fo
             at("switches.json"),
         ),
         // As in the DaemonSet: the host's / below a folder of its own, with the host's later mounts coming in.
-        Program::Agent { binary, arguments, kubeconfig } => format!(
+        Program::Agent {
+            binary,
+            arguments,
+            kubeconfig,
+        } => format!(
             r#"exec unshare --mount --propagation slave sh -ec '
 mount --rbind / {host}
 mount --make-rslave {host}

@@ -54,7 +54,12 @@ impl Hypervisor {
     /// A folder that cannot be made.
     pub fn start(cloud: CloudSim, tools: Arc<Tools>, folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder)?;
-        let inner = Arc::new(Inner { cloud, tools, folder, plugged: Mutex::default() });
+        let inner = Arc::new(Inner {
+            cloud,
+            tools,
+            folder,
+            plugged: Mutex::default(),
+        });
         let guests = Guests::default();
         let (of_task, machines) = (inner.clone(), guests.clone());
         let task = tokio::spawn(async move {
@@ -63,7 +68,10 @@ impl Hypervisor {
                 let followed = tokio::task::spawn_blocking(move || {
                     for machine in lock(&machines).clone() {
                         let mut machine = lock(&machine);
-                        if let Err(e) = inner.cut(&mut machine).and_then(|()| inner.follow(&machine)) {
+                        if let Err(e) = inner
+                            .cut(&mut machine)
+                            .and_then(|()| inner.follow(&machine))
+                        {
                             eprintln!("hypervisor: {}: {e:#}", machine.name());
                         }
                     }
@@ -72,7 +80,11 @@ impl Hypervisor {
                 tokio::time::sleep(LOOK).await;
             }
         });
-        Ok(Self { inner, guests, task })
+        Ok(Self {
+            inner,
+            guests,
+            task,
+        })
     }
 
     /// From now on the machine gets its devices.
@@ -82,7 +94,9 @@ impl Hypervisor {
 
     /// The kernel name of a volume's device in a guest, e.g. `loop3`; none while it has none.
     pub fn device(&self, instance: u64, volume: VolumeNo) -> Option<String> {
-        lock(&self.inner.plugged).get(&(InstanceNo(instance), volume)).map(|p| p.name.clone())
+        lock(&self.inner.plugged)
+            .get(&(InstanceNo(instance), volume))
+            .map(|p| p.name.clone())
     }
 }
 
@@ -109,15 +123,21 @@ impl Inner {
         };
         let mut plugged = lock(&self.plugged);
         let here = |key: &&(InstanceNo, VolumeNo)| key.0 == instance;
-        let gone: Vec<_> =
-            plugged.keys().filter(here).filter(|key| !wanted.contains(&key.1)).copied().collect();
+        let gone: Vec<_> = plugged
+            .keys()
+            .filter(here)
+            .filter(|key| !wanted.contains(&key.1))
+            .copied()
+            .collect();
         for key in gone {
             if let Some(device) = plugged.remove(&key) {
                 self.unplug(machine, &device)?;
             }
         }
         for volume in wanted {
-            if let std::collections::btree_map::Entry::Vacant(free) = plugged.entry((instance, volume)) {
+            if let std::collections::btree_map::Entry::Vacant(free) =
+                plugged.entry((instance, volume))
+            {
                 free.insert(self.plug(machine, volume)?);
             }
         }
@@ -126,21 +146,27 @@ impl Inner {
             self.show_above(machine, device)?;
             let mounted = |line: &str| {
                 let mut fields = line.split(' ').skip(2);
-                fields.next() == Some(&device.number) || fields.next() == Some(&format!("/{}", device.name))
+                fields.next() == Some(&device.number)
+                    || fields.next() == Some(&format!("/{}", device.name))
             };
-            self.cloud.set_in_use(instance, *volume, table.lines().any(mounted));
+            self.cloud
+                .set_in_use(instance, *volume, table.lines().any(mounted));
         }
         Ok(())
     }
 
     /// Shows the agent the loop devices over a volume's device as they are.
     fn show_above(&self, machine: &Machine, device: &mut Plugged) -> Result<()> {
-        let Ok(root) = machine.inside("/") else { return Ok(()) };
+        let Ok(root) = machine.inside("/") else {
+            return Ok(());
+        };
         let above: BTreeSet<String> = bound_loops()?
             .into_iter()
             .filter(|(_, file)| {
                 let found = fs::metadata(root.join(file.trim_start_matches('/')));
-                found.is_ok_and(|f| f.file_type().is_block_device() && number(f.rdev()) == device.number)
+                found.is_ok_and(|f| {
+                    f.file_type().is_block_device() && number(f.rdev()) == device.number
+                })
             })
             .map(|(name, _)| name)
             .collect();
@@ -156,10 +182,23 @@ impl Inner {
     }
 
     fn plug(&self, machine: &Machine, volume: VolumeNo) -> Result<Plugged> {
-        let label = self.cloud.volume(volume).context("a volume of the cloud")?.label;
-        let file = self.folder.join(format!("{label}.{}{VOLUME}", std::process::id()));
-        fs::File::options().create(true).append(true).open(&file)?.set_len(SIZE)?;
-        let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
+        let label = self
+            .cloud
+            .volume(volume)
+            .context("a volume of the cloud")?
+            .label;
+        let file = self
+            .folder
+            .join(format!("{label}.{}{VOLUME}", std::process::id()));
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&file)?
+            .set_len(SIZE)?;
+        let device = run(
+            "losetup",
+            &["--find", "--show", &file.display().to_string()],
+        )?;
         let name = device.rsplit('/').next().unwrap_or_default().to_owned();
         let real = Path::new("/sys/block").join(&name);
         let number = fs::read_to_string(real.join("dev"))?.trim().to_owned();
@@ -174,15 +213,25 @@ impl Inner {
         }
         fs::write(hidden.join("device/vpd_pg83"), page_83(&label)?)?;
         fs::rename(&hidden, shown.join(&name))?;
-        symlink(format!("../../block/{name}"), machine.path("sys/dev-block").join(&number))?;
+        symlink(
+            format!("../../block/{name}"),
+            machine.path("sys/dev-block").join(&number),
+        )?;
         symlink(&device, machine.path("by-id").join(link(&label)))?;
-        Ok(Plugged { name, number, label, above: BTreeSet::new() })
+        Ok(Plugged {
+            name,
+            number,
+            label,
+            above: BTreeSet::new(),
+        })
     }
 
     /// As a forced detach: whoever uses the device keeps a dead one.
     fn unplug(&self, machine: &Machine, device: &Plugged) -> Result<()> {
-        let (shown, hidden) =
-            (machine.path("sys/block").join(&device.name), machine.path("sys").join(&device.name));
+        let (shown, hidden) = (
+            machine.path("sys/block").join(&device.name),
+            machine.path("sys").join(&device.name),
+        );
         fs::remove_file(machine.path("by-id").join(link(&device.label)))?;
         fs::remove_file(machine.path("sys/dev-block").join(&device.number))?;
         fs::rename(&shown, &hidden)?;
@@ -227,7 +276,10 @@ fn bound_loops() -> Result<Vec<(String, String)>> {
     for entry in fs::read_dir("/sys/block")? {
         let entry = entry?;
         if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) {
-            found.push((entry.file_name().to_string_lossy().into_owned(), file.trim_end().to_owned()));
+            found.push((
+                entry.file_name().to_string_lossy().into_owned(),
+                file.trim_end().to_owned(),
+            ));
         }
     }
     Ok(found)

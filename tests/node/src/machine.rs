@@ -49,8 +49,23 @@ impl Machine {
     /// # Errors
     /// A folder that cannot be made.
     pub fn new(config: MachineConfig, tools: Arc<Tools>, folder: PathBuf) -> Result<Self> {
-        let machine = Self { config, tools, folder, power: None };
-        for name in ["by-id", "cni", "log", "pid", "start", "host", "sys/block", "sys/dev-block", "console"] {
+        let machine = Self {
+            config,
+            tools,
+            folder,
+            power: None,
+        };
+        for name in [
+            "by-id",
+            "cni",
+            "log",
+            "pid",
+            "start",
+            "host",
+            "sys/block",
+            "sys/dev-block",
+            "console",
+        ] {
             let path = machine.path(name);
             fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         }
@@ -93,7 +108,11 @@ impl Machine {
     /// # Errors
     /// A machine that is off.
     pub fn inside(&self, path: &str) -> Result<PathBuf> {
-        Ok(PathBuf::from(format!("/proc/{}/root/{}", self.init()?, path.trim_start_matches('/'))))
+        Ok(PathBuf::from(format!(
+            "/proc/{}/root/{}",
+            self.init()?,
+            path.trim_start_matches('/')
+        )))
     }
 
     /// Its first process, by its number outside.
@@ -101,7 +120,11 @@ impl Machine {
     /// # Errors
     /// A machine that is off.
     pub fn init(&self) -> Result<u32> {
-        Ok(self.power.as_ref().with_context(|| format!("{} is off", self.config.name))?.init)
+        Ok(self
+            .power
+            .as_ref()
+            .with_context(|| format!("{} is off", self.config.name))?
+            .init)
     }
 
     fn write(&self, name: &str, content: &str) -> Result<()> {
@@ -131,13 +154,27 @@ impl Machine {
         if disk == Disk::ReImaged {
             self.wipe()?;
         }
-        self.write("boot_id", &format!("{}\n", run("cat", &["/proc/sys/kernel/random/uuid"])?))?;
+        self.write(
+            "boot_id",
+            &format!("{}\n", run("cat", &["/proc/sys/kernel/random/uuid"])?),
+        )?;
         for entry in fs::read_dir(self.path("pid"))? {
             fs::remove_file(entry?.path())?;
         }
-        let errors = fs::File::options().create(true).append(true).open(self.path("log/init.log"))?;
+        let errors = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log/init.log"))?;
         let mut outer = Command::new("unshare")
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh"])
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--propagation",
+                "private",
+                "sh",
+            ])
             .arg(self.path("init"))
             .arg(&self.folder)
             .env_clear()
@@ -147,7 +184,10 @@ impl Machine {
             .stderr(errors)
             .spawn()
             .context("unshare")?;
-        let (orders, said) = (outer.stdin.take().context("a pipe")?, outer.stdout.take().context("a pipe")?);
+        let (orders, said) = (
+            outer.stdin.take().context("a pipe")?,
+            outer.stdout.take().context("a pipe")?,
+        );
         let mut line = String::new();
         BufReader::new(said).read_line(&mut line)?;
         if line.trim() != "ready" {
@@ -157,8 +197,15 @@ impl Machine {
         }
         let outside = outer.id();
         let init = fs::read_to_string(format!("/proc/{outside}/task/{outside}/children"))?;
-        let init = init.trim().parse().with_context(|| format!("the children of unshare: {init:?}"))?;
-        self.power = Some(Power { outer, init, orders });
+        let init = init
+            .trim()
+            .parse()
+            .with_context(|| format!("the children of unshare: {init:?}"))?;
+        self.power = Some(Power {
+            outer,
+            init,
+            orders,
+        });
         Ok(())
     }
 
@@ -172,9 +219,13 @@ impl Machine {
     /// # Errors
     /// Processes that do not die.
     pub fn power_off(&mut self) -> Result<()> {
-        let Some(mut power) = self.power.take() else { return Ok(()) };
-        let init =
-            i32::try_from(power.init).ok().and_then(rustix::process::Pid::from_raw).context("a PID")?;
+        let Some(mut power) = self.power.take() else {
+            return Ok(());
+        };
+        let init = i32::try_from(power.init)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .context("a PID")?;
         // An error says that it is dead. The kernel kills everything in its namespace before it lets it go.
         let _ = rustix::process::kill_process(init, rustix::process::Signal::KILL);
         power.outer.wait()?;
@@ -206,8 +257,13 @@ impl Machine {
     }
 
     fn order(&mut self, verb: &str, name: &str) -> Result<()> {
-        let power = self.power.as_mut().with_context(|| format!("{} is off", self.config.name))?;
-        power.orders.write_all(format!("{verb} {name}\n").as_bytes())?;
+        let power = self
+            .power
+            .as_mut()
+            .with_context(|| format!("{} is off", self.config.name))?;
+        power
+            .orders
+            .write_all(format!("{verb} {name}\n").as_bytes())?;
         Ok(power.orders.flush()?)
     }
 
@@ -215,7 +271,11 @@ impl Machine {
         let (path, end) = (self.path(name), Instant::now() + LIMIT);
         while path.exists() != there {
             if Instant::now() > end {
-                bail!("{}: {name} after {LIMIT:?}: {}", self.config.name, self.log("init"));
+                bail!(
+                    "{}: {name} after {LIMIT:?}: {}",
+                    self.config.name,
+                    self.log("init")
+                );
             }
             thread::sleep(LOOK);
         }
@@ -244,7 +304,10 @@ impl Machine {
     pub fn switches(&self, json: &str) -> Result<()> {
         // Renamed into place: the plugin never reads half of it.
         self.write("switches.new", json)?;
-        Ok(fs::rename(self.path("switches.new"), self.path("switches.json"))?)
+        Ok(fs::rename(
+            self.path("switches.new"),
+            self.path("switches.json"),
+        )?)
     }
 
     /// What a program has printed.
@@ -254,7 +317,9 @@ impl Machine {
 
     /// Every mount that its first process sees; empty when it is off.
     pub fn mount_table(&self) -> String {
-        let table = self.init().map(|init| fs::read_to_string(format!("/proc/{init}/mountinfo")));
+        let table = self
+            .init()
+            .map(|init| fs::read_to_string(format!("/proc/{init}/mountinfo")));
         table.ok().and_then(Result::ok).unwrap_or_default()
     }
 }

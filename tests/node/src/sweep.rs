@@ -14,7 +14,13 @@ pub(crate) const VOLUME: &str = ".reattach-volume";
 /// # Errors
 /// A list of loop devices that cannot be had.
 pub fn sweep() -> Result<()> {
-    let columns = ["--list", "--noheadings", "--raw", "--output", "NAME,BACK-INO,BACK-FILE"];
+    let columns = [
+        "--list",
+        "--noheadings",
+        "--raw",
+        "--output",
+        "NAME,BACK-INO,BACK-FILE",
+    ];
     let listed = run("losetup", &columns)?;
     let loops: Vec<(&str, &str, &str)> = listed
         .lines()
@@ -25,12 +31,21 @@ pub fn sweep() -> Result<()> {
         })
         .collect();
     for (device, _, file) in &loops {
-        let Some(name) = file.trim_end_matches("(deleted)").trim_end().strip_suffix(VOLUME) else { continue };
+        let Some(name) = file
+            .trim_end_matches("(deleted)")
+            .trim_end()
+            .strip_suffix(VOLUME)
+        else {
+            continue;
+        };
         if name.rsplit('.').next().is_some_and(is_over) {
-            let node = fs::metadata(device).map(|m| m.ino().to_string()).unwrap_or_default();
+            let node = fs::metadata(device)
+                .map(|m| m.ino().to_string())
+                .unwrap_or_default();
             // First what kubelet has put above it. Someone else may sweep at the same moment: errors do not matter.
-            for (above, ..) in
-                loops.iter().filter(|(_, inode, file)| *inode == node && !file.ends_with(VOLUME))
+            for (above, ..) in loops
+                .iter()
+                .filter(|(_, inode, file)| *inode == node && !file.ends_with(VOLUME))
             {
                 let _ = run("losetup", &["--detach", above]);
             }
@@ -39,7 +54,9 @@ pub fn sweep() -> Result<()> {
     }
     // Folders of the control plane tier's kind, kept for their logs; containers' files are none.
     for folder in list(&std::env::temp_dir().display().to_string()) {
-        let owner = folder.rsplit_once("/reattach-cp-").and_then(|(_, rest)| rest.split('-').next());
+        let owner = folder
+            .rsplit_once("/reattach-cp-")
+            .and_then(|(_, rest)| rest.split('-').next());
         if !owner.is_some_and(is_over) {
             continue;
         }
@@ -56,9 +73,12 @@ pub fn sweep() -> Result<()> {
 
 /// Whether a process is gone, or dead and only not waited for.
 fn is_over(pid: &str) -> bool {
-    let Ok(pid) = pid.parse::<u32>() else { return false };
+    let Ok(pid) = pid.parse::<u32>() else {
+        return false;
+    };
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ")
+        .is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
 }
 
 fn list(folder: &str) -> Vec<String> {

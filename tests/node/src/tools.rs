@@ -27,9 +27,12 @@ impl Tools {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = folder("REATTACH_NODE_TOOLS", &here.join("setup"))?;
         let kubelet = folder_of_kubelet(here)?.join("kubelet");
-        for needed in
-            [folder.join("csi-node"), folder.join("unplug"), folder.join("image.tar"), kubelet.clone()]
-        {
+        for needed in [
+            folder.join("csi-node"),
+            folder.join("unplug"),
+            folder.join("image.tar"),
+            kubelet.clone(),
+        ] {
             if !needed.is_file() {
                 bail!("{} is missing", needed.display());
             }
@@ -44,7 +47,10 @@ impl Tools {
 }
 
 fn folder_of_kubelet(here: &Path) -> Result<PathBuf> {
-    folder("REATTACH_CONTROLPLANE_BIN", &here.join("../controlplane/build"))
+    folder(
+        "REATTACH_CONTROLPLANE_BIN",
+        &here.join("../controlplane/build"),
+    )
 }
 
 fn folder(variable: &str, script: &Path) -> Result<PathBuf> {
@@ -52,8 +58,11 @@ fn folder(variable: &str, script: &Path) -> Result<PathBuf> {
         return Ok(named.into());
     }
     let name = script.display().to_string();
-    let output =
-        Command::new(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output().context(name.clone())?;
+    let output = Command::new(script)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context(name.clone())?;
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().last().unwrap_or_default();
     if !output.status.success() {
@@ -66,10 +75,17 @@ fn folder(variable: &str, script: &Path) -> Result<PathBuf> {
 pub(crate) fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Result<String> {
     let program = program.as_ref();
     let shown = format!("{} {}", program.display(), arguments.join(" "));
-    let output =
-        Command::new(program).args(arguments).stdin(Stdio::null()).output().context(shown.clone())?;
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .context(shown.clone())?;
     if !output.status.success() {
-        bail!("{shown}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{shown}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -39,19 +39,34 @@ pub struct Figure {
 
 impl Figure {
     fn seconds(what: &'static str, value: Duration, bounds: (f64, f64)) -> Self {
-        Self { what, value: value.as_secs_f64(), bounds, tolerance: None }
+        Self {
+            what,
+            value: value.as_secs_f64(),
+            bounds,
+            tolerance: None,
+        }
     }
 
     /// An outcome that leaves no room.
     fn exactly(what: &'static str, value: usize, expected: u32) -> Self {
         let value = u32::try_from(value).map_or(f64::INFINITY, f64::from);
-        Self { what, value, bounds: (f64::from(expected), f64::from(expected)), tolerance: Some(0.0) }
+        Self {
+            what,
+            value,
+            bounds: (f64::from(expected), f64::from(expected)),
+            tolerance: Some(0.0),
+        }
     }
 
     /// The failed attempts within [`WATCH`]: [`ATTEMPTS`], and one less on a machine that is slow.
     fn attempts(what: &'static str, value: i64) -> Self {
         let value = u32::try_from(value).map_or(f64::INFINITY, f64::from);
-        Self { what, value, bounds: (6.0, 7.0), tolerance: Some(1.0) }
+        Self {
+            what,
+            value,
+            bounds: (6.0, 7.0),
+            tolerance: Some(1.0),
+        }
     }
 
     /// Returns whether the figure is within its bounds.
@@ -63,7 +78,10 @@ impl Figure {
     /// Returns whether the same figure of another cluster agrees within the tolerance.
     #[must_use]
     pub fn agrees(&self, other: &Self) -> bool {
-        self.what == other.what && self.tolerance.is_none_or(|t| (self.value - other.value).abs() <= t)
+        self.what == other.what
+            && self
+                .tolerance
+                .is_none_or(|t| (self.value - other.value).abs() <= t)
     }
 }
 
@@ -102,7 +120,10 @@ impl Fixture {
         let node = self.phantom().await?;
         self.only(&node, true).await?;
         let replaced = self.replace_the_pod().await?;
-        let healed = self.within(WATCH, async || self.ready().await).await?.is_some();
+        let healed = self
+            .within(WATCH, async || self.ready().await)
+            .await?
+            .is_some();
         let attempts = self.failed_attempts().await?;
         let stayed = self.node().await? == node;
         self.only(&node, false).await?;
@@ -123,7 +144,10 @@ impl Fixture {
         let node = self.phantom().await?;
         self.only(&node, true).await?;
         self.replace_the_pod().await?;
-        let healed = self.within(WATCH, async || self.ready().await).await?.is_some();
+        let healed = self
+            .within(WATCH, async || self.ready().await)
+            .await?
+            .is_some();
         self.only(&node, false).await?;
         self.heal().await?;
         Ok(healed)
@@ -132,10 +156,17 @@ impl Fixture {
     async fn replace_the_pod(&self) -> Result<Duration, CaseError> {
         let uid = self.pod_uid().await?;
         self.delete_pod().await?;
-        let other = async || Ok(self.pod_object().await?.is_some_and(|p| text(&p, "/metadata/uid") != uid));
+        let other = async || {
+            Ok(self
+                .pod_object()
+                .await?
+                .is_some_and(|p| text(&p, "/metadata/uid") != uid))
+        };
         let replaced = self.must("a replacement of the pod", SOON, other).await?;
-        self.must("the replacement bound to a node", SOON, async || Ok(self.bound().await?.is_some()))
-            .await?;
+        self.must("the replacement bound to a node", SOON, async || {
+            Ok(self.bound().await?.is_some())
+        })
+        .await?;
         Ok(replaced)
     }
 
@@ -144,10 +175,19 @@ impl Fixture {
         let node = self.phantom().await?;
         self.only(&node, true).await?;
         self.scale(0).await?;
-        self.must("the pod gone", SOON, async || Ok(self.pod_object().await?.is_none())).await?;
+        self.must("the pod gone", SOON, async || {
+            Ok(self.pod_object().await?.is_none())
+        })
+        .await?;
         self.scale(1).await?;
-        self.must("the new pod bound to a node", SOON, async || Ok(self.bound().await?.is_some())).await?;
-        let healed = self.within(WATCH, async || self.ready().await).await?.is_some();
+        self.must("the new pod bound to a node", SOON, async || {
+            Ok(self.bound().await?.is_some())
+        })
+        .await?;
+        let healed = self
+            .within(WATCH, async || self.ready().await)
+            .await?
+            .is_some();
         let attempts = self.failed_attempts().await?;
         self.only(&node, false).await?;
         self.heal().await?;
@@ -165,7 +205,11 @@ impl Fixture {
         self.only(&node, true).await?;
         let (gone, unused, detached) = self.scale_to_zero(&node).await?;
         self.scale(1).await?;
-        let ready = self.must("the pod Ready after scaling back", READY, async || self.ready().await).await?;
+        let ready = self
+            .must("the pod Ready after scaling back", READY, async || {
+                self.ready().await
+            })
+            .await?;
         let stayed = self.node().await? == node;
         self.only(&node, false).await?;
         Ok(vec![
@@ -175,7 +219,11 @@ impl Fixture {
                 unused.saturating_sub(gone),
                 (0.0, 12.5),
             ),
-            Figure::seconds("s until the VolumeAttachment is gone", detached, (3.0, 22.0)),
+            Figure::seconds(
+                "s until the VolumeAttachment is gone",
+                detached,
+                (3.0, 22.0),
+            ),
             Figure::seconds("s from scaling back to Ready", ready, (4.0, 25.0)),
             Figure::exactly("heals on the same node", stayed.into(), 1),
         ])
@@ -185,12 +233,19 @@ impl Fixture {
     async fn scale_to_zero(&self, node: &str) -> Result<(Duration, Duration, Duration), CaseError> {
         let start = tokio::time::Instant::now();
         self.scale(0).await?;
-        self.must("the pod gone", SOON, async || Ok(self.pod_object().await?.is_none())).await?;
+        self.must("the pod gone", SOON, async || {
+            Ok(self.pod_object().await?.is_none())
+        })
+        .await?;
         let gone = start.elapsed();
-        self.must("volumesInUse without the volume", SOON, async || Ok(!self.in_use(node).await?)).await?;
+        self.must("volumesInUse without the volume", SOON, async || {
+            Ok(!self.in_use(node).await?)
+        })
+        .await?;
         let unused = start.elapsed();
         let absent = async || Ok(self.attachment(node).await?.is_none());
-        self.must("the VolumeAttachment gone", DETACH, absent).await?;
+        self.must("the VolumeAttachment gone", DETACH, absent)
+            .await?;
         Ok((gone, unused, start.elapsed()))
     }
 
@@ -198,13 +253,18 @@ impl Fixture {
     async fn mount_back_off(&self) -> Result<Vec<Figure>, CaseError> {
         self.phantom_at_once().await?;
         let enough = async || Ok(self.failed_attempts().await?.count >= ATTEMPTS);
-        self.must("the seventh mount attempt", READY, enough).await?;
+        self.must("the seventh mount attempt", READY, enough)
+            .await?;
         let seventh = self.failed_attempts().await?;
         let more = async || Ok(self.failed_attempts().await?.count > ATTEMPTS);
         let eighth = self.within(PAUSE, more).await?.is_some();
         self.heal().await?;
         Ok(vec![
-            Figure::seconds("s from the first to the seventh failed attempt", seventh.lasted, (30.0, 45.0)),
+            Figure::seconds(
+                "s from the first to the seventh failed attempt",
+                seventh.lasted,
+                (30.0, 45.0),
+            ),
             Figure::exactly("further attempts within 15 s", eighth.into(), 0),
         ])
     }
@@ -219,27 +279,50 @@ impl Fixture {
         let start = tokio::time::Instant::now();
         let detach = self.cloud.detach(&self.handle).await;
         detach.map_err(|e| CaseError::Fixture(format!("the cloud refuses the detach: {e}")))?;
-        self.must("the cloud's detach", CLOUD, async || Ok(self.holder().await.is_none())).await?;
-        self.must("the volume published again", COMPARE, async || Ok(self.holder().await.is_some())).await?;
+        self.must("the cloud's detach", CLOUD, async || {
+            Ok(self.holder().await.is_none())
+        })
+        .await?;
+        self.must("the volume published again", COMPARE, async || {
+            Ok(self.holder().await.is_some())
+        })
+        .await?;
         let published = start.elapsed();
         let same_holder = self.holder().await == holder;
         let ready = async || self.ready().await;
-        self.must("the pod Ready after the volume was published again", NEXT_ATTEMPT, ready).await?;
+        self.must(
+            "the pod Ready after the volume was published again",
+            NEXT_ATTEMPT,
+            ready,
+        )
+        .await?;
         let healed = start.elapsed();
         let after = self.attachment(&node).await?.unwrap_or_default();
-        let same = text(&after, "/metadata/uid") == text(&before, "/metadata/uid") && !terminating(&after);
+        let same =
+            text(&after, "/metadata/uid") == text(&before, "/metadata/uid") && !terminating(&after);
         Ok(vec![
-            Figure::seconds("s until the volume is published again", published, (1.0, 80.0)),
+            Figure::seconds(
+                "s until the volume is published again",
+                published,
+                (1.0, 80.0),
+            ),
             Figure::exactly("times to the same instance", same_holder.into(), 1),
             Figure::exactly("times for the same VolumeAttachment", same.into(), 1),
-            Figure::seconds("s until kubelet's next attempt has mounted it", healed, (3.0, 160.0)),
+            Figure::seconds(
+                "s until kubelet's next attempt has mounted it",
+                healed,
+                (3.0, 160.0),
+            ),
         ])
     }
 
     /// `managedFields` names the last writer that changed a field. A writer that sends the value that is there, or that claims
     /// another's name, shows how far that is a proof.
     async fn last_writer(&self) -> Result<Vec<Figure>, CaseError> {
-        self.must("the pod Ready at the start", READY, async || self.ready().await).await?;
+        self.must("the pod Ready at the start", READY, async || {
+            self.ready().await
+        })
+        .await?;
         let note = |value: serde_json::Value| json!({"metadata": {"annotations": {NOTE: value}}});
         let path = ["f:metadata", "f:annotations", "f:reattach.dev/row"];
         self.write_as("first/1", "", &note(json!("1"))).await?;
@@ -249,13 +332,22 @@ impl Fixture {
         let changed = self.writers(&path).await?;
         self.write_as("first/1", "", &note(json!("3"))).await?;
         let claimed = self.writers(&path).await?;
-        self.write_as("third/1", "", &note(serde_json::Value::Null)).await?;
+        self.write_as("third/1", "", &note(serde_json::Value::Null))
+            .await?;
         let removed = self.writers(&path).await?;
         let is = |seen: &[String], expected: &[&str]| usize::from(seen == expected);
         Ok(vec![
             Figure::exactly("writers: the first one", is(&written, &["first/1 "]), 1),
-            Figure::exactly("writers: the one that changed the value", is(&changed, &["second/1 "]), 1),
-            Figure::exactly("writers: the name that the request gives", is(&claimed, &["first/1 "]), 1),
+            Figure::exactly(
+                "writers: the one that changed the value",
+                is(&changed, &["second/1 "]),
+                1,
+            ),
+            Figure::exactly(
+                "writers: the name that the request gives",
+                is(&claimed, &["first/1 "]),
+                1,
+            ),
             Figure::exactly("writers of what was removed", removed.len(), 0),
         ])
     }
@@ -277,13 +369,20 @@ impl Fixture {
     async fn second_attachment(&self, node: &str) -> Result<Vec<Figure>, CaseError> {
         self.delete_pod().await?;
         let two = async || Ok(self.attachments().await?.len() >= 2);
-        let after = self.must("two VolumeAttachments of one volume", DETACH, two).await?;
+        let after = self
+            .must("two VolumeAttachments of one volume", DETACH, two)
+            .await?;
         let refusal = async || {
-            let second = self.attachments().await?.into_iter().find(|va| text(va, "/spec/nodeName") != node);
+            let second = self
+                .attachments()
+                .await?
+                .into_iter()
+                .find(|va| text(va, "/spec/nodeName") != node);
             let said = second.map(|va| text(&va, "/status/attachError/message").to_owned());
             Ok(said.is_some_and(|m| m.contains("is already attached to linode")))
         };
-        self.must("the driver's refusal of the second attach", SOON, refusal).await?;
+        self.must("the driver's refusal of the second attach", SOON, refusal)
+            .await?;
         let first = self.attachment(node).await?.unwrap_or_default();
         let stuck = terminating(&first)
             && first["status"]["attached"] == json!(true)
@@ -295,8 +394,16 @@ impl Fixture {
                 after,
                 (0.5, 30.0),
             ),
-            Figure::exactly("VolumeAttachments of the one volume", self.attachments().await?.len(), 2),
-            Figure::exactly("of them attached, being deleted and in error", stuck.into(), 1),
+            Figure::exactly(
+                "VolumeAttachments of the one volume",
+                self.attachments().await?.len(),
+                2,
+            ),
+            Figure::exactly(
+                "of them attached, being deleted and in error",
+                stuck.into(),
+                1,
+            ),
             Figure::exactly(
                 "holders at the cloud that are the first node",
                 (self.holder().await == old).into(),
@@ -311,10 +418,17 @@ impl Fixture {
 pub fn disagreements(case: &str, here: &[Figure], there: &[Figure]) -> Vec<String> {
     let mut all = Vec::new();
     if here.len() != there.len() {
-        all.push(format!("{case}: {} figures here, {} there", here.len(), there.len()));
+        all.push(format!(
+            "{case}: {} figures here, {} there",
+            here.len(),
+            there.len()
+        ));
     }
     for (a, b) in here.iter().zip(there).filter(|(a, b)| !a.agrees(b)) {
-        all.push(format!("{case}: {} is {} here; {} is {} there", a.what, a.value, b.what, b.value));
+        all.push(format!(
+            "{case}: {} is {} here; {} is {} there",
+            a.what, a.value, b.what, b.value
+        ));
     }
     all
 }

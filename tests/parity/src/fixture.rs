@@ -87,12 +87,18 @@ impl Fixture {
 
     /// The pod's node is recycled uncleanly; answers the node as soon as its pod is seen to be stuck.
     pub(crate) async fn phantom_at_once(&self) -> Result<String, CaseError> {
-        self.must("the pod Ready at the start", READY, async || self.ready().await).await?;
+        self.must("the pod Ready at the start", READY, async || {
+            self.ready().await
+        })
+        .await?;
         let node = self.node().await?;
-        let kubelet =
-            self.kubelets.get(&node).ok_or_else(|| CaseError::Fixture(format!("no kubelet {node}")))?;
+        let kubelet = self
+            .kubelets
+            .get(&node)
+            .ok_or_else(|| CaseError::Fixture(format!("no kubelet {node}")))?;
         kubelet.recycle(DiskAfter::Kept, AWAY).await;
-        self.must("the pod unready", SOON, async || Ok(!self.ready().await?)).await?;
+        self.must("the pod unready", SOON, async || Ok(!self.ready().await?))
+            .await?;
         Ok(node)
     }
 
@@ -102,7 +108,11 @@ impl Fixture {
         let none = async || Ok(self.attachments().await?.is_empty());
         self.must("no VolumeAttachment left", DETACH, none).await?;
         self.scale(1).await?;
-        self.must("the pod Ready at the end", READY, async || self.ready().await).await.map(|_| ())
+        self.must("the pod Ready at the end", READY, async || {
+            self.ready().await
+        })
+        .await
+        .map(|_| ())
     }
 
     fn kapi(&self) -> Kapi {
@@ -140,7 +150,10 @@ impl Fixture {
     where
         F: Future<Output = Result<bool, CaseError>>,
     {
-        self.within(limit, look).await?.ok_or(CaseError::TooLate { what, seconds: limit.as_secs() })
+        self.within(limit, look).await?.ok_or(CaseError::TooLate {
+            what,
+            seconds: limit.as_secs(),
+        })
     }
 
     fn pod_path(&self) -> String {
@@ -152,7 +165,11 @@ impl Fixture {
     }
 
     pub(crate) async fn pod_uid(&self) -> Result<String, CaseError> {
-        Ok(text(&self.pod_object().await?.unwrap_or_default(), "/metadata/uid").to_owned())
+        Ok(text(
+            &self.pod_object().await?.unwrap_or_default(),
+            "/metadata/uid",
+        )
+        .to_owned())
     }
 
     pub(crate) async fn delete_pod(&self) -> Result<(), CaseError> {
@@ -160,26 +177,45 @@ impl Fixture {
     }
 
     pub(crate) async fn ready(&self) -> Result<bool, CaseError> {
-        Ok(self.pod_object().await?.is_some_and(|p| condition(&p, "Ready") == "True" && !terminating(&p)))
+        Ok(self
+            .pod_object()
+            .await?
+            .is_some_and(|p| condition(&p, "Ready") == "True" && !terminating(&p)))
     }
 
     /// The pod's node, once it has one.
     pub(crate) async fn bound(&self) -> Result<Option<String>, CaseError> {
-        let node = self.pod_object().await?.map(|p| text(&p, "/spec/nodeName").to_owned());
+        let node = self
+            .pod_object()
+            .await?
+            .map(|p| text(&p, "/spec/nodeName").to_owned());
         Ok(node.filter(|n| !n.is_empty()))
     }
 
     pub(crate) async fn node(&self) -> Result<String, CaseError> {
-        self.bound().await?.ok_or_else(|| CaseError::Fixture("the pod is on no node".into()))
+        self.bound()
+            .await?
+            .ok_or_else(|| CaseError::Fixture("the pod is on no node".into()))
     }
 
     pub(crate) async fn scale(&self, replicas: i64) -> Result<(), CaseError> {
-        self.kapi().patch(&self.set_path(), MERGE, &json!({"spec": {"replicas": replicas}})).await?;
+        self.kapi()
+            .patch(
+                &self.set_path(),
+                MERGE,
+                &json!({"spec": {"replicas": replicas}}),
+            )
+            .await?;
         Ok(())
     }
 
     /// Changes the StatefulSet, or a subresource of it, under the name of a field manager.
-    pub(crate) async fn write_as(&self, manager: &str, part: &str, body: &Value) -> Result<(), CaseError> {
+    pub(crate) async fn write_as(
+        &self,
+        manager: &str,
+        part: &str,
+        body: &Value,
+    ) -> Result<(), CaseError> {
         let path = format!("{}{part}?fieldManager={manager}", self.set_path());
         self.kapi().patch(&path, MERGE, body).await?;
         Ok(())
@@ -188,20 +224,31 @@ impl Fixture {
     /// The field managers that have a field of the StatefulSet, each with the subresource that it wrote through.
     pub(crate) async fn writers(&self, field: &[&str]) -> Result<Vec<String>, CaseError> {
         let set = self.kapi().get(&self.set_path()).await?.unwrap_or_default();
-        let has = |entry: &&Value| field.iter().try_fold(&entry["fieldsV1"], |at, key| at.get(key)).is_some();
+        let has = |entry: &&Value| {
+            field
+                .iter()
+                .try_fold(&entry["fieldsV1"], |at, key| at.get(key))
+                .is_some()
+        };
         let name = |e: &Value| format!("{} {}", text(e, "/manager"), text(e, "/subresource"));
         let all = set["metadata"]["managedFields"].as_array();
         Ok(all.into_iter().flatten().filter(has).map(name).collect())
     }
 
     fn set_path(&self) -> String {
-        format!("/apis/apps/v1/namespaces/{}/statefulsets/{}", self.namespace, self.set)
+        format!(
+            "/apis/apps/v1/namespaces/{}/statefulsets/{}",
+            self.namespace, self.set
+        )
     }
 
     /// Cordons a node, or takes that back.
     pub(crate) async fn close(&self, node: &str, closed: bool) -> Result<(), CaseError> {
-        let body = json!({"spec": {"unschedulable": if closed { json!(true) } else { Value::Null }}});
-        self.kapi().patch(&format!("/api/v1/nodes/{node}"), MERGE, &body).await?;
+        let body =
+            json!({"spec": {"unschedulable": if closed { json!(true) } else { Value::Null }}});
+        self.kapi()
+            .patch(&format!("/api/v1/nodes/{node}"), MERGE, &body)
+            .await?;
         Ok(())
     }
 
@@ -215,13 +262,20 @@ impl Fixture {
 
     pub(crate) async fn in_use(&self, node: &str) -> Result<bool, CaseError> {
         let name = unique_volume_name(&self.handle, &self.driver);
-        let node = self.kapi().get(&format!("/api/v1/nodes/{node}")).await?.unwrap_or_default();
+        let node = self
+            .kapi()
+            .get(&format!("/api/v1/nodes/{node}"))
+            .await?
+            .unwrap_or_default();
         Ok(items(&node, "/status/volumesInUse").any(|v| *v == name))
     }
 
     pub(crate) async fn attachment(&self, node: &str) -> Result<Option<Value>, CaseError> {
         let name = attachment_name(&self.handle, &self.driver, node);
-        Ok(self.kapi().get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await?)
+        Ok(self
+            .kapi()
+            .get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}"))
+            .await?)
     }
 
     /// The volume's VolumeAttachments on all nodes of the fixture.
@@ -234,7 +288,11 @@ impl Fixture {
     }
 
     pub(crate) async fn holder(&self) -> Option<String> {
-        self.cloud.volume(&self.handle).await.ok().and_then(|v| v.holder)
+        self.cloud
+            .volume(&self.handle)
+            .await
+            .ok()
+            .and_then(|v| v.holder)
     }
 
     /// The failed attempts of the present pod in this boot of its node, from kubelet's event.

@@ -35,7 +35,8 @@ impl InMemory {
     /// # Errors
     /// [`CaseError`], when the cluster cannot be built.
     pub async fn build(seed: u64) -> Result<Self, CaseError> {
-        let wrong = |e: &dyn std::fmt::Display| CaseError::Fixture(format!("no cluster in memory: {e}"));
+        let wrong =
+            |e: &dyn std::fmt::Display| CaseError::Fixture(format!("no cluster in memory: {e}"));
         let sim = CloudSim::new(tokio_from(START)).with_seed(seed);
         let cloud = SimulatedCloud::new(sim.clone());
         let csi = LinodeCsi::new(Arc::new(cloud.clone()));
@@ -44,7 +45,8 @@ impl InMemory {
             .start_at(START)
             .cloud(Arc::new(csi.clone()), Arc::new(cloud.clone()));
         for (node, instance) in NODES {
-            sim.create_instance(NewInstance::new(node).with_id(instance)).map_err(|e| wrong(&e))?;
+            sim.create_instance(NewInstance::new(node).with_id(instance))
+                .map_err(|e| wrong(&e))?;
             builder = builder.node(node, instance, None);
         }
         let cluster = builder.build().await.map_err(|e| wrong(&e))?;
@@ -53,12 +55,20 @@ impl InMemory {
         sim.create_volume(volume).map_err(|e| wrong(&e))?;
         let (pv, claim) = ("pv-redis", "data-redis-0");
         let client = cluster.server().client();
-        cluster.server().insert(&json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver",
-            "metadata": {"name": DRIVER}, "spec": {"attachRequired": true}}));
-        cluster.server().insert(&manifests::linode_volume(pv, &handle, "ext4", NAMESPACE, claim));
-        cluster.server().insert(&manifests::claim(NAMESPACE, claim, pv));
+        cluster.server().insert(
+            &json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver",
+            "metadata": {"name": DRIVER}, "spec": {"attachRequired": true}}),
+        );
+        cluster.server().insert(&manifests::linode_volume(
+            pv, &handle, "ext4", NAMESPACE, claim,
+        ));
+        cluster
+            .server()
+            .insert(&manifests::claim(NAMESPACE, claim, pv));
         let sets = format!("/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets");
-        Kapi::new(client.clone()).create(&sets, &manifests::stateful_set(NAMESPACE, SET, 1)).await?;
+        Kapi::new(client.clone())
+            .create(&sets, &manifests::stateful_set(NAMESPACE, SET, 1))
+            .await?;
         let fixture = Fixture {
             client,
             kubelets: cluster.nodes().clone(),
@@ -71,7 +81,10 @@ impl InMemory {
             look: Duration::from_millis(50),
             settle: Duration::from_secs(12),
         };
-        Ok(Self { fixture, _cluster: cluster })
+        Ok(Self {
+            fixture,
+            _cluster: cluster,
+        })
     }
 }
 

@@ -72,7 +72,11 @@ async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> 
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     s.world.follow_power();
-    let expect = if setup.heals { Expect::Running } else { Expect::Restored };
+    let expect = if setup.heals {
+        Expect::Running
+    } else {
+        Expect::Restored
+    };
     let apps = [redis(), postgres()];
     on_one_node(&mut s, &NODES, apps.into_iter().map(|a| (a, expect))).await?;
     let policy = json!({"mode": setup.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
@@ -88,7 +92,8 @@ async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> 
     crate::on_call(&s);
     (setup.then)(&s, seed);
     let down = |w: &World| APPS.iter().all(|a| !w.app_ready(a, 1));
-    s.until_stored("both apps down", Duration::from_secs(120), down).await?;
+    s.until_stored("both apps down", Duration::from_secs(120), down)
+        .await?;
     let late = match setup.heals {
         true => s.running(&APPS, Duration::from_secs(1200)).await.err(),
         false => {
@@ -99,9 +104,10 @@ async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> 
     };
     let over = |w: &World| phases_of(w).iter().all(|p| p.is_final());
     let late = match late {
-        None if setup.heals => {
-            s.until_stored("every recovery over", Duration::from_secs(900), over).await.err()
-        }
+        None if setup.heals => s
+            .until_stored("every recovery over", Duration::from_secs(900), over)
+            .await
+            .err(),
         other => other,
     };
     s.world.cloud.clear_faults();
@@ -118,8 +124,17 @@ async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> 
     }
     s.look();
     let found = checks::all(&s).into_iter();
-    broken.extend(found.flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule))));
+    broken.extend(found.flat_map(|c| {
+        c.broken
+            .into_iter()
+            .map(move |b| format!("{}: {b}", c.rule))
+    }));
     broken.extend(late.map(|e| e.to_string()));
     let timeline = story(&s);
-    Ok(RunResult { broken, requests, died, timeline })
+    Ok(RunResult {
+        broken,
+        requests,
+        died,
+        timeline,
+    })
 }

@@ -60,7 +60,9 @@ pub fn simulate<F>(scenario: impl FnOnce() -> F + Send + 'static)
 where
     F: Future<Output = Result<(), WorldError>>,
 {
-    in_virtual_time(scenario).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
+    in_virtual_time(scenario)
+        .expect("virtual time")
+        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// The seeds of one test: 1 to `usual`, or as many as `REATTACH_SEEDS` says; `REATTACH_SEED` names a single one.
@@ -112,8 +114,17 @@ macro_rules! parts {
 /// The first replica is cut off from the API server after a while; it is not dead, and comes back as one that believes.
 pub fn cut_off_the_leader(s: &Stage, seed: u64, after: Duration) {
     let cut = FaultRule {
-        requests: RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() },
-        fault: if seed.is_multiple_of(2) { Fault::Disconnect { after_effect: false } } else { Fault::Hang },
+        requests: RequestMatch {
+            client: Some("reattach-controller-0".into()),
+            ..RequestMatch::default()
+        },
+        fault: if seed.is_multiple_of(2) {
+            Fault::Disconnect {
+                after_effect: false,
+            }
+        } else {
+            Fault::Hang
+        },
         probability: 1.0,
         times: None,
     };
@@ -143,12 +154,20 @@ pub fn on_call(s: &Stage) {
                 if !message.contains("--nothing-under-way") {
                     continue;
                 }
-                let text = |field: &str| recovery["metadata"][field].as_str().unwrap_or_default().to_owned();
+                let text = |field: &str| {
+                    recovery["metadata"][field]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned()
+                };
                 let api: Api<VolumeRecovery> = Api::namespaced(client.clone(), &text("namespace"));
-                let word = json!({"declaredBy": "oncall", "reason": "no job", "at": server.clock().now()});
+                let word =
+                    json!({"declaredBy": "oncall", "reason": "no job", "at": server.clock().now()});
                 let body = Patch::Merge(json!({"spec": {"nothingUnderWay": word}}));
                 // A conflict or a fault: they try again.
-                let _ = api.patch(&text("name"), &PatchParams::default(), &body).await;
+                let _ = api
+                    .patch(&text("name"), &PatchParams::default(), &body)
+                    .await;
             }
         }
     });
@@ -215,7 +234,9 @@ async fn play_phantom(seed: u64, setup: Setup) -> Result<RunResult, WorldError> 
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     s.add(redis(), Expect::Running).await?;
     s.add(postgres(), Expect::Running).await?;
-    s.world.policy("everything", Mode::Auto, 0, setup.runbook).await?;
+    s.world
+        .policy("everything", Mode::Auto, 0, setup.runbook)
+        .await?;
     let apps = ["redis", "postgres"];
     s.running(&apps, Duration::from_secs(180)).await?;
     s.world.csi.set_unpublish_fails(setup.unpublish_fails);
@@ -224,13 +245,15 @@ async fn play_phantom(seed: u64, setup: Setup) -> Result<RunResult, WorldError> 
     s.start_replica("reattach-controller-1", None);
     s.pass(Duration::from_secs(5)).await;
     for (node, _) in NODES {
-        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6))
+            .await?;
     }
     on_call(&s);
     (setup.then)(&s, seed);
     // A node that has just come back still shows its pods as they were.
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(a, 1));
-    s.until_stored("both apps down", Duration::from_secs(60), down).await?;
+    s.until_stored("both apps down", Duration::from_secs(60), down)
+        .await?;
     let late = match s.running(&apps, setup.within).await {
         Ok(_) => settle(&mut s).await.err(),
         Err(error) => Some(error),
@@ -244,22 +267,35 @@ async fn play_phantom(seed: u64, setup: Setup) -> Result<RunResult, WorldError> 
         replica.stop().await;
     }
     s.look();
-    let broken = checks::all(&s)
-        .into_iter()
-        .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)));
+    let broken = checks::all(&s).into_iter().flat_map(|c| {
+        c.broken
+            .into_iter()
+            .map(move |b| format!("{}: {b}", c.rule))
+    });
     let mut broken: Vec<String> = broken.collect();
     broken.extend(late.map(|e| e.to_string()));
     let timeline = story(&s);
-    Ok(RunResult { broken, requests, died, timeline })
+    Ok(RunResult {
+        broken,
+        requests,
+        died,
+        timeline,
+    })
 }
 
 /// Every recovery is over.
 async fn settle(s: &mut Stage) -> Result<(), WorldError> {
     let apps: Vec<App> = s.workloads.values().map(|c| c.app.clone()).collect();
     let over = move |w: &World| {
-        apps.iter().all(|a| recovery_of(w, a).and_then(|r| r.status).is_none_or(|st| st.phase.is_final()))
+        apps.iter().all(|a| {
+            recovery_of(w, a)
+                .and_then(|r| r.status)
+                .is_none_or(|st| st.phase.is_final())
+        })
     };
-    s.until_stored("every recovery over", Duration::from_secs(300), over).await.map(|_| ())
+    s.until_stored("every recovery over", Duration::from_secs(300), over)
+        .await
+        .map(|_| ())
 }
 
 /// Runs the phantom scenario once per seed. The message of a failure tells how to replay it.

@@ -58,7 +58,9 @@ async fn play(
                 let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
                 for recovery in api.list(&Default::default()).await.expect("a list") {
                     let name = recovery.metadata.name.unwrap_or_default();
-                    api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await.expect("patched");
+                    api.patch(&name, &PatchParams::default(), &Patch::Merge(&body))
+                        .await
+                        .expect("patched");
                     *stored.lock().expect("unpoisoned") = Some(at);
                 }
             })
@@ -66,7 +68,8 @@ async fn play(
         s.replicas[0].meanwhile(number, Arc::new(hook));
     }
     let node = s.node_of(APP);
-    s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+    s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6))
+        .await?;
     let over = |r: VolumeRecovery| r.status.is_some_and(|st| st.phase.is_final());
     let watched = app.clone();
     s.until_stored("the recovery over", Duration::from_secs(900), move |w| {
@@ -85,18 +88,31 @@ async fn play(
             .collect(),
         after: at.map(|at| entries[at..].to_vec()),
         requests: s.replicas[0].requests(),
-        held: s.world.recoveries().iter().any(|r| r.labels().contains_key(HOLD_LABEL))
+        held: s
+            .world
+            .recoveries()
+            .iter()
+            .any(|r| r.labels().contains_key(HOLD_LABEL))
             || s.world.server().list("", "pods", None).iter().any(|p| {
                 p["spec"]["schedulingGates"]
                     .as_array()
                     .is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE))
             }),
-        workload: app.read(s.world.server()).map(|w| (*w).clone()).unwrap_or_default(),
+        workload: app
+            .read(s.world.server())
+            .map(|w| (*w).clone())
+            .unwrap_or_default(),
     })
 }
 
-fn aborted_run(runbook: &'static str, seed: u64, unpublish_fails: bool, number: Option<u64>) -> AbortedRun {
-    let played = in_virtual_time(move || async move { play(runbook, seed, unpublish_fails, number).await });
+fn aborted_run(
+    runbook: &'static str,
+    seed: u64,
+    unpublish_fails: bool,
+    number: Option<u64>,
+) -> AbortedRun {
+    let played =
+        in_virtual_time(move || async move { play(runbook, seed, unpublish_fails, number).await });
     played
         .expect("virtual time")
         .unwrap_or_else(|e| panic!("{runbook}, seed {seed}, abort at {number:?}: {e}"))
@@ -104,22 +120,35 @@ fn aborted_run(runbook: &'static str, seed: u64, unpublish_fails: bool, number: 
 
 /// The intent of an effect that this request journals as started, if it was stored.
 fn started(entry: &Entry) -> Option<&str> {
-    if !entry.accepted() || entry.resource().1 != "volumerecoveries" || !entry.path.ends_with("/status") {
+    if !entry.accepted()
+        || entry.resource().1 != "volumerecoveries"
+        || !entry.path.ends_with("/status")
+    {
         return None;
     }
     let last = entry.body.pointer("/status/journal")?.as_array()?.last()?;
-    last.pointer("/mark/intent").or_else(|| last.get("intent"))?.as_str()
+    last.pointer("/mark/intent")
+        .or_else(|| last.get("intent"))?
+        .as_str()
 }
 
 parts!(
-    what_is_aborted_begins_nothing_any_more_and_is_put_back { part_1, part_2, part_3, part_4 } | part | {
-        aborts(SCALE_TO_ZERO, part)
-    }
+    what_is_aborted_begins_nothing_any_more_and_is_put_back {
+        part_1,
+        part_2,
+        part_3,
+        part_4
+    } | part
+        | { aborts(SCALE_TO_ZERO, part) }
 );
 
 parts!(
-    what_is_aborted_under_a_hold_begins_nothing_any_more_and_is_let_go { part_1, part_2, part_3, part_4 }
-        | part
+    what_is_aborted_under_a_hold_begins_nothing_any_more_and_is_let_go {
+        part_1,
+        part_2,
+        part_3,
+        part_4
+    } | part
         | { aborts(DEFAULT_RUNBOOK, part) }
 );
 
@@ -138,18 +167,29 @@ fn aborts(runbook: &'static str, part: Part) {
                 aborted += 1;
                 let intents: Vec<&str> = after.iter().filter_map(started).collect();
                 let freeing = |i: &&str| {
-                    !i.contains("back to") && !i.contains("remove the stamp") && !i.contains("end the hold")
+                    !i.contains("back to")
+                        && !i.contains("remove the stamp")
+                        && !i.contains("end the hold")
                 };
-                assert!(!intents.iter().any(freeing), "{case}: it still began {intents:?}");
+                assert!(
+                    !intents.iter().any(freeing),
+                    "{case}: it still began {intents:?}"
+                );
                 let ended = |(aborted, phase): &(bool, Phase)| {
                     !aborted || matches!(phase, Phase::Aborted | Phase::Recovered)
                 };
                 assert!(run.phases.iter().all(ended), "{case}: {:?}", run.phases);
                 assert_eq!(run.workload["spec"]["replicas"], 1, "{case}");
-                assert!(run.workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null(), "{case}");
+                assert!(
+                    run.workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null(),
+                    "{case}"
+                );
                 assert!(!run.held, "{case}: a hold is left");
             }
         }
     }
-    assert!(aborted * part.count > 20, "only {aborted} aborts found something to abort in {part:?}");
+    assert!(
+        aborted * part.count > 20,
+        "only {aborted} aborts found something to abort in {part:?}"
+    );
 }

@@ -35,7 +35,9 @@ async fn stage(policy: Value) -> Result<Stage, WorldError> {
 }
 
 fn namespace(s: &Stage, name: &str) {
-    s.world.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    s.world
+        .server()
+        .insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
 }
 
 /// Everything that the records say.
@@ -50,16 +52,42 @@ fn said(s: &Stage) -> String {
             status.refusals.join("; ")
         )
     };
-    s.world.recoveries().iter().map(line).collect::<Vec<_>>().join("\n")
+    s.world
+        .recoveries()
+        .iter()
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[track_caller]
 fn untouched(s: &Stage) {
-    assert!(s.world.request_log.effects().is_empty() && s.broken.is_empty(), "{}\n{}", said(s), story(s));
+    assert!(
+        s.world.request_log.effects().is_empty() && s.broken.is_empty(),
+        "{}\n{}",
+        said(s),
+        story(s)
+    );
     let holder = s.world.cloud.volume(VOLUME).and_then(|v| v.holder);
-    assert_eq!(holder, Some(InstanceNo(NODES[0].1)), "{}\n{}", said(s), story(s));
-    let power = s.world.cloud.instance(InstanceNo(NODES[0].1)).map(|i| i.status);
-    assert_eq!(power, Some(InstanceStatus::Running), "{}\n{}", said(s), story(s));
+    assert_eq!(
+        holder,
+        Some(InstanceNo(NODES[0].1)),
+        "{}\n{}",
+        said(s),
+        story(s)
+    );
+    let power = s
+        .world
+        .cloud
+        .instance(InstanceNo(NODES[0].1))
+        .map(|i| i.status);
+    assert_eq!(
+        power,
+        Some(InstanceStatus::Running),
+        "{}\n{}",
+        said(s),
+        story(s)
+    );
 }
 
 /// A Deployment of another namespace with this claim in its pods, bound to a node by name.
@@ -91,7 +119,8 @@ fn a_claim_name_that_is_a_path_keeps_no_node_down() {
         }
         s.pass(secs(5)).await;
         s.hang(NODES[0].0)?;
-        s.until_stored("redis down", secs(120), |w| !w.app_ready("redis", 1)).await?;
+        s.until_stored("redis down", secs(120), |w| !w.app_ready("redis", 1))
+            .await?;
         s.running(&["redis"], secs(1200)).await?;
         let strange: Vec<String> = s
             .world
@@ -111,12 +140,22 @@ fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
     simulate(|| async {
         let mut s = stage(json!({"nodes": {"patienceSeconds": 120}})).await?;
         s.hang(NODES[0].0)?;
-        s.until("a run", secs(300), |w| phases_of(w).contains(&Phase::Running)).await?;
+        s.until("a run", secs(300), |w| {
+            phases_of(w).contains(&Phase::Running)
+        })
+        .await?;
         let path = format!("{CLAIMS}/redis-data");
-        let old = s.world.server().read("", "persistentvolumeclaims", "default", "redis-data");
+        let old = s
+            .world
+            .server()
+            .read("", "persistentvolumeclaims", "default", "redis-data");
         let mut new = old.map(|c| Value::clone(&c)).unwrap_or_default();
-        s.world.merge(PERSON, &path, &json!({"metadata": {"finalizers": null}})).await?;
-        s.world.request(PERSON, "DELETE", &path, MERGE, &json!({})).await?;
+        s.world
+            .merge(PERSON, &path, &json!({"metadata": {"finalizers": null}}))
+            .await?;
+        s.world
+            .request(PERSON, "DELETE", &path, MERGE, &json!({}))
+            .await?;
         new["metadata"] = json!({"name": "redis-data", "namespace": "default"});
         s.world.server().insert(&new);
         s.pass(secs(900)).await;
@@ -126,7 +165,12 @@ fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
             .map(|e| e.line())
             .filter(|l| l.contains("detach") || l.contains("shutdown"))
             .collect();
-        assert!(freeing.is_empty(), "{freeing:#?}\n{}\n{}", said(&s), story(&s));
+        assert!(
+            freeing.is_empty(),
+            "{freeing:#?}\n{}\n{}",
+            said(&s),
+            story(&s)
+        );
         Ok(())
     });
 }
@@ -142,20 +186,41 @@ fn a_volume_that_was_made_again_for_anothers_is_not_freed() {
             .create_volume(reattach_cloud_simulator::NewVolume::new("pvcofothers").with_id(7009))?;
         s.world.cloud.attach_now(other, InstanceNo(NODES[1].1))?;
         s.hang(NODES[0].0)?;
-        s.until("a run", secs(300), |w| phases_of(w).contains(&Phase::Running)).await?;
+        s.until("a run", secs(300), |w| {
+            phases_of(w).contains(&Phase::Running)
+        })
+        .await?;
         let name = redis().volumes[0].pv();
         let path = format!("/api/v1/persistentvolumes/{name}");
         let old = s.world.server().read("", "persistentvolumes", "", &name);
         let mut new = old.map(|v| Value::clone(&v)).unwrap_or_default();
-        s.world.merge(PERSON, &path, &json!({"metadata": {"finalizers": null}})).await?;
-        s.world.request(PERSON, "DELETE", &path, MERGE, &json!({})).await?;
+        s.world
+            .merge(PERSON, &path, &json!({"metadata": {"finalizers": null}}))
+            .await?;
+        s.world
+            .request(PERSON, "DELETE", &path, MERGE, &json!({}))
+            .await?;
         new["metadata"] = json!({"name": name});
         new["spec"]["csi"]["volumeHandle"] = json!("7009-pvcofothers");
         s.world.server().insert(&new);
         s.pass(secs(900)).await;
-        let effects: Vec<String> = s.world.request_log.effects().iter().map(|e| e.line()).collect();
-        let freeing = effects.iter().filter(|l| l.contains("detach") || l.contains("shutdown"));
-        assert_eq!(freeing.count(), 0, "{effects:#?}\n{}\n{}", said(&s), story(&s));
+        let effects: Vec<String> = s
+            .world
+            .request_log
+            .effects()
+            .iter()
+            .map(|e| e.line())
+            .collect();
+        let freeing = effects
+            .iter()
+            .filter(|l| l.contains("detach") || l.contains("shutdown"));
+        assert_eq!(
+            freeing.count(),
+            0,
+            "{effects:#?}\n{}\n{}",
+            said(&s),
+            story(&s)
+        );
         let holder = s.world.cloud.volume(other).and_then(|v| v.holder);
         assert_eq!(holder, Some(InstanceNo(NODES[1].1)), "{}", said(&s));
         Ok(())
@@ -168,12 +233,16 @@ fn a_volume_that_names_no_uid_is_nobodys() {
     simulate(|| async {
         let mut s = stage(Value::Null).await?;
         let path = format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv());
-        s.world.merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}})).await?;
+        s.world
+            .merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}}))
+            .await?;
         s.hang(NODES[0].0)?;
         s.pass(secs(30)).await;
         // The binder of Kubernetes completes it; whoever may write it takes the UID out each time.
         for _ in 0..60 {
-            s.world.merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}})).await?;
+            s.world
+                .merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}}))
+                .await?;
             s.pass(secs(10)).await;
             if s.world.request_log.effects().is_empty() {
                 continue;
@@ -190,7 +259,10 @@ fn a_volume_that_names_no_uid_is_nobodys() {
 fn a_made_up_attachment_frees_nothing() {
     simulate(|| async {
         let mut s = stage(Value::Null).await?;
-        for (name, node) in [("csi-forged", NODES[1].0), ("csi-nowhere", "node-of-nobody")] {
+        for (name, node) in [
+            ("csi-forged", NODES[1].0),
+            ("csi-nowhere", "node-of-nobody"),
+        ] {
             let object = json!({
                 "apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": name},
                 "spec": {"attacher": "linodebs.csi.linode.com", "nodeName": node,
@@ -199,11 +271,23 @@ fn a_made_up_attachment_frees_nothing() {
             s.world.create(PERSON, &object).await?;
         }
         s.pass(secs(900)).await;
-        let effects: Vec<String> = s.world.request_log.effects().iter().map(|e| e.line()).collect();
+        let effects: Vec<String> = s
+            .world
+            .request_log
+            .effects()
+            .iter()
+            .map(|e| e.line())
+            .collect();
         let freeing = effects
             .iter()
             .filter(|l| l.contains("/detach") || l.contains("shutdown") || l.contains("eviction"));
-        assert_eq!(freeing.count(), 0, "{effects:#?}\n{}\n{}", said(&s), story(&s));
+        assert_eq!(
+            freeing.count(),
+            0,
+            "{effects:#?}\n{}\n{}",
+            said(&s),
+            story(&s)
+        );
         assert!(s.world.app_ready("redis", 1), "{}\n{}", said(&s), story(&s));
         Ok(())
     });
@@ -218,12 +302,17 @@ fn an_approval_of_another_plan_lets_nothing_run() {
         let waits = |w: &World| phases_of(w).contains(&Phase::AwaitingApproval);
         s.until("a plan to approve", secs(300), waits).await?;
         let recovery = s.world.recoveries().remove(0);
-        let hash = recovery.status.and_then(|st| st.plan_hash).unwrap_or_default();
+        let hash = recovery
+            .status
+            .and_then(|st| st.plan_hash)
+            .unwrap_or_default();
         let other: String = hash.chars().rev().collect();
         assert_ne!(hash, other);
         let name = recovery.metadata.name.unwrap_or_default();
         let approval = json!({"spec": {"approval": {"planHash": other, "approver": PERSON}}});
-        s.world.merge(PERSON, &format!("{RECORDS}/{name}"), &approval).await?;
+        s.world
+            .merge(PERSON, &format!("{RECORDS}/{name}"), &approval)
+            .await?;
         let kept = json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
             "metadata": {"name": "kept", "namespace": "default", "finalizers": ["reattach.dev/restore"]},
@@ -233,8 +322,13 @@ fn an_approval_of_another_plan_lets_nothing_run() {
         s.world.create("tenant", &kept).await?;
         s.pass(secs(300)).await;
         untouched(&s);
-        let kept = s.world.server().read("reattach.dev", "volumerecoveries", "default", "kept");
-        let finalizers = kept.map(|r| r["metadata"]["finalizers"].clone()).unwrap_or_default();
+        let kept = s
+            .world
+            .server()
+            .read("reattach.dev", "volumerecoveries", "default", "kept");
+        let finalizers = kept
+            .map(|r| r["metadata"]["finalizers"].clone())
+            .unwrap_or_default();
         let left = finalizers.as_array().is_some_and(|all| !all.is_empty());
         assert!(!left, "{finalizers}");
         Ok(())
@@ -257,17 +351,22 @@ fn an_opted_out_volume_whose_pod_is_gone_keeps_its_node() {
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(60)).await;
         let out = json!({"metadata": {"annotations": {"reattach.dev/opt-out": "true"}}});
-        s.world.merge(PERSON, &format!("{CLAIMS}/data-postgres-0"), &out).await?;
+        s.world
+            .merge(PERSON, &format!("{CLAIMS}/data-postgres-0"), &out)
+            .await?;
         s.hang(NODES[0].0)?;
         s.pass(secs(5)).await;
         let now = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
         let pod = "/api/v1/namespaces/default/pods/postgres-0";
-        s.world.request(PERSON, "DELETE", pod, "application/json", &now).await?;
+        s.world
+            .request(PERSON, "DELETE", pod, "application/json", &now)
+            .await?;
         // Kubernetes itself detaches after six minutes.
         s.pass(secs(270)).await;
         untouched(&s);
         assert!(
-            said(&s).contains("claim default/data-postgres-0 is on node node-a and is opted out by"),
+            said(&s)
+                .contains("claim default/data-postgres-0 is on node node-a and is opted out by"),
             "{}",
             said(&s)
         );

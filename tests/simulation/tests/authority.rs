@@ -31,11 +31,13 @@ async fn stage(spec: Value) -> Result<(Stage, Withdrawn), WorldError> {
     s.world.follow_power();
     let withdrawn = Withdrawn::default();
     let gone = withdrawn.clone();
-    s.world.server().set_access(Some(Arc::new(move |user, what| {
-        let lost = gone.lock().is_ok_and(|g| g.contains(user));
-        let own = what["group"] == "reattach.dev" && what["resource"] == "volumerecoveries";
-        own && !lost && (user == CARLA || user == ADAM && what["namespace"] == "default")
-    })));
+    s.world
+        .server()
+        .set_access(Some(Arc::new(move |user, what| {
+            let lost = gone.lock().is_ok_and(|g| g.contains(user));
+            let own = what["group"] == "reattach.dev" && what["resource"] == "volumerecoveries";
+            own && !lost && (user == CARLA || user == ADAM && what["namespace"] == "default")
+        })));
     let app = App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache");
     on_one_node(&mut s, &NODES, [(app, Expect::Running)].into_iter()).await?;
     let mut policy = json!({"precedence": 0, "runbook": DEFAULT_RUNBOOK});
@@ -63,8 +65,7 @@ async fn phantom(s: &mut Stage) -> Result<(), WorldError> {
 
 /// A person asks for a recovery of redis.
 async fn ask(s: &Stage, who: &str, spec: Value) -> Result<(), WorldError> {
-    let mut body =
-        json!({"claimName": "redis-data", "requester": who, "mode": "Auto", "runbook": DEFAULT_RUNBOOK});
+    let mut body = json!({"claimName": "redis-data", "requester": who, "mode": "Auto", "runbook": DEFAULT_RUNBOOK});
     for (key, value) in spec.as_object().expect("an object") {
         body[key] = value.clone();
     }
@@ -86,28 +87,47 @@ fn says(s: &Stage, who: &str) -> String {
 
 /// A person approves the plan of the recovery that `asked` asked for.
 async fn approve(s: &mut Stage, asked: &str, who: &str) -> Result<(), WorldError> {
-    let waits =
-        |w: &World| of(w, asked).and_then(|r| r.status).is_some_and(|st| st.phase == Phase::AwaitingApproval);
+    let waits = |w: &World| {
+        of(w, asked)
+            .and_then(|r| r.status)
+            .is_some_and(|st| st.phase == Phase::AwaitingApproval)
+    };
     s.until("a plan to approve", secs(300), waits).await?;
     let recovery = of(&s.world, asked).expect("it is there");
     let hash = recovery.status.and_then(|st| st.plan_hash).expect("a hash");
     let name = recovery.metadata.name.unwrap_or_default();
     let path = format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}");
-    s.world.merge(who, &path, &json!({"spec": {"approval": {"planHash": hash, "approver": who}}})).await?;
+    s.world
+        .merge(
+            who,
+            &path,
+            &json!({"spec": {"approval": {"planHash": hash, "approver": who}}}),
+        )
+        .await?;
     Ok(())
 }
 
 #[test]
 fn a_namespace_admin_goes_no_further_than_the_policy() {
     simulate(|| async {
-        for (mode, words) in [("Observe", "at most mode Observe"), ("Approve", "at most mode Approve")] {
+        for (mode, words) in [
+            ("Observe", "at most mode Observe"),
+            ("Approve", "at most mode Approve"),
+        ] {
             let (mut s, _) = stage(json!({"mode": mode})).await?;
             phantom(&mut s).await?;
             ask(&s, ADAM, json!({})).await?;
             s.pass(secs(300)).await;
-            assert!(s.world.request_log.effects().is_empty(), "{mode}\n{}", story(&s));
+            assert!(
+                s.world.request_log.effects().is_empty(),
+                "{mode}\n{}",
+                story(&s)
+            );
             let said = says(&s, ADAM);
-            assert!(said.starts_with("Refused") && said.contains(words) && said.contains(ADAM), "{said}");
+            assert!(
+                said.starts_with("Refused") && said.contains(words) && said.contains(ADAM),
+                "{said}"
+            );
         }
         Ok(())
     });
@@ -127,16 +147,23 @@ fn a_cluster_admin_goes_further_than_the_policy() {
 #[test]
 fn a_claim_without_a_policy_is_left_to_cluster_admins() {
     simulate(|| async {
-        let (mut s, _) = stage(json!({"mode": "Auto", "selector": {"namespaces": ["elsewhere"]}})).await?;
+        let (mut s, _) =
+            stage(json!({"mode": "Auto", "selector": {"namespaces": ["elsewhere"]}})).await?;
         for policy in ["default"] {
             let path = format!("/apis/reattach.dev/v1alpha1/recoverypolicies/{policy}");
-            s.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await?;
+            s.world
+                .request(PERSON, "DELETE", &path, "application/json", &json!({}))
+                .await?;
         }
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({})).await?;
         s.pass(secs(200)).await;
         assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
-        assert!(says(&s, ADAM).contains("no RecoveryPolicy selects the claim"), "{}", says(&s, ADAM));
+        assert!(
+            says(&s, ADAM).contains("no RecoveryPolicy selects the claim"),
+            "{}",
+            says(&s, ADAM)
+        );
         Ok(())
     });
 }
@@ -150,7 +177,11 @@ fn a_namespace_admin_uses_the_runbook_of_the_policy() {
         approve(&mut s, ADAM, ADAM).await?;
         s.pass(secs(200)).await;
         assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
-        assert!(says(&s, ADAM).contains("names runbook scale-to-zero"), "{}", says(&s, ADAM));
+        assert!(
+            says(&s, ADAM).contains("names runbook scale-to-zero"),
+            "{}",
+            says(&s, ADAM)
+        );
         Ok(())
     });
 }
@@ -160,14 +191,33 @@ fn a_namespace_admin_uses_the_runbook_of_the_policy() {
 fn a_namespace_admin_powers_no_machine_off() {
     simulate(|| async {
         for nodes in [json!({"patienceSeconds": 60}), Value::Null] {
-            let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": nodes})).await?;
+            let (mut s, _) =
+                stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": nodes})).await?;
             dead_node(&mut s).await?;
-            ask(&s, ADAM, json!({"mode": "Approve", "powerOff": {"allowedBy": ADAM}})).await?;
+            ask(
+                &s,
+                ADAM,
+                json!({"mode": "Approve", "powerOff": {"allowedBy": ADAM}}),
+            )
+            .await?;
             approve(&mut s, ADAM, ADAM).await?;
             s.pass(secs(600)).await;
-            let off = s.world.cloud.jobs().iter().any(|j| j.action == JobAction::Shutdown);
-            assert!(!off && s.world.request_log.effects().is_empty(), "{}", story(&s));
-            assert!(says(&s, ADAM).contains("lets no machine be powered off"), "{}", says(&s, ADAM));
+            let off = s
+                .world
+                .cloud
+                .jobs()
+                .iter()
+                .any(|j| j.action == JobAction::Shutdown);
+            assert!(
+                !off && s.world.request_log.effects().is_empty(),
+                "{}",
+                story(&s)
+            );
+            assert!(
+                says(&s, ADAM).contains("lets no machine be powered off"),
+                "{}",
+                says(&s, ADAM)
+            );
         }
         Ok(())
     });
@@ -188,7 +238,11 @@ fn a_namespace_admin_fences_no_node() {
         // Later the pod is evicted, and the plan is another one.
         s.pass(secs(60)).await;
         assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
-        assert!(says(&s, ADAM).contains("needs more than a right in one namespace"), "{}", says(&s, ADAM));
+        assert!(
+            says(&s, ADAM).contains("needs more than a right in one namespace"),
+            "{}",
+            says(&s, ADAM)
+        );
         Ok(())
     });
 }
@@ -198,7 +252,8 @@ fn a_namespace_admin_fences_no_node() {
 fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
     simulate(|| async {
         for (who, fences) in [(ADAM, false), (CARLA, true)] {
-            let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": {}})).await?;
+            let (mut s, _) =
+                stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": {}})).await?;
             for (node, _) in NODES {
                 s.partition(node, true)?;
             }
@@ -209,7 +264,11 @@ fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
             approve(&mut s, who, who).await?;
             s.pass(secs(30)).await;
             if !fences {
-                assert!(says(&s, who).contains("at cluster scope"), "{}", says(&s, who));
+                assert!(
+                    says(&s, who).contains("at cluster scope"),
+                    "{}",
+                    says(&s, who)
+                );
             }
             // Then Kubernetes evicts the pods, and the approval is for an older plan.
             s.pass(secs(570)).await;
@@ -231,7 +290,12 @@ fn a_cluster_admin_may_power_off_and_fence() {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         let dead = NODES[0].0;
         dead_node(&mut s).await?;
-        ask(&s, CARLA, json!({"mode": "Approve", "powerOff": {"allowedBy": CARLA}})).await?;
+        ask(
+            &s,
+            CARLA,
+            json!({"mode": "Approve", "powerOff": {"allowedBy": CARLA}}),
+        )
+        .await?;
         approve(&mut s, CARLA, CARLA).await?;
         let healed = s.running(&["redis"], secs(900)).await;
         healed.unwrap_or_else(|error| panic!("{error}: {}\n{}", says(&s, CARLA), story(&s)));
@@ -247,19 +311,35 @@ fn a_cluster_admin_may_power_off_and_fence() {
 fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
     simulate(|| async {
         for who in [ADAM, CARLA] {
-            let spec = json!({"mode": "Approve", "powerOff": "Allowed", "nodes": {"patienceSeconds": 0}});
+            let spec =
+                json!({"mode": "Approve", "powerOff": "Allowed", "nodes": {"patienceSeconds": 0}});
             let (mut s, withdrawn) = stage(spec).await?;
             dead_node(&mut s).await?;
-            ask(&s, who, json!({"mode": "Approve", "powerOff": {"allowedBy": who}})).await?;
+            ask(
+                &s,
+                who,
+                json!({"mode": "Approve", "powerOff": {"allowedBy": who}}),
+            )
+            .await?;
             approve(&mut s, who, who).await?;
-            let runs =
-                |w: &World| of(w, who).and_then(|r| r.status).is_some_and(|st| st.phase == Phase::Running);
+            let runs = |w: &World| {
+                of(w, who)
+                    .and_then(|r| r.status)
+                    .is_some_and(|st| st.phase == Phase::Running)
+            };
             s.until("a run", secs(60), runs).await?;
             withdrawn.lock().expect("the lock").insert(who);
             s.pass(secs(300)).await;
-            assert!(s.world.request_log.effects().is_empty(), "{who}\n{}", story(&s));
+            assert!(
+                s.world.request_log.effects().is_empty(),
+                "{who}\n{}",
+                story(&s)
+            );
             let said = says(&s, who);
-            assert!(said.starts_with("Aborted") && said.contains("does not have the verb approve"), "{said}");
+            assert!(
+                said.starts_with("Aborted") && said.contains("does not have the verb approve"),
+                "{said}"
+            );
         }
         Ok(())
     });
@@ -305,19 +385,30 @@ fn a_policy_that_says_observe_stops_a_run() {
         phantom(&mut s).await?;
         let held = |w: &World| {
             let label = |r: &VolumeRecovery| {
-                r.metadata.labels.as_ref().is_some_and(|l| l.contains_key("reattach.dev/hold"))
+                r.metadata
+                    .labels
+                    .as_ref()
+                    .is_some_and(|l| l.contains_key("reattach.dev/hold"))
             };
             w.recoveries().iter().any(label)
         };
         s.until("a hold", secs(300), held).await?;
-        s.world.merge(PERSON, POLICY, &json!({"spec": {"mode": "Observe"}})).await?;
+        s.world
+            .merge(PERSON, POLICY, &json!({"spec": {"mode": "Observe"}}))
+            .await?;
         s.pass(secs(5)).await;
         let at = s.world.request_log.len();
         s.pass(secs(600)).await;
         let after = s.world.request_log.entries();
-        let after: Vec<String> = after[at..].iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
-        let freeing: Vec<&String> =
-            after.iter().filter(|l| l.contains("/detach") || l.contains("eviction")).collect();
+        let after: Vec<String> = after[at..]
+            .iter()
+            .filter(|e| !e.is_a_record())
+            .map(|e| e.line())
+            .collect();
+        let freeing: Vec<&String> = after
+            .iter()
+            .filter(|l| l.contains("/detach") || l.contains("eviction"))
+            .collect();
         assert!(freeing.is_empty(), "{freeing:#?}\n{}", story(&s));
         assert!(!held(&s.world), "the hold is lifted\n{}", story(&s));
         Ok(())

@@ -32,16 +32,29 @@ struct Change {
 
 impl Change {
     fn merge(path: &'static str, body: Value) -> Self {
-        Self { method: "PATCH", path, body, silent: false }
+        Self {
+            method: "PATCH",
+            path,
+            body,
+            silent: false,
+        }
     }
 }
 
 fn replicas(w: &World) -> i64 {
-    redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).unwrap_or(-1)
+    redis()
+        .read(w.server())
+        .and_then(|o| o["spec"]["replicas"].as_i64())
+        .unwrap_or(-1)
 }
 
 fn is_held(w: &World) -> bool {
-    let label = |r: &VolumeRecovery| r.metadata.labels.as_ref().is_some_and(|l| l.contains_key(HOLD_LABEL));
+    let label = |r: &VolumeRecovery| {
+        r.metadata
+            .labels
+            .as_ref()
+            .is_some_and(|l| l.contains_key(HOLD_LABEL))
+    };
     w.recoveries().iter().any(label)
 }
 
@@ -63,7 +76,10 @@ fn phantom(runbook: &'static str, when: fn(&World) -> bool, change: Change) -> A
         let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
         s.add(redis(), Expect::Restored).await?;
         s.world
-            .policy_of("everything", &json!({"mode": "Auto", "precedence": 0, "runbook": runbook}))
+            .policy_of(
+                "everything",
+                &json!({"mode": "Auto", "precedence": 0, "runbook": runbook}),
+            )
             .await?;
         s.running(&["redis"], secs(180)).await?;
         s.world.csi.set_unpublish_fails(true);
@@ -75,11 +91,16 @@ fn phantom(runbook: &'static str, when: fn(&World) -> bool, change: Change) -> A
         if change.silent {
             silence_the_policies(&s);
         }
-        s.world.request(PERSON, change.method, change.path, MERGE, &change.body).await?;
+        s.world
+            .request(PERSON, change.method, change.path, MERGE, &change.body)
+            .await?;
         let at = s.world.request_log.len();
         s.pass(secs(600)).await;
-        let effects: Vec<Entry> =
-            s.world.request_log.entries()[at..].iter().filter(|e| !e.is_a_record()).cloned().collect();
+        let effects: Vec<Entry> = s.world.request_log.entries()[at..]
+            .iter()
+            .filter(|e| !e.is_a_record())
+            .cloned()
+            .collect();
         // Another record may follow it, by what the policies say then.
         let ran = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|st| !st.journal.is_empty());
         let run = s.world.recoveries().into_iter().find(ran);
@@ -110,7 +131,9 @@ fn silence_the_policies(s: &Stage) {
         times: None,
     };
     s.world.server().add_fault(hang(Verb::Watch));
-    s.world.server().break_watches(&policies(None), WatchBreak::End);
+    s.world
+        .server()
+        .break_watches(&policies(None), WatchBreak::End);
 }
 
 impl After {
@@ -121,7 +144,11 @@ impl After {
             line.contains("/detach") || line.contains("eviction") || e.method == "DELETE"
         };
         let freeing: Vec<String> = self.effects.iter().filter(frees).map(Entry::line).collect();
-        assert!(freeing.is_empty(), "after the change: {freeing:#?}\n{}", self.story);
+        assert!(
+            freeing.is_empty(),
+            "after the change: {freeing:#?}\n{}",
+            self.story
+        );
         assert!(!self.held, "the hold is left\n{}", self.story);
         assert_eq!(self.replicas, 1, "{}", self.story);
         let (phase, message) = &self.first;
@@ -139,26 +166,45 @@ fn mode(mode: &str) -> Value {
 
 #[test]
 fn a_policy_set_to_observe_ends_a_held_run() {
-    phantom(DEFAULT_RUNBOOK, is_held, Change::merge(POLICY, mode("Observe"))).is_unwound("mode Observe");
+    phantom(
+        DEFAULT_RUNBOOK,
+        is_held,
+        Change::merge(POLICY, mode("Observe")),
+    )
+    .is_unwound("mode Observe");
 }
 
 #[test]
 fn a_policy_set_to_observe_restores_a_workload_at_zero() {
     let at_zero = |w: &World| replicas(w) == 0;
-    phantom(SCALE_TO_ZERO, at_zero, Change::merge(POLICY, mode("Observe"))).is_unwound("mode Observe");
+    phantom(
+        SCALE_TO_ZERO,
+        at_zero,
+        Change::merge(POLICY, mode("Observe")),
+    )
+    .is_unwound("mode Observe");
 }
 
 #[test]
 fn a_policy_is_read_live_before_an_effect() {
-    let change = Change { silent: true, ..Change::merge(POLICY, mode("DryRun")) };
+    let change = Change {
+        silent: true,
+        ..Change::merge(POLICY, mode("DryRun"))
+    };
     phantom(DEFAULT_RUNBOOK, is_held, change).is_unwound("mode DryRun");
 }
 
 /// Another policy of the cluster, which only shows, rules the claim then.
 #[test]
 fn a_deleted_policy_ends_its_runs() {
-    let change = Change { method: "DELETE", path: POLICY, body: json!({}), silent: false };
-    phantom(DEFAULT_RUNBOOK, is_held, change).is_unwound("RecoveryPolicy default now says mode DryRun");
+    let change = Change {
+        method: "DELETE",
+        path: POLICY,
+        body: json!({}),
+        silent: false,
+    };
+    phantom(DEFAULT_RUNBOOK, is_held, change)
+        .is_unwound("RecoveryPolicy default now says mode DryRun");
 }
 
 #[test]
@@ -173,11 +219,21 @@ fn an_opt_out_ends_the_run_of_its_claim() {
 
 #[test]
 fn a_deleted_claim_ends_its_run() {
-    let change = Change { method: "DELETE", path: CLAIM, body: json!({}), silent: false };
+    let change = Change {
+        method: "DELETE",
+        path: CLAIM,
+        body: json!({}),
+        silent: false,
+    };
     let at_zero = |w: &World| replicas(w) == 0;
     let after = phantom(SCALE_TO_ZERO, at_zero, change);
     let detached = after.effects.iter().any(|e| e.line().contains("/detach"));
-    assert!(!detached && after.replicas == 1, "replicas {}\n{}", after.replicas, after.story);
+    assert!(
+        !detached && after.replicas == 1,
+        "replicas {}\n{}",
+        after.replicas,
+        after.story
+    );
 }
 
 /// The plan powers the machine off after a minute; in that minute the policy stops allowing it.
@@ -188,16 +244,22 @@ fn a_power_off_that_is_not_allowed_any_more_is_not_ordered() {
         let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
         s.world.follow_power();
         on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
-        let spec =
-            json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed"});
+        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed"});
         s.world.policy_of("everything", &spec).await?;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(10)).await;
         s.hang(NODES[0].0)?;
         s.phases(&["redis"], &[Phase::Running], secs(600)).await?;
-        s.world.merge(PERSON, POLICY, &json!({"spec": {"powerOff": "Never"}})).await?;
+        s.world
+            .merge(PERSON, POLICY, &json!({"spec": {"powerOff": "Never"}}))
+            .await?;
         s.pass(secs(600)).await;
-        let ordered = s.world.cloud.jobs().iter().any(|j| j.action == JobAction::Shutdown);
+        let ordered = s
+            .world
+            .cloud
+            .jobs()
+            .iter()
+            .any(|j| j.action == JobAction::Shutdown);
         let story: String = s.lines().iter().map(|l| l.render()).collect();
         Ok::<_, WorldError>((ordered, story))
     });

@@ -30,14 +30,25 @@ const LATENCY: Duration = Duration::from_millis(50);
 /// Redis on the first of two nodes, a policy of this mode, a slow API server, and the namespace of the crowd.
 async fn stage(mode: &str) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     s.world.follow_power();
-    on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await.expect("redis runs");
+    on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter())
+        .await
+        .expect("redis runs");
     let policy = json!({ "mode": mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK });
-    s.world.policy_of("everything", &policy).await.expect("a policy");
+    s.world
+        .policy_of("everything", &policy)
+        .await
+        .expect("a policy");
     let server = s.world.server();
-    server.insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": CROWD } }));
-    let requests = RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() };
+    server
+        .insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": CROWD } }));
+    let requests = RequestMatch {
+        client: Some("reattach-controller-0".into()),
+        ..RequestMatch::default()
+    };
     server.add_fault(FaultRule::always(requests, Fault::Latency(LATENCY)));
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(30)).await;
@@ -102,8 +113,12 @@ fn crowd_of_gates(w: &World) {
 }
 
 fn records_in(w: &World, namespace: &str) -> Vec<VolumeRecovery> {
-    let all = w.server().list("reattach.dev", "volumerecoveries", Some(namespace));
-    all.iter().map(|r| VolumeRecovery::deserialize(&**r).expect("a record")).collect()
+    let all = w
+        .server()
+        .list("reattach.dev", "volumerecoveries", Some(namespace));
+    all.iter()
+        .map(|r| VolumeRecovery::deserialize(&**r).expect("a record"))
+        .collect()
 }
 
 fn phase(record: &VolumeRecovery) -> Phase {
@@ -118,7 +133,12 @@ async fn delay(crowd: fn(&World)) -> (Stage, Duration) {
         tokio::time::sleep(secs(5)).await;
         crowd(&s.world);
         let start = Instant::now();
-        while s.world.server().list("reattach.dev", "volumerecoveries", Some(APPS)).is_empty() {
+        while s
+            .world
+            .server()
+            .list("reattach.dev", "volumerecoveries", Some(APPS))
+            .is_empty()
+        {
             assert!(start.elapsed() < secs(300), "the victim gets a record");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -139,7 +159,9 @@ async fn is_not_delayed_by(crowd: fn(&World)) -> Stage {
         "alone after {alone:?}, beside the crowd after {beside:?}\n{}",
         story(&s)
     );
-    s.running(&["redis"], secs(600)).await.unwrap_or_else(|error| panic!("{error}\n{}", story(&s)));
+    s.running(&["redis"], secs(600))
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", story(&s)));
     s
 }
 
@@ -147,7 +169,11 @@ async fn is_not_delayed_by(crowd: fn(&World)) -> Stage {
 fn pods_with_events_and_made_up_claims_delay_no_record() {
     play(|| async {
         let s = is_not_delayed_by(crowd_of_events).await;
-        assert_eq!(records_in(&s.world, CROWD).len(), 0, "a claim that is bound to nothing gets no record");
+        assert_eq!(
+            records_in(&s.world, CROWD).len(),
+            0,
+            "a claim that is bound to nothing gets no record"
+        );
     });
 }
 
@@ -158,10 +184,16 @@ fn gated_pods_delay_no_record() {
         let gated = |w: &World| {
             let pods = w.server().list("", "pods", Some(CROWD));
             pods.iter()
-                .filter(|p| p["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()))
+                .filter(|p| {
+                    p["spec"]["schedulingGates"]
+                        .as_array()
+                        .is_some_and(|g| !g.is_empty())
+                })
                 .count()
         };
-        s.until("the gates off", secs(300), |w| gated(w) == 0).await.expect("they go, some at a time");
+        s.until("the gates off", secs(300), |w| gated(w) == 0)
+            .await
+            .expect("they go, some at a time");
     });
 }
 
@@ -176,22 +208,46 @@ fn many_small_records_cost_few_drivers_and_are_ended() {
             tokio::time::sleep(secs(1)).await;
             driven = driven.max(metrics.driven.get());
             if second == 20 {
-                s.world.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+                s.world
+                    .recycle(NODES[0].0, DiskAfter::Kept, secs(6))
+                    .await
+                    .expect("a recycle");
             }
         }
-        assert!(driven > 1 && driven <= i64::try_from(PLACES).unwrap_or(0) + 2, "{driven} drivers at once");
-        s.running(&["redis"], secs(300)).await.unwrap_or_else(|error| panic!("{error}\n{}", story(&s)));
+        assert!(
+            driven > 1 && driven <= i64::try_from(PLACES).unwrap_or(0) + 2,
+            "{driven} drivers at once"
+        );
+        s.running(&["redis"], secs(300))
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{}", story(&s)));
         let records = records_in(&s.world, CROWD);
         let (over, kept): (Vec<_>, Vec<_>) = records.iter().partition(|r| phase(r).is_final());
-        assert_eq!((kept.len(), over.len()), (QUOTA, KEEP_PER_NAMESPACE), "of {RECORDS}");
+        assert_eq!(
+            (kept.len(), over.len()),
+            (QUOTA, KEEP_PER_NAMESPACE),
+            "of {RECORDS}"
+        );
         let name = |r: &&VolumeRecovery| r.metadata.name.clone().unwrap_or_default();
-        assert!(kept.iter().map(name).all(|n| n < format!("small-{QUOTA:04}")), "the oldest are kept");
+        assert!(
+            kept.iter()
+                .map(name)
+                .all(|n| n < format!("small-{QUOTA:04}")),
+            "the oldest are kept"
+        );
         // They take turns: everyone was looked at.
         let looked_at = kept.iter().filter(|r| phase(r) == Phase::NotOurs).count();
         assert_eq!(looked_at, QUOTA);
         for record in over {
-            let message = record.status.as_ref().map(|s| s.message.as_str()).unwrap_or_default();
-            assert!(message.contains("namespace crowd has 100 older VolumeRecoveries"), "{message}");
+            let message = record
+                .status
+                .as_ref()
+                .map(|s| s.message.as_str())
+                .unwrap_or_default();
+            assert!(
+                message.contains("namespace crowd has 100 older VolumeRecoveries"),
+                "{message}"
+            );
         }
     });
 }
@@ -201,27 +257,59 @@ fn many_small_records_cost_few_drivers_and_are_ended() {
 fn a_leftover_dry_run_does_not_switch_auto_off() {
     play(|| async {
         let mut s = stage("DryRun").await;
-        s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await.expect("a recycle");
-        let planned = |w: &World| records_in(w, APPS).iter().any(|r| phase(r) == Phase::Planned);
-        s.until("a plan to be shown", secs(300), planned).await.expect("a plan");
+        s.recycle(NODES[0].0, DiskAfter::Kept, secs(6))
+            .await
+            .expect("a recycle");
+        let planned = |w: &World| {
+            records_in(w, APPS)
+                .iter()
+                .any(|r| phase(r) == Phase::Planned)
+        };
+        s.until("a plan to be shown", secs(300), planned)
+            .await
+            .expect("a plan");
         let mut leftover = record(0);
         leftover["metadata"] = json!({ "name": "leftover", "namespace": APPS });
         leftover["spec"]["claimName"] = "redis-data".into();
-        s.world.create(PERSON, &leftover).await.expect("a record of a person");
+        s.world
+            .create(PERSON, &leftover)
+            .await
+            .expect("a record of a person");
         let stands = |w: &World| {
             let all = records_in(w, APPS);
-            all.iter().any(|r| r.metadata.name.as_deref() == Some("leftover") && phase(r) == Phase::Planned)
+            all.iter().any(|r| {
+                r.metadata.name.as_deref() == Some("leftover") && phase(r) == Phase::Planned
+            })
         };
-        s.until("the leftover's plan", secs(120), stands).await.expect("a plan");
+        s.until("the leftover's plan", secs(120), stands)
+            .await
+            .expect("a plan");
         let path = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
-        s.world.merge(PERSON, path, &json!({ "spec": { "mode": "Auto" } })).await.expect("a policy");
-        s.running(&["redis"], secs(300)).await.unwrap_or_else(|error| panic!("{error}\n{}", story(&s)));
+        s.world
+            .merge(PERSON, path, &json!({ "spec": { "mode": "Auto" } }))
+            .await
+            .expect("a policy");
+        s.running(&["redis"], secs(300))
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{}", story(&s)));
         s.pass(secs(60)).await;
         let all = records_in(&s.world, APPS);
         let ended = |mode: &str, end: Phase| {
-            all.iter().filter(|r| r.spec.mode.to_string() == mode && phase(r) == end).count()
+            all.iter()
+                .filter(|r| r.spec.mode.to_string() == mode && phase(r) == end)
+                .count()
         };
-        assert_eq!(ended("DryRun", Phase::Aborted), 1, "the policy's own record is over\n{}", story(&s));
-        assert_eq!(ended("Auto", Phase::Recovered), 1, "one of Auto took over\n{}", story(&s));
+        assert_eq!(
+            ended("DryRun", Phase::Aborted),
+            1,
+            "the policy's own record is over\n{}",
+            story(&s)
+        );
+        assert_eq!(
+            ended("Auto", Phase::Recovered),
+            1,
+            "one of Auto took over\n{}",
+            story(&s)
+        );
     });
 }

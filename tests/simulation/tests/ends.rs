@@ -18,7 +18,8 @@ async fn stage(power_off: &str) -> Result<Stage, WorldError> {
     let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
     s.world.follow_power();
     on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
-    let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": power_off});
+    let spec =
+        json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": power_off});
     s.world.policy_of("everything", &spec).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(10)).await;
@@ -31,7 +32,10 @@ fn power(s: &Stage) -> Option<InstanceStatus> {
 }
 
 fn shutdown_ordered(w: &World) -> bool {
-    w.cloud.jobs().iter().any(|j| j.action == JobAction::Shutdown)
+    w.cloud
+        .jobs()
+        .iter()
+        .any(|j| j.action == JobAction::Shutdown)
 }
 
 fn messages(s: &Stage) -> Vec<String> {
@@ -48,12 +52,18 @@ fn a_pod_that_comes_to_a_machine_that_is_off_ends_no_fence() {
     let played = in_virtual_time(|| async {
         let mut s = stage("Allowed").await?;
         s.hang(NODES[0].0)?;
-        s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
+        s.until("shutdown ordered", secs(600), shutdown_ordered)
+            .await?;
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "logs-x7k2p", "namespace": "default", "labels": {"app": "logs"}},
             "spec": {"nodeName": NODES[0].0, "containers": [{"name": "c", "image": "i"}],
                 "tolerations": [{"operator": "Exists"}]}});
-        s.world.create("system:serviceaccount:kube-system:daemon-set-controller", &pod).await?;
+        s.world
+            .create(
+                "system:serviceaccount:kube-system:daemon-set-controller",
+                &pod,
+            )
+            .await?;
         s.running(&["redis"], secs(900)).await?;
         s.phases(&["redis"], &[Phase::Recovered], secs(300)).await?;
         Ok::<_, WorldError>((power(&s), story(&s)))
@@ -68,11 +78,19 @@ fn a_refused_run_powers_the_machine_on_again() {
     let played = in_virtual_time(|| async {
         let mut s = stage("AllowedAndOn").await?;
         s.hang(NODES[0].0)?;
-        s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
+        s.until("shutdown ordered", secs(600), shutdown_ordered)
+            .await?;
         let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
-        s.world.merge("oncall", policy, &json!({"spec": {"mode": "Observe"}})).await?;
+        s.world
+            .merge("oncall", policy, &json!({"spec": {"mode": "Observe"}}))
+            .await?;
         s.pass(secs(3_600)).await;
-        Ok::<_, WorldError>((power(&s), s.world.app_ready("redis", 1), messages(&s), story(&s)))
+        Ok::<_, WorldError>((
+            power(&s),
+            s.world.app_ready("redis", 1),
+            messages(&s),
+            story(&s),
+        ))
     });
     let (power, ready, messages, story) = played.expect("virtual time").expect("the stage");
     assert!(
@@ -87,20 +105,37 @@ fn an_aborted_run_powers_the_machine_on_again() {
         let played = in_virtual_time(move || async move {
             let mut s = stage(rule).await?;
             s.hang(NODES[0].0)?;
-            s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
-            let name = s.recovery_of("redis").and_then(|r| r.metadata.name).unwrap_or_default();
-            let path = format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}");
-            s.world.merge("oncall", &path, &json!({"spec": {"abort": {"by": "oncall"}}})).await?;
+            s.until("shutdown ordered", secs(600), shutdown_ordered)
+                .await?;
+            let name = s
+                .recovery_of("redis")
+                .and_then(|r| r.metadata.name)
+                .unwrap_or_default();
+            let path =
+                format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}");
+            s.world
+                .merge(
+                    "oncall",
+                    &path,
+                    &json!({"spec": {"abort": {"by": "oncall"}}}),
+                )
+                .await?;
             s.phases(&["redis"], &[Phase::Aborted], secs(600)).await?;
             s.pass(secs(120)).await;
             Ok::<_, WorldError>((power(&s), messages(&s), story(&s)))
         });
         let (power, messages, story) = played.expect("virtual time").expect("the stage");
-        let told = messages.iter().any(|m| m.contains("Node node-a) stays powered off"));
+        let told = messages
+            .iter()
+            .any(|m| m.contains("Node node-a) stays powered off"));
         let on = power == Some(InstanceStatus::Running);
         // Without the policy's wish it is handed to a person by name.
         assert!(
-            if rule == "Allowed" { !on && told } else { on && !told },
+            if rule == "Allowed" {
+                !on && told
+            } else {
+                on && !told
+            },
             "{rule}: {power:?}, {messages:#?}\n{story}"
         );
     }
@@ -114,22 +149,40 @@ fn a_claim_deleted_after_the_taint_leaves_no_machine_off() {
         s.world.csi.set_unpublish_fails(true);
         s.hang(NODES[0].0)?;
         let tainted = |w: &World| {
-            w.server().read("", "nodes", "", NODES[0].0).is_some_and(|n| is_out_of_service_by_us(&n))
+            w.server()
+                .read("", "nodes", "", NODES[0].0)
+                .is_some_and(|n| is_out_of_service_by_us(&n))
         };
         s.until("tainted", secs(900), tainted).await?;
         let claim = "/api/v1/namespaces/default/persistentvolumeclaims/redis-data";
-        s.world.request(PERSON, "DELETE", claim, "application/json", &json!({})).await?;
-        let _ = s.world.merge(PERSON, claim, &json!({"metadata": {"finalizers": null}})).await;
-        let over =
-            |w: &World| w.recoveries().iter().all(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()));
+        s.world
+            .request(PERSON, "DELETE", claim, "application/json", &json!({}))
+            .await?;
+        let _ = s
+            .world
+            .merge(PERSON, claim, &json!({"metadata": {"finalizers": null}}))
+            .await;
+        let over = |w: &World| {
+            w.recoveries()
+                .iter()
+                .all(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
+        };
         let ended = s.until("the run over", secs(1_800), over).await.is_ok();
         s.pass(secs(120)).await;
         let lock = format!("node-{}", NODES[0].0);
         let locks = s.world.server().list("coordination.k8s.io", "leases", None);
         let locked = locks.iter().any(|l| l["metadata"]["name"] == lock.as_str());
-        Ok::<_, WorldError>((ended, tainted(&s.world), power(&s), locked, messages(&s), story(&s)))
+        Ok::<_, WorldError>((
+            ended,
+            tainted(&s.world),
+            power(&s),
+            locked,
+            messages(&s),
+            story(&s),
+        ))
     });
-    let (ended, tainted, power, locked, messages, story) = played.expect("virtual time").expect("the stage");
+    let (ended, tainted, power, locked, messages, story) =
+        played.expect("virtual time").expect("the stage");
     assert!(
         ended && !tainted && !locked && power == Some(InstanceStatus::Running),
         "ended {ended}, tainted {tainted}, locked {locked}, {power:?}, {messages:#?}\n{story}"
@@ -142,11 +195,16 @@ fn the_lock_of_a_waiting_run_does_not_expire() {
     let played = in_virtual_time(|| async {
         let mut s = stage("Allowed").await?;
         s.world.csi.set_unpublish_fails(true);
-        let busy = DetachBehaviour::Refused { status: 400, reason: "Linode busy.".into() };
+        let busy = DetachBehaviour::Refused {
+            status: 400,
+            reason: "Linode busy.".into(),
+        };
         s.world.cloud.set_detach(VolumeNo(7001), busy)?;
         s.hang(NODES[0].0)?;
         let tainted = |w: &World| {
-            w.server().read("", "nodes", "", NODES[0].0).is_some_and(|n| is_out_of_service_by_us(&n))
+            w.server()
+                .read("", "nodes", "", NODES[0].0)
+                .is_some_and(|n| is_out_of_service_by_us(&n))
         };
         s.until("tainted", secs(900), tainted).await?;
         s.pass(secs(300)).await;
@@ -155,13 +213,23 @@ fn the_lock_of_a_waiting_run_does_not_expire() {
         s.pass(secs(5)).await;
         let old = s.replicas.remove(0);
         old.stop().await;
-        let gone = s.until("the taint gone", secs(5_000), move |w| !tainted(w)).await.is_ok();
-        let phase = s.recovery_of("redis").and_then(|r| r.status).map(|st| st.phase).unwrap_or_default();
+        let gone = s
+            .until("the taint gone", secs(5_000), move |w| !tainted(w))
+            .await
+            .is_ok();
+        let phase = s
+            .recovery_of("redis")
+            .and_then(|r| r.status)
+            .map(|st| st.phase)
+            .unwrap_or_default();
         Ok::<_, WorldError>((gone, phase, story(&s)))
     });
     let (gone, phase, story) = played.expect("virtual time").expect("the stage");
     // The run takes it off itself, when the cloud was busy for longer than the step waits.
     let by_the_run =
         phase == Phase::Failed && story.contains("take our out-of-service taint off Node node-a");
-    assert!(!gone || by_the_run, "the taint was taken from a run in phase {phase:?}\n{story}");
+    assert!(
+        !gone || by_the_run,
+        "the taint was taken from a run in phase {phase:?}\n{story}"
+    );
 }

@@ -25,27 +25,50 @@ fn good(case: &str, result: &RunResult) {
 /// Every changing request of an undisturbed run is a crash point, on both sides.
 fn crash_everywhere(unpublish_fails: bool, stride: usize, part: Part) {
     for seed in seeds(1) {
-        let calm = DeadNodeSetup { unpublish_fails, ..DeadNodeSetup::default() };
+        let calm = DeadNodeSetup {
+            unpublish_fails,
+            ..DeadNodeSetup::default()
+        };
         let undisturbed = run_dead_node(seed, calm.clone());
         good(&format!("seed {seed}, undisturbed"), &undisturbed);
-        assert!(undisturbed.requests > 20, "an undisturbed run makes {} requests", undisturbed.requests);
+        assert!(
+            undisturbed.requests > 20,
+            "an undisturbed run makes {} requests",
+            undisturbed.requests
+        );
         let mut died = 0;
         for number in part.of((1..=undisturbed.requests).step_by(stride)) {
             for side in [Side::Before, Side::After] {
                 let crash = Some(CrashPoint { number, side });
-                let result = run_dead_node(seed, DeadNodeSetup { crash, ..calm.clone() });
+                let result = run_dead_node(
+                    seed,
+                    DeadNodeSetup {
+                        crash,
+                        ..calm.clone()
+                    },
+                );
                 died += usize::from(result.died.is_some());
-                good(&format!("seed {seed}, dead {side:?} request {number}"), &result);
+                good(
+                    &format!("seed {seed}, dead {side:?} request {number}"),
+                    &result,
+                );
             }
         }
-        assert!(died * part.count > 10, "only {died} crash points were reached in {part:?}");
+        assert!(
+            died * part.count > 10,
+            "only {died} crash points were reached in {part:?}"
+        );
     }
 }
 
 parts!(
-    the_leader_dies_at_every_request_of_a_fencing { part_1, part_2, part_3, part_4 } | part | {
-        crash_everywhere(false, 1, part)
-    }
+    the_leader_dies_at_every_request_of_a_fencing {
+        part_1,
+        part_2,
+        part_3,
+        part_4
+    } | part
+        | { crash_everywhere(false, 1, part) }
 );
 
 parts!(
@@ -80,7 +103,9 @@ fn abort_before(s: &Stage, number: u64) {
             let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
             for recovery in api.list(&Default::default()).await.expect("a list") {
                 let name = recovery.metadata.name.unwrap_or_default();
-                api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await.expect("patched");
+                api.patch(&name, &PatchParams::default(), &Patch::Merge(&body))
+                    .await
+                    .expect("patched");
             }
         })
     };
@@ -132,17 +157,35 @@ fn aborts(part: Part) {
             );
         }
     }
-    assert!(aborted * part.count > 5, "only {aborted} aborts found something to abort in {part:?}");
+    assert!(
+        aborted * part.count > 5,
+        "only {aborted} aborts found something to abort in {part:?}"
+    );
 }
 
 #[test]
 fn a_dry_run_on_a_dead_node_changes_nothing() {
     for seed in seeds(2) {
-        let untouched = |s: &Stage| s.world.request_log.effects().iter().map(|e| e.line()).collect();
-        let setup =
-            DeadNodeSetup { mode: "DryRun", heals: false, at_the_end: untouched, ..DeadNodeSetup::default() };
+        let untouched = |s: &Stage| {
+            s.world
+                .request_log
+                .effects()
+                .iter()
+                .map(|e| e.line())
+                .collect()
+        };
+        let setup = DeadNodeSetup {
+            mode: "DryRun",
+            heals: false,
+            at_the_end: untouched,
+            ..DeadNodeSetup::default()
+        };
         let result = run_dead_node(seed, setup);
         good(&format!("seed {seed}"), &result);
-        assert!(result.timeline.contains("DryRun"), "a plan is shown\n{}", result.timeline);
+        assert!(
+            result.timeline.contains("DryRun"),
+            "a plan is shown\n{}",
+            result.timeline
+        );
     }
 }

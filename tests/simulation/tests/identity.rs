@@ -68,13 +68,28 @@ struct Aftermath {
 impl Aftermath {
     fn of(s: &Stage) -> Self {
         let line = |r: &reattach_api::VolumeRecovery| {
-            let VolumeRecoveryStatus { phase, message, refusals, .. } = r.status.clone().unwrap_or_default();
+            let VolumeRecoveryStatus {
+                phase,
+                message,
+                refusals,
+                ..
+            } = r.status.clone().unwrap_or_default();
             let namespace = r.metadata.namespace.clone().unwrap_or_default();
-            format!("{namespace}/{}: {phase:?}: {message}; {}", r.spec.claim_name, refusals.join("; "))
+            format!(
+                "{namespace}/{}: {phase:?}: {message}; {}",
+                r.spec.claim_name,
+                refusals.join("; ")
+            )
         };
         let power = |n| s.world.cloud.instance(InstanceNo(n)).map(|i| i.status);
         Self {
-            effects: s.world.request_log.effects().iter().map(|e| e.line()).collect(),
+            effects: s
+                .world
+                .request_log
+                .effects()
+                .iter()
+                .map(|e| e.line())
+                .collect(),
             holder: s.world.cloud.volume(VOLUME).and_then(|v| v.holder),
             power: [power(NODES[0].1), power(STRANGER)],
             broken: s.broken.clone(),
@@ -90,14 +105,23 @@ impl Aftermath {
     /// Nothing was even tried.
     #[track_caller]
     fn nothing_tried(&self) {
-        assert!(self.effects.is_empty() && self.broken.is_empty(), "{self:#?}\n{}", self.story);
+        assert!(
+            self.effects.is_empty() && self.broken.is_empty(),
+            "{self:#?}\n{}",
+            self.story
+        );
     }
 
     /// The victim's machine and volume are as they were, and nothing was even tried.
     #[track_caller]
     fn untouched(&self, holder: u64) {
         self.nothing_tried();
-        assert_eq!(self.holder, Some(InstanceNo(holder)), "{self:#?}\n{}", self.story);
+        assert_eq!(
+            self.holder,
+            Some(InstanceNo(holder)),
+            "{self:#?}\n{}",
+            self.story
+        );
     }
 }
 
@@ -114,7 +138,9 @@ where
 }
 
 fn namespace(s: &Stage, name: &str) {
-    s.world.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    s.world
+        .server()
+        .insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
 }
 
 /// A claim of `evil` that names a volume, and a Deployment on it with its pods bound to this node by hand.
@@ -164,8 +190,15 @@ fn a_claim_that_is_bound_to_nothing_fences_no_node() {
             && after.says("claim evil/steal names PersistentVolume pvc-bb1d06139b334c1f, which is bound to a claim of another namespace"),
         "{after:#?}"
     );
-    let by_the_policy = after.recoveries.iter().filter(|r| r.starts_with("evil/")).count();
-    assert_eq!(by_the_policy, 1, "such a claim nominates nothing: {after:#?}");
+    let by_the_policy = after
+        .recoveries
+        .iter()
+        .filter(|r| r.starts_with("evil/"))
+        .count();
+    assert_eq!(
+        by_the_policy, 1,
+        "such a claim nominates nothing: {after:#?}"
+    );
 }
 
 /// The claim loses its volume while the run waits for the node to come back.
@@ -184,11 +217,17 @@ fn a_run_whose_claim_is_no_longer_bound_turns_back() {
     // Kubernetes itself detaches a volume that no bound claim wants.
     after.nothing_tried();
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
-    assert!(after.says("Failed") && after.says("bound to an earlier claim of that name"), "{after:#?}");
+    assert!(
+        after.says("Failed") && after.says("bound to an earlier claim of that name"),
+        "{after:#?}"
+    );
 }
 
 fn phases(w: &World) -> Vec<Phase> {
-    w.recoveries().iter().filter_map(|r| Some(r.status.as_ref()?.phase)).collect()
+    w.recoveries()
+        .iter()
+        .filter_map(|r| Some(r.status.as_ref()?.phase))
+        .collect()
 }
 
 /// Another PersistentVolume leads to the victim's volume, by the number in its handle; the victim runs and writes, without an
@@ -198,11 +237,15 @@ fn another_spelling(handle: &'static str) -> Aftermath {
         let mut s = stage().await?;
         s.world.stop_agent(NODES[0].0);
         namespace(&s, "evil");
-        let mut pv = s.world.server().read("", "persistentvolumes", "", &redis().volumes[0].pv());
+        let mut pv = s
+            .world
+            .server()
+            .read("", "persistentvolumes", "", &redis().volumes[0].pv());
         let pv = pv.as_mut().map(|pv| Value::clone(pv)).unwrap_or_default();
         let mut spec = pv["spec"].clone();
         spec["csi"]["volumeHandle"] = json!(handle);
-        spec["claimRef"] = json!({"kind": "PersistentVolumeClaim", "namespace": "evil", "name": "alias"});
+        spec["claimRef"] =
+            json!({"kind": "PersistentVolumeClaim", "namespace": "evil", "name": "alias"});
         s.world.server().insert(&json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pvc-alias"}, "spec": spec,
             "status": {"phase": "Available"},
@@ -232,7 +275,10 @@ fn another_spelling_of_a_handle_frees_nothing() {
 fn a_second_volume_with_the_same_handle_frees_nothing() {
     let after = another_spelling("7001-pvcbb1d06139b334c1f");
     after.untouched(NODES[0].1);
-    assert!(after.says("cloud volume 7001 is also used through PersistentVolume pvc-bb1d"), "{after:#?}");
+    assert!(
+        after.says("cloud volume 7001 is also used through PersistentVolume pvc-bb1d"),
+        "{after:#?}"
+    );
 }
 
 /// A dead node, and another Node with its providerID.
@@ -252,26 +298,35 @@ fn a_machine_that_two_nodes_claim_is_not_fenced() {
     });
     after.untouched(NODES[0].1);
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
-    assert!(after.says("Nodes a-double, node-a all have the providerID of instance 101"), "{after:#?}");
+    assert!(
+        after.says("Nodes a-double, node-a all have the providerID of instance 101"),
+        "{after:#?}"
+    );
 }
 
 /// Redis is scaled to zero, and a machine that was never a node has its volume and is shut down; then redis is wanted again.
 async fn held_by_a_stranger() -> Result<Stage, WorldError> {
     let s = stage().await?;
-    s.world.cloud.create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
+    s.world
+        .cloud
+        .create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
     to_the_stranger(s).await
 }
 
 async fn to_the_stranger(mut s: Stage) -> Result<Stage, WorldError> {
     let app = redis();
-    s.world.merge(PERSON, &app.path(), &json!({"spec": {"replicas": 0}})).await?;
+    s.world
+        .merge(PERSON, &app.path(), &json!({"spec": {"replicas": 0}}))
+        .await?;
     let free = |w: &World| w.cloud.volume(VOLUME).is_some_and(|v| v.holder.is_none());
     s.until("the volume free", secs(300), free).await?;
     s.pass(secs(30)).await;
     s.world.cloud.attach_now(VOLUME, InstanceNo(STRANGER))?;
     s.world.cloud.shutdown(InstanceNo(STRANGER))?;
     s.pass(secs(60)).await;
-    s.world.merge(PERSON, &app.path(), &json!({"spec": {"replicas": 1}})).await?;
+    s.world
+        .merge(PERSON, &app.path(), &json!({"spec": {"replicas": 1}}))
+        .await?;
     Ok(s)
 }
 
@@ -284,7 +339,10 @@ fn a_machine_that_was_never_a_node_keeps_its_volume() {
     });
     after.untouched(STRANGER);
     assert_eq!(after.power[1], Some(InstanceStatus::Offline), "{after:#?}");
-    assert!(after.says("default/redis-data: Refused") && after.says("instance 999"), "{after:#?}");
+    assert!(
+        after.says("default/redis-data: Refused") && after.says("instance 999"),
+        "{after:#?}"
+    );
 }
 
 /// Somebody created a Node with the machine's providerID and deleted it a minute later. No kubelet ever renewed its Lease.
@@ -292,7 +350,9 @@ fn a_machine_that_was_never_a_node_keeps_its_volume() {
 fn a_node_that_came_and_went_makes_no_machine_of_this_cluster() {
     let after = played(|| async {
         let mut s = stage().await?;
-        s.world.cloud.create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
+        s.world
+            .cloud
+            .create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
         s.world.server().insert(&json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": "for-a-minute"},
             "spec": {"providerID": format!("linode://{STRANGER}"), "unschedulable": true},
@@ -300,14 +360,19 @@ fn a_node_that_came_and_went_makes_no_machine_of_this_cluster() {
         }));
         s.pass(secs(60)).await;
         let node = "/api/v1/nodes/for-a-minute";
-        s.world.request(PERSON, "DELETE", node, "application/json", &json!({})).await?;
+        s.world
+            .request(PERSON, "DELETE", node, "application/json", &json!({}))
+            .await?;
         let mut s = to_the_stranger(s).await?;
         s.pass(secs(1200)).await;
         Ok(s)
     });
     after.untouched(STRANGER);
     assert_eq!(after.power[1], Some(InstanceStatus::Offline), "{after:#?}");
-    assert!(after.says("default/redis-data: Refused") && after.says("instance 999"), "{after:#?}");
+    assert!(
+        after.says("default/redis-data: Refused") && after.says("instance 999"),
+        "{after:#?}"
+    );
 }
 
 /// A person who may declare in the whole cluster says that the machine is this cluster's.
@@ -318,36 +383,70 @@ fn a_machine_that_a_person_vouches_for_is_freed() {
         let refused = |w: &World| phases(w).contains(&Phase::Refused);
         s.until("the refusal", secs(300), refused).await?;
         let all = s.world.recoveries();
-        let name = all.first().and_then(|r| r.metadata.name.clone()).unwrap_or_default();
+        let name = all
+            .first()
+            .and_then(|r| r.metadata.name.clone())
+            .unwrap_or_default();
         let word = json!({"spec": {"declaration": {"holder": "999", "declaredBy": "oncall", "ofThisCluster": true,
             "reason": "the node that was removed by hand last week", "at": s.world.now().to_string()}}});
-        s.world.merge("oncall", &format!("{RECOVERIES}/default/volumerecoveries/{name}"), &word).await?;
+        s.world
+            .merge(
+                "oncall",
+                &format!("{RECOVERIES}/default/volumerecoveries/{name}"),
+                &word,
+            )
+            .await?;
         s.running(&["redis"], secs(900)).await?;
         Ok(s)
     });
-    assert!(after.effects.iter().any(|e| e.contains("7001/detach")), "{after:#?}");
-    assert!(NODES.iter().any(|(_, n)| after.holder == Some(InstanceNo(*n))), "{after:#?}");
+    assert!(
+        after.effects.iter().any(|e| e.contains("7001/detach")),
+        "{after:#?}"
+    );
+    assert!(
+        NODES
+            .iter()
+            .any(|(_, n)| after.holder == Some(InstanceNo(*n))),
+        "{after:#?}"
+    );
 }
 
 /// The person who vouched for the machine has lost the right since: before the run begins, or while it runs; everywhere, or
 /// in the whole cluster only.
 #[test]
 fn a_withdrawn_right_to_vouch_for_a_machine_frees_nothing() {
-    for (in_the_run, keeps_namespace) in [(false, false), (false, true), (true, false), (true, true)] {
+    for (in_the_run, keeps_namespace) in
+        [(false, false), (false, true), (true, false), (true, true)]
+    {
         let after = played(move || async move {
             let mut s = held_by_a_stranger().await?;
             let withdrawn = Arc::new(AtomicBool::new(false));
             let lost = withdrawn.clone();
-            s.world.server().set_access(Some(Arc::new(move |user, what| {
-                let word = user == "oncall" && what["verb"] == "declare" && lost.load(Ordering::SeqCst);
-                !word || keeps_namespace && what["namespace"] == "default"
-            })));
+            s.world
+                .server()
+                .set_access(Some(Arc::new(move |user, what| {
+                    let word = user == "oncall"
+                        && what["verb"] == "declare"
+                        && lost.load(Ordering::SeqCst);
+                    !word || keeps_namespace && what["namespace"] == "default"
+                })));
             let refused = |w: &World| phases(w).contains(&Phase::Refused);
             s.until("the refusal", secs(300), refused).await?;
-            let name = s.world.recoveries().first().and_then(|r| r.metadata.name.clone()).unwrap_or_default();
+            let name = s
+                .world
+                .recoveries()
+                .first()
+                .and_then(|r| r.metadata.name.clone())
+                .unwrap_or_default();
             let word = json!({"spec": {"declaration": {"holder": "999", "declaredBy": "oncall",
                 "ofThisCluster": true, "reason": "a node of last week", "at": s.world.now().to_string()}}});
-            s.world.merge("oncall", &format!("{RECOVERIES}/default/volumerecoveries/{name}"), &word).await?;
+            s.world
+                .merge(
+                    "oncall",
+                    &format!("{RECOVERIES}/default/volumerecoveries/{name}"),
+                    &word,
+                )
+                .await?;
             if in_the_run {
                 // The run holds the claim first; that takes so long that the right is lost before the next step.
                 let requests = RequestMatch {
@@ -357,16 +456,22 @@ fn a_withdrawn_right_to_vouch_for_a_machine_frees_nothing() {
                     client: Some("reattach-controller".into()),
                     ..RequestMatch::default()
                 };
-                let slow = apiserver::FaultRule::always(requests, apiserver::Fault::Latency(secs(2)));
+                let slow =
+                    apiserver::FaultRule::always(requests, apiserver::Fault::Latency(secs(2)));
                 s.world.server().add_fault(slow);
-                s.until("a run", secs(300), |w| phases(w).contains(&Phase::Running)).await?;
+                s.until("a run", secs(300), |w| phases(w).contains(&Phase::Running))
+                    .await?;
             }
             withdrawn.store(true, Ordering::SeqCst);
             s.pass(secs(900)).await;
             Ok(s)
         });
         let freed = after.effects.iter().any(|e| e.contains("/detach"));
-        assert!(!freed, "in the run: {in_the_run}\n{after:#?}\n{}", after.story);
+        assert!(
+            !freed,
+            "in the run: {in_the_run}\n{after:#?}\n{}",
+            after.story
+        );
         assert_eq!(after.holder, Some(InstanceNo(STRANGER)), "{after:#?}");
         assert!(after.says("instance 999"), "{after:#?}");
     }
@@ -378,9 +483,15 @@ fn a_withdrawn_right_to_vouch_for_a_machine_frees_nothing() {
 fn a_restored_cluster_frees_nothing_of_the_first() {
     let after = played(|| async {
         let mut s = held_by_a_stranger().await?;
-        let scope = s.world.server().list("reattach.dev", "nodevolumereports", None);
-        let scope =
-            scope.iter().map(|r| r["spec"]["machines"][0]["scope"].clone()).next().unwrap_or_default();
+        let scope = s
+            .world
+            .server()
+            .list("reattach.dev", "nodevolumereports", None);
+        let scope = scope
+            .iter()
+            .map(|r| r["spec"]["machines"][0]["scope"].clone())
+            .next()
+            .unwrap_or_default();
         s.world.server().insert(&json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "metadata": {"name": "node-of-the-first"},
             "spec": {"challenges": [], "machines": [{"instance": "999", "node": "node-of-the-first", "nodeUid": "u",
@@ -406,17 +517,22 @@ fn a_restored_claim_is_not_the_one_that_the_volume_names() {
     });
     after.nothing_tried();
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
-    assert!(after.recoveries.is_empty(), "such a claim nominates nothing: {after:#?}");
+    assert!(
+        after.recoveries.is_empty(),
+        "such a claim nominates nothing: {after:#?}"
+    );
 }
 
 /// Tags redis' volume as one of this LKE cluster. The stage's machines are nodes of `lke13311`.
 fn tag(s: &Stage, clusters: &[&str]) -> Result<(), WorldError> {
-    let tags = clusters.iter().map(|name| ((*name).to_owned(), String::new())).collect();
+    let tags = clusters
+        .iter()
+        .map(|name| ((*name).to_owned(), String::new()))
+        .collect();
     Ok(s.world.cloud.set_volume_tags(VOLUME, tags)?)
 }
 
-const OF_ANOTHER: &str =
-    "cloud volume 7001 is tagged as cluster lke99999's, and this cluster's machines are tagged as lke13311's";
+const OF_ANOTHER: &str = "cloud volume 7001 is tagged as cluster lke99999's, and this cluster's machines are tagged as lke13311's";
 
 /// The node dies, and the cloud's tags say that its volume is another cluster's.
 async fn tagged_as_anothers() -> Result<Stage, WorldError> {
@@ -435,7 +551,10 @@ fn a_volume_tagged_as_another_clusters_is_not_freed() {
     });
     after.untouched(NODES[0].1);
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
-    assert!(after.says("default/redis-data: Refused") && after.says(OF_ANOTHER), "{after:#?}");
+    assert!(
+        after.says("default/redis-data: Refused") && after.says(OF_ANOTHER),
+        "{after:#?}"
+    );
 }
 
 #[test]
@@ -448,7 +567,12 @@ fn a_volume_without_tags_is_freed() {
         s.until("the end of the recovery", secs(1200), over).await?;
         Ok(s)
     });
-    assert_eq!(after.holder, Some(InstanceNo(NODES[1].1)), "{after:#?}\n{}", after.story);
+    assert_eq!(
+        after.holder,
+        Some(InstanceNo(NODES[1].1)),
+        "{after:#?}\n{}",
+        after.story
+    );
     assert_eq!(after.power[0], Some(InstanceStatus::Offline), "{after:#?}");
 }
 
@@ -459,12 +583,18 @@ fn a_volume_whose_tags_a_person_accepts_is_freed() {
         let mut s = tagged_as_anothers().await?;
         let refused = |w: &World| phases(w).contains(&Phase::Refused);
         s.until("the refusal", secs(600), refused).await?;
-        let word = json!({"metadata": {"annotations": {"reattach.dev/tagged-as": "lke7, lke99999"}}});
+        let word =
+            json!({"metadata": {"annotations": {"reattach.dev/tagged-as": "lke7, lke99999"}}});
         s.world.merge(PERSON, &pv_path(), &word).await?;
         s.running(&["redis"], secs(1200)).await?;
         Ok(s)
     });
-    assert_eq!(after.holder, Some(InstanceNo(NODES[1].1)), "{after:#?}\n{}", after.story);
+    assert_eq!(
+        after.holder,
+        Some(InstanceNo(NODES[1].1)),
+        "{after:#?}\n{}",
+        after.story
+    );
     assert!(after.says("default/redis-data: "), "{after:#?}");
 }
 
@@ -500,21 +630,29 @@ fn a_tagged_volume_waits_until_the_machines_tags_are_read() {
         s.world.cloud.add_fault(FaultRule::new(reads, fault));
         s.recycle(NODES[0].0, DiskAfter::Kept, secs(20)).await?;
         s.pass(secs(300)).await;
-        if !s.world.request_log.effects().is_empty() || !phases(&s.world).contains(&Phase::Waiting) {
-            s.broken.push(format!("it does not wait: {:#?}", Aftermath::of(&s)));
+        if !s.world.request_log.effects().is_empty() || !phases(&s.world).contains(&Phase::Waiting)
+        {
+            s.broken
+                .push(format!("it does not wait: {:#?}", Aftermath::of(&s)));
         }
         s.world.cloud.clear_faults();
         s.running(&["redis"], secs(900)).await?;
         Ok(s)
     });
-    assert!(after.broken.is_empty() && !after.effects.is_empty(), "{after:#?}\n{}", after.story);
+    assert!(
+        after.broken.is_empty() && !after.effects.is_empty(),
+        "{after:#?}\n{}",
+        after.story
+    );
 }
 
 /// The dead node's machine turns out to be one of another LKE cluster: its Node has a providerID that is not its own.
 async fn held_by_a_machine_of_others() -> Result<Stage, WorldError> {
     let mut s = stage().await?;
     tag(&s, &[])?;
-    s.world.cloud.set_lke_cluster(InstanceNo(NODES[0].1), Some(99999))?;
+    s.world
+        .cloud
+        .set_lke_cluster(InstanceNo(NODES[0].1), Some(99999))?;
     s.hang(NODES[0].0)?;
     Ok(s)
 }
@@ -529,5 +667,8 @@ fn a_machine_tagged_as_another_clusters_is_not_fenced() {
     after.untouched(NODES[0].1);
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
     let said = "instance 101, which has the volume, is tagged as cluster lke99999's, and this cluster's other machines are tagged as lke13311's";
-    assert!(after.says("default/redis-data: Refused") && after.says(said), "{after:#?}");
+    assert!(
+        after.says("default/redis-data: Refused") && after.says(said),
+        "{after:#?}"
+    );
 }

@@ -3,8 +3,8 @@
 
 use reattach_api::Phase;
 use reattach_cloud_simulator::{
-    DetachBehaviour, Fault as CloudFault, FaultRule as CloudRule, JobAction, JobStatus, Operation, VolumeNo,
-    When,
+    DetachBehaviour, Fault as CloudFault, FaultRule as CloudRule, JobAction, JobStatus, Operation,
+    VolumeNo, When,
 };
 use reattach_core::hold::HOLD_GATE;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
@@ -20,18 +20,26 @@ use std::sync::Arc;
 const VOLUME: VolumeNo = VolumeNo(7001);
 
 fn replicas(w: &World) -> i64 {
-    redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).unwrap_or(-1)
+    redis()
+        .read(w.server())
+        .and_then(|o| o["spec"]["replicas"].as_i64())
+        .unwrap_or(-1)
 }
 
 fn pending_detach(w: &World) -> bool {
     let pending = |status| matches!(status, JobStatus::Scheduled | JobStatus::Started);
-    w.cloud.jobs().iter().any(|j| j.action == JobAction::VolumeDetach && pending(j.status))
+    w.cloud
+        .jobs()
+        .iter()
+        .any(|j| j.action == JobAction::VolumeDetach && pending(j.status))
 }
 
 /// A pod of the app waits behind our gate.
 fn is_gated(w: &World) -> bool {
     let gated = |p: &serde_json::Value| {
-        p["spec"]["schedulingGates"].as_array().is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE))
+        p["spec"]["schedulingGates"]
+            .as_array()
+            .is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE))
     };
     w.pods("redis").iter().any(|p| gated(p))
 }
@@ -41,7 +49,12 @@ async fn stage(runbook: &str) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
     s.add(redis(), Expect::Running).await?;
-    s.world.policy_of("everything", &json!({"mode": "Auto", "precedence": 0, "runbook": runbook})).await?;
+    s.world
+        .policy_of(
+            "everything",
+            &json!({"mode": "Auto", "precedence": 0, "runbook": runbook}),
+        )
+        .await?;
     s.running(&["redis"], secs(180)).await?;
     s.world.csi.set_unpublish_fails(true);
     s.start_replica("reattach-controller-0", None);
@@ -51,7 +64,10 @@ async fn stage(runbook: &str) -> Result<Stage, WorldError> {
 
 /// Path of the only recovery.
 fn path(s: &Stage) -> String {
-    let name = s.recovery_of("redis").and_then(|r| r.metadata.name).unwrap_or_default();
+    let name = s
+        .recovery_of("redis")
+        .and_then(|r| r.metadata.name)
+        .unwrap_or_default();
     format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}")
 }
 
@@ -67,7 +83,10 @@ fn a_detach_that_is_pending_for_an_hour_is_not_forgotten() {
         Ok::<_, WorldError>((back.is_ok(), pending_detach(&s.world), story(&s)))
     });
     let (restored, pending, story) = played.expect("virtual time").expect("the stage");
-    assert!(pending && !restored, "restored {restored}, pending {pending}\n{story}");
+    assert!(
+        pending && !restored,
+        "restored {restored}, pending {pending}\n{story}"
+    );
 }
 
 #[test]
@@ -80,7 +99,13 @@ fn an_abort_lifts_no_hold_while_the_detach_is_pending() {
         s.until("our detach job", secs(900), pending_detach).await?;
         s.pass(secs(660)).await;
         let recovery = path(&s);
-        s.world.merge("oncall", &recovery, &json!({"spec": {"abort": {"by": "oncall"}}})).await?;
+        s.world
+            .merge(
+                "oncall",
+                &recovery,
+                &json!({"spec": {"abort": {"by": "oncall"}}}),
+            )
+            .await?;
         s.pass(secs(300)).await;
         Ok::<_, WorldError>((is_gated(&s.world), pending_detach(&s.world), story(&s)))
     });
@@ -100,7 +125,11 @@ fn a_detach_that_arrives_late_pulls_no_disk() {
             s.look();
             let broken: Vec<String> = checks::all(&s)
                 .into_iter()
-                .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)))
+                .flat_map(|c| {
+                    c.broken
+                        .into_iter()
+                        .map(move |b| format!("{}: {b}", c.rule))
+                })
                 .collect();
             let pulled = s.world.cloud.pulled().len();
             Ok::<_, WorldError>((pulled, s.world.app_ready("redis", 1), broken, story(&s)))
@@ -118,8 +147,12 @@ fn a_detach_that_arrives_late_pulls_no_disk() {
 fn a_detach_that_was_lost_waits_for_a_person() {
     let played = in_virtual_time(|| async {
         let mut s = stage(DEFAULT_RUNBOOK).await?;
-        let mut cut =
-            CloudRule::new(vec![Operation::DetachVolume], CloudFault::Cut { when: When::BeforeEffect });
+        let mut cut = CloudRule::new(
+            vec![Operation::DetachVolume],
+            CloudFault::Cut {
+                when: When::BeforeEffect,
+            },
+        );
         cut.times = Some(1);
         s.world.cloud.add_fault(cut);
         let node = s.node_of("redis");
@@ -127,31 +160,49 @@ fn a_detach_that_was_lost_waits_for_a_person() {
         s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
         s.pass(secs(7_200)).await;
         let held = is_gated(&s.world);
-        let message = s.recovery_of("redis").and_then(|r| r.status).map(|st| st.message).unwrap_or_default();
-        let word = json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
+        let message = s
+            .recovery_of("redis")
+            .and_then(|r| r.status)
+            .map(|st| st.message)
+            .unwrap_or_default();
+        let word =
+            json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
         let recovery = path(&s);
-        s.world.merge("oncall", &recovery, &json!({"spec": {"nothingUnderWay": word}})).await?;
+        s.world
+            .merge(
+                "oncall",
+                &recovery,
+                &json!({"spec": {"nothingUnderWay": word}}),
+            )
+            .await?;
         s.running(&["redis"], secs(900)).await?;
         s.phases(&["redis"], &[Phase::Recovered], secs(60)).await?;
         Ok::<_, WorldError>((held, message, story(&s)))
     });
     let (held, message, story) = played.expect("virtual time").expect("the stage");
-    assert!(held && message.contains("declare --nothing-under-way"), "held {held}: {message}\n{story}");
+    assert!(
+        held && message.contains("declare --nothing-under-way"),
+        "held {held}: {message}\n{story}"
+    );
 }
 
 const CLAIM: &str = "/api/v1/namespaces/default/persistentvolumeclaims/redis-data";
 
 /// Deletes something at once, also what a finalizer keeps.
 async fn delete(w: &World, path: &str) -> Result<(), WorldError> {
-    w.request(PERSON, "DELETE", path, "application/json", &json!({})).await?;
+    w.request(PERSON, "DELETE", path, "application/json", &json!({}))
+        .await?;
     // It may be gone already.
-    let _ = w.merge(PERSON, path, &json!({"metadata": {"finalizers": null}})).await;
+    let _ = w
+        .merge(PERSON, path, &json!({"metadata": {"finalizers": null}}))
+        .await;
     Ok(())
 }
 
 /// Everything of the run was given back: the count, the gates, the finalizer.
 fn is_given_back(w: &World) -> bool {
-    let kept = |r: &reattach_api::VolumeRecovery| r.metadata.finalizers.iter().flatten().next().is_some();
+    let kept =
+        |r: &reattach_api::VolumeRecovery| r.metadata.finalizers.iter().flatten().next().is_some();
     replicas(w) == 1 && !is_gated(w) && !w.recoveries().iter().any(kept)
 }
 
@@ -169,15 +220,22 @@ fn a_claim_deleted_under_a_detach_blinds_no_run() {
             s.pass(secs(600)).await;
             let (pending, free) = (pending_detach(&s.world), is_given_back(&s.world));
             s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
-            let back = s.until("given back", secs(300), is_given_back).await.is_ok();
+            let back = s
+                .until("given back", secs(300), is_given_back)
+                .await
+                .is_ok();
             Ok::<_, WorldError>((pending, free, back, s.world.cloud.pulled().len(), story(&s)))
         });
-        let (pending, free, back, pulled, story) = played.expect("virtual time").expect("the stage");
+        let (pending, free, back, pulled, story) =
+            played.expect("virtual time").expect("the stage");
         assert!(
             pending && !free,
             "{runbook}: given back {free} while the detach is pending {pending}\n{story}"
         );
-        assert!(back && pulled == 0, "{runbook}: given back {back}, {pulled} disks pulled\n{story}");
+        assert!(
+            back && pulled == 0,
+            "{runbook}: given back {back}, {pulled} disks pulled\n{story}"
+        );
     }
 }
 
@@ -190,16 +248,24 @@ fn a_namespace_deleted_under_a_detach_ends() {
         s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
         s.until("our detach job", secs(900), pending_detach).await?;
         let namespace = "/api/v1/namespaces/default";
-        s.world.request(PERSON, "DELETE", namespace, "application/json", &json!({})).await?;
+        s.world
+            .request(PERSON, "DELETE", namespace, "application/json", &json!({}))
+            .await?;
         s.pass(secs(300)).await;
         let there = |w: &World| w.server().read("", "namespaces", "", "default").is_some();
         let kept = there(&s.world) && !s.world.recoveries().is_empty();
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
-        let gone = s.until("the namespace gone", secs(600), move |w| !there(w)).await.is_ok();
+        let gone = s
+            .until("the namespace gone", secs(600), move |w| !there(w))
+            .await
+            .is_ok();
         Ok::<_, WorldError>((kept, gone, story(&s)))
     });
     let (kept, gone, story) = played.expect("virtual time").expect("the stage");
-    assert!(kept, "the record went while the detach was pending\n{story}");
+    assert!(
+        kept,
+        "the record went while the detach was pending\n{story}"
+    );
     assert!(gone, "the namespace hangs\n{story}");
 }
 
@@ -208,21 +274,39 @@ fn a_namespace_deleted_under_a_detach_ends() {
 fn a_word_counts_where_the_volume_is_gone_from_the_cluster() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
-        let mut cut =
-            CloudRule::new(vec![Operation::DetachVolume], CloudFault::Cut { when: When::BeforeEffect });
+        let mut cut = CloudRule::new(
+            vec![Operation::DetachVolume],
+            CloudFault::Cut {
+                when: When::BeforeEffect,
+            },
+        );
         cut.times = Some(1);
         s.world.cloud.add_fault(cut);
         let node = s.node_of("redis");
         s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
         s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
         delete(&s.world, CLAIM).await?;
-        delete(&s.world, &format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv())).await?;
+        delete(
+            &s.world,
+            &format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv()),
+        )
+        .await?;
         s.pass(secs(600)).await;
         let held = replicas(&s.world) == 0;
-        let word = json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
+        let word =
+            json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
         let recovery = path(&s);
-        s.world.merge("oncall", &recovery, &json!({"spec": {"nothingUnderWay": word}})).await?;
-        let back = s.until("given back", secs(300), is_given_back).await.is_ok();
+        s.world
+            .merge(
+                "oncall",
+                &recovery,
+                &json!({"spec": {"nothingUnderWay": word}}),
+            )
+            .await?;
+        let back = s
+            .until("given back", secs(300), is_given_back)
+            .await
+            .is_ok();
         Ok::<_, WorldError>((held, back, story(&s)))
     });
     let (held, back, story) = played.expect("virtual time").expect("the stage");
@@ -232,14 +316,20 @@ fn a_word_counts_where_the_volume_is_gone_from_the_cluster() {
 /// The notes of orders whose outcome is not known.
 fn notes(w: &World) -> Vec<String> {
     let leases = w.server().list("coordination.k8s.io", "leases", None);
-    let names = leases.iter().filter_map(|l| l["metadata"]["name"].as_str().map(str::to_owned));
-    names.filter(|name| name.starts_with("reattach-order-")).collect()
+    let names = leases
+        .iter()
+        .filter_map(|l| l["metadata"]["name"].as_str().map(str::to_owned));
+    names
+        .filter(|name| name.starts_with("reattach-order-"))
+        .collect()
 }
 
 /// Somebody deletes policy and record by force.
 async fn delete_the_record(s: &Stage) -> Result<(), WorldError> {
     let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
-    s.world.request(PERSON, "DELETE", policy, "application/json", &json!({})).await?;
+    s.world
+        .request(PERSON, "DELETE", policy, "application/json", &json!({}))
+        .await?;
     delete(&s.world, &path(s)).await
 }
 
@@ -252,17 +342,28 @@ fn a_detach_of_a_deleted_record_that_arrives_late_pulls_no_disk() {
             s.replicas[0].detach_late(secs(200));
             let node = s.node_of("redis");
             s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-            s.until("the note of our order", secs(900), |w| !notes(w).is_empty()).await?;
+            s.until("the note of our order", secs(900), |w| !notes(w).is_empty())
+                .await?;
             s.pass(secs(15)).await;
             delete_the_record(&s).await?;
             s.pass(secs(150)).await;
             let free = replicas(&s.world) == 1 && !is_gated(&s.world);
-            let back = s.until("ready", secs(900), |w| w.app_ready("redis", 1) && notes(w).is_empty()).await;
+            let back = s
+                .until("ready", secs(900), |w| {
+                    w.app_ready("redis", 1) && notes(w).is_empty()
+                })
+                .await;
             Ok::<_, WorldError>((free, back.is_ok(), s.world.cloud.pulled().len(), story(&s)))
         });
         let (free, back, pulled, story) = played.expect("virtual time").expect("the stage");
-        assert!(!free, "{runbook}: let go before the order was accounted for\n{story}");
-        assert!(back && pulled == 0, "{runbook}: ready {back}, {pulled} disks pulled\n{story}");
+        assert!(
+            !free,
+            "{runbook}: let go before the order was accounted for\n{story}"
+        );
+        assert!(
+            back && pulled == 0,
+            "{runbook}: ready {back}, {pulled} disks pulled\n{story}"
+        );
     }
 }
 
@@ -290,7 +391,10 @@ fn new_pods_are_held_away_after_the_record_was_deleted_by_force() {
     });
     let (held, pending, back, pulled, story) = played.expect("virtual time").expect("the stage");
     assert!(held && pending, "held {held}, pending {pending}\n{story}");
-    assert!(back && pulled == 0, "ready {back}, {pulled} disks pulled\n{story}");
+    assert!(
+        back && pulled == 0,
+        "ready {back}, {pulled} disks pulled\n{story}"
+    );
 }
 
 /// Record, note and claim are gone: nothing tells whether a detach is under way, and that is no "no".
@@ -315,7 +419,10 @@ fn a_stamp_whose_claim_is_gone_restores_nothing() {
         Ok::<_, WorldError>((replicas(&s.world), pending_detach(&s.world), story(&s)))
     });
     let (replicas, pending, story) = played.expect("virtual time").expect("the stage");
-    assert!(pending && replicas == 0, "{replicas} replicas, pending {pending}\n{story}");
+    assert!(
+        pending && replicas == 0,
+        "{replicas} replicas, pending {pending}\n{story}"
+    );
 }
 
 #[test]
@@ -328,19 +435,38 @@ fn a_record_deleted_by_force_restores_nothing_under_a_detach() {
             s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
             s.until("our detach job", secs(900), pending_detach).await?;
             let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
-            s.world.request(PERSON, "DELETE", policy, "application/json", &json!({})).await?;
+            s.world
+                .request(PERSON, "DELETE", policy, "application/json", &json!({}))
+                .await?;
             let recovery = path(&s);
-            s.world.merge(PERSON, &recovery, &json!({"metadata": {"finalizers": null}})).await?;
-            s.world.request(PERSON, "DELETE", &recovery, "application/json", &json!({})).await?;
+            s.world
+                .merge(
+                    PERSON,
+                    &recovery,
+                    &json!({"metadata": {"finalizers": null}}),
+                )
+                .await?;
+            s.world
+                .request(PERSON, "DELETE", &recovery, "application/json", &json!({}))
+                .await?;
             s.pass(secs(900)).await;
             let free = replicas(&s.world) == 1 && !is_gated(&s.world);
             let pending = pending_detach(&s.world);
             s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
-            let back = s.until("put back", secs(300), |w| replicas(w) == 1 && !is_gated(w)).await.is_ok();
+            let back = s
+                .until("put back", secs(300), |w| replicas(w) == 1 && !is_gated(w))
+                .await
+                .is_ok();
             Ok::<_, WorldError>((free, pending, back, story(&s)))
         });
         let (free, pending, back, story) = played.expect("virtual time").expect("the stage");
-        assert!(pending && !free, "{runbook}: let go {free} while the detach is pending {pending}\n{story}");
-        assert!(back, "{runbook}: nothing is put back after the detach has ended\n{story}");
+        assert!(
+            pending && !free,
+            "{runbook}: let go {free} while the detach is pending {pending}\n{story}"
+        );
+        assert!(
+            back,
+            "{runbook}: nothing is put back after the detach has ended\n{story}"
+        );
     }
 }

@@ -18,13 +18,26 @@ use std::time::Duration;
 /// Every changing request of an undisturbed run is a crash point, on both sides; each `stride`th is tried.
 fn crash_everywhere(runbook: &'static str, unpublish_fails: bool, stride: usize, part: Part) {
     for seed in seeds(1) {
-        let calm = Setup { runbook, unpublish_fails, ..Setup::default() };
+        let calm = Setup {
+            runbook,
+            unpublish_fails,
+            ..Setup::default()
+        };
         let requests = run_phantom(seed, calm).requests;
-        assert!(requests > 20, "an undisturbed run makes {requests} changing requests");
+        assert!(
+            requests > 20,
+            "an undisturbed run makes {requests} changing requests"
+        );
         let mut died = 0;
         for number in part.of((1..=requests).step_by(stride)) {
             for side in [Side::Before, Side::After] {
-                let result = run_phantom(seed, Setup { crash: Some(CrashPoint { number, side }), ..calm });
+                let result = run_phantom(
+                    seed,
+                    Setup {
+                        crash: Some(CrashPoint { number, side }),
+                        ..calm
+                    },
+                );
                 died += usize::from(result.died.is_some());
                 assert!(
                     result.broken.is_empty(),
@@ -36,14 +49,21 @@ fn crash_everywhere(runbook: &'static str, unpublish_fails: bool, stride: usize,
                 );
             }
         }
-        assert!(died * part.count > 10, "only {died} crash points were reached in {part:?}");
+        assert!(
+            died * part.count > 10,
+            "only {died} crash points were reached in {part:?}"
+        );
     }
 }
 
 parts!(
-    the_leader_dies_at_every_request { part_1, part_2, part_3, part_4 } | part | {
-        crash_everywhere(SCALE_TO_ZERO, false, 1, part)
-    }
+    the_leader_dies_at_every_request {
+        part_1,
+        part_2,
+        part_3,
+        part_4
+    } | part
+        | { crash_everywhere(SCALE_TO_ZERO, false, 1, part) }
 );
 
 parts!(
@@ -53,9 +73,13 @@ parts!(
 );
 
 parts!(
-    the_leader_dies_at_every_request_of_a_hold { part_1, part_2, part_3, part_4 } | part | {
-        crash_everywhere(DEFAULT_RUNBOOK, false, 1, part)
-    }
+    the_leader_dies_at_every_request_of_a_hold {
+        part_1,
+        part_2,
+        part_3,
+        part_4
+    } | part
+        | { crash_everywhere(DEFAULT_RUNBOOK, false, 1, part) }
 );
 
 parts!(
@@ -73,13 +97,20 @@ fn two_leaders_under_a_partition() {
     all_good("two_leaders_under_a_partition", 12, |seed| Setup {
         then: partition,
         unpublish_fails: seed % 3 == 0,
-        runbook: if seed % 4 < 2 { SCALE_TO_ZERO } else { DEFAULT_RUNBOOK },
+        runbook: if seed % 4 < 2 {
+            SCALE_TO_ZERO
+        } else {
+            DEFAULT_RUNBOOK
+        },
         ..Setup::default()
     });
 }
 
 fn replicas(w: &World) -> i64 {
-    redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).expect("the workload")
+    redis()
+        .read(w.server())
+        .and_then(|o| o["spec"]["replicas"].as_i64())
+        .expect("the workload")
 }
 
 fn lease_path() -> String {
@@ -87,26 +118,43 @@ fn lease_path() -> String {
 }
 
 fn lease(w: &World) -> Value {
-    let lease = w.server().read("coordination.k8s.io", "leases", NAMESPACE, LEASE);
+    let lease = w
+        .server()
+        .read("coordination.k8s.io", "leases", NAMESPACE, LEASE);
     lease.map(|l| (*l).clone()).expect("a Lease")
 }
 
 fn term(w: &World) -> u64 {
-    lease(w)["spec"]["leaseTransitions"].as_u64().expect("a term")
+    lease(w)["spec"]["leaseTransitions"]
+        .as_u64()
+        .expect("a term")
 }
 
 /// The term of each line of the app's journal.
 fn terms(s: &Stage) -> Vec<u64> {
-    let journal = s.recovery_of("redis").and_then(|r| r.status).map(|s| s.journal).unwrap_or_default();
-    journal.iter().filter_map(|e| e.get().ok()).map(|e| e.term).collect()
+    let journal = s
+        .recovery_of("redis")
+        .and_then(|r| r.status)
+        .map(|s| s.journal)
+        .unwrap_or_default();
+    journal
+        .iter()
+        .filter_map(|e| e.get().ok())
+        .map(|e| e.term)
+        .collect()
 }
 
 /// A workload at zero by a leader of term 2, as in any cluster that is older than one upgrade.
 async fn at_zero_in_term_2() -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     s.add(redis(), Expect::Running).await.expect("an app");
-    s.world.policy("everything", Mode::Auto, 0, SCALE_TO_ZERO).await.expect("a policy");
+    s.world
+        .policy("everything", Mode::Auto, 0, SCALE_TO_ZERO)
+        .await
+        .expect("a policy");
     s.running(&["redis"], secs(180)).await.expect("it runs");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
@@ -116,8 +164,12 @@ async fn at_zero_in_term_2() -> Stage {
     s.pass(secs(5)).await;
     assert_eq!(term(&s.world), 2);
     let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
-    s.until("at zero", secs(300), |w| replicas(w) == 0).await.expect("at zero");
+    s.recycle(&node, DiskAfter::Kept, secs(6))
+        .await
+        .expect("a recycle");
+    s.until("at zero", secs(300), |w| replicas(w) == 0)
+        .await
+        .expect("at zero");
     s
 }
 
@@ -127,13 +179,29 @@ fn a_deleted_lease_leaves_nothing_at_zero() {
     in_virtual_time(|| async {
         let mut s = at_zero_in_term_2().await;
         s.replicas.remove(0).kill();
-        let gone = s.world.request(PERSON, "DELETE", &lease_path(), "application/json", &json!({})).await;
+        let gone = s
+            .world
+            .request(
+                PERSON,
+                "DELETE",
+                &lease_path(),
+                "application/json",
+                &json!({}),
+            )
+            .await;
         gone.expect("deleted");
         s.start_replica("reattach-controller-2", None);
-        s.until("restored", secs(300), |w| replicas(w) == 1).await.expect("restored");
-        s.phases(&["redis"], &[Phase::Recovered], secs(300)).await.expect("healed");
+        s.until("restored", secs(300), |w| replicas(w) == 1)
+            .await
+            .expect("restored");
+        s.phases(&["redis"], &[Phase::Recovered], secs(300))
+            .await
+            .expect("healed");
         let terms = terms(&s);
-        assert!(terms.is_sorted() && terms.first() == Some(&2) && terms.last() == Some(&3), "{terms:?}");
+        assert!(
+            terms.is_sorted() && terms.first() == Some(&2) && terms.last() == Some(&3),
+            "{terms:?}"
+        );
     })
     .expect("virtual time");
 }
@@ -147,7 +215,9 @@ fn a_restored_lease_brings_no_old_term_back() {
         old["spec"]["holderIdentity"] = json!("reattach-controller-0");
         old["spec"]["leaseTransitions"] = json!(1);
         s.world.server().insert(&old);
-        s.phases(&["redis"], &[Phase::Recovered], secs(300)).await.expect("healed");
+        s.phases(&["redis"], &[Phase::Recovered], secs(300))
+            .await
+            .expect("healed");
         let terms = terms(&s);
         assert!(terms.is_sorted() && terms.last() == Some(&3), "{terms:?}");
     })
@@ -160,10 +230,19 @@ fn a_restored_lease_brings_no_old_term_back() {
 fn a_run_of_a_newer_leader_is_frozen_and_calls() {
     in_virtual_time(|| async {
         let mut s = at_zero_in_term_2().await;
-        let recovery = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a recovery");
-        let read = |s: &Stage| s.world.server().read("reattach.dev", "volumerecoveries", APPS, &recovery);
+        let recovery = s
+            .recovery_of("redis")
+            .and_then(|r| r.metadata.name)
+            .expect("a recovery");
+        let read = |s: &Stage| {
+            s.world
+                .server()
+                .read("reattach.dev", "volumerecoveries", APPS, &recovery)
+        };
         let mut theirs = (*read(&s).expect("it is there")).clone();
-        let journal = theirs["status"]["journal"].as_array_mut().expect("a journal");
+        let journal = theirs["status"]["journal"]
+            .as_array_mut()
+            .expect("a journal");
         let last = journal.last_mut().expect("a line");
         last["term"] = json!(50);
         let lines = journal.len();
@@ -171,10 +250,21 @@ fn a_run_of_a_newer_leader_is_frozen_and_calls() {
         let at = s.world.now();
         s.pass(secs(180)).await;
         let all = s.world.server().audit();
-        let asked = all.iter().filter(|e| e.user == CONTROLLER_USER && e.at >= at).count();
+        let asked = all
+            .iter()
+            .filter(|e| e.user == CONTROLLER_USER && e.at >= at)
+            .count();
         assert!(asked < 3 * 300, "{asked} requests in three minutes");
-        let frozen = s.recovery_of("redis").and_then(|r| r.status).expect("a status");
-        assert_eq!((frozen.phase, frozen.journal.len()), (Phase::Stuck, lines), "{}", frozen.message);
+        let frozen = s
+            .recovery_of("redis")
+            .and_then(|r| r.status)
+            .expect("a status");
+        assert_eq!(
+            (frozen.phase, frozen.journal.len()),
+            (Phase::Stuck, lines),
+            "{}",
+            frozen.message
+        );
         assert!(
             frozen.message.contains("term 50") && frozen.message.contains("term 2"),
             "{}",
@@ -184,7 +274,9 @@ fn a_run_of_a_newer_leader_is_frozen_and_calls() {
         // As the message says.
         s.replicas.remove(0).stop().await;
         s.start_replica("reattach-controller-2", None);
-        s.until("restored", secs(300), |w| replicas(w) == 1).await.expect("restored");
+        s.until("restored", secs(300), |w| replicas(w) == 1)
+            .await
+            .expect("restored");
         assert_eq!(term(&s.world), 51);
     })
     .expect("virtual time");

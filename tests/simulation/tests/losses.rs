@@ -25,7 +25,8 @@ fn postgres() -> App {
     };
     app.volumes.push(wal);
     app.with(|w| {
-        let volume = json!({ "name": "wal", "persistentVolumeClaim": { "claimName": "postgres-wal" } });
+        let volume =
+            json!({ "name": "wal", "persistentVolumeClaim": { "claimName": "postgres-wal" } });
         let spec = &mut w["spec"]["template"]["spec"];
         match spec["volumes"].as_array_mut() {
             Some(all) => all.push(volume),
@@ -37,12 +38,23 @@ fn postgres() -> App {
 /// Everything on the first node, under a policy that lets it be powered off.
 async fn set(seed: u64, apps: &[App]) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     s.world.follow_power();
-    on_one_node(&mut s, &NODES, apps.iter().map(|a| (a.clone(), Expect::Running))).await.expect("they run");
+    on_one_node(
+        &mut s,
+        &NODES,
+        apps.iter().map(|a| (a.clone(), Expect::Running)),
+    )
+    .await
+    .expect("they run");
     let policy = json!({ "mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "Allowed",
         "nodes": { "patienceSeconds": 60 } });
-    s.world.policy_of("everything", &policy).await.expect("a policy");
+    s.world
+        .policy_of("everything", &policy)
+        .await
+        .expect("a policy");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
     s
@@ -50,7 +62,10 @@ async fn set(seed: u64, apps: &[App]) -> Stage {
 
 async fn delete(s: &Stage, what: &str, name: &str) {
     let path = format!("/api/v1/namespaces/{APPS}/{what}/{name}");
-    s.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await.expect("accepted");
+    s.world
+        .request(PERSON, "DELETE", &path, "application/json", &json!({}))
+        .await
+        .expect("accepted");
 }
 
 fn claim(w: &World, name: &str) -> Option<Arc<Value>> {
@@ -58,12 +73,19 @@ fn claim(w: &World, name: &str) -> Option<Arc<Value>> {
 }
 
 fn said(s: &Stage, app: &App) -> (Phase, String) {
-    let status = recovery_of(&s.world, app).and_then(|r| r.status).unwrap_or_default();
+    let status = recovery_of(&s.world, app)
+        .and_then(|r| r.status)
+        .unwrap_or_default();
     (status.phase, status.message)
 }
 
 fn effects(s: &Stage) -> Vec<String> {
-    s.world.request_log.effects().iter().map(|e| e.line()).collect()
+    s.world
+        .request_log
+        .effects()
+        .iter()
+        .map(|e| e.line())
+        .collect()
 }
 
 /// Somebody deleted the second claim by mistake: it lives only as long as the pod uses it (pvc-protection).
@@ -73,15 +95,26 @@ fn an_eviction_takes_no_deleted_claim_along() {
         let mut s = set(1, &[postgres()]).await;
         delete(&s, "persistentvolumeclaims", "postgres-wal").await;
         s.pass(secs(30)).await;
-        assert!(claim(&s.world, "postgres-wal").is_some(), "the pod keeps it");
+        assert!(
+            claim(&s.world, "postgres-wal").is_some(),
+            "the pod keeps it"
+        );
         let node = s.node_of("postgres");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+        s.recycle(&node, DiskAfter::Kept, secs(6))
+            .await
+            .expect("a recycle");
         s.pass(secs(900)).await;
         let (phase, message) = said(&s, &postgres());
-        assert!(claim(&s.world, "postgres-wal").is_some(), "{phase:?}: {message}");
+        assert!(
+            claim(&s.world, "postgres-wal").is_some(),
+            "{phase:?}: {message}"
+        );
         assert_eq!(effects(&s), Vec::<String>::new());
         assert_eq!(phase, Phase::Refused, "{message}");
-        assert!(message.contains("claim postgres-wal is being deleted"), "{message}");
+        assert!(
+            message.contains("claim postgres-wal is being deleted"),
+            "{message}"
+        );
     })
     .expect("virtual time");
 }
@@ -97,9 +130,15 @@ fn a_fence_takes_no_deleted_claim_along() {
         s.hang(&node).expect("a hang");
         s.pass(secs(1200)).await;
         let (phase, message) = said(&s, &postgres());
-        assert!(claim(&s.world, "postgres-wal").is_some(), "{phase:?}: {message}");
+        assert!(
+            claim(&s.world, "postgres-wal").is_some(),
+            "{phase:?}: {message}"
+        );
         assert_eq!(effects(&s), Vec::<String>::new());
-        assert!(message.contains("claim postgres-wal is being deleted"), "{phase:?}: {message}");
+        assert!(
+            message.contains("claim postgres-wal is being deleted"),
+            "{phase:?}: {message}"
+        );
     })
     .expect("virtual time");
 }
@@ -115,13 +154,22 @@ fn a_fence_takes_no_deleted_claim_of_a_neighbour_along() {
         s.hang(&node).expect("a hang");
         s.pass(secs(1200)).await;
         let (phase, message) = said(&s, &redis());
-        assert!(claim(&s.world, "postgres-wal").is_some(), "{phase:?}: {message}");
+        assert!(
+            claim(&s.world, "postgres-wal").is_some(),
+            "{phase:?}: {message}"
+        );
         assert_eq!(effects(&s), Vec::<String>::new());
-        assert!(message.contains("postgres-0") && message.contains("postgres-wal"), "{phase:?}: {message}");
+        assert!(
+            message.contains("postgres-0") && message.contains("postgres-wal"),
+            "{phase:?}: {message}"
+        );
         // Neither the pod nor its claim is there any more: the person's own decision.
         let path = format!("/api/v1/namespaces/{APPS}/pods/postgres-0");
         let now = json!({ "gracePeriodSeconds": 0 });
-        s.world.request(PERSON, "DELETE", &path, "application/json", &now).await.expect("accepted");
+        s.world
+            .request(PERSON, "DELETE", &path, "application/json", &now)
+            .await
+            .expect("accepted");
         s.running(&["redis"], secs(1800)).await.expect("healed");
     })
     .expect("virtual time");

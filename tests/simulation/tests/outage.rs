@@ -37,7 +37,11 @@ async fn controller(s: &mut Stage) {
 }
 
 fn shutdowns(w: &World) -> usize {
-    w.cloud.jobs().iter().filter(|j| j.action == JobAction::Shutdown).count()
+    w.cloud
+        .jobs()
+        .iter()
+        .filter(|j| j.action == JobAction::Shutdown)
+        .count()
 }
 
 fn is_off(w: &World, node: &str) -> bool {
@@ -47,7 +51,10 @@ fn is_off(w: &World, node: &str) -> bool {
 
 /// The message of the newest recovery of an app.
 fn says(s: &Stage, app: &str) -> String {
-    let status = s.recovery_of(app).and_then(|r| r.status).unwrap_or_default();
+    let status = s
+        .recovery_of(app)
+        .and_then(|r| r.status)
+        .unwrap_or_default();
     format!("{:?}: {}", status.phase, status.message)
 }
 
@@ -65,11 +72,17 @@ async fn spread(s: &mut Stage, nodes: &[(&str, u64)]) -> Result<(), WorldError> 
 }
 
 /// Cordons every node but one; none: no node is cordoned any more.
-async fn close_all_but(s: &Stage, nodes: &[(&str, u64)], open: Option<&str>) -> Result<(), WorldError> {
+async fn close_all_but(
+    s: &Stage,
+    nodes: &[(&str, u64)],
+    open: Option<&str>,
+) -> Result<(), WorldError> {
     for (node, _) in nodes {
         let closed = open.is_some_and(|open| open != *node).then_some(true);
         let body = json!({"spec": {"unschedulable": closed}});
-        s.world.merge(PERSON, &format!("/api/v1/nodes/{node}"), &body).await?;
+        s.world
+            .merge(PERSON, &format!("/api/v1/nodes/{node}"), &body)
+            .await?;
     }
     Ok(())
 }
@@ -98,7 +111,11 @@ fn a_partition_of_every_node_powers_none_off() {
             }
             s.pass(secs(1800)).await;
             assert_eq!(shutdowns(&s.world), 0, "{}", story(&s));
-            assert!(says(&s, "app0").contains("went down together with"), "{}", says(&s, "app0"));
+            assert!(
+                says(&s, "app0").contains("went down together with"),
+                "{}",
+                says(&s, "app0")
+            );
             for (node, _) in nodes {
                 s.partition(node, false)?;
             }
@@ -124,11 +141,16 @@ fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
         let (first, second) = (s.node_of("app0"), s.node_of("app1"));
         assert_ne!(first, second);
         s.hang(&first)?;
-        s.until("the first machine off", secs(600), |w| is_off(w, &first)).await?;
+        s.until("the first machine off", secs(600), |w| is_off(w, &first))
+            .await?;
         s.hang(&second)?;
         s.pass(secs(900)).await;
         assert!(!is_off(&s.world, &second), "{}", story(&s));
-        assert!(says(&s, "app1").contains("went down together with"), "{}", says(&s, "app1"));
+        assert!(
+            says(&s, "app1").contains("went down together with"),
+            "{}",
+            says(&s, "app1")
+        );
         s.shut_down(&second).await?;
         s.running(&["app0", "app1", "app2"], secs(900)).await?;
         Ok(())
@@ -144,10 +166,17 @@ fn one_dead_node_is_fenced_after_its_patience() {
         controller(&mut s).await;
         let dead = NODES[0].0;
         s.hang(dead)?;
-        s.until("NotReady", secs(120), |w| !w.cluster.node_ready(dead)).await?;
+        s.until("NotReady", secs(120), |w| !w.cluster.node_ready(dead))
+            .await?;
         s.pass(secs(175)).await;
-        assert_eq!(shutdowns(&s.world), 0, "a boot may take so long\n{}", story(&s));
-        s.until("the machine off", secs(60), |w| is_off(w, dead)).await?;
+        assert_eq!(
+            shutdowns(&s.world),
+            0,
+            "a boot may take so long\n{}",
+            story(&s)
+        );
+        s.until("the machine off", secs(60), |w| is_off(w, dead))
+            .await?;
         s.running(&["redis"], secs(900)).await?;
         s.phases(&["redis"], &[Phase::Recovered], secs(300)).await?;
         Ok(())
@@ -157,18 +186,31 @@ fn one_dead_node_is_fenced_after_its_patience() {
 #[test]
 fn a_node_under_maintenance_is_left_alone_until_it_is_over() {
     simulate(|| async {
-        for annotation in ["reattach.dev/maintenance", "weave.works/kured-reboot-in-progress"] {
+        for annotation in [
+            "reattach.dev/maintenance",
+            "weave.works/kured-reboot-in-progress",
+        ] {
             let mut s = stage(&NODES).await?;
             on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
             policy(&s, "Allowed", Some(json!({"patienceSeconds": 60}))).await?;
             controller(&mut s).await;
             let (dead, path) = (NODES[0].0, format!("/api/v1/nodes/{}", NODES[0].0));
             let mark = |value: Value| json!({"metadata": {"annotations": {annotation: value}}});
-            s.world.merge(PERSON, &path, &mark(json!("2026-03-02"))).await?;
+            s.world
+                .merge(PERSON, &path, &mark(json!("2026-03-02")))
+                .await?;
             s.hang(dead)?;
             s.pass(secs(900)).await;
-            assert!(s.world.request_log.effects().is_empty(), "{annotation}\n{}", story(&s));
-            assert!(says(&s, "redis").contains(annotation), "{}", says(&s, "redis"));
+            assert!(
+                s.world.request_log.effects().is_empty(),
+                "{annotation}\n{}",
+                story(&s)
+            );
+            assert!(
+                says(&s, "redis").contains(annotation),
+                "{}",
+                says(&s, "redis")
+            );
             s.world.merge(PERSON, &path, &mark(Value::Null)).await?;
             s.running(&["redis"], secs(900)).await?;
         }
@@ -190,10 +232,19 @@ async fn beside_an_opt_out(what: &str, rules: Value) -> Result<Stage, WorldError
             s.world.merge(PERSON, path, &opt_out).await.map(|_| ())?;
         }
         "policy" => {
-            s.world.merge(PERSON, &claim, &json!({"metadata": {"labels": {"tier": "precious"}}})).await?;
+            s.world
+                .merge(
+                    PERSON,
+                    &claim,
+                    &json!({"metadata": {"labels": {"tier": "precious"}}}),
+                )
+                .await?;
             let selector = json!({"claimLabels": {"tier": "precious"}});
             s.world
-                .policy_of("precious", &json!({"mode": "Observe", "precedence": 9, "selector": selector}))
+                .policy_of(
+                    "precious",
+                    &json!({"mode": "Observe", "precedence": 9, "selector": selector}),
+                )
                 .await?;
         }
         other => panic!("no such opt-out: {other}"),
@@ -211,9 +262,16 @@ fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
     simulate(|| async {
         for what in ["claim", "workload", "policy"] {
             let s = beside_an_opt_out(what, json!({"patienceSeconds": 60})).await?;
-            assert!(s.world.request_log.effects().is_empty(), "{what}\n{}", story(&s));
+            assert!(
+                s.world.request_log.effects().is_empty(),
+                "{what}\n{}",
+                story(&s)
+            );
             let said = says(&s, "redis");
-            assert!(said.contains("data-postgres-0") && said.contains("opted out"), "{what}: {said}");
+            assert!(
+                said.contains("data-postgres-0") && said.contains("opted out"),
+                "{what}: {said}"
+            );
             assert!(said.starts_with("Refused"), "{what}: {said}");
             let holder = s.world.cloud.volume(VolumeNo(7002)).and_then(|v| v.holder);
             assert_eq!(holder.map(|h| h.0), Some(101), "{what}");
@@ -238,11 +296,23 @@ fn a_label_on_a_claim_has_no_node_fenced() {
             s.world.policy_of("gold", &gold).await?;
             controller(&mut s).await;
             let label = json!({"metadata": {"labels": {"tier": "gold"}}});
-            s.world.merge("editor", &format!("{CLAIMS}/redis-data"), &label).await?;
+            s.world
+                .merge("editor", &format!("{CLAIMS}/redis-data"), &label)
+                .await?;
             s.hang(NODES[0].0)?;
             s.pass(secs(900)).await;
-            assert_eq!(is_off(&s.world, NODES[0].0), fenced, "{namespaces}\n{}", story(&s));
-            assert_eq!(s.world.request_log.effects().is_empty(), !fenced, "{namespaces}\n{}", story(&s));
+            assert_eq!(
+                is_off(&s.world, NODES[0].0),
+                fenced,
+                "{namespaces}\n{}",
+                story(&s)
+            );
+            assert_eq!(
+                s.world.request_log.effects().is_empty(),
+                !fenced,
+                "{namespaces}\n{}",
+                story(&s)
+            );
         }
         Ok(())
     });
@@ -257,7 +327,9 @@ fn a_policy_may_override_opt_outs_on_a_node() {
         assert!(is_off(&s.world, NODES[0].0));
         let recovery = s.recovery_of("redis").expect("a recovery");
         let (plan, _) = recovery.history().expect("readable");
-        let wide = plan.and_then(|p| p.pins.node_wide.as_ref()).expect("a plan for a node");
+        let wide = plan
+            .and_then(|p| p.pins.node_wide.as_ref())
+            .expect("a plan for a node");
         let claims: Vec<String> = wide.claims.iter().map(ToString::to_string).collect();
         assert_eq!(claims, ["default/data-postgres-0", "default/redis-data"]);
         Ok(())
@@ -269,16 +341,26 @@ fn a_node_that_the_rules_do_not_select_is_left_alone() {
     simulate(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
-        policy(&s, "Allowed", Some(json!({"patienceSeconds": 60, "matchLabels": {"pool": "fenced"}})))
-            .await?;
+        policy(
+            &s,
+            "Allowed",
+            Some(json!({"patienceSeconds": 60, "matchLabels": {"pool": "fenced"}})),
+        )
+        .await?;
         controller(&mut s).await;
         let dead = NODES[0].0;
         s.hang(dead)?;
         s.pass(secs(600)).await;
         assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
-        assert!(says(&s, "redis").contains("do not select node node-a"), "{}", says(&s, "redis"));
+        assert!(
+            says(&s, "redis").contains("do not select node node-a"),
+            "{}",
+            says(&s, "redis")
+        );
         let label = json!({"metadata": {"labels": {"pool": "fenced"}}});
-        s.world.merge(PERSON, &format!("/api/v1/nodes/{dead}"), &label).await?;
+        s.world
+            .merge(PERSON, &format!("/api/v1/nodes/{dead}"), &label)
+            .await?;
         s.running(&["redis"], secs(900)).await?;
         Ok(())
     });
@@ -298,9 +380,19 @@ fn without_rules_for_nodes_no_node_is_fenced_unattended() {
         s.shut_down(dead).await?;
         s.pass(secs(600)).await;
         assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
-        assert!(says(&s, "redis").contains("has no rules for nodes"), "{}", says(&s, "redis"));
+        assert!(
+            says(&s, "redis").contains("has no rules for nodes"),
+            "{}",
+            says(&s, "redis")
+        );
         let rules = json!({"spec": {"nodes": {}}});
-        s.world.merge(PERSON, "/apis/reattach.dev/v1alpha1/recoverypolicies/everything", &rules).await?;
+        s.world
+            .merge(
+                PERSON,
+                "/apis/reattach.dev/v1alpha1/recoverypolicies/everything",
+                &rules,
+            )
+            .await?;
         s.running(&["redis"], secs(900)).await?;
         Ok(())
     });

@@ -8,7 +8,10 @@ use std::time::Duration;
 fn figures(seed: u64) -> Vec<(&'static str, Vec<Figure>)> {
     let all = in_virtual_time(move || all_in_memory(seed)).expect("virtual time");
     let known = |(case, result): (&'static str, Result<_, reattach_tests_parity::CaseError>)| {
-        (case, result.unwrap_or_else(|e| panic!("seed {seed}, case {case}: {e}")))
+        (
+            case,
+            result.unwrap_or_else(|e| panic!("seed {seed}, case {case}: {e}")),
+        )
     };
     all.into_iter().map(known).collect()
 }
@@ -18,7 +21,10 @@ fn every_case_stays_within_the_measured_bounds() {
     for seed in seeds(6) {
         for (case, figures) in figures(seed) {
             for seen in figures {
-                println!("{case:<18} {:>6.1} {} (allowed {:?})", seen.value, seen.what, seen.bounds);
+                println!(
+                    "{case:<18} {:>6.1} {} (allowed {:?})",
+                    seen.value, seen.what, seen.bounds
+                );
                 assert!(seen.fits(), "seed {seed}, case {case}: {seen:?}");
             }
         }
@@ -40,7 +46,9 @@ fn deleting_the_pod_heals_only_at_few_moments() {
             cluster.fixture.settle += Duration::from_millis(500) * phase;
             cluster.fixture.deletion_heals().await
         });
-        healed.expect("virtual time").unwrap_or_else(|e| panic!("phase {phase}: {e}"))
+        healed
+            .expect("virtual time")
+            .unwrap_or_else(|e| panic!("phase {phase}: {e}"))
     };
     let healing: Vec<u32> = (0..20).filter(|phase| heals(*phase)).collect();
     println!("of 20 moments these heal: {healing:?}");

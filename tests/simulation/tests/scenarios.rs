@@ -13,8 +13,8 @@ fn run(name: &str, seed: u64) -> Outcome {
             print!("{}", line.render());
         }
     };
-    let outcome =
-        play(name, seed, Pace::Short, Arc::new(sink)).unwrap_or_else(|e| panic!("{name} --seed {seed}: {e}"));
+    let outcome = play(name, seed, Pace::Short, Arc::new(sink))
+        .unwrap_or_else(|e| panic!("{name} --seed {seed}: {e}"));
     if show {
         println!("{}", outcome.summary());
     }
@@ -162,13 +162,21 @@ fn the_same_seed_gives_the_same_transcript() {
     for name in ["stuck-unpublish", "leader-crash", "manager-restarted"] {
         let (one, two) = (run(name, 5), run(name, 5));
         assert_eq!(one.transcript(), two.transcript(), "{name} --seed 5");
-        assert_eq!(reattach_report::markdown(&one.incident), reattach_report::markdown(&two.incident));
+        assert_eq!(
+            reattach_report::markdown(&one.incident),
+            reattach_report::markdown(&two.incident)
+        );
     }
 }
 
 #[test]
 fn an_unknown_scenario_is_one_sentence_that_names_the_known_ones() {
-    let error = play("no-such", 1, Pace::Short, Arc::new(|_| {})).err().map(|e| e.to_string());
+    let error = play("no-such", 1, Pace::Short, Arc::new(|_| {}))
+        .err()
+        .map(|e| e.to_string());
     let text = error.unwrap_or_default();
-    assert!(text.contains("no-such") && text.contains("leader-crash"), "{text}");
+    assert!(
+        text.contains("no-such") && text.contains("leader-crash"),
+        "{text}"
+    );
 }

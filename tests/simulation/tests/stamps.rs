@@ -18,7 +18,10 @@ const EDITOR: &str = "editor@example.org";
 const OUR_NAME: &str = "?fieldManager=reattach-controller/0.1.0";
 
 fn workload(w: &World) -> Value {
-    redis().read(w.server()).map(|o| Value::clone(&o)).expect("the workload")
+    redis()
+        .read(w.server())
+        .map(|o| Value::clone(&o))
+        .expect("the workload")
 }
 
 fn replicas(w: &World) -> i64 {
@@ -32,10 +35,15 @@ fn is_stamped(w: &World) -> bool {
 /// Redis under a policy that scales to zero, and a controller.
 async fn set() -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     s.add(redis(), Expect::Running).await.expect("an app");
     let policy = json!({"mode": "Auto", "precedence": 0, "runbook": SCALE_TO_ZERO});
-    s.world.policy_of("everything", &policy).await.expect("a policy");
+    s.world
+        .policy_of("everything", &policy)
+        .await
+        .expect("a policy");
     s.running(&["redis"], secs(180)).await.expect("it runs");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
@@ -46,15 +54,22 @@ async fn set() -> Stage {
 async fn at_zero() -> Stage {
     let mut s = set().await;
     let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
-    s.until("at zero", secs(300), |w| replicas(w) == 0).await.expect("at zero");
+    s.recycle(&node, DiskAfter::Kept, secs(6))
+        .await
+        .expect("a recycle");
+    s.until("at zero", secs(300), |w| replicas(w) == 0)
+        .await
+        .expect("at zero");
     s
 }
 
 /// Its owner has scaled redis to zero.
 async fn at_zero_by_its_owner() -> Stage {
     let mut s = set().await;
-    s.world.merge(PERSON, WORKLOAD, &json!({"spec": {"replicas": 0}})).await.expect("scaled");
+    s.world
+        .merge(PERSON, WORKLOAD, &json!({"spec": {"replicas": 0}}))
+        .await
+        .expect("scaled");
     s.pass(secs(30)).await;
     s
 }
@@ -62,13 +77,17 @@ async fn at_zero_by_its_owner() -> Stage {
 /// The editor writes a stamp for 5,000 replicas that names this recovery; `query` goes with the request.
 async fn forge(s: &Stage, recovery: &str, query: &str) {
     let uid = workload(&s.world)["metadata"]["uid"].clone();
-    let stamp = json!({"replicas": 5_000, "workload": uid, "recovery": recovery, "at": s.world.now()});
+    let stamp =
+        json!({"replicas": 5_000, "workload": uid, "recovery": recovery, "at": s.world.now()});
     annotate(s, &stamp.to_string(), query).await;
 }
 
 async fn annotate(s: &Stage, stamp: &str, query: &str) {
     let body = json!({"metadata": {"annotations": {STAMP_ANNOTATION: stamp}}});
-    s.world.merge(EDITOR, &format!("{WORKLOAD}{query}"), &body).await.expect("accepted");
+    s.world
+        .merge(EDITOR, &format!("{WORKLOAD}{query}"), &body)
+        .await
+        .expect("accepted");
 }
 
 /// The editor changes the count in the stamp of a run.
@@ -81,10 +100,19 @@ async fn edit_count(s: &Stage, count: i64) {
 
 /// The record is deleted, and its finalizer taken off by force.
 async fn delete_the_record(s: &Stage) {
-    let name = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a name");
+    let name = s
+        .recovery_of("redis")
+        .and_then(|r| r.metadata.name)
+        .expect("a name");
     let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
-    s.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await.expect("accepted");
-    s.world.merge(PERSON, &path, &json!({"metadata": {"finalizers": null}})).await.expect("accepted");
+    s.world
+        .request(PERSON, "DELETE", &path, "application/json", &json!({}))
+        .await
+        .expect("accepted");
+    s.world
+        .merge(PERSON, &path, &json!({"metadata": {"finalizers": null}}))
+        .await
+        .expect("accepted");
 }
 
 /// The controller that saw the journal dies, and the record goes before another one leads.
@@ -97,15 +125,20 @@ async fn delete_the_record_unseen(s: &mut Stage) {
 /// The notes of the Events of this reason about redis.
 fn notes(w: &World, reason: &str) -> Vec<String> {
     let text = |e: &Value, field: &str| e[field].as_str().unwrap_or_default().to_owned();
-    let all =
-        ["", "events.k8s.io"].into_iter().flat_map(|group| w.server().list(group, "events", Some(APPS)));
-    all.filter(|e| e["reason"] == reason).map(|e| text(&e, "note") + &text(&e, "message")).collect()
+    let all = ["", "events.k8s.io"]
+        .into_iter()
+        .flat_map(|group| w.server().list(group, "events", Some(APPS)));
+    all.filter(|e| e["reason"] == reason)
+        .map(|e| text(&e, "note") + &text(&e, "message"))
+        .collect()
 }
 
 /// The most replicas that any request has set for redis.
 fn most_ever(w: &World) -> i64 {
     let audit = w.server().audit();
-    let counts = audit.iter().filter(|e| e.resource == "deployments" && e.verb.mutates());
+    let counts = audit
+        .iter()
+        .filter(|e| e.resource == "deployments" && e.verb.mutates());
     let counts = counts.filter_map(|e| e.body.as_ref()?.pointer("/spec/replicas")?.as_i64());
     counts.max().unwrap_or_default()
 }
@@ -114,7 +147,11 @@ fn most_ever(w: &World) -> i64 {
 #[track_caller]
 fn reported_once(s: &Stage, reason: &str, words: &str) {
     let notes = notes(&s.world, reason);
-    assert!(notes.len() == 1 && notes[0].contains(words), "{reason}: {notes:#?}\n{}", story(s));
+    assert!(
+        notes.len() == 1 && notes[0].contains(words),
+        "{reason}: {notes:#?}\n{}",
+        story(s)
+    );
 }
 
 #[test]
@@ -123,8 +160,17 @@ fn a_forged_stamp_scales_nothing_and_is_reported_once() {
         let mut s = at_zero_by_its_owner().await;
         forge(&s, "a-recovery-that-never-was", "").await;
         s.pass(secs(600)).await;
-        assert_eq!((replicas(&s.world), is_stamped(&s.world)), (0, true), "{}", story(&s));
-        reported_once(&s, "StampIgnored", "does not name reattach as the last writer");
+        assert_eq!(
+            (replicas(&s.world), is_stamped(&s.world)),
+            (0, true),
+            "{}",
+            story(&s)
+        );
+        reported_once(
+            &s,
+            "StampIgnored",
+            "does not name reattach as the last writer",
+        );
     });
 }
 
@@ -133,8 +179,13 @@ fn a_forged_stamp_scales_nothing_and_is_reported_once() {
 fn a_stamp_of_a_run_on_another_workload_scales_nothing() {
     play(|| async {
         let mut s = at_zero().await;
-        s.phases(&["redis"], &[Phase::Recovered], secs(600)).await.expect("healed");
-        let run = s.recovery_of("redis").and_then(|r| r.metadata.uid).expect("a UID");
+        s.phases(&["redis"], &[Phase::Recovered], secs(600))
+            .await
+            .expect("healed");
+        let run = s
+            .recovery_of("redis")
+            .and_then(|r| r.metadata.uid)
+            .expect("a UID");
         let mut other = reattach_sim::manifests::deployment(APPS, "other", 0, &[]);
         let made = s.world.create(EDITOR, &other).await.expect("created");
         let stamp = json!({"replicas": 5_000, "workload": made["metadata"]["uid"], "recovery": run,
@@ -142,9 +193,16 @@ fn a_stamp_of_a_run_on_another_workload_scales_nothing() {
         other["metadata"]["annotations"] = json!({STAMP_ANNOTATION: stamp.to_string()});
         let path = format!("/apis/apps/v1/namespaces/{APPS}/deployments/other");
         let body = json!({"metadata": {"annotations": other["metadata"]["annotations"]}});
-        s.world.merge(EDITOR, &format!("{path}{OUR_NAME}"), &body).await.expect("accepted");
+        s.world
+            .merge(EDITOR, &format!("{path}{OUR_NAME}"), &body)
+            .await
+            .expect("accepted");
         s.pass(secs(300)).await;
-        let now = s.world.server().read("apps", "deployments", APPS, "other").expect("it is there");
+        let now = s
+            .world
+            .server()
+            .read("apps", "deployments", APPS, "other")
+            .expect("it is there");
         assert_eq!(now["spec"]["replicas"], 0, "{}", story(&s));
         reported_once(&s, "StampIgnored", "did not scale this workload");
     });
@@ -156,10 +214,20 @@ fn a_stamp_under_our_name_gives_no_more_than_the_past_shows() {
     play(|| async {
         let mut s = at_zero_by_its_owner().await;
         forge(&s, "a-recovery-that-never-was", OUR_NAME).await;
-        s.until("looked at", secs(130), |w| !is_stamped(w)).await.expect("the stamp is dealt with");
+        s.until("looked at", secs(130), |w| !is_stamped(w))
+            .await
+            .expect("the stamp is dealt with");
         s.pass(secs(130)).await;
-        assert!(replicas(&s.world) == 1 && most_ever(&s.world) <= 1, "{}", story(&s));
-        reported_once(&s, "StampNotBelieved", "nothing in the workload's own past shows more than one");
+        assert!(
+            replicas(&s.world) == 1 && most_ever(&s.world) <= 1,
+            "{}",
+            story(&s)
+        );
+        reported_once(
+            &s,
+            "StampNotBelieved",
+            "nothing in the workload's own past shows more than one",
+        );
     });
 }
 
@@ -168,13 +236,26 @@ fn a_stamp_that_was_edited_in_a_run_restores_the_journals_count() {
     play(|| async {
         let mut s = at_zero().await;
         edit_count(&s, 5_000).await;
-        s.phases(&["redis"], &[Phase::Recovered], secs(600)).await.expect("healed");
+        s.phases(&["redis"], &[Phase::Recovered], secs(600))
+            .await
+            .expect("healed");
         s.pass(secs(130)).await;
-        assert!(replicas(&s.world) == 1 && most_ever(&s.world) <= 1, "{}", story(&s));
+        assert!(
+            replicas(&s.world) == 1 && most_ever(&s.world) <= 1,
+            "{}",
+            story(&s)
+        );
         reported_once(&s, "StampNotBelieved", "the recovery's journal says 1");
-        let journal = s.recovery_of("redis").and_then(|r| r.status).map(|st| st.journal).unwrap_or_default();
+        let journal = s
+            .recovery_of("redis")
+            .and_then(|r| r.status)
+            .map(|st| st.journal)
+            .unwrap_or_default();
         let journal = serde_json::to_string(&journal).expect("JSON");
-        assert!(journal.contains("says 5000 replicas"), "the journal says so, too: {journal}");
+        assert!(
+            journal.contains("says 5000 replicas"),
+            "the journal says so, too: {journal}"
+        );
     });
 }
 
@@ -184,13 +265,25 @@ fn a_stamp_that_was_edited_before_an_abort_restores_the_journals_count() {
     play(|| async {
         let mut s = at_zero().await;
         edit_count(&s, 40).await;
-        let name = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a name");
+        let name = s
+            .recovery_of("redis")
+            .and_then(|r| r.metadata.name)
+            .expect("a name");
         let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
         let abort = json!({"spec": {"abort": {"by": PERSON, "reason": "enough"}}});
-        s.world.merge(PERSON, &path, &abort).await.expect("accepted");
-        s.until("restored", secs(300), |w| replicas(w) > 0).await.expect("restored");
+        s.world
+            .merge(PERSON, &path, &abort)
+            .await
+            .expect("accepted");
+        s.until("restored", secs(300), |w| replicas(w) > 0)
+            .await
+            .expect("restored");
         s.pass(secs(130)).await;
-        assert!(replicas(&s.world) == 1 && most_ever(&s.world) <= 1, "{}", story(&s));
+        assert!(
+            replicas(&s.world) == 1 && most_ever(&s.world) <= 1,
+            "{}",
+            story(&s)
+        );
         reported_once(&s, "StampNotBelieved", "the recovery's journal says 1");
     });
 }
@@ -203,9 +296,15 @@ fn a_record_deleted_by_force_still_says_the_count() {
         s.pass(secs(6)).await;
         edit_count(&s, 40).await;
         delete_the_record(&s).await;
-        s.until("restored", secs(200), |w| replicas(w) > 0).await.expect("restored");
+        s.until("restored", secs(200), |w| replicas(w) > 0)
+            .await
+            .expect("restored");
         s.pass(secs(130)).await;
-        assert!(replicas(&s.world) == 1 && most_ever(&s.world) <= 1, "{}", story(&s));
+        assert!(
+            replicas(&s.world) == 1 && most_ever(&s.world) <= 1,
+            "{}",
+            story(&s)
+        );
         reported_once(&s, "StampNotBelieved", "the recovery's journal says 1");
     });
 }
@@ -216,11 +315,18 @@ fn an_honest_stamp_restores_without_any_record() {
     play(|| async {
         let mut s = at_zero().await;
         delete_the_record_unseen(&mut s).await;
-        s.until("restored", secs(300), |w| replicas(w) == 1).await.expect("restored");
+        s.until("restored", secs(300), |w| replicas(w) == 1)
+            .await
+            .expect("restored");
         s.running(&["redis"], secs(600)).await.expect("it runs");
         assert!(!is_stamped(&s.world), "{}", story(&s));
         for reason in ["StampIgnored", "StampNotBelieved"] {
-            assert_eq!(notes(&s.world, reason), Vec::<String>::new(), "{}", story(&s));
+            assert_eq!(
+                notes(&s.world, reason),
+                Vec::<String>::new(),
+                "{}",
+                story(&s)
+            );
         }
     });
 }
@@ -232,10 +338,20 @@ fn a_count_beyond_the_past_is_cut_and_a_person_is_called() {
         let mut s = at_zero().await;
         edit_count(&s, 40).await;
         delete_the_record_unseen(&mut s).await;
-        s.until("restored", secs(300), |w| replicas(w) > 0).await.expect("restored");
+        s.until("restored", secs(300), |w| replicas(w) > 0)
+            .await
+            .expect("restored");
         s.pass(secs(130)).await;
-        assert!(replicas(&s.world) == 1 && most_ever(&s.world) <= 1, "{}", story(&s));
-        reported_once(&s, "StampNotBelieved", "says 40 replicas, no journal of its recovery can be read");
+        assert!(
+            replicas(&s.world) == 1 && most_ever(&s.world) <= 1,
+            "{}",
+            story(&s)
+        );
+        reported_once(
+            &s,
+            "StampNotBelieved",
+            "says 40 replicas, no journal of its recovery can be read",
+        );
     });
 }
 
@@ -257,7 +373,8 @@ fn a_spoilt_stamp_without_a_record_calls_a_person() {
 fn forged_stamps_of_one_namespace_are_dealt_with_in_turn() {
     play(|| async {
         let mut s = at_zero().await;
-        let full = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a-first"}});
+        let full =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a-first"}});
         s.world.server().insert(&full);
         for n in 0..100 {
             let forged = reattach_sim::manifests::deployment("a-first", &format!("w{n}"), 0, &[]);
@@ -270,12 +387,20 @@ fn forged_stamps_of_one_namespace_are_dealt_with_in_turn() {
         }
         let reported = |w: &World| {
             let events = w.server().list("", "events", Some("a-first"));
-            events.iter().filter(|e| e["reason"] == "StampIgnored").count()
+            events
+                .iter()
+                .filter(|e| e["reason"] == "StampIgnored")
+                .count()
         };
         delete_the_record_unseen(&mut s).await;
-        s.until("restored", secs(150), |w| replicas(w) == 1).await.expect("restored at the first sweep");
+        s.until("restored", secs(150), |w| replicas(w) == 1)
+            .await
+            .expect("restored at the first sweep");
         let first = reported(&s.world);
-        assert!((1..=20).contains(&first), "{first} Events at the first sweep");
+        assert!(
+            (1..=20).contains(&first),
+            "{first} Events at the first sweep"
+        );
         s.pass(secs(600)).await;
         assert_eq!(reported(&s.world), 100);
     });

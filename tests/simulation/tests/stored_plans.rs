@@ -20,10 +20,17 @@ fn replicas(w: &World) -> Value {
 /// A run under scale-to-zero, up to the moment at which its workload is at zero. `stuck`: until its detach was issued.
 async fn at_zero(seed: u64, stuck: bool) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     s.add(redis(), Expect::Running).await.expect("an app");
     s.world
-        .policy("everything", reattach_core::policy::Mode::Auto, 0, "scale-to-zero")
+        .policy(
+            "everything",
+            reattach_core::policy::Mode::Auto,
+            0,
+            "scale-to-zero",
+        )
         .await
         .expect("a policy");
     s.running(&["redis"], secs(180)).await.expect("it runs");
@@ -31,8 +38,12 @@ async fn at_zero(seed: u64, stuck: bool) -> Stage {
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
     let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
-    s.until("at zero", secs(300), |w| replicas(w) == 0).await.expect("scaled to zero");
+    s.recycle(&node, DiskAfter::Kept, secs(6))
+        .await
+        .expect("a recycle");
+    s.until("at zero", secs(300), |w| replicas(w) == 0)
+        .await
+        .expect("scaled to zero");
     s
 }
 
@@ -40,11 +51,19 @@ async fn at_zero(seed: u64, stuck: bool) -> Stage {
 async fn edit(s: &Stage, change: impl Fn(&mut Value)) {
     let recovery = recovery_of(&s.world, &redis()).expect("a recovery");
     let name = recovery.metadata.name.expect("a name");
-    let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}/status");
-    let stored = s.world.server().read("reattach.dev", "volumerecoveries", APPS, &name).expect("the object");
+    let path =
+        format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}/status");
+    let stored = s
+        .world
+        .server()
+        .read("reattach.dev", "volumerecoveries", APPS, &name)
+        .expect("the object");
     let mut plan = stored["status"]["plan"].clone();
     change(&mut plan);
-    s.world.merge(PERSON, &path, &json!({ "status": { "plan": plan } })).await.expect("accepted");
+    s.world
+        .merge(PERSON, &path, &json!({ "status": { "plan": plan } }))
+        .await
+        .expect("accepted");
 }
 
 fn said(r: &VolumeRecovery) -> (Phase, String, usize) {
@@ -53,20 +72,34 @@ fn said(r: &VolumeRecovery) -> (Phase, String, usize) {
 }
 
 /// What is at zero comes back by its stamp, nothing else is issued, a person is called, and nothing is journaled.
-fn stops_and_puts_back(seed: u64, change: impl Fn(&mut Value) + Send + 'static, sentence: &'static str) {
+fn stops_and_puts_back(
+    seed: u64,
+    change: impl Fn(&mut Value) + Send + 'static,
+    sentence: &'static str,
+) {
     in_virtual_time(move || async move {
         let mut s = at_zero(seed, false).await;
         edit(&s, change).await;
         let lines = said(&recovery_of(&s.world, &redis()).expect("a recovery")).2;
         let effects = s.world.request_log.effects().len();
-        s.phases(&["redis"], &[Phase::Stuck], secs(60)).await.expect("a person is called");
-        s.until("restored", secs(60), |w| replicas(w) == 1).await.expect("put back");
+        s.phases(&["redis"], &[Phase::Stuck], secs(60))
+            .await
+            .expect("a person is called");
+        s.until("restored", secs(60), |w| replicas(w) == 1)
+            .await
+            .expect("put back");
         s.pass(secs(900)).await;
         let (phase, message, now) = said(&recovery_of(&s.world, &redis()).expect("a recovery"));
         assert_eq!(phase, Phase::Stuck, "{message}");
-        assert!(message.contains(sentence) && message.contains("gets its count back"), "{message}");
+        assert!(
+            message.contains(sentence) && message.contains("gets its count back"),
+            "{message}"
+        );
         assert_eq!(now, lines, "nothing is journaled by such a plan");
-        let after: Vec<String> = s.world.request_log.effects()[effects..].iter().map(|e| e.line()).collect();
+        let after: Vec<String> = s.world.request_log.effects()[effects..]
+            .iter()
+            .map(|e| e.line())
+            .collect();
         assert!(
             after.len() == 1 && after[0].contains("deployments/redis"),
             "one write that restores: {after:#?}"
@@ -86,7 +119,11 @@ fn an_edited_plan_stops_the_run_and_the_stamp_puts_back() {
 
 #[test]
 fn another_versions_plan_stops_the_run_and_the_stamp_puts_back() {
-    stops_and_puts_back(2, |plan| plan["version"] = json!(1), "the plan is of version 1");
+    stops_and_puts_back(
+        2,
+        |plan| plan["version"] = json!(1),
+        "the plan is of version 1",
+    );
 }
 
 /// S3: a detach of ours is under way, and the plan that says of which volume is not to be trusted.
@@ -95,19 +132,30 @@ fn an_edited_plan_restores_nothing_after_a_detach() {
     in_virtual_time(|| async {
         let mut s = at_zero(3, true).await;
         let detached = |w: &World| {
-            recovery_of(w, &redis()).and_then(|r| r.status).is_some_and(|status| {
-                let freeing = |m: &Event| matches!(m, Event::Started { proof: Some(_), .. });
-                status.journal.iter().any(|e| e.get().is_ok_and(|e| freeing(&e.event)))
-            })
+            recovery_of(w, &redis())
+                .and_then(|r| r.status)
+                .is_some_and(|status| {
+                    let freeing = |m: &Event| matches!(m, Event::Started { proof: Some(_), .. });
+                    status
+                        .journal
+                        .iter()
+                        .any(|e| e.get().is_ok_and(|e| freeing(&e.event)))
+                })
         };
-        s.until("a detach", secs(600), detached).await.expect("issued");
+        s.until("a detach", secs(600), detached)
+            .await
+            .expect("issued");
         edit(&s, |plan| plan["pins"]["volume"] = json!("999")).await;
         let effects = s.world.request_log.effects().len();
         s.pass(secs(900)).await;
         let (phase, message, _) = said(&recovery_of(&s.world, &redis()).expect("a recovery"));
         assert_eq!(phase, Phase::Stuck, "{message}");
         assert!(message.contains("a detach may be under way"), "{message}");
-        assert_eq!(replicas(&s.world), 0, "better at zero than a disk pulled from under the next pod");
+        assert_eq!(
+            replicas(&s.world),
+            0,
+            "better at zero than a disk pulled from under the next pod"
+        );
         assert_eq!(s.world.request_log.effects().len(), effects);
     })
     .expect("virtual time");

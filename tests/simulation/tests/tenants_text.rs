@@ -36,12 +36,23 @@ fn redis() -> App {
 
 async fn stage(seed: u64, policy: &Value) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
-    s.world.follow_power();
-    on_one_node(&mut s, &NODES, [redis(), postgres()].into_iter().map(|a| (a, Expect::Running)))
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
         .await
-        .expect("the apps run");
-    s.world.policy_of("everything", policy).await.expect("a policy");
+        .expect("a stage");
+    s.world.follow_power();
+    on_one_node(
+        &mut s,
+        &NODES,
+        [redis(), postgres()]
+            .into_iter()
+            .map(|a| (a, Expect::Running)),
+    )
+    .await
+    .expect("the apps run");
+    s.world
+        .policy_of("everything", policy)
+        .await
+        .expect("a policy");
     s
 }
 
@@ -49,7 +60,10 @@ async fn stage(seed: u64, policy: &Value) -> Stage {
 fn evil_events(w: &World) {
     for app in ["redis", "postgres"] {
         for pod in w.pods(app) {
-            let (name, at) = (pod["metadata"]["name"].as_str().unwrap_or_default(), w.now().to_string());
+            let (name, at) = (
+                pod["metadata"]["name"].as_str().unwrap_or_default(),
+                w.now().to_string(),
+            );
             w.server().insert(&json!({
                 "apiVersion": "v1", "kind": "Event", "metadata": { "name": format!("{name}.evil"), "namespace": APPS },
                 "type": "Warning", "reason": "FailedMount", "count": 1, "firstTimestamp": at, "lastTimestamp": at,
@@ -80,15 +94,22 @@ fn look(w: &World) -> BTreeSet<String> {
     let check = |value: &Value, place: &str, most: usize| {
         let mut value = value.clone();
         every_text(&mut value, &|text| {
-            found.borrow_mut().extend(wrong(text, most, false).map(|why| format!("{place}: {why}")));
+            found
+                .borrow_mut()
+                .extend(wrong(text, most, false).map(|why| format!("{place}: {why}")));
             text.to_owned()
         });
     };
     for recovery in w.server().list("reattach.dev", "volumerecoveries", None) {
         let mut status = recovery["status"].clone();
-        if let Some(ticket) = status["escalation"].as_object_mut().and_then(|e| e.remove("ticket")) {
+        if let Some(ticket) = status["escalation"]
+            .as_object_mut()
+            .and_then(|e| e.remove("ticket"))
+        {
             let why = wrong(ticket.as_str().unwrap_or_default(), TICKET_CHARS, true);
-            found.borrow_mut().extend(why.map(|why| format!("ticket: {why}")));
+            found
+                .borrow_mut()
+                .extend(why.map(|why| format!("ticket: {why}")));
         }
         check(&status, "status", TEXT_CHARS);
         if recovery["spec"]["requester"] != PERSON {
@@ -97,19 +118,36 @@ fn look(w: &World) -> BTreeSet<String> {
     }
     for (group, about) in [("", "involvedObject"), ("events.k8s.io", "regarding")] {
         for event in w.server().list(group, "events", None) {
-            if event[about]["kind"].as_str().is_some_and(|k| k == "VolumeRecovery" || k == "RecoveryPolicy") {
+            if event[about]["kind"]
+                .as_str()
+                .is_some_and(|k| k == "VolumeRecovery" || k == "RecoveryPolicy")
+            {
                 check(&event["note"], "Event", 1_024);
                 check(&event["message"], "Event", 1_024);
             }
         }
     }
-    let records: Vec<Record> = w.recoveries().iter().filter_map(|r| r.record(None).ok()).collect();
+    let records: Vec<Record> = w
+        .recoveries()
+        .iter()
+        .filter_map(|r| r.record(None).ok())
+        .collect();
     let (from, to) = (w.now(), w.now());
-    let incident = Incident { title: EVIL.to_owned(), from, to, records, notes: Vec::new() };
-    for (form, text) in
-        [("Markdown", markdown(&incident)), ("HTML", html(&incident)), ("JSON", report_json(&incident))]
-    {
-        found.borrow_mut().extend(wrong(&text, usize::MAX, true).map(|why| format!("{form}: {why}")));
+    let incident = Incident {
+        title: EVIL.to_owned(),
+        from,
+        to,
+        records,
+        notes: Vec::new(),
+    };
+    for (form, text) in [
+        ("Markdown", markdown(&incident)),
+        ("HTML", html(&incident)),
+        ("JSON", report_json(&incident)),
+    ] {
+        found
+            .borrow_mut()
+            .extend(wrong(&text, usize::MAX, true).map(|why| format!("{form}: {why}")));
         if form != "JSON" && text.contains("<script") {
             found.borrow_mut().insert(format!("{form}: a tag"));
         }
@@ -133,27 +171,45 @@ async fn watch_until(s: &mut Stage, limit: u64, over: impl Fn(&World) -> bool) -
 
 fn is_over(w: &World) -> bool {
     let all = w.recoveries();
-    !all.is_empty() && all.iter().all(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
+    !all.is_empty()
+        && all
+            .iter()
+            .all(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
 }
 
 #[test]
 fn texts_of_tenants_and_clouds_reach_our_records_plainly() {
     play(|| async {
-        let mut s = stage(1, &json!({ "mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK })).await;
+        let mut s = stage(
+            1,
+            &json!({ "mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK }),
+        )
+        .await;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(5)).await;
         // The cloud answers some reads with the credential that it was sent, and with escapes around it.
-        let echo = format!("{EVIL} no access for {TOKEN}; Authorization: Bearer {}", TOKEN.to_uppercase());
-        for operation in [Operation::DescribeVolume, Operation::ListVolumes, Operation::ListJobs] {
+        let echo = format!(
+            "{EVIL} no access for {TOKEN}; Authorization: Bearer {}",
+            TOKEN.to_uppercase()
+        );
+        for operation in [
+            Operation::DescribeVolume,
+            Operation::ListVolumes,
+            Operation::ListJobs,
+        ] {
             let fault = CloudFault::Error {
                 status: 403,
                 reason: echo.clone(),
                 when: When::BeforeEffect,
                 body: Default::default(),
             };
-            s.world.cloud.add_fault(CloudFaultRule::new([operation], fault).times(12));
+            s.world
+                .cloud
+                .add_fault(CloudFaultRule::new([operation], fault).times(12));
         }
-        s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+        s.recycle(NODES[0].0, DiskAfter::Kept, secs(6))
+            .await
+            .expect("a recycle");
         evil_events(&s.world);
         let mut found = BTreeSet::new();
         for _ in 0..30 {
@@ -162,8 +218,13 @@ fn texts_of_tenants_and_clouds_reach_our_records_plainly() {
             found.extend(look(&s.world));
         }
         found.extend(watch_until(&mut s, 900, is_over).await);
-        s.running(&["redis", "postgres"], secs(300)).await.expect("both heal");
-        assert!(!s.world.recoveries().is_empty(), "there are records to look at");
+        s.running(&["redis", "postgres"], secs(300))
+            .await
+            .expect("both heal");
+        assert!(
+            !s.world.recoveries().is_empty(),
+            "there are records to look at"
+        );
         assert_eq!(found, BTreeSet::new());
     });
 }
@@ -171,8 +232,11 @@ fn texts_of_tenants_and_clouds_reach_our_records_plainly() {
 #[test]
 fn reasons_of_people_reach_our_records_plainly() {
     play(|| async {
-        let mut s =
-            stage(2, &json!({ "mode": "Observe", "precedence": 0, "runbook": DEFAULT_RUNBOOK })).await;
+        let mut s = stage(
+            2,
+            &json!({ "mode": "Observe", "precedence": 0, "runbook": DEFAULT_RUNBOOK }),
+        )
+        .await;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(5)).await;
         s.hang(NODES[0].0).expect("it hangs");
@@ -191,13 +255,20 @@ fn reasons_of_people_reach_our_records_plainly() {
             s.pass(secs(1)).await;
             found.extend(look(&s.world));
         }
-        let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/of-a-person");
+        let path =
+            format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/of-a-person");
         let abort = json!({ "spec": { "abort": { "by": PERSON, "reason": EVIL } } });
-        s.world.merge(PERSON, &path, &abort).await.expect("accepted");
+        s.world
+            .merge(PERSON, &path, &abort)
+            .await
+            .expect("accepted");
         s.pass(secs(30)).await;
         found.extend(look(&s.world));
-        let own =
-            s.world.recoveries().into_iter().find(|r| r.metadata.name.as_deref() == Some("of-a-person"));
+        let own = s
+            .world
+            .recoveries()
+            .into_iter()
+            .find(|r| r.metadata.name.as_deref() == Some("of-a-person"));
         let phase = own.and_then(|r| r.status).map(|s| s.phase);
         let story: String = s.lines().iter().map(|l| l.render()).collect();
         assert_eq!(phase, Some(Phase::Aborted), "{story}");
@@ -214,15 +285,26 @@ fn a_plan_that_fences_a_node_names_nothing_of_other_namespaces() {
         let mut s = stage(3, &policy).await;
         let dead = NODES[0].0;
         let server = s.world.server().clone();
-        server.insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "payroll" } }));
+        server.insert(
+            &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "payroll" } }),
+        );
         let mut others = manifests::deployment("payroll", "salaries", 3, &[]);
-        others["spec"]["template"]["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": dead });
-        s.world.create(PERSON, &others).await.expect("a Deployment of others");
+        others["spec"]["template"]["spec"]["nodeSelector"] =
+            json!({ "kubernetes.io/hostname": dead });
+        s.world
+            .create(PERSON, &others)
+            .await
+            .expect("a Deployment of others");
         let run = |w: &World| {
             let pods = w.server().list("", "pods", Some("payroll"));
-            pods.iter().filter(|p| p["status"]["phase"] == "Running").count() == 3
+            pods.iter()
+                .filter(|p| p["status"]["phase"] == "Running")
+                .count()
+                == 3
         };
-        s.until("the pods of others run", secs(120), run).await.expect("they run");
+        s.until("the pods of others run", secs(120), run)
+            .await
+            .expect("they run");
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(10)).await;
         s.hang(dead).expect("it hangs");
@@ -233,7 +315,11 @@ fn a_plan_that_fences_a_node_names_nothing_of_other_namespaces() {
             for recovery in server.list("reattach.dev", "volumerecoveries", Some(APPS)) {
                 let text = recovery["status"].to_string();
                 let own = recovery["spec"]["claimName"].as_str().unwrap_or_default();
-                let others = if own == "redis-data" { "7002-" } else { "7001-" };
+                let others = if own == "redis-data" {
+                    "7002-"
+                } else {
+                    "7001-"
+                };
                 for secret in ["salaries", "payroll", others] {
                     if text.contains(secret) && seen.len() < 3 {
                         seen.push(format!("{own}: {secret} in {text}"));
@@ -248,8 +334,13 @@ fn a_plan_that_fences_a_node_names_nothing_of_other_namespaces() {
         }
         assert_eq!(seen, Vec::<String>::new());
         let story: String = s.lines().iter().map(|l| l.render()).collect();
-        assert!(fenced >= 3, "the plan pins {fenced} pods of other namespaces\n{story}");
-        s.running(&["redis", "postgres"], secs(600)).await.expect("both heal on the other node");
+        assert!(
+            fenced >= 3,
+            "the plan pins {fenced} pods of other namespaces\n{story}"
+        );
+        s.running(&["redis", "postgres"], secs(600))
+            .await
+            .expect("both heal on the other node");
         let recovery = recovery_of(&s.world, &redis()).expect("a recovery");
         assert_eq!(recovery.status.map(|s| s.phase), Some(Phase::Recovered));
     });
@@ -257,12 +348,17 @@ fn a_plan_that_fences_a_node_names_nothing_of_other_namespaces() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_of_another_namespace_nominates_nothing() {
-    let server = ApiServer::new(Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")), 1);
+    let server = ApiServer::new(
+        Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")),
+        1,
+    );
     for crd in reattach_api::all_crds() {
         server.register_crd(&serde_json::to_value(crd).expect("JSON"));
     }
     for namespace in ["victim", "tenant"] {
-        server.insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } }));
+        server.insert(
+            &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } }),
+        );
     }
     let at = "2026-03-02T03:00:00Z";
     server.insert(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n0" },
@@ -283,7 +379,11 @@ async fn an_event_of_another_namespace_nominates_nothing() {
         }));
     };
     let mut tasks = tokio::task::JoinSet::new();
-    let cache = Cache::start(&server.client(), reattach_cluster::Clock::system(), &mut tasks);
+    let cache = Cache::start(
+        &server.client(),
+        reattach_cluster::Clock::system(),
+        &mut tasks,
+    );
     cache.ready().await;
     // An Event of one's own that names the other namespace's pod, and one that has its UID alone.
     event("tenant", "victim", "p");
@@ -295,7 +395,10 @@ async fn an_event_of_another_namespace_nominates_nothing() {
     let found = nominees(&cache);
     assert_eq!(found.len(), 1, "its own namespace's Event does: {found:?}");
     let why = &found[0].why;
-    assert!(why.starts_with("FailedMount: no device seen") && why.contains("token=[masked]"), "{why}");
+    assert!(
+        why.starts_with("FailedMount: no device seen") && why.contains("token=[masked]"),
+        "{why}"
+    );
     assert_eq!(wrong(why, 700, false), None);
 }
 
@@ -306,12 +409,19 @@ fn large(server: &ApiServer) -> VolumeRecovery {
         "metadata": { "name": "large", "namespace": APPS },
         "spec": { "claimName": "data", "mode": "DryRun", "runbook": "scale-to-zero", "requester": PERSON },
     }));
-    let mut recovery: VolumeRecovery = serde_json::from_value((*stored).clone()).expect("a recovery");
+    let mut recovery: VolumeRecovery =
+        serde_json::from_value((*stored).clone()).expect("a recovery");
     let fact = |n: usize| format!("fact {n} {}", "word ".repeat(400));
     let verdict = Verdict::Healthy { why: "test".into() };
     recovery.status = Some(VolumeRecoveryStatus {
         message: "what stands".into(),
-        diagnosis: Some(Diagnosis { verdict, facts: (0..2_000).map(fact).collect() }.into()),
+        diagnosis: Some(
+            Diagnosis {
+                verdict,
+                facts: (0..2_000).map(fact).collect(),
+            }
+            .into(),
+        ),
         ..VolumeRecoveryStatus::default()
     });
     recovery
@@ -319,23 +429,40 @@ fn large(server: &ApiServer) -> VolumeRecovery {
 
 #[tokio::test(start_paused = true)]
 async fn a_status_that_is_refused_as_too_large_is_stored_cut() {
-    let server = ApiServer::new(Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")), 1);
+    let server = ApiServer::new(
+        Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")),
+        1,
+    );
     for crd in reattach_api::all_crds() {
         server.register_crd(&serde_json::to_value(crd).expect("JSON"));
     }
-    server.insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": APPS } }));
+    server
+        .insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": APPS } }));
     let recovery = large(&server);
     for code in [413, 422] {
-        let requests = RequestMatch { mutations_only: true, ..RequestMatch::default() };
+        let requests = RequestMatch {
+            mutations_only: true,
+            ..RequestMatch::default()
+        };
         let status = ApiStatus::new(code, "etcdserver: request is too large");
-        let fault = Fault::Status { status, after_effect: false, retry_after: None };
-        server.add_fault(FaultRule { requests, fault, probability: 1.0, times: Some(1) });
+        let fault = Fault::Status {
+            status,
+            after_effect: false,
+            retry_after: None,
+        };
+        server.add_fault(FaultRule {
+            requests,
+            fault,
+            probability: 1.0,
+            times: Some(1),
+        });
         let before = server.audit().len();
         let stored = match store::save(&server.client(), &recovery).await {
             Ok(stored) => stored,
             Err(SaveError::Conflict) => {
-                let now =
-                    server.read("reattach.dev", "volumerecoveries", APPS, "large").expect("it is there");
+                let now = server
+                    .read("reattach.dev", "volumerecoveries", APPS, "large")
+                    .expect("it is there");
                 serde_json::from_value((*now).clone()).expect("a recovery")
             }
             Err(error) => panic!("{error}"),
@@ -345,12 +472,22 @@ async fn a_status_that_is_refused_as_too_large_is_stored_cut() {
         let said = status.left_out.clone().expect("it says so");
         assert!(said.contains("facts of the diagnosis"), "{said}");
         assert!(serde_json::to_vec(&status).expect("JSON").len() <= SMALL_STATUS_BYTES);
-        assert!(server.audit().len() - before <= 2, "two requests at the most");
+        assert!(
+            server.audit().len() - before <= 2,
+            "two requests at the most"
+        );
     }
     // One that stays refused is given up after the second try.
-    let requests = RequestMatch { mutations_only: true, ..RequestMatch::default() };
+    let requests = RequestMatch {
+        mutations_only: true,
+        ..RequestMatch::default()
+    };
     let status = ApiStatus::new(422, "status.journal: Too many: must have at most 512 items");
-    let fault = Fault::Status { status, after_effect: false, retry_after: None };
+    let fault = Fault::Status {
+        status,
+        after_effect: false,
+        retry_after: None,
+    };
     server.add_fault(FaultRule::always(requests, fault));
     let before = server.audit().len();
     let refused = store::save(&server.client(), &recovery).await;
@@ -361,13 +498,24 @@ async fn a_status_that_is_refused_as_too_large_is_stored_cut() {
 #[test]
 fn a_refused_status_is_written_again_after_a_pause() {
     play(|| async {
-        let mut s = stage(4, &json!({ "mode": "Auto", "precedence": 0, "runbook": "scale-to-zero" })).await;
+        let mut s = stage(
+            4,
+            &json!({ "mode": "Auto", "precedence": 0, "runbook": "scale-to-zero" }),
+        )
+        .await;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(5)).await;
-        s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+        s.recycle(NODES[0].0, DiskAfter::Kept, secs(6))
+            .await
+            .expect("a recycle");
         let app = redis();
-        let at_zero = move |w: &World| app.read(w.server()).is_some_and(|o| o["spec"]["replicas"] == 0);
-        s.until("at zero", secs(300), at_zero).await.expect("it is scaled");
+        let at_zero = move |w: &World| {
+            app.read(w.server())
+                .is_some_and(|o| o["spec"]["replicas"] == 0)
+        };
+        s.until("at zero", secs(300), at_zero)
+            .await
+            .expect("it is scaled");
         let requests = RequestMatch {
             mutations_only: true,
             resource: Some("volumerecoveries".into()),
@@ -375,15 +523,35 @@ fn a_refused_status_is_written_again_after_a_pause() {
             ..RequestMatch::default()
         };
         let status = ApiStatus::new(422, "status.journal: Too many: must have at most 512 items");
-        let fault = Fault::Status { status, after_effect: false, retry_after: None };
-        let id = s.world.server().add_fault(FaultRule::always(requests, fault));
+        let fault = Fault::Status {
+            status,
+            after_effect: false,
+            retry_after: None,
+        };
+        let id = s
+            .world
+            .server()
+            .add_fault(FaultRule::always(requests, fault));
         let before = s.world.server().audit().len();
         s.pass(secs(60)).await;
-        let written =
-            |e: &reattach_sim::apiserver::AuditEntry| e.verb.mutates() && e.resource == "volumerecoveries";
-        let tried = s.world.server().audit().iter().skip(before).filter(|e| written(e)).count();
-        assert!(tried <= 30, "{tried} writes of refused statuses in a minute");
+        let written = |e: &reattach_sim::apiserver::AuditEntry| {
+            e.verb.mutates() && e.resource == "volumerecoveries"
+        };
+        let tried = s
+            .world
+            .server()
+            .audit()
+            .iter()
+            .skip(before)
+            .filter(|e| written(e))
+            .count();
+        assert!(
+            tried <= 30,
+            "{tried} writes of refused statuses in a minute"
+        );
         s.world.server().remove_fault(id);
-        s.running(&["redis", "postgres"], secs(1_200)).await.expect("both heal when it takes them again");
+        s.running(&["redis", "postgres"], secs(1_200))
+            .await
+            .expect("both heal when it takes them again");
     });
 }

@@ -23,28 +23,45 @@ const FINALIZER: &str = "reattach.dev/restore";
 fn pinned(app: App, node: &str) -> App {
     let selector = json!({ "kubernetes.io/hostname": node });
     app.with(|w| {
-        let spec = if w["kind"] == "Pod" { &mut w["spec"] } else { &mut w["spec"]["template"]["spec"] };
+        let spec = if w["kind"] == "Pod" {
+            &mut w["spec"]
+        } else {
+            &mut w["spec"]["template"]["spec"]
+        };
         spec["nodeSelector"] = selector;
     })
 }
 
 fn redis() -> App {
-    pinned(App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"), NODES[0].0)
+    pinned(
+        App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"),
+        NODES[0].0,
+    )
 }
 
 fn postgres() -> App {
-    pinned(App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"), NODES[1].0)
+    pinned(
+        App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
+        NODES[1].0,
+    )
 }
 
 /// The apps run under a policy of mode Auto; no controller yet.
 async fn set(seed: u64, apps: &[App]) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     for app in apps {
         s.add(app.clone(), Expect::Running).await.expect("an app");
     }
     s.world
-        .policy("everything", reattach_core::policy::Mode::Auto, 0, "scale-to-zero")
+        .policy(
+            "everything",
+            reattach_core::policy::Mode::Auto,
+            0,
+            "scale-to-zero",
+        )
         .await
         .expect("a policy");
     let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
@@ -54,12 +71,15 @@ async fn set(seed: u64, apps: &[App]) -> Stage {
 
 async fn recycle_both(s: &mut Stage) {
     for (node, _) in NODES {
-        s.recycle(node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+        s.recycle(node, DiskAfter::Kept, secs(6))
+            .await
+            .expect("a recycle");
     }
 }
 
 fn raw(w: &World, name: &str) -> Option<Arc<Value>> {
-    w.server().read("reattach.dev", "volumerecoveries", APPS, name)
+    w.server()
+        .read("reattach.dev", "volumerecoveries", APPS, name)
 }
 
 fn path(name: &str) -> String {
@@ -67,18 +87,31 @@ fn path(name: &str) -> String {
 }
 
 fn message(r: &VolumeRecovery) -> String {
-    r.status.as_ref().map(|s| s.message.clone()).unwrap_or_default()
+    r.status
+        .as_ref()
+        .map(|s| s.message.clone())
+        .unwrap_or_default()
 }
 
 /// Effects on anything that has `part` in its path.
 fn effects_on(s: &Stage, part: &str) -> Vec<String> {
-    s.world.request_log.effects().iter().filter(|e| e.path.contains(part)).map(|e| e.line()).collect()
+    s.world
+        .request_log
+        .effects()
+        .iter()
+        .filter(|e| e.path.contains(part))
+        .map(|e| e.line())
+        .collect()
 }
 
 fn unbroken(s: &Stage) {
     let broken: Vec<String> = checks::all(s)
         .into_iter()
-        .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)))
+        .flat_map(|c| {
+            c.broken
+                .into_iter()
+                .map(move |b| format!("{}: {b}", c.rule))
+        })
         .collect();
     let timeline: String = s.lines().iter().map(|l| l.render()).collect();
     assert!(broken.is_empty(), "{broken:#?}\n{timeline}");
@@ -103,17 +136,28 @@ fn a_recovery_of_the_future_is_held_and_named_and_the_others_heal() {
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(10)).await;
         recycle_both(&mut s).await;
-        s.phases(&["postgres"], &[Phase::Recovered], secs(600)).await.expect("the healthy one heals");
+        s.phases(&["postgres"], &[Phase::Recovered], secs(600))
+            .await
+            .expect("the healthy one heals");
         s.running(&["postgres"], secs(60)).await.expect("it runs");
         s.pass(secs(120)).await;
 
         let held = recovery_of(&s.world, &redis()).expect("a recovery");
-        assert_eq!(held.metadata.name.as_deref(), Some("future"), "no second recovery of the claim");
+        assert_eq!(
+            held.metadata.name.as_deref(),
+            Some("future"),
+            "no second recovery of the claim"
+        );
         let said = message(&held);
-        assert_eq!(held.status.as_ref().map(|s| s.phase), Some(Phase::Stuck), "{said}");
-        for part in
-            ["status.journal[1] cannot be read (unknown variant `quarantined`", "run the reattach version"]
-        {
+        assert_eq!(
+            held.status.as_ref().map(|s| s.phase),
+            Some(Phase::Stuck),
+            "{said}"
+        );
+        for part in [
+            "status.journal[1] cannot be read (unknown variant `quarantined`",
+            "run the reattach version",
+        ] {
             assert!(said.contains(part), "{part:?} is not in: {said}");
         }
         assert_eq!(
@@ -122,13 +166,26 @@ fn a_recovery_of_the_future_is_held_and_named_and_the_others_heal() {
             "as it was found"
         );
         assert_eq!(effects_on(&s, "redis"), Vec::<String>::new());
-        assert_eq!(state_of(&s.world, &redis()).1, before.1, "the workload was not written");
+        assert_eq!(
+            state_of(&s.world, &redis()).1,
+            before.1,
+            "the workload was not written"
+        );
 
         // Neither an abort nor a deletion lets go: whether a detach is under way is not known.
         let abort = json!({ "spec": { "abort": { "by": PERSON } } });
-        s.world.merge(PERSON, &path("future"), &abort).await.expect("accepted");
         s.world
-            .request(PERSON, "DELETE", &path("future"), "application/json", &json!({}))
+            .merge(PERSON, &path("future"), &abort)
+            .await
+            .expect("accepted");
+        s.world
+            .request(
+                PERSON,
+                "DELETE",
+                &path("future"),
+                "application/json",
+                &json!({}),
+            )
             .await
             .expect("accepted");
         s.pass(secs(60)).await;
@@ -136,15 +193,24 @@ fn a_recovery_of_the_future_is_held_and_named_and_the_others_heal() {
         assert!(kept["metadata"]["deletionTimestamp"].is_string());
         assert_eq!(kept["status"]["journal"], journal);
         let said = kept["status"]["message"].as_str().expect("a message");
-        assert!(said.contains("it is being deleted and stays") && said.contains(FINALIZER), "{said}");
+        assert!(
+            said.contains("it is being deleted and stays") && said.contains(FINALIZER),
+            "{said}"
+        );
         assert_eq!(effects_on(&s, "redis"), Vec::<String>::new());
 
         // A person has settled it: the claim is free for a recovery of this version.
         s.world
-            .merge(PERSON, &path("future"), &json!({ "metadata": { "finalizers": null } }))
+            .merge(
+                PERSON,
+                &path("future"),
+                &json!({ "metadata": { "finalizers": null } }),
+            )
             .await
             .expect("accepted");
-        s.running(&["redis"], secs(600)).await.expect("healed after all");
+        s.running(&["redis"], secs(600))
+            .await
+            .expect("healed after all");
         s.pass(secs(60)).await;
         unbroken(&s);
     });
@@ -163,18 +229,31 @@ fn a_plan_of_the_future_that_has_not_begun_can_simply_be_deleted() {
         }));
         s.start_replica("reattach-controller-0", None);
         recycle_both(&mut s).await;
-        s.phases(&["redis"], &[Phase::Stuck], secs(120)).await.expect("a person is told");
+        s.phases(&["redis"], &[Phase::Stuck], secs(120))
+            .await
+            .expect("a person is told");
         s.pass(secs(60)).await;
         let held = raw(&s.world, "future").expect("it is there");
         assert_eq!(held["status"]["plan"], plan);
         let said = held["status"]["message"].as_str().expect("a message");
-        assert!(said.contains("status.plan cannot be read") && said.contains("nothing has begun"), "{said}");
+        assert!(
+            said.contains("status.plan cannot be read") && said.contains("nothing has begun"),
+            "{said}"
+        );
         assert_eq!(effects_on(&s, ""), Vec::<String>::new());
         s.world
-            .request(PERSON, "DELETE", &path("future"), "application/json", &json!({}))
+            .request(
+                PERSON,
+                "DELETE",
+                &path("future"),
+                "application/json",
+                &json!({}),
+            )
             .await
             .expect("accepted");
-        s.running(&["redis"], secs(600)).await.expect("another recovery heals it");
+        s.running(&["redis"], secs(600))
+            .await
+            .expect("another recovery heals it");
         assert!(raw(&s.world, "future").is_none(), "gone at once");
         s.pass(secs(60)).await;
         unbroken(&s);
@@ -186,26 +265,51 @@ fn a_malformed_report_is_no_answer_and_stops_no_other_node() {
     play(|| async {
         let mut s = set(3, &[redis(), postgres()]).await;
         let (bad, good) = (NODES[0].0, NODES[1].0);
-        assert_eq!((s.node_of("redis"), s.node_of("postgres")), (bad.to_owned(), good.to_owned()));
+        assert_eq!(
+            (s.node_of("redis"), s.node_of("postgres")),
+            (bad.to_owned(), good.to_owned())
+        );
         s.world.stop_agent(bad);
         let before = state_of(&s.world, &redis());
         // The agent's last word was a clean one; the malformed one stands beside it.
         let report = format!("/apis/reattach.dev/v1alpha1/nodevolumereports/{bad}/status");
         let status = json!({ "status": { "inventory": { "bootId": ["of", "another", "shape"] } } });
-        s.world.merge(PERSON, &report, &status).await.expect("the schema lets it through");
+        s.world
+            .merge(PERSON, &report, &status)
+            .await
+            .expect("the schema lets it through");
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(10)).await;
         recycle_both(&mut s).await;
-        s.phases(&["postgres"], &[Phase::Recovered], secs(600)).await.expect("the other node's heals");
+        s.phases(&["postgres"], &[Phase::Recovered], secs(600))
+            .await
+            .expect("the other node's heals");
         s.pass(secs(120)).await;
 
         let blind = recovery_of(&s.world, &redis()).expect("a recovery");
         let said = message(&blind);
-        assert_eq!(blind.status.as_ref().map(|s| s.phase), Some(Phase::Diagnosing), "{said}");
-        assert!(said.contains(&format!("NodeVolumeReport {bad}: status.inventory cannot be read")), "{said}");
+        assert_eq!(
+            blind.status.as_ref().map(|s| s.phase),
+            Some(Phase::Diagnosing),
+            "{said}"
+        );
+        assert!(
+            said.contains(&format!(
+                "NodeVolumeReport {bad}: status.inventory cannot be read"
+            )),
+            "{said}"
+        );
         assert_eq!(effects_on(&s, "redis"), Vec::<String>::new());
-        assert_eq!(state_of(&s.world, &redis()).1, before.1, "the workload was not written");
-        let asked = s.world.server().read("reattach.dev", "nodevolumereports", "", bad).expect("the report");
+        assert_eq!(
+            state_of(&s.world, &redis()).1,
+            before.1,
+            "the workload was not written"
+        );
+        let asked = s
+            .world
+            .server()
+            .read("reattach.dev", "nodevolumereports", "", bad)
+            .expect("the report");
         let boot = |report: &Value| report["status"]["inventory"]["bootId"].clone();
         assert_eq!(boot(&asked), boot(&status), "not ours to repair");
     });
@@ -225,11 +329,17 @@ fn a_pod_of_an_operator_is_not_called_a_bare_pod() {
         s.pass(secs(10)).await;
         recycle_both(&mut s).await;
         let named = |w: &World| {
-            recovery_of(w, &app).is_some_and(|r| message(&r).contains("is owned by RedisCluster main"))
+            recovery_of(w, &app)
+                .is_some_and(|r| message(&r).contains("is owned by RedisCluster main"))
         };
-        s.until("the owner named", secs(300), named).await.expect("it is named");
+        s.until("the owner named", secs(300), named)
+            .await
+            .expect("it is named");
         let said = message(&recovery_of(&s.world, &app).expect("a recovery"));
-        assert!(said.contains("redis.example.com/v1") && said.contains("cannot be read"), "{said}");
+        assert!(
+            said.contains("redis.example.com/v1") && said.contains("cannot be read"),
+            "{said}"
+        );
         assert!(!said.contains("has no owner"), "{said}");
         s.pass(secs(60)).await;
         assert_eq!(s.world.request_log.effects().len(), 0);
@@ -251,9 +361,15 @@ fn redis_clusters() -> Value {
 }
 
 fn lack_the_right_to_read(server: &ApiServer, plural: &str) {
-    let forbidden =
-        Fault::Status { status: ApiStatus::new(403, "forbidden"), after_effect: false, retry_after: None };
-    let gets = RequestMatch { resource: Some(plural.to_owned()), ..RequestMatch::default() };
+    let forbidden = Fault::Status {
+        status: ApiStatus::new(403, "forbidden"),
+        after_effect: false,
+        retry_after: None,
+    };
+    let gets = RequestMatch {
+        resource: Some(plural.to_owned()),
+        ..RequestMatch::default()
+    };
     server.add_fault(FaultRule::always(gets, forbidden));
 }
 
@@ -267,27 +383,41 @@ fn an_opt_out_on_an_operators_object_counts_where_it_is_readable() {
                 "uid": "u-1", "controller": true }]);
             let app = redis().with(|w| w["metadata"]["ownerReferences"] = owner);
             let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-            let mut s = Stage::new(7, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+            let mut s = Stage::new(7, start, &NODES, Arc::new(|_| {}))
+                .await
+                .expect("a stage");
             let server = s.world.server().clone();
             server.register_crd(&redis_clusters());
-            server.insert(&json!({ "apiVersion": "redis.example.com/v1", "kind": "RedisCluster",
+            server.insert(
+                &json!({ "apiVersion": "redis.example.com/v1", "kind": "RedisCluster",
                 "metadata": { "name": "main", "namespace": APPS, "uid": "u-1",
-                    "annotations": { "reattach.dev/opt-out": "true" } } }));
+                    "annotations": { "reattach.dev/opt-out": "true" } } }),
+            );
             if !readable {
                 lack_the_right_to_read(&server, "redisclusters");
             }
             s.add(app.clone(), Expect::Running).await.expect("an app");
             let mode = reattach_core::policy::Mode::Auto;
-            s.world.policy("everything", mode, 0, "lightest-first").await.expect("a policy");
+            s.world
+                .policy("everything", mode, 0, "lightest-first")
+                .await
+                .expect("a policy");
             s.running(&["redis"], secs(180)).await.expect("it runs");
             s.start_replica("reattach-controller-0", None);
             s.pass(secs(10)).await;
-            s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+            s.recycle(NODES[0].0, DiskAfter::Kept, secs(6))
+                .await
+                .expect("a recycle");
             if readable {
                 s.pass(secs(300)).await;
                 assert_eq!(effects_on(&s, ""), Vec::<String>::new());
-                let said = recovery_of(&s.world, &app).map(|r| message(&r)).unwrap_or_default();
-                assert!(said.contains("RedisCluster default/main carries reattach.dev/opt-out"), "{said}");
+                let said = recovery_of(&s.world, &app)
+                    .map(|r| message(&r))
+                    .unwrap_or_default();
+                assert!(
+                    said.contains("RedisCluster default/main carries reattach.dev/opt-out"),
+                    "{said}"
+                );
             } else {
                 s.running(&["redis"], secs(300)).await.expect("healed");
             }
@@ -297,7 +427,10 @@ fn an_opt_out_on_an_operators_object_counts_where_it_is_readable() {
 
 #[tokio::test(start_paused = true)]
 async fn an_owner_is_read_or_refused_or_gone() {
-    let server = ApiServer::new(Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")), 1);
+    let server = ApiServer::new(
+        Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")),
+        1,
+    );
     server.register_crd(&redis_clusters());
     let claim = ObjectName::new("default", "data");
     let client = server.client();
@@ -307,18 +440,30 @@ async fn an_owner_is_read_or_refused_or_gone() {
             "spec": { "containers": [], "volumes": [{ "name": "v", "persistentVolumeClaim": { "claimName": "data" } }] },
         }))
         .expect("a pod");
-        let view = View { pods: vec![Arc::new(pod)], ..View::default() };
-        workloads::read(&client, &view, &claim, None, Detail::Count).await.expect("an answer")
+        let view = View {
+            pods: vec![Arc::new(pod)],
+            ..View::default()
+        };
+        workloads::read(&client, &view, &claim, None, Detail::Count)
+            .await
+            .expect("an answer")
     };
     let owner = |kind: &str| json!([{ "apiVersion": "redis.example.com/v1", "kind": kind, "name": "main", "uid": "u-1", "controller": true }]);
     assert_eq!(owner_of(Value::Null).await, Owner::None, "nobody owns it");
-    assert_eq!(owner_of(owner("RedisCluster")).await, Owner::None, "its owner is gone");
+    assert_eq!(
+        owner_of(owner("RedisCluster")).await,
+        Owner::None,
+        "its owner is gone"
+    );
     let refused = |found: Owner| match found {
         Owner::Unreadable { why } => why,
         other => panic!("{other:?}"),
     };
     let why = refused(owner_of(owner("RedisFailover")).await);
-    assert!(why.starts_with("pod default/p is owned by RedisFailover main (redis.example.com/v1)"), "{why}");
+    assert!(
+        why.starts_with("pod default/p is owned by RedisFailover main (redis.example.com/v1)"),
+        "{why}"
+    );
     lack_the_right_to_read(&server, "redisclusters");
     let why = refused(owner_of(owner("RedisCluster")).await);
     assert!(

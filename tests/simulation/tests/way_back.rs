@@ -17,22 +17,32 @@ use std::sync::Arc;
 /// What puts the workload back.
 const WORKLOAD: &str = "/apis/apps/v1/namespaces/default/deployments/redis";
 /// What ends a hold.
-const HOLD: [&str; 2] =
-    ["/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/", "/api/v1/namespaces/default/pods/"];
+const HOLD: [&str; 2] = [
+    "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/",
+    "/api/v1/namespaces/default/pods/",
+];
 /// The most requests of a controller in a minute in which it can do nothing. Its Lease alone takes 40.
 const QUIET_MINUTE: usize = 300;
 
 fn replicas(w: &World) -> i64 {
-    redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).expect("the workload")
+    redis()
+        .read(w.server())
+        .and_then(|o| o["spec"]["replicas"].as_i64())
+        .expect("the workload")
 }
 
 /// An app under a policy of mode Auto, and a controller.
 async fn set(runbook: &str) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
+        .await
+        .expect("a stage");
     s.add(redis(), Expect::Running).await.expect("an app");
     let policy = json!({"mode": "Auto", "precedence": 0, "runbook": runbook});
-    s.world.policy_of("everything", &policy).await.expect("a policy");
+    s.world
+        .policy_of("everything", &policy)
+        .await
+        .expect("a policy");
     s.running(&["redis"], secs(180)).await.expect("it runs");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
@@ -41,26 +51,45 @@ async fn set(runbook: &str) -> Stage {
 
 async fn recycle(s: &mut Stage) {
     let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+    s.recycle(&node, DiskAfter::Kept, secs(6))
+        .await
+        .expect("a recycle");
 }
 
 /// The same, up to the moment at which the workload is at zero.
 async fn at_zero(runbook: &str) -> Stage {
     let mut s = set(runbook).await;
     recycle(&mut s).await;
-    s.until("at zero", secs(300), |w| replicas(w) == 0).await.expect("at zero");
+    s.until("at zero", secs(300), |w| replicas(w) == 0)
+        .await
+        .expect("at zero");
     s
 }
 
 fn refuse(w: &World, code: u16, message: &str, requests: RequestMatch, times: Option<u32>) {
-    let fault =
-        Fault::Status { status: ApiStatus::new(code, message), after_effect: false, retry_after: None };
-    let requests = RequestMatch { client: Some("reattach-controller".into()), ..requests };
-    w.server().add_fault(FaultRule { requests, fault, probability: 1.0, times });
+    let fault = Fault::Status {
+        status: ApiStatus::new(code, message),
+        after_effect: false,
+        retry_after: None,
+    };
+    let requests = RequestMatch {
+        client: Some("reattach-controller".into()),
+        ..requests
+    };
+    w.server().add_fault(FaultRule {
+        requests,
+        fault,
+        probability: 1.0,
+        times,
+    });
 }
 
 fn patches(resource: &str) -> RequestMatch {
-    RequestMatch { verb: Some(Verb::Patch), resource: Some(resource.into()), ..RequestMatch::default() }
+    RequestMatch {
+        verb: Some(Verb::Patch),
+        resource: Some(resource.into()),
+        ..RequestMatch::default()
+    }
 }
 
 fn statuses() -> RequestMatch {
@@ -73,36 +102,52 @@ fn statuses() -> RequestMatch {
 }
 
 fn requests_since(w: &World, at: Timestamp) -> usize {
-    w.server().audit().iter().filter(|e| e.user == CONTROLLER_USER && e.at >= at).count()
+    w.server()
+        .audit()
+        .iter()
+        .filter(|e| e.user == CONTROLLER_USER && e.at >= at)
+        .count()
 }
 
 /// What the controller asks for in one minute: of the API server, and of the cloud.
 async fn one_minute(s: &mut Stage) -> (usize, usize) {
     let (at, cloud) = (s.world.now(), s.world.cloud.requests().len());
     s.pass(secs(60)).await;
-    (requests_since(&s.world, at), s.world.cloud.requests().len() - cloud)
+    (
+        requests_since(&s.world, at),
+        s.world.cloud.requests().len() - cloud,
+    )
 }
 
 async fn quiet_minute(s: &mut Stage) {
     let (kubernetes, cloud) = one_minute(s).await;
     println!("one minute: {kubernetes} requests to the API server, {cloud} to the cloud");
-    assert!(kubernetes < QUIET_MINUTE && cloud < 60, "{kubernetes} and {cloud} requests in a minute");
+    assert!(
+        kubernetes < QUIET_MINUTE && cloud < 60,
+        "{kubernetes} and {cloud} requests in a minute"
+    );
 }
 
 fn is_called(s: &Stage) -> bool {
     let status = s.recovery_of("redis").and_then(|r| r.status);
     let conditions = status.map(|s| s.conditions).unwrap_or_default();
-    conditions.iter().any(|c| c.type_ == condition::STALLED && c.status == "True")
+    conditions
+        .iter()
+        .any(|c| c.type_ == condition::STALLED && c.status == "True")
 }
 
 fn events(w: &World, reason: &str) -> usize {
-    let all =
-        ["", "events.k8s.io"].into_iter().flat_map(|group| w.server().list(group, "events", Some(APPS)));
+    let all = ["", "events.k8s.io"]
+        .into_iter()
+        .flat_map(|group| w.server().list(group, "events", Some(APPS)));
     all.filter(|e| e["reason"] == reason).count()
 }
 
 fn phase(s: &Stage) -> (Phase, String) {
-    s.recovery_of("redis").and_then(|r| r.status).map(|s| (s.phase, s.message)).expect("a recovery")
+    s.recovery_of("redis")
+        .and_then(|r| r.status)
+        .map(|s| (s.phase, s.message))
+        .expect("a recovery")
 }
 
 fn unbroken(s: &mut Stage) {
@@ -114,11 +159,17 @@ fn unbroken_but(s: &mut Stage, put_back: &[&str]) {
     s.look();
     let expected = |b: &String| {
         b.starts_with("S3: not announced: ")
-            && put_back.iter().any(|path| b.contains(&format!(" PATCH {path}")))
+            && put_back
+                .iter()
+                .any(|path| b.contains(&format!(" PATCH {path}")))
     };
     let broken: Vec<String> = checks::all(s)
         .into_iter()
-        .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)))
+        .flat_map(|c| {
+            c.broken
+                .into_iter()
+                .map(move |b| format!("{}: {b}", c.rule))
+        })
         .filter(|b| !expected(b))
         .collect();
     let timeline: String = s.lines().iter().map(|l| l.render()).collect();
@@ -132,7 +183,9 @@ fn one_refused_restore_ends_nothing() {
         play(move || async move {
             let mut s = at_zero(SCALE_TO_ZERO).await;
             refuse(&s.world, code, "refused", patches("deployments"), Some(1));
-            s.phases(&["redis"], &[Phase::Recovered], secs(600)).await.expect("healed");
+            s.phases(&["redis"], &[Phase::Recovered], secs(600))
+                .await
+                .expect("healed");
             assert_eq!(replicas(&s.world), 1);
             s.pass(secs(30)).await;
             unbroken(&mut s);
@@ -145,7 +198,13 @@ fn one_refused_restore_ends_nothing() {
 fn a_refused_restore_calls_a_person_and_goes_on() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
-        refuse(&s.world, 403, "cannot patch deployments", patches("deployments"), None);
+        refuse(
+            &s.world,
+            403,
+            "cannot patch deployments",
+            patches("deployments"),
+            None,
+        );
         let mut waited = 0;
         while !is_called(&s) {
             s.pass(secs(1)).await;
@@ -153,15 +212,24 @@ fn a_refused_restore_calls_a_person_and_goes_on() {
             assert!(waited < 120, "nobody was called: {:?}", phase(&s));
         }
         let (_, said) = phase(&s);
-        assert!(said.contains("cannot patch deployments") && said.contains("tried again"), "{said}");
+        assert!(
+            said.contains("cannot patch deployments") && said.contains("tried again"),
+            "{said}"
+        );
         quiet_minute(&mut s).await;
         s.pass(secs(1_500)).await;
         quiet_minute(&mut s).await;
         // Once for the step that restores, and once for the way back after its deadline.
         let calls = events(&s.world, "Escalated");
-        assert!(replicas(&s.world) == 0 && (1..=2).contains(&calls), "{calls} calls, {:?}", phase(&s));
+        assert!(
+            replicas(&s.world) == 0 && (1..=2).contains(&calls),
+            "{calls} calls, {:?}",
+            phase(&s)
+        );
         s.world.server().clear_faults();
-        s.until("restored", secs(120), |w| replicas(w) == 1).await.expect("restored");
+        s.until("restored", secs(120), |w| replicas(w) == 1)
+            .await
+            .expect("restored");
         s.running(&["redis"], secs(600)).await.expect("it runs");
         s.pass(secs(60)).await;
         assert!(phase(&s).0.is_final(), "{:?}", phase(&s));
@@ -174,20 +242,33 @@ fn a_refused_restore_calls_a_person_and_goes_on() {
 fn a_reason_with_any_words_in_it_is_kept_while_the_run_waits() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
-        refuse(&s.world, 403, "cannot patch deployments", patches("deployments"), None);
-        let name = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a name");
+        refuse(
+            &s.world,
+            403,
+            "cannot patch deployments",
+            patches("deployments"),
+            None,
+        );
+        let name = s
+            .recovery_of("redis")
+            .and_then(|r| r.metadata.name)
+            .expect("a name");
         let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
         let abort = json!({"spec": {"abort": {"by": "jane; waiting: for nobody"}}});
-        s.world.merge(PERSON, &path, &abort).await.expect("accepted");
+        s.world
+            .merge(PERSON, &path, &abort)
+            .await
+            .expect("accepted");
         s.until("a restore that is refused", secs(300), |w| {
-            let record = w.server().read("reattach.dev", "volumerecoveries", APPS, &name);
+            let record = w
+                .server()
+                .read("reattach.dev", "volumerecoveries", APPS, &name);
             record.is_some_and(|r| r["status"]["message"].to_string().contains("tried again"))
         })
         .await
         .expect("a wait");
         let (_, said) = phase(&s);
-        let expected =
-            "putting back: aborted by jane; waiting: for nobody; waiting: the restoring write is tried again";
+        let expected = "putting back: aborted by jane; waiting: for nobody; waiting: the restoring write is tried again";
         assert!(said.starts_with(expected), "{said}");
     });
 }
@@ -197,22 +278,51 @@ fn a_reason_with_any_words_in_it_is_kept_while_the_run_waits() {
 fn a_run_that_gave_up_restores_by_its_stamp() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
-        refuse(&s.world, 403, "cannot patch deployments", patches("deployments"), None);
-        s.phases(&["redis"], &[Phase::Stuck], secs(7_200)).await.expect("the journal is full");
-        let lines = |s: &Stage| s.recovery_of("redis").and_then(|r| r.status).map_or(0, |s| s.journal.len());
+        refuse(
+            &s.world,
+            403,
+            "cannot patch deployments",
+            patches("deployments"),
+            None,
+        );
+        s.phases(&["redis"], &[Phase::Stuck], secs(7_200))
+            .await
+            .expect("the journal is full");
+        let lines = |s: &Stage| {
+            s.recovery_of("redis")
+                .and_then(|r| r.status)
+                .map_or(0, |s| s.journal.len())
+        };
         let full = lines(&s);
         assert!(full < 200, "{full} lines");
         quiet_minute(&mut s).await;
         s.pass(secs(3_600)).await;
         quiet_minute(&mut s).await;
-        assert_eq!((replicas(&s.world), lines(&s), phase(&s).0), (0, full, Phase::Stuck));
-        let kept = s.recovery_of("redis").and_then(|r| r.metadata.finalizers).unwrap_or_default();
-        assert_eq!(kept, ["reattach.dev/restore"], "something of it is in force");
+        assert_eq!(
+            (replicas(&s.world), lines(&s), phase(&s).0),
+            (0, full, Phase::Stuck)
+        );
+        let kept = s
+            .recovery_of("redis")
+            .and_then(|r| r.metadata.finalizers)
+            .unwrap_or_default();
+        assert_eq!(
+            kept,
+            ["reattach.dev/restore"],
+            "something of it is in force"
+        );
         s.world.server().clear_faults();
-        s.until("restored", secs(330), |w| replicas(w) == 1).await.expect("restored");
-        s.phases(&["redis"], &[Phase::Failed], secs(60)).await.expect("over");
+        s.until("restored", secs(330), |w| replicas(w) == 1)
+            .await
+            .expect("restored");
+        s.phases(&["redis"], &[Phase::Failed], secs(60))
+            .await
+            .expect("over");
         let (_, said) = phase(&s);
-        assert!(said.contains("everything has been put back since"), "{said}");
+        assert!(
+            said.contains("everything has been put back since"),
+            "{said}"
+        );
         s.running(&["redis"], secs(600)).await.expect("it runs");
         s.pass(secs(30)).await;
         unbroken_but(&mut s, &[WORKLOAD]);
@@ -222,20 +332,32 @@ fn a_run_that_gave_up_restores_by_its_stamp() {
 /// Another version's CRD is applied, or the right to the status is taken away: no line of a journal can be written.
 #[test]
 fn a_refused_status_leaves_nothing_at_zero() {
-    for (code, message) in
-        [(422, "status.journal: Too many: must have at most 512 items"), (403, "forbidden")]
-    {
+    for (code, message) in [
+        (422, "status.journal: Too many: must have at most 512 items"),
+        (403, "forbidden"),
+    ] {
         play(move || async move {
             let mut s = at_zero(SCALE_TO_ZERO).await;
             refuse(&s.world, code, message, statuses(), None);
             let at = s.world.now();
             quiet_minute(&mut s).await;
-            s.until("restored", secs(600), |w| replicas(w) == 1).await.expect("restored without a journal");
-            println!("restored {} s after the refusals began", s.world.now().duration_since(at).as_secs());
-            assert_eq!(events(&s.world, "StatusRefused"), 1, "a person is called once");
+            s.until("restored", secs(600), |w| replicas(w) == 1)
+                .await
+                .expect("restored without a journal");
+            println!(
+                "restored {} s after the refusals began",
+                s.world.now().duration_since(at).as_secs()
+            );
+            assert_eq!(
+                events(&s.world, "StatusRefused"),
+                1,
+                "a person is called once"
+            );
             quiet_minute(&mut s).await;
             s.world.server().clear_faults();
-            s.phases(&["redis"], &[Phase::Failed, Phase::Recovered], secs(300)).await.expect("over");
+            s.phases(&["redis"], &[Phase::Failed, Phase::Recovered], secs(300))
+                .await
+                .expect("over");
             s.running(&["redis"], secs(600)).await.expect("it runs");
             s.pass(secs(60)).await;
             unbroken_but(&mut s, &[WORKLOAD]);
@@ -252,7 +374,9 @@ fn a_refused_status_that_is_accepted_again_goes_on() {
         s.pass(secs(40)).await;
         assert_eq!(replicas(&s.world), 0);
         s.world.server().clear_faults();
-        s.phases(&["redis"], &[Phase::Recovered], secs(300)).await.expect("healed");
+        s.phases(&["redis"], &[Phase::Recovered], secs(300))
+            .await
+            .expect("healed");
         s.pass(secs(30)).await;
         unbroken(&mut s);
     });
@@ -265,17 +389,29 @@ fn a_refused_status_restores_nothing_under_a_pending_detach() {
     play(|| async {
         let mut s = set(SCALE_TO_ZERO).await;
         s.world.csi.set_unpublish_fails(true);
-        s.world.cloud.set_detach(VolumeNo(7001), DetachBehaviour::Stuck).expect("a volume");
+        s.world
+            .cloud
+            .set_detach(VolumeNo(7001), DetachBehaviour::Stuck)
+            .expect("a volume");
         recycle(&mut s).await;
         let pending = |w: &World| {
             let open = |s: &JobStatus| matches!(s, JobStatus::Scheduled | JobStatus::Started);
-            w.cloud.jobs().iter().any(|j| j.action == JobAction::VolumeDetach && open(&j.status))
+            w.cloud
+                .jobs()
+                .iter()
+                .any(|j| j.action == JobAction::VolumeDetach && open(&j.status))
         };
-        s.until("our detach", secs(900), pending).await.expect("a detach");
+        s.until("our detach", secs(900), pending)
+            .await
+            .expect("a detach");
         refuse(&s.world, 422, "refused", statuses(), None);
         s.pass(secs(480)).await;
         assert!(pending(&s.world));
-        assert_eq!(replicas(&s.world), 0, "the disk would be pulled from under the next pod");
+        assert_eq!(
+            replicas(&s.world),
+            0,
+            "the disk would be pulled from under the next pod"
+        );
     });
 }
 
@@ -286,12 +422,18 @@ fn a_refused_status_leaves_no_pod_held() {
         let mut s = set(DEFAULT_RUNBOOK).await;
         recycle(&mut s).await;
         let held = |w: &World| {
-            let gated = |p: &Value| p["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
+            let gated = |p: &Value| {
+                p["spec"]["schedulingGates"]
+                    .as_array()
+                    .is_some_and(|g| !g.is_empty())
+            };
             w.pods("redis").iter().any(|p| gated(p))
         };
         s.until("a held pod", secs(300), held).await.expect("held");
         refuse(&s.world, 422, "refused", statuses(), None);
-        s.until("let go", secs(600), move |w| !held(w)).await.expect("let go without a journal");
+        s.until("let go", secs(600), move |w| !held(w))
+            .await
+            .expect("let go without a journal");
         quiet_minute(&mut s).await;
         s.world.server().clear_faults();
         s.running(&["redis"], secs(900)).await.expect("it runs");
@@ -307,17 +449,31 @@ fn a_refused_status_leaves_no_pod_held() {
 fn the_janitor_tries_a_refused_restore_again() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
-        refuse(&s.world, 403, "cannot patch deployments", patches("deployments"), None);
-        let name = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a name");
+        refuse(
+            &s.world,
+            403,
+            "cannot patch deployments",
+            patches("deployments"),
+            None,
+        );
+        let name = s
+            .recovery_of("redis")
+            .and_then(|r| r.metadata.name)
+            .expect("a name");
         let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
-        s.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await.expect("accepted");
+        s.world
+            .request(PERSON, "DELETE", &path, "application/json", &json!({}))
+            .await
+            .expect("accepted");
         let none = json!({"metadata": {"finalizers": null}});
         s.world.merge(PERSON, &path, &none).await.expect("accepted");
         s.pass(secs(300)).await;
         assert_eq!(replicas(&s.world), 0);
         quiet_minute(&mut s).await;
         s.world.server().clear_faults();
-        s.until("restored", secs(130), |w| replicas(w) == 1).await.expect("restored");
+        s.until("restored", secs(130), |w| replicas(w) == 1)
+            .await
+            .expect("restored");
     });
 }
 
@@ -326,11 +482,16 @@ fn the_janitor_tries_a_refused_restore_again() {
 fn stuck_recoveries_take_no_place_of_others() {
     play(|| async {
         let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
+            .await
+            .expect("a stage");
         s.add(redis(), Expect::Running).await.expect("an app");
         s.running(&["redis"], secs(180)).await.expect("it runs");
         let policy = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK});
-        s.world.policy_of("everything", &policy).await.expect("a policy");
+        s.world
+            .policy_of("everything", &policy)
+            .await
+            .expect("a policy");
         for i in 0..10 {
             let made = s
                 .world
@@ -347,17 +508,25 @@ fn stuck_recoveries_take_no_place_of_others() {
             stuck["status"] = json!({"phase": "Stuck", "message": "a human is needed", "epoch": 0, "journal": [
                 {"seq": 0, "at": "2026-03-01T00:00:00Z", "term": 1, "by": "x",
                     "mark": {"mark": "ended", "end": {"end": "stuck", "why": "x"}}}]});
-            let path =
-                format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/old-{i}/status");
-            s.world.request(PERSON, "PUT", &path, "application/json", &stuck).await.expect("stored");
+            let path = format!(
+                "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/old-{i}/status"
+            );
+            s.world
+                .request(PERSON, "PUT", &path, "application/json", &stuck)
+                .await
+                .expect("stored");
         }
         s.start_replica("reattach-controller-0", None);
         // Their terms are above the Lease's, so that the first leader waits for one lease duration.
         s.pass(secs(20)).await;
         quiet_minute(&mut s).await;
         recycle(&mut s).await;
-        s.running(&["redis"], secs(300)).await.expect("healed beside them");
-        s.phases(&["redis"], &[Phase::Recovered], secs(60)).await.expect("healed");
+        s.running(&["redis"], secs(300))
+            .await
+            .expect("healed beside them");
+        s.phases(&["redis"], &[Phase::Recovered], secs(60))
+            .await
+            .expect("healed");
         s.pass(secs(1_800)).await;
         quiet_minute(&mut s).await;
     });

@@ -3,8 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::{
     cloud::{
-        CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, OwnerTags, PowerFacts,
-        VolumeState,
+        CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, OwnerTags,
+        PowerFacts, VolumeState,
     },
     evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts},
     fact::{Fact, Known, Source},
@@ -24,9 +24,19 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn handshake(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof {
     let node = NodeName::from("node-1");
     let before = now - SignedDuration::from_secs(20);
-    let no_user = UnusedSince { at: before, lease: Some(before) };
-    kubelet_handshake(&evidence(volume, holder, &node, now), &node, holder, &no_user, &"recovery".into(), now)
-        .unwrap_or_else(|why| panic!("evidence of a holder that no longer uses the volume: {why}"))
+    let no_user = UnusedSince {
+        at: before,
+        lease: Some(before),
+    };
+    kubelet_handshake(
+        &evidence(volume, holder, &node, now),
+        &node,
+        holder,
+        &no_user,
+        &"recovery".into(),
+        now,
+    )
+    .unwrap_or_else(|why| panic!("evidence of a holder that no longer uses the volume: {why}"))
 }
 
 /// Makes the off proof: the holder was off in two readings under one account, at a cloud that boots no instance by
@@ -51,9 +61,16 @@ pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof
         auto_restart: false,
         owner: OwnerTags::default(),
     };
-    evidence.instances.insert(holder.clone(), Fact::present(instance, source(), now));
-    let power = PowerFacts { jobs: Vec::new(), off_stays_off: true };
-    evidence.power.insert(holder.clone(), Fact::present(power, source(), now));
+    evidence
+        .instances
+        .insert(holder.clone(), Fact::present(instance, source(), now));
+    let power = PowerFacts {
+        jobs: Vec::new(),
+        off_stays_off: true,
+    };
+    evidence
+        .power
+        .insert(holder.clone(), Fact::present(power, source(), now));
     let scope = CloudScope("an account".to_owned());
     evidence.cloud_scope = Some(scope.clone());
     let first = InstanceObservation {
@@ -68,9 +85,17 @@ pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof
 
 /// Returns evidence of a holder whose kubelet no longer uses the volume.
 #[must_use]
-pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timestamp) -> Evidence {
+pub fn evidence(
+    volume: &VolumeId,
+    holder: &InstanceId,
+    node: &NodeName,
+    now: Timestamp,
+) -> Evidence {
     let source = || Source::Kubernetes("test".to_owned());
-    let csi = CsiSource { driver: "csi.test".into(), handle: volume.to_string().into() };
+    let csi = CsiSource {
+        driver: "csi.test".into(),
+        handle: volume.to_string().into(),
+    };
     let pv = VolumeFacts {
         name: "pvc-1".into(),
         uid: "pv".into(),
@@ -104,7 +129,9 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         size_gib: 10,
         holders: vec![holder.clone()],
         state: VolumeState::Active,
-        identity: DeviceIdentity { serial: "pvc1".into() },
+        identity: DeviceIdentity {
+            serial: "pvc1".into(),
+        },
         owner: OwnerTags::default(),
     };
     Evidence {
@@ -122,7 +149,10 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         cloud_id: Some(volume.clone()),
         unreadable_handle: None,
         identity: Fact::present(
-            VolumeIdentity { canonical: Some(volume.to_string().into()), ..VolumeIdentity::default() },
+            VolumeIdentity {
+                canonical: Some(volume.to_string().into()),
+                ..VolumeIdentity::default()
+            },
             source(),
             now,
         ),
@@ -163,7 +193,12 @@ fn workload(now: Timestamp) -> WorkloadFacts {
         deleting: false,
         replicas: 0,
         scaling: ScalePath::Replicas,
-        stamp: Some(Ok(Stamp { replicas: 1, workload: uid, recovery: "recovery".into(), at: now })),
+        stamp: Some(Ok(Stamp {
+            replicas: 1,
+            workload: uid,
+            recovery: "recovery".into(),
+            at: now,
+        })),
         rollout: None,
         deletes_claims_when_scaled: false,
         ordered: true,

@@ -35,7 +35,12 @@ pub enum Expected {
     /// Both simulators give this answer.
     Same(&'static str),
     /// The simulators give different answers.
-    Differ { ours: &'static str, theirs: &'static str, right: Right, why: &'static str },
+    Differ {
+        ours: &'static str,
+        theirs: &'static str,
+        right: Right,
+        why: &'static str,
+    },
 }
 
 /// One request or sequence of requests.
@@ -54,7 +59,10 @@ fn code<T, E: ProvideErrorMetadata>(
 ) -> String {
     match answer {
         Ok(_) => "success".to_owned(),
-        Err(error) => match (error.as_service_error().and_then(|e| e.code()), error.raw_response()) {
+        Err(error) => match (
+            error.as_service_error().and_then(|e| e.code()),
+            error.raw_response(),
+        ) {
             (Some(code), Some(raw)) => format!("{code} {}", raw.status().as_u16()),
             (None, Some(raw)) => format!("no code {}", raw.status().as_u16()),
             _ => "no answer".to_owned(),
@@ -63,25 +71,43 @@ fn code<T, E: ProvideErrorMetadata>(
 }
 
 async fn volume(w: &World) -> String {
-    match w.provider.describe_volumes(std::slice::from_ref(&w.volume)).await.remove(&w.volume) {
+    match w
+        .provider
+        .describe_volumes(std::slice::from_ref(&w.volume))
+        .await
+        .remove(&w.volume)
+    {
         Some(Lookup::Found(v)) => {
             let holders: Vec<_> = v.holders.iter().map(|h| w.named(h.as_str())).collect();
-            format!("{} GiB, {}, held by [{}]", v.size_gib, v.state, holders.join(" "))
+            format!(
+                "{} GiB, {}, held by [{}]",
+                v.size_gib,
+                v.state,
+                holders.join(" ")
+            )
         }
         other => format!("{other:?}"),
     }
 }
 
 async fn instance(w: &World) -> String {
-    match w.provider.describe_instances(std::slice::from_ref(&w.holder)).await.remove(&w.holder) {
+    match w
+        .provider
+        .describe_instances(std::slice::from_ref(&w.holder))
+        .await
+        .remove(&w.holder)
+    {
         Some(Lookup::Found(i)) => format!("{:?}", i.state),
         other => format!("{other:?}"),
     }
 }
 
 async fn detach(w: &World) -> String {
-    let proof =
-        reattach_provider_api::conformance::proof::handshake(&w.volume, &w.holder, crate::support::start());
+    let proof = reattach_provider_api::conformance::proof::handshake(
+        &w.volume,
+        &w.holder,
+        crate::support::start(),
+    );
     let order = reattach_provider_api::DetachRequest::plain(proof, TIMEOUT);
     match w.provider.detach(order).await {
         Ok(DetachOutcome::AttachedElsewhere(other)) => {
@@ -93,23 +119,41 @@ async fn detach(w: &World) -> String {
 }
 
 async fn jobs(w: &World) -> String {
-    let jobs = w.provider.jobs(&w.volume, w.long_ago()).await.expect("jobs");
-    let seen: Vec<_> = jobs.iter().map(|j| format!("{} {:?}", j.action, j.status)).collect();
+    let jobs = w
+        .provider
+        .jobs(&w.volume, w.long_ago())
+        .await
+        .expect("jobs");
+    let seen: Vec<_> = jobs
+        .iter()
+        .map(|j| format!("{} {:?}", j.action, j.status))
+        .collect();
     format!("[{}]", seen.join(", "))
 }
 
 async fn power_off(w: &World) -> String {
-    let order =
-        PowerOffRequest { instance: w.holder.clone(), manner: PowerOffManner::Forced, timeout: TIMEOUT };
+    let order = PowerOffRequest {
+        instance: w.holder.clone(),
+        manner: PowerOffManner::Forced,
+        timeout: TIMEOUT,
+    };
     format!("{:?}", w.provider.power_off(order).await)
 }
 
 fn label() -> SnapshotRequest {
-    SnapshotRequest { volume: NO_VOLUME.into(), label: "reattach 7d1c".to_owned(), timeout: TIMEOUT }
+    SnapshotRequest {
+        volume: NO_VOLUME.into(),
+        label: "reattach 7d1c".to_owned(),
+        timeout: TIMEOUT,
+    }
 }
 
 async fn raw_detach(w: &World, volume: &str, instance: Option<&str>) -> String {
-    let request = w.ec2.detach_volume().volume_id(volume).set_instance_id(instance.map(str::to_owned));
+    let request = w
+        .ec2
+        .detach_volume()
+        .volume_id(volume)
+        .set_instance_id(instance.map(str::to_owned));
     code(request.send().await)
 }
 
@@ -125,7 +169,13 @@ pub const QUESTIONS: &[Question] = &[
         ask: |w| {
             async move {
                 let id = VolumeId::from(NO_VOLUME);
-                format!("{:?}", w.provider.describe_volumes(std::slice::from_ref(&id)).await.remove(&id))
+                format!(
+                    "{:?}",
+                    w.provider
+                        .describe_volumes(std::slice::from_ref(&id))
+                        .await
+                        .remove(&id)
+                )
             }
             .boxed()
         },
@@ -141,7 +191,13 @@ pub const QUESTIONS: &[Question] = &[
         ask: |w| {
             async move {
                 let id = InstanceId::from(NO_INSTANCE);
-                format!("{:?}", w.provider.describe_instances(std::slice::from_ref(&id)).await.remove(&id))
+                format!(
+                    "{:?}",
+                    w.provider
+                        .describe_instances(std::slice::from_ref(&id))
+                        .await
+                        .remove(&id)
+                )
             }
             .boxed()
         },
@@ -152,10 +208,16 @@ pub const QUESTIONS: &[Question] = &[
         ask: |w| {
             async move {
                 let report = w.provider.preflight().await;
-                let (present, others): (Vec<_>, Vec<_>) =
-                    report.rights.into_iter().partition(|r| r.grant == Grant::Present);
+                let (present, others): (Vec<_>, Vec<_>) = report
+                    .rights
+                    .into_iter()
+                    .partition(|r| r.grant == Grant::Present);
                 let others: Vec<_> = others.into_iter().map(|r| (r.name, r.grant)).collect();
-                format!("{} present, others: {others:?}, then {}", present.len(), volume(w).await)
+                format!(
+                    "{} present, others: {others:?}, then {}",
+                    present.len(),
+                    volume(w).await
+                )
             }
             .boxed()
         },
@@ -304,7 +366,11 @@ pub const QUESTIONS: &[Question] = &[
         name: "AttachVolume of a volume that another instance has",
         ask: |w| {
             async move {
-                let attach = w.ec2.attach_volume().volume_id(w.volume.as_str()).instance_id(w.other.as_str());
+                let attach = w
+                    .ec2
+                    .attach_volume()
+                    .volume_id(w.volume.as_str())
+                    .instance_id(w.other.as_str());
                 let answer = code(attach.device("/dev/sdg").send().await);
                 w.settle();
                 format!("{answer}, then {}", volume(w).await)
@@ -340,11 +406,18 @@ pub const QUESTIONS: &[Question] = &[
             async move {
                 let outcome = power_off(w).await;
                 w.settle();
-                format!("{outcome}, {}, {}, {}", instance(w).await, power_off(w).await, volume(w).await)
+                format!(
+                    "{outcome}, {}, {}, {}",
+                    instance(w).await,
+                    power_off(w).await,
+                    volume(w).await
+                )
             }
             .boxed()
         },
-        expected: Expected::Same("Ok(Accepted), Off, Ok(AlreadyThere), 10 GiB, Active, held by [HOLDER]"),
+        expected: Expected::Same(
+            "Ok(Accepted), Off, Ok(AlreadyThere), 10 GiB, Active, held by [HOLDER]",
+        ),
     },
     Question {
         name: "the instance right after powering off",
@@ -380,13 +453,28 @@ pub const QUESTIONS: &[Question] = &[
         name: "a snapshot, found by its label when done",
         ask: |w| {
             async move {
-                let order = SnapshotRequest { volume: w.volume.clone(), ..label() };
+                let order = SnapshotRequest {
+                    volume: w.volume.clone(),
+                    ..label()
+                };
                 let begun = w.provider.snapshot(order).await.expect("begun");
                 w.settle();
-                let found = w.provider.snapshots(&w.volume, &label().label).await.expect("read");
-                let other = w.provider.snapshots(&w.volume, "another").await.expect("read");
+                let found = w
+                    .provider
+                    .snapshots(&w.volume, &label().label)
+                    .await
+                    .expect("read");
+                let other = w
+                    .provider
+                    .snapshots(&w.volume, "another")
+                    .await
+                    .expect("read");
                 let same = found.iter().map(|s| s.id == begun.id).collect::<Vec<_>>();
-                format!("{same:?} {:?}, another label: {}", found[0].state, other.len())
+                format!(
+                    "{same:?} {:?}, another label: {}",
+                    found[0].state,
+                    other.len()
+                )
             }
             .boxed()
         },
@@ -396,9 +484,16 @@ pub const QUESTIONS: &[Question] = &[
         name: "a snapshot right after its order",
         ask: |w| {
             async move {
-                let order = SnapshotRequest { volume: w.volume.clone(), ..label() };
+                let order = SnapshotRequest {
+                    volume: w.volume.clone(),
+                    ..label()
+                };
                 w.provider.snapshot(order).await.expect("begun");
-                let found = w.provider.snapshots(&w.volume, &label().label).await.expect("read");
+                let found = w
+                    .provider
+                    .snapshots(&w.volume, &label().label)
+                    .await
+                    .expect("read");
                 format!("{:?}", found[0].state)
             }
             .boxed()
@@ -414,8 +509,16 @@ pub const QUESTIONS: &[Question] = &[
         name: "a snapshot of an unknown volume",
         ask: |w| {
             async move {
-                let error = w.provider.snapshot(label()).await.expect_err("no such volume");
-                format!("{:?} {}", error.effect(), error.to_string().contains("InvalidVolume.NotFound"))
+                let error = w
+                    .provider
+                    .snapshot(label())
+                    .await
+                    .expect_err("no such volume");
+                format!(
+                    "{:?} {}",
+                    error.effect(),
+                    error.to_string().contains("InvalidVolume.NotFound")
+                )
             }
             .boxed()
         },

@@ -121,8 +121,15 @@ impl World {
 }
 
 async fn post(url: &str, path: &str, body: &'static str) {
-    let answer = reqwest::Client::new().post(format!("{url}{path}")).body(body).send().await;
-    assert!(answer.expect("moto answers").status().is_success(), "{path}");
+    let answer = reqwest::Client::new()
+        .post(format!("{url}{path}"))
+        .body(body)
+        .send()
+        .await;
+    assert!(
+        answer.expect("moto answers").status().is_success(),
+        "{path}"
+    );
 }
 
 /// A moto server on its own port. Dropping the value ends it.
@@ -137,10 +144,14 @@ impl Moto {
     pub async fn start(folder: &Path) -> Self {
         let server = folder.join("bin/moto_server");
         let mut command = Command::new(&server);
-        command.args(["-H", "127.0.0.1", "-p", "0"]).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["-H", "127.0.0.1", "-p", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         command.stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child =
-            command.spawn().unwrap_or_else(|e| panic!("{} does not start: {e}", server.display()));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("{} does not start: {e}", server.display()));
         let mut lines = BufReader::new(child.stderr.take().expect("its output")).lines();
         let wait = async {
             while let Some(line) = lines.next_line().await.expect("its output") {
@@ -151,7 +162,9 @@ impl Moto {
             panic!("moto ended without saying where it listens")
         };
         // The start takes seconds, mostly for Python to read its modules from the disk.
-        let url = tokio::time::timeout(Duration::from_secs(300), wait).await.expect("moto starts");
+        let url = tokio::time::timeout(Duration::from_secs(300), wait)
+            .await
+            .expect("moto starts");
         // The server blocks when its log is not read.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let python = Command::new(folder.join("bin/python"))
@@ -160,7 +173,11 @@ impl Moto {
             .await
             .expect("its Python");
         let version = String::from_utf8_lossy(&python.stdout).trim().to_owned();
-        Self { url, version, _child: child }
+        Self {
+            url,
+            version,
+            _child: child,
+        }
     }
 
     /// Version of moto.
@@ -182,17 +199,46 @@ impl Moto {
             .send()
             .await
             .expect("instances");
-        let ids: Vec<_> = run.instances().iter().filter_map(|i| i.instance_id()).map(str::to_owned).collect();
-        let [holder, other] = &ids[..] else { panic!("{ids:?}") };
-        let zone =
-            run.instances()[0].placement().and_then(|p| p.availability_zone()).unwrap_or(ZONE).to_owned();
+        let ids: Vec<_> = run
+            .instances()
+            .iter()
+            .filter_map(|i| i.instance_id())
+            .map(str::to_owned)
+            .collect();
+        let [holder, other] = &ids[..] else {
+            panic!("{ids:?}")
+        };
+        let zone = run.instances()[0]
+            .placement()
+            .and_then(|p| p.availability_zone())
+            .unwrap_or(ZONE)
+            .to_owned();
         let mut volumes = Vec::new();
         for instance in [holder, other] {
-            let tag = Tag::builder().key("ebs.csi.aws.com/cluster").value("true").build();
-            let tags = TagSpecification::builder().resource_type(ResourceType::Volume).tags(tag).build();
-            let made = ec2.create_volume().availability_zone(&zone).size(10).tag_specifications(tags);
-            let volume = made.send().await.expect("a volume").volume_id.expect("its name");
-            let attach = ec2.attach_volume().volume_id(&volume).instance_id(instance).device("/dev/sdf");
+            let tag = Tag::builder()
+                .key("ebs.csi.aws.com/cluster")
+                .value("true")
+                .build();
+            let tags = TagSpecification::builder()
+                .resource_type(ResourceType::Volume)
+                .tags(tag)
+                .build();
+            let made = ec2
+                .create_volume()
+                .availability_zone(&zone)
+                .size(10)
+                .tag_specifications(tags);
+            let volume = made
+                .send()
+                .await
+                .expect("a volume")
+                .volume_id
+                .expect("its name");
+            let attach = ec2
+                .attach_volume()
+                .volume_id(&volume)
+                .instance_id(instance)
+                .device("/dev/sdf");
             attach.send().await.expect("attached");
             volumes.push(volume);
         }

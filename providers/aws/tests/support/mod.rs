@@ -5,8 +5,8 @@ use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use reattach_aws::{AwsConfig, AwsProvider};
 use reattach_cloud_simulator::{
-    CloudSim, DetachBehaviour, ErrorBody, Fault, FaultRule, InstanceNo, NewInstance, NewVolume, Operation,
-    VolumeNo, When, clock,
+    CloudSim, DetachBehaviour, ErrorBody, Fault, FaultRule, InstanceNo, NewInstance, NewVolume,
+    Operation, VolumeNo, When, clock,
     ec2::{instance_id, volume_id},
     in_memory,
 };
@@ -62,7 +62,8 @@ pub fn cloud() -> CloudSim {
     let mut new = NewVolume::new("pvc1").with_id(VOLUME.0);
     new.region = "eu-central-1a".to_owned();
     sim.create_volume(new).expect("a volume");
-    sim.attach_now_with(VOLUME, HOLDER, true).expect("an attachment");
+    sim.attach_now_with(VOLUME, HOLDER, true)
+        .expect("an attachment");
     sim
 }
 
@@ -81,26 +82,37 @@ impl Aws {
 
     pub async fn detach(&self) -> Result<DetachOutcome, ProviderError> {
         let proof = self.proof(&volume(), &instance(HOLDER));
-        self.provider.detach(DetachRequest::plain(proof, Duration::from_secs(30))).await
+        self.provider
+            .detach(DetachRequest::plain(proof, Duration::from_secs(30)))
+            .await
     }
 
     /// Returns the decoded forms of the requests that arrived, without the parameters that all of them have.
     pub fn sent(&self) -> Vec<String> {
-        self.sim.requests().iter().map(|r| r.body.replace("&Version=2016-11-15", "")).collect()
+        self.sim
+            .requests()
+            .iter()
+            .map(|r| r.body.replace("&Version=2016-11-15", ""))
+            .collect()
     }
 
     pub fn on_detach(&self, fault: Fault) {
-        self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault).times(1));
+        self.sim
+            .add_fault(FaultRule::new([Operation::DetachVolume], fault).times(1));
     }
 
     fn on_every_detach(&self, fault: Fault) {
-        self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault));
+        self.sim
+            .add_fault(FaultRule::new([Operation::DetachVolume], fault));
     }
 
     /// Freezes reads at the present state, and delays the next detach until they are no longer frozen.
     fn late_detach(&self) {
         self.sim.freeze_reads(Duration::from_secs(1));
-        self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
+        self.on_detach(Fault::Latency {
+            before_ms: 2_000,
+            after_ms: 0,
+        });
     }
 }
 
@@ -109,10 +121,19 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 pub fn bad_gateway(when: When) -> Fault {
-    Fault::Error { status: 502, reason: String::new(), when, body: ErrorBody::Html }
+    Fault::Error {
+        status: 502,
+        reason: String::new(),
+        when,
+        body: ErrorBody::Html,
+    }
 }
 
-const READS: [Operation; 3] = [Operation::ListVolumes, Operation::ListInstances, Operation::ListSnapshots];
+const READS: [Operation; 3] = [
+    Operation::ListVolumes,
+    Operation::ListInstances,
+    Operation::ListSnapshots,
+];
 
 const MUTATIONS: [Operation; 4] = [
     Operation::DetachVolume,
@@ -140,24 +161,40 @@ impl Harness for Aws {
         let sim = &self.sim;
         match fault {
             CloudFault::Slow(time) => {
-                let fault = Fault::Latency { before_ms: milliseconds(time), after_ms: 0 };
+                let fault = Fault::Latency {
+                    before_ms: milliseconds(time),
+                    after_ms: 0,
+                };
                 sim.add_fault(FaultRule::new([], fault));
             }
             CloudFault::Locked | CloudFault::LockedUnseen => unreachable!("EC2 has no such locks"),
-            CloudFault::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
-            CloudFault::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
+            CloudFault::Busy => sim
+                .make_busy(VOLUME, Duration::from_secs(600))
+                .expect("busy"),
+            CloudFault::DetachStuck => sim
+                .set_detach(VOLUME, DetachBehaviour::Stuck)
+                .expect("stuck"),
             CloudFault::ThrottledDetach { retry_after } => {
-                let retry_after_seconds = retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
-                self.on_every_detach(Fault::Throttle { retry_after_seconds });
+                let retry_after_seconds =
+                    retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
+                self.on_every_detach(Fault::Throttle {
+                    retry_after_seconds,
+                });
             }
             CloudFault::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
             CloudFault::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
             CloudFault::EveryErrorAfterEffect => {
                 sim.add_fault(FaultRule::new(MUTATIONS, bad_gateway(When::AfterEffect)));
             }
-            CloudFault::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
-            CloudFault::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
-            CloudFault::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
+            CloudFault::CutAfterEffect => self.on_detach(Fault::Cut {
+                when: When::AfterEffect,
+            }),
+            CloudFault::CutBeforeEffect => self.on_detach(Fault::Cut {
+                when: When::BeforeEffect,
+            }),
+            CloudFault::ForeignSuccess => self.on_detach(Fault::BadSuccess {
+                body: ErrorBody::Html,
+            }),
             CloudFault::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
             CloudFault::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
             CloudFault::Unattached { .. } => sim.make_lost(VOLUME).expect("lost"),
@@ -175,13 +212,19 @@ impl Harness for Aws {
             }
             CloudFault::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
             CloudFault::MixedUp => {
-                sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0)).expect("a volume");
-                let fault = Fault::OtherObject { volume: FREE_VOLUME, instance: OTHER };
+                sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0))
+                    .expect("a volume");
+                let fault = Fault::OtherObject {
+                    volume: FREE_VOLUME,
+                    instance: OTHER,
+                };
                 sim.add_fault(FaultRule::new([], fault));
             }
             CloudFault::Tagged => {
                 let tags = |all: &[(&str, &str)]| {
-                    all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+                    all.iter()
+                        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                        .collect()
                 };
                 let volume = tags(&[
                     ("CSIVolumeName", "pvc-7"),
@@ -191,13 +234,21 @@ impl Harness for Aws {
                     ("kubernetes.io/created-for/pvc/namespace", "shop"),
                 ]);
                 sim.set_volume_tags(VOLUME, volume).expect("tagged");
-                let machine = tags(&[("eks:cluster-name", "lke7"), ("kubernetes.io/cluster/lke7", "owned")]);
+                let machine = tags(&[
+                    ("eks:cluster-name", "lke7"),
+                    ("kubernetes.io/cluster/lke7", "owned"),
+                ]);
                 sim.set_instance_tags(HOLDER, machine).expect("tagged");
             }
             CloudFault::WrongAccount => sim.add_foreign_token(KEY),
-            CloudFault::NoRights => {
-                sim.add_token(KEY, &["ec2:DescribeVolumes", "ec2:DescribeInstances", "ec2:DescribeSnapshots"])
-            }
+            CloudFault::NoRights => sim.add_token(
+                KEY,
+                &[
+                    "ec2:DescribeVolumes",
+                    "ec2:DescribeInstances",
+                    "ec2:DescribeSnapshots",
+                ],
+            ),
             CloudFault::BadCredential => sim.add_token("AKIAANOTHER", &["*"]),
             CloudFault::ReadFailsOnce => {
                 sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)).times(1));
@@ -218,7 +269,11 @@ impl Harness for Aws {
     }
 
     fn mutations(&self) -> usize {
-        self.sim.requests().iter().filter(|r| r.is_mutation()).count()
+        self.sim
+            .requests()
+            .iter()
+            .filter(|r| r.is_mutation())
+            .count()
     }
 
     fn settle(&self) -> BoxFuture<'_, ()> {
@@ -235,8 +290,14 @@ impl Harness for Aws {
                 "locked",
                 "EC2 has no locks on volumes that its staff lift: a detach is accepted or refused for its state",
             ),
-            ("locked_unseen", "EC2 has no locks on volumes that its staff lift"),
-            ("finished_job", "EC2 keeps no history of jobs: a detach that is over leaves nothing behind"),
+            (
+                "locked_unseen",
+                "EC2 has no locks on volumes that its staff lift",
+            ),
+            (
+                "finished_job",
+                "EC2 keeps no history of jobs: a detach that is over leaves nothing behind",
+            ),
         ]
     }
 }

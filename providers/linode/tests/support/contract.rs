@@ -14,8 +14,18 @@ use tower::ServiceExt;
 const DESCRIPTION: &str = "../../tests/fixtures/linode/openapi-4.189.0-subset.json";
 
 /// Operators of `X-Filter`, from the description's parameter schema and its text.
-const OPERATORS: [&str; 10] =
-    ["+and", "+or", "+gt", "+gte", "+lt", "+lte", "+neq", "+contains", "+order", "+order_by"];
+const OPERATORS: [&str; 10] = [
+    "+and",
+    "+or",
+    "+gt",
+    "+gte",
+    "+lt",
+    "+lte",
+    "+neq",
+    "+contains",
+    "+order",
+    "+order_by",
+];
 
 /// Checks the requests and answers of a transport. Clones share their findings.
 #[derive(Clone)]
@@ -37,7 +47,10 @@ impl Contract {
     pub fn load() -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(DESCRIPTION);
         let text = std::fs::read_to_string(&path).expect("the API description");
-        Self { description: Arc::new(serde_json::from_str(&text).expect("JSON")), seen: Arc::default() }
+        Self {
+            description: Arc::new(serde_json::from_str(&text).expect("JSON")),
+            seen: Arc::default(),
+        }
     }
 
     pub fn seen(&self) -> Seen {
@@ -68,7 +81,11 @@ impl Contract {
     }
 
     fn violated(&self, what: String) {
-        self.seen.lock().expect("no panic while held").violations.push(what);
+        self.seen
+            .lock()
+            .expect("no panic while held")
+            .violations
+            .push(what);
     }
 
     /// Checks a request. Returns its operation.
@@ -83,13 +100,23 @@ impl Contract {
             self.violated(format!("{name}: no such method"));
             return None;
         };
-        let id = operation["operationId"].as_str().unwrap_or_default().to_owned();
-        self.seen.lock().expect("no panic while held").operations.push(id);
+        let id = operation["operationId"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        self.seen
+            .lock()
+            .expect("no panic while held")
+            .operations
+            .push(id);
         self.check_path(&name, item, &parameters);
         self.check_query(&name, &operation, request.uri().query().unwrap_or_default());
         self.check_filter(&name, &operation, request);
         self.check_body(&name, &operation, request.body());
-        let bearer = request.headers().get("authorization").and_then(|v| v.to_str().ok());
+        let bearer = request
+            .headers()
+            .get("authorization")
+            .and_then(|v| v.to_str().ok());
         if !bearer.is_some_and(|v| v.len() > 7 && v.starts_with("Bearer ")) {
             self.violated(format!("{name}: no bearer token"));
         }
@@ -116,7 +143,11 @@ impl Contract {
                     None => part == value,
                 }
             });
-            if fits && best.as_ref().is_none_or(|(_, other)| parameters.len() < other.len()) {
+            if fits
+                && best
+                    .as_ref()
+                    .is_none_or(|(_, other)| parameters.len() < other.len())
+            {
                 best = Some((item, parameters));
             }
         }
@@ -132,7 +163,12 @@ impl Contract {
                 .find(|p| p["name"] == parameter.as_str())
                 .map(|p| &p["schema"]);
             match schema {
-                Some(schema) => self.check(&format!("{name}: {parameter}"), schema, &typed(value), false),
+                Some(schema) => self.check(
+                    &format!("{name}: {parameter}"),
+                    schema,
+                    &typed(value),
+                    false,
+                ),
                 None => self.violated(format!("{name}: {parameter} is not described")),
             }
         }
@@ -142,7 +178,12 @@ impl Contract {
         for pair in query.split('&').filter(|p| !p.is_empty()) {
             let (parameter, value) = pair.split_once('=').unwrap_or((pair, ""));
             match parameter_of(operation, "query", parameter) {
-                Some(schema) => self.check(&format!("{name}: {parameter}"), schema, &typed(value), false),
+                Some(schema) => self.check(
+                    &format!("{name}: {parameter}"),
+                    schema,
+                    &typed(value),
+                    false,
+                ),
                 None => self.violated(format!("{name}: {parameter} is not described")),
             }
         }
@@ -150,7 +191,9 @@ impl Contract {
 
     /// Checks that a filter names only fields of the listed objects that the description marks as filterable.
     fn check_filter(&self, name: &str, operation: &Value, request: &Request<Bytes>) {
-        let Some(header) = request.headers().get("x-filter") else { return };
+        let Some(header) = request.headers().get("x-filter") else {
+            return;
+        };
         let filter: Value = match header.to_str().map(serde_json::from_str) {
             Ok(Ok(filter)) => filter,
             other => return self.violated(format!("{name}: X-Filter {other:?} is not JSON")),
@@ -159,8 +202,8 @@ impl Contract {
             // The described schema separates operators and fields by `oneOf`. Here it only has to be an object.
             assert!(schema["oneOf"].is_array());
         }
-        let item =
-            &operation["responses"]["200"]["content"]["application/json"]["schema"]["properties"]["data"];
+        let item = &operation["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
+            ["data"];
         self.check_condition(name, &item["items"]["properties"], &filter);
     }
 
@@ -175,7 +218,9 @@ impl Contract {
                         self.check_condition(name, fields, part);
                     }
                 }
-                "+order_by" => self.check_filterable(name, fields, value.as_str().unwrap_or_default()),
+                "+order_by" => {
+                    self.check_filterable(name, fields, value.as_str().unwrap_or_default())
+                }
                 operator if operator.starts_with('+') => {
                     if !OPERATORS.contains(&operator) {
                         self.violated(format!("{name}: {operator} is no operator"));
@@ -219,13 +264,21 @@ impl Contract {
 
     /// Checks an answer in the API's own form. Pages of proxies and truncated bodies are faults and not checked.
     fn answer(&self, operation: &Value, answer: &Response<Bytes>) {
-        let kind = answer.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let kind = answer
+            .headers()
+            .get("content-type")
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default();
         let id = operation["operationId"].as_str().unwrap_or_default();
         let status = answer.status();
         if !kind.starts_with("application/json") {
             return;
         }
-        let which = if status.is_success() { status.as_str() } else { "default" };
+        let which = if status.is_success() {
+            status.as_str()
+        } else {
+            "default"
+        };
         let schema = &operation["responses"][which]["content"]["application/json"]["schema"];
         if schema.is_null() {
             return self.violated(format!("{id}: answer {status} is not described"));
@@ -246,17 +299,24 @@ impl Contract {
 
 /// Converts a value of a path or query into its JSON type.
 fn typed(text: &str) -> Value {
-    text.parse::<u64>().map_or_else(|_| Value::from(text), Value::from)
+    text.parse::<u64>()
+        .map_or_else(|_| Value::from(text), Value::from)
 }
 
 fn parameter_of<'a>(operation: &'a Value, place: &str, name: &str) -> Option<&'a Value> {
     let parameters = operation["parameters"].as_array()?;
-    parameters.iter().find(|p| p["in"] == place && p["name"] == name).map(|p| &p["schema"])
+    parameters
+        .iter()
+        .find(|p| p["in"] == place && p["name"] == name)
+        .map(|p| &p["schema"])
 }
 
 fn validator(schema: &Value, relaxed: bool) -> Validator {
     let schema = translate(schema, relaxed, "");
-    jsonschema::options().with_draft(Draft::Draft4).build(&schema).expect("a schema")
+    jsonschema::options()
+        .with_draft(Draft::Draft4)
+        .build(&schema)
+        .expect("a schema")
 }
 
 /// Converts an OpenAPI 3.0 schema into JSON Schema: `nullable` becomes a type. `relaxed`: as described in the fixture's README.
@@ -274,8 +334,8 @@ fn translate(schema: &Value, relaxed: bool, name: &str) -> Value {
                     }
                 }
             }
-            let null =
-                fields.get("nullable") == Some(&Value::Bool(true)) || (relaxed && name == "last_successful");
+            let null = fields.get("nullable") == Some(&Value::Bool(true))
+                || (relaxed && name == "last_successful");
             if null {
                 allow(&mut out, "null");
             }
@@ -284,17 +344,27 @@ fn translate(schema: &Value, relaxed: bool, name: &str) -> Value {
             }
             Value::Object(out)
         }
-        Value::Array(items) => items.iter().map(|item| translate(item, relaxed, "")).collect(),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| translate(item, relaxed, ""))
+            .collect(),
         other => other.clone(),
     }
 }
 
 fn allow(schema: &mut Map<String, Value>, kind: &str) {
-    if let Some(of) = schema.get("type").and_then(Value::as_str).map(str::to_owned) {
+    if let Some(of) = schema
+        .get("type")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+    {
         schema.insert("type".to_owned(), serde_json::json!([of, kind]));
     } else if schema.contains_key("allOf") {
         let all = schema.remove("allOf");
-        schema.insert("anyOf".to_owned(), serde_json::json!([{ "allOf": all }, { "type": kind }]));
+        schema.insert(
+            "anyOf".to_owned(),
+            serde_json::json!([{ "allOf": all }, { "type": kind }]),
+        );
     }
     if let Some(words) = schema.get_mut("enum").and_then(Value::as_array_mut) {
         words.push(Value::Null);
@@ -302,7 +372,12 @@ fn allow(schema: &mut Map<String, Value>, kind: &str) {
 }
 
 /// Makes a request as a client of the API does.
-pub fn request(method: Method, path: &str, filter: Option<&Value>, body: Option<&Value>) -> Request<Bytes> {
+pub fn request(
+    method: Method,
+    path: &str,
+    filter: Option<&Value>,
+    body: Option<&Value>,
+) -> Request<Bytes> {
     let mut request = Request::builder()
         .method(method)
         .uri(format!("http://127.0.0.1/v4{path}"))
@@ -313,5 +388,7 @@ pub fn request(method: Method, path: &str, filter: Option<&Value>, body: Option<
     if body.is_some() {
         request = request.header("content-type", "application/json");
     }
-    request.body(body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string()))).expect("a good request")
+    request
+        .body(body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string())))
+        .expect("a good request")
 }

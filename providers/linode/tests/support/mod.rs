@@ -7,8 +7,8 @@ use contract::Contract;
 use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use reattach_cloud_simulator::{
-    CloudSim, DetachBehaviour, ErrorBody, Fault, FaultRule, InstanceNo, NewInstance, NewVolume, Operation,
-    UnattachedDetach, VolumeNo, When, clock, in_memory,
+    CloudSim, DetachBehaviour, ErrorBody, Fault, FaultRule, InstanceNo, NewInstance, NewVolume,
+    Operation, UnattachedDetach, VolumeNo, When, clock, in_memory,
 };
 use reattach_core::{
     ids::{InstanceId, VolumeId},
@@ -44,10 +44,13 @@ pub fn config(url: &str) -> LinodeConfig {
 pub fn cloud() -> CloudSim {
     let sim = CloudSim::new(clock::tokio_from(start())).with_seed(1);
     for (id, label) in [(HOLDER, "node-1"), (OTHER, "node-2")] {
-        sim.create_instance(NewInstance::new(label).with_id(id.0)).expect("an instance");
+        sim.create_instance(NewInstance::new(label).with_id(id.0))
+            .expect("an instance");
     }
-    sim.create_volume(NewVolume::new("pvc1").with_id(VOLUME.0)).expect("a volume");
-    sim.attach_now_with(VOLUME, HOLDER, true).expect("an attachment");
+    sim.create_volume(NewVolume::new("pvc1").with_id(VOLUME.0))
+        .expect("a volume");
+    sim.attach_now_with(VOLUME, HOLDER, true)
+        .expect("an attachment");
     sim
 }
 
@@ -66,19 +69,29 @@ impl Linode {
     pub fn over(sim: CloudSim, contract: Contract) -> Self {
         let transport = contract.watch(in_memory(sim.clone()));
         let provider = LinodeProvider::new(transport, config("http://127.0.0.1"));
-        Self { sim, contract, provider }
+        Self {
+            sim,
+            contract,
+            provider,
+        }
     }
 
     pub fn detaches(&self) -> usize {
-        self.sim.requests().iter().filter(|r| r.operation == Some(Operation::DetachVolume)).count()
+        self.sim
+            .requests()
+            .iter()
+            .filter(|r| r.operation == Some(Operation::DetachVolume))
+            .count()
     }
 
     fn on_detach(&self, fault: Fault) {
-        self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault).times(1));
+        self.sim
+            .add_fault(FaultRule::new([Operation::DetachVolume], fault).times(1));
     }
 
     fn on_every_detach(&self, fault: Fault) {
-        self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault));
+        self.sim
+            .add_fault(FaultRule::new([Operation::DetachVolume], fault));
     }
 }
 
@@ -87,7 +100,12 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 fn bad_gateway(when: When) -> Fault {
-    Fault::Error { status: 502, reason: String::new(), when, body: ErrorBody::Html }
+    Fault::Error {
+        status: 502,
+        reason: String::new(),
+        when,
+        body: ErrorBody::Html,
+    }
 }
 
 const READS: [Operation; 5] = [
@@ -98,8 +116,11 @@ const READS: [Operation; 5] = [
     Operation::ListJobs,
 ];
 
-const MUTATIONS: [Operation; 3] =
-    [Operation::DetachVolume, Operation::ShutdownInstance, Operation::BootInstance];
+const MUTATIONS: [Operation; 3] = [
+    Operation::DetachVolume,
+    Operation::ShutdownInstance,
+    Operation::BootInstance,
+];
 
 impl Harness for Linode {
     fn provider(&self) -> &dyn Provider {
@@ -120,51 +141,89 @@ impl Harness for Linode {
         let sim = &self.sim;
         match fault {
             CloudFault::Slow(time) => {
-                let fault = Fault::Latency { before_ms: milliseconds(time), after_ms: 0 };
+                let fault = Fault::Latency {
+                    before_ms: milliseconds(time),
+                    after_ms: 0,
+                };
                 sim.add_fault(FaultRule::new([], fault));
             }
             CloudFault::Locked => sim.lock_volume(VOLUME, "migration", true).expect("locked"),
-            CloudFault::LockedUnseen => sim.lock_volume(VOLUME, "migration", false).expect("locked"),
-            CloudFault::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
-            CloudFault::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
+            CloudFault::LockedUnseen => {
+                sim.lock_volume(VOLUME, "migration", false).expect("locked")
+            }
+            CloudFault::Busy => sim
+                .make_busy(VOLUME, Duration::from_secs(600))
+                .expect("busy"),
+            CloudFault::DetachStuck => sim
+                .set_detach(VOLUME, DetachBehaviour::Stuck)
+                .expect("stuck"),
             CloudFault::ThrottledDetach { retry_after } => {
-                let retry_after_seconds = retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
-                self.on_every_detach(Fault::Throttle { retry_after_seconds });
+                let retry_after_seconds =
+                    retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
+                self.on_every_detach(Fault::Throttle {
+                    retry_after_seconds,
+                });
             }
             CloudFault::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
             CloudFault::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
             CloudFault::EveryErrorAfterEffect => {
                 sim.add_fault(FaultRule::new(MUTATIONS, bad_gateway(When::AfterEffect)));
             }
-            CloudFault::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
-            CloudFault::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
-            CloudFault::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
+            CloudFault::CutAfterEffect => self.on_detach(Fault::Cut {
+                when: When::AfterEffect,
+            }),
+            CloudFault::CutBeforeEffect => self.on_detach(Fault::Cut {
+                when: When::BeforeEffect,
+            }),
+            CloudFault::ForeignSuccess => self.on_detach(Fault::BadSuccess {
+                body: ErrorBody::Html,
+            }),
             CloudFault::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
             CloudFault::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
             CloudFault::Unattached { forgiving } => {
                 sim.make_lost(VOLUME).expect("lost");
                 let strict = UnattachedDetach::NotFound;
-                sim.set_unattached_detach(if forgiving { UnattachedDetach::Succeeds } else { strict });
+                sim.set_unattached_detach(if forgiving {
+                    UnattachedDetach::Succeeds
+                } else {
+                    strict
+                });
             }
             CloudFault::DetachedMeanwhile => {
                 // The read shows the present state; the detach arrives when reads are no longer frozen.
                 sim.freeze_reads(Duration::from_secs(1));
                 sim.make_lost(VOLUME).expect("lost");
                 sim.set_unattached_detach(UnattachedDetach::BadRequest);
-                self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
+                self.on_detach(Fault::Latency {
+                    before_ms: 2_000,
+                    after_ms: 0,
+                });
             }
             CloudFault::MovedMeanwhile => {
                 sim.freeze_reads(Duration::from_secs(1));
                 sim.make_orphan(VOLUME, OTHER).expect("moved");
-                self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
+                self.on_detach(Fault::Latency {
+                    before_ms: 2_000,
+                    after_ms: 0,
+                });
             }
             CloudFault::MixedUp => {
-                sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0)).expect("a volume");
-                let fault = Fault::OtherObject { volume: FREE_VOLUME, instance: OTHER };
+                sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0))
+                    .expect("a volume");
+                let fault = Fault::OtherObject {
+                    volume: FREE_VOLUME,
+                    instance: OTHER,
+                };
                 sim.add_fault(FaultRule::new([], fault));
             }
             CloudFault::Tagged => {
-                let tags = || [("lke7".to_owned(), String::new()), ("web".to_owned(), String::new())].into();
+                let tags = || {
+                    [
+                        ("lke7".to_owned(), String::new()),
+                        ("web".to_owned(), String::new()),
+                    ]
+                    .into()
+                };
                 sim.set_volume_tags(VOLUME, tags()).expect("tagged");
                 sim.set_instance_tags(HOLDER, tags()).expect("tagged");
             }
@@ -175,7 +234,10 @@ impl Harness for Linode {
             }
             CloudFault::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
             CloudFault::NoRights => {
-                sim.add_token("a-token", &["volumes:read_only", "linodes:read_only", "events:read_only"]);
+                sim.add_token(
+                    "a-token",
+                    &["volumes:read_only", "linodes:read_only", "events:read_only"],
+                );
             }
             CloudFault::BadCredential => sim.add_token("another-token", &["*"]),
             CloudFault::ReadFailsOnce => {
@@ -193,11 +255,18 @@ impl Harness for Linode {
 
     fn true_holder(&self, volume: &VolumeId) -> Option<InstanceId> {
         let number = volume.as_str().parse().expect("a number");
-        self.sim.volume(number).and_then(|v| v.holder).map(|id| InstanceId::new(id.to_string()))
+        self.sim
+            .volume(number)
+            .and_then(|v| v.holder)
+            .map(|id| InstanceId::new(id.to_string()))
     }
 
     fn mutations(&self) -> usize {
-        self.sim.requests().iter().filter(|r| r.is_mutation()).count()
+        self.sim
+            .requests()
+            .iter()
+            .filter(|r| r.is_mutation())
+            .count()
     }
 
     fn settle(&self) -> BoxFuture<'_, ()> {

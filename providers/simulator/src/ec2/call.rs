@@ -17,14 +17,40 @@ const FILTER_VALUES: usize = 200;
 /// A typed call.
 #[derive(Clone, Debug)]
 pub(super) enum Call {
-    DescribeVolumes { ids: Vec<VolumeNo>, filters: Filters, page: Page },
-    DescribeInstances { ids: Vec<InstanceNo>, filters: Filters, page: Page },
-    DescribeSnapshots { ids: Vec<SnapshotNo>, filters: Filters, page: Page },
-    AttachVolume { volume: VolumeNo, instance: InstanceNo },
-    DetachVolume { volume: VolumeNo, instance: Option<InstanceNo>, force: bool },
-    StopInstances { instances: Vec<InstanceNo> },
-    StartInstances { instances: Vec<InstanceNo> },
-    CreateSnapshot { volume: VolumeNo, description: String },
+    DescribeVolumes {
+        ids: Vec<VolumeNo>,
+        filters: Filters,
+        page: Page,
+    },
+    DescribeInstances {
+        ids: Vec<InstanceNo>,
+        filters: Filters,
+        page: Page,
+    },
+    DescribeSnapshots {
+        ids: Vec<SnapshotNo>,
+        filters: Filters,
+        page: Page,
+    },
+    AttachVolume {
+        volume: VolumeNo,
+        instance: InstanceNo,
+    },
+    DetachVolume {
+        volume: VolumeNo,
+        instance: Option<InstanceNo>,
+        force: bool,
+    },
+    StopInstances {
+        instances: Vec<InstanceNo>,
+    },
+    StartInstances {
+        instances: Vec<InstanceNo>,
+    },
+    CreateSnapshot {
+        volume: VolumeNo,
+        description: String,
+    },
 }
 
 /// A call, and whether it is a dry-run.
@@ -53,13 +79,19 @@ impl Params {
 
     fn need(&mut self, name: &str) -> Result<String, Refusal> {
         self.take(name).ok_or_else(|| {
-            Refusal::new(400, "MissingParameter", format!("The request must contain the parameter {name}"))
+            Refusal::new(
+                400,
+                "MissingParameter",
+                format!("The request must contain the parameter {name}"),
+            )
         })
     }
 
     /// Takes `Name.1`, `Name.2`, … in order.
     fn list(&mut self, name: &str) -> Vec<String> {
-        (1..).map_while(|n| self.take(&format!("{name}.{n}"))).collect()
+        (1..)
+            .map_while(|n| self.take(&format!("{name}.{n}")))
+            .collect()
     }
 
     fn flag(&mut self, name: &str) -> Result<bool, Refusal> {
@@ -76,7 +108,9 @@ impl Params {
     fn filters(&mut self, known: &[&str]) -> Result<Filters, Refusal> {
         let mut found = Filters::new();
         for n in 1.. {
-            let Some(name) = self.take(&format!("Filter.{n}.Name")) else { break };
+            let Some(name) = self.take(&format!("Filter.{n}.Name")) else {
+                break;
+            };
             let values = self.list(&format!("Filter.{n}.Value"));
             if !known.contains(&name.as_str()) && !name.starts_with("tag:") {
                 let why = format!("The filter '{name}' is invalid");
@@ -112,7 +146,9 @@ impl Params {
         let start = match self.take("NextToken").map(|token| token.parse()) {
             None => 0,
             Some(Ok(start)) => start,
-            Some(Err(_)) => return bad("InvalidParameterValue", "Unable to parse pagination token"),
+            Some(Err(_)) => {
+                return bad("InvalidParameterValue", "Unable to parse pagination token");
+            }
         };
         Ok(Page { start, size })
     }
@@ -146,8 +182,9 @@ impl Request {
         let only = |ids: &[InstanceNo]| if let [one] = ids { Some(*one) } else { None };
         let (operation, volume, instance) = match &self.call {
             Call::DescribeVolumes { ids, filters, .. } => {
-                let by_filter =
-                    filters.get("volume-id").map(|ids| all(ids, id::parse_volume).unwrap_or_default());
+                let by_filter = filters
+                    .get("volume-id")
+                    .map(|ids| all(ids, id::parse_volume).unwrap_or_default());
                 let volume = match by_filter.as_deref().unwrap_or(ids) {
                     [one] => Some(*one),
                     _ => None,
@@ -155,22 +192,34 @@ impl Request {
                 (Operation::ListVolumes, volume, None)
             }
             Call::DescribeInstances { ids, filters, .. } => {
-                let by_filter =
-                    filters.get("instance-id").map(|ids| all(ids, id::parse_instance).unwrap_or_default());
-                (Operation::ListInstances, None, only(by_filter.as_deref().unwrap_or(ids)))
+                let by_filter = filters
+                    .get("instance-id")
+                    .map(|ids| all(ids, id::parse_instance).unwrap_or_default());
+                (
+                    Operation::ListInstances,
+                    None,
+                    only(by_filter.as_deref().unwrap_or(ids)),
+                )
             }
             Call::DescribeSnapshots { .. } => (Operation::ListSnapshots, None, None),
             Call::AttachVolume { volume, instance } => {
                 (Operation::AttachVolume, Some(*volume), Some(*instance))
             }
-            Call::DetachVolume { volume, instance, .. } => {
-                (Operation::DetachVolume, Some(*volume), *instance)
+            Call::DetachVolume {
+                volume, instance, ..
+            } => (Operation::DetachVolume, Some(*volume), *instance),
+            Call::StopInstances { instances } => {
+                (Operation::ShutdownInstance, None, only(instances))
             }
-            Call::StopInstances { instances } => (Operation::ShutdownInstance, None, only(instances)),
             Call::StartInstances { instances } => (Operation::BootInstance, None, only(instances)),
             Call::CreateSnapshot { volume, .. } => (Operation::CreateSnapshot, Some(*volume), None),
         };
-        RequestSummary { operation: Some(operation), volume, instance, dry_run: self.dry_run }
+        RequestSummary {
+            operation: Some(operation),
+            volume,
+            instance,
+            dry_run: self.dry_run,
+        }
     }
 }
 
@@ -188,43 +237,75 @@ impl Call {
                     "tag-key",
                     "availability-zone",
                 ])?;
-                Self::DescribeVolumes { page: params.page(!ids.is_empty())?, ids, filters }
+                Self::DescribeVolumes {
+                    page: params.page(!ids.is_empty())?,
+                    ids,
+                    filters,
+                }
             }
             "DescribeInstances" => {
                 params.flag("IncludeManagedResources")?;
                 let ids = all(&params.list("InstanceId"), id::parse_instance)?;
-                let filters = params.filters(&["instance-id", "instance-state-name", "availability-zone"])?;
-                Self::DescribeInstances { page: params.page(!ids.is_empty())?, ids, filters }
+                let filters =
+                    params.filters(&["instance-id", "instance-state-name", "availability-zone"])?;
+                Self::DescribeInstances {
+                    page: params.page(!ids.is_empty())?,
+                    ids,
+                    filters,
+                }
             }
             "DescribeSnapshots" => {
                 let owners = params.list("Owner");
                 if owners.iter().any(|owner| owner != "self") {
-                    let why = "Value for parameter owner is invalid. This simulator knows self only.";
+                    let why =
+                        "Value for parameter owner is invalid. This simulator knows self only.";
                     return Err(Refusal::new(400, "InvalidParameterValue", why));
                 }
                 let ids = all(&params.list("SnapshotId"), id::parse_snapshot)?;
-                let filters = params.filters(&["snapshot-id", "volume-id", "description", "status"])?;
-                Self::DescribeSnapshots { page: params.page(!ids.is_empty())?, ids, filters }
+                let filters =
+                    params.filters(&["snapshot-id", "volume-id", "description", "status"])?;
+                Self::DescribeSnapshots {
+                    page: params.page(!ids.is_empty())?,
+                    ids,
+                    filters,
+                }
             }
             "AttachVolume" => {
                 params.need("Device")?;
                 let volume = id::parse_volume(&params.need("VolumeId")?)?;
-                Self::AttachVolume { volume, instance: id::parse_instance(&params.need("InstanceId")?)? }
+                Self::AttachVolume {
+                    volume,
+                    instance: id::parse_instance(&params.need("InstanceId")?)?,
+                }
             }
             "DetachVolume" => {
                 params.take("Device");
                 let volume = id::parse_volume(&params.need("VolumeId")?)?;
-                let instance = params.take("InstanceId").map(|id| id::parse_instance(&id)).transpose()?;
-                Self::DetachVolume { volume, instance, force: params.flag("Force")? }
+                let instance = params
+                    .take("InstanceId")
+                    .map(|id| id::parse_instance(&id))
+                    .transpose()?;
+                Self::DetachVolume {
+                    volume,
+                    instance,
+                    force: params.flag("Force")?,
+                }
             }
             "StopInstances" => {
                 params.flag("Force")?;
-                Self::StopInstances { instances: Self::some_instances(params)? }
+                Self::StopInstances {
+                    instances: Self::some_instances(params)?,
+                }
             }
-            "StartInstances" => Self::StartInstances { instances: Self::some_instances(params)? },
+            "StartInstances" => Self::StartInstances {
+                instances: Self::some_instances(params)?,
+            },
             "CreateSnapshot" => {
                 let volume = id::parse_volume(&params.need("VolumeId")?)?;
-                Self::CreateSnapshot { volume, description: params.take("Description").unwrap_or_default() }
+                Self::CreateSnapshot {
+                    volume,
+                    description: params.take("Description").unwrap_or_default(),
+                }
             }
             _ => {
                 let why = format!("The action {action} is not valid for this web service.");
@@ -236,7 +317,11 @@ impl Call {
 
     fn some_instances(params: &mut Params) -> Result<Vec<InstanceNo>, Refusal> {
         let ids = all(&params.list("InstanceId"), id::parse_instance)?;
-        if ids.is_empty() { params.need("InstanceId").map(|_| ids) } else { Ok(ids) }
+        if ids.is_empty() {
+            params.need("InstanceId").map(|_| ids)
+        } else {
+            Ok(ids)
+        }
     }
 
     /// Returns the API's name of the action, which is also the name of the right that it needs.

@@ -44,7 +44,10 @@ fn attachment_state(view: &View, volume: VolumeNo, instance: InstanceNo) -> &'st
 }
 
 fn holders(volume: &Volume) -> impl Iterator<Item = InstanceNo> {
-    volume.holder.into_iter().chain(volume.also_attached.iter().copied())
+    volume
+        .holder
+        .into_iter()
+        .chain(volume.also_attached.iter().copied())
 }
 
 fn attachment(xml: &mut Xml, view: &View, volume: &Volume, instance: InstanceNo) {
@@ -59,7 +62,12 @@ fn attachment(xml: &mut Xml, view: &View, volume: &Volume, instance: InstanceNo)
 }
 
 /// Encodes the answer to an attach or detach: the present state of the attachment.
-pub(super) fn attachment_reply(xml: &mut Xml, state: &State, volume: VolumeNo, instance: InstanceNo) {
+pub(super) fn attachment_reply(
+    xml: &mut Xml,
+    state: &State,
+    volume: VolumeNo,
+    instance: InstanceNo,
+) {
     if let Some(found) = state.view.volumes.get(&volume) {
         attachment(xml, &state.view, found, instance);
     }
@@ -82,7 +90,9 @@ pub(super) fn volume(xml: &mut Xml, view: &View, v: &Volume) {
         .text("volumeType", "gp3")
         .text("encrypted", false)
         .text("multiAttachEnabled", !v.also_attached.is_empty());
-    xml.items("attachmentSet", holders(v), |item, instance| attachment(item, view, v, instance));
+    xml.items("attachmentSet", holders(v), |item, instance| {
+        attachment(item, view, v, instance)
+    });
     tag_set(xml, &volume_tags(v));
 }
 
@@ -96,9 +106,15 @@ fn instance_tags(i: &Instance) -> Vec<(&str, &str)> {
 }
 
 /// Merges tags. Where both have a key, `own` wins.
-fn own_and<'a>(own: &'a BTreeMap<String, String>, all: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+fn own_and<'a>(
+    own: &'a BTreeMap<String, String>,
+    all: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
     let mut tags: BTreeMap<&str, &str> = all.iter().copied().collect();
-    tags.extend(own.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    tags.extend(
+        own.iter()
+            .map(|(key, value)| (key.as_str(), value.as_str())),
+    );
     tags.into_iter().collect()
 }
 
@@ -109,7 +125,8 @@ fn tag_set(xml: &mut Xml, tags: &[(&str, &str)]) {
 }
 
 pub(super) fn reservation(xml: &mut Xml, view: &View, i: &Instance) {
-    xml.text("reservationId", format!("r-{:017x}", i.id.0)).text("ownerId", OWNER);
+    xml.text("reservationId", format!("r-{:017x}", i.id.0))
+        .text("ownerId", OWNER);
     xml.items("groupSet", std::iter::empty::<()>(), |_, ()| {});
     xml.items("instancesSet", [i], |item, i| instance(item, view, i));
 }
@@ -117,22 +134,31 @@ pub(super) fn reservation(xml: &mut Xml, view: &View, i: &Instance) {
 fn instance(xml: &mut Xml, view: &View, i: &Instance) {
     xml.text("instanceId", id::instance(i.id));
     xml.with("instanceState", |s| state(s, &i.status));
-    xml.text("instanceType", "m5.large").text("launchTime", time(i.created));
+    xml.text("instanceType", "m5.large")
+        .text("launchTime", time(i.created));
     xml.with("placement", |placement| {
         placement.text("availabilityZone", &i.region);
     });
-    let held = view.volumes.values().filter(|v| holders(v).any(|h| h == i.id));
+    let held = view
+        .volumes
+        .values()
+        .filter(|v| holders(v).any(|h| h == i.id));
     xml.items("blockDeviceMapping", held, |item, v| {
         item.text("deviceName", "/dev/xvdba");
         item.with("ebs", |ebs| {
-            ebs.text("volumeId", id::volume(v.id)).text("status", attachment_state(view, v.id, i.id));
+            ebs.text("volumeId", id::volume(v.id))
+                .text("status", attachment_state(view, v.id, i.id));
         });
     });
     tag_set(xml, &instance_tags(i));
 }
 
 pub(super) fn snapshot(xml: &mut Xml, s: &Snapshot, now: Timestamp) {
-    let (status, progress) = if s.due <= now { ("completed", "100%") } else { ("pending", "") };
+    let (status, progress) = if s.due <= now {
+        ("completed", "100%")
+    } else {
+        ("pending", "")
+    };
     xml.text("snapshotId", id::snapshot(s.id))
         .text("volumeId", id::volume(s.volume))
         .text("status", status)
@@ -156,7 +182,9 @@ fn time(at: Timestamp) -> String {
 }
 
 fn passes(filters: &Filters, has: impl Fn(&str, &str) -> bool) -> bool {
-    filters.iter().all(|(name, values)| values.iter().any(|value| has(name, value)))
+    filters
+        .iter()
+        .all(|(name, values)| values.iter().any(|value| has(name, value)))
 }
 
 fn has_tag(tags: &[(&str, &str)], filter: &str, value: &str) -> bool {

@@ -27,14 +27,19 @@ pub(super) fn parse_volume(text: &str) -> Result<VolumeNo, Refusal> {
 }
 
 pub(super) fn parse_instance(text: &str) -> Result<InstanceNo, Refusal> {
-    hex(text, "i-")
-        .map(InstanceNo)
-        .ok_or_else(|| Refusal::new(400, "InvalidInstanceID.Malformed", format!("Invalid id: \"{text}\"")))
+    hex(text, "i-").map(InstanceNo).ok_or_else(|| {
+        Refusal::new(
+            400,
+            "InvalidInstanceID.Malformed",
+            format!("Invalid id: \"{text}\""),
+        )
+    })
 }
 
 pub(super) fn parse_snapshot(text: &str) -> Result<SnapshotNo, Refusal> {
     hex(text, "snap-").map(SnapshotNo).ok_or_else(|| {
-        let why = format!("Value ({text}) for parameter snapshotId is invalid. Expected: 'snap-...'.");
+        let why =
+            format!("Value ({text}) for parameter snapshotId is invalid. Expected: 'snap-...'.");
         Refusal::new(400, "InvalidParameterValue", why)
     })
 }
@@ -42,6 +47,8 @@ pub(super) fn parse_snapshot(text: &str) -> Result<SnapshotNo, Refusal> {
 fn hex(text: &str, prefix: &str) -> Option<u64> {
     let digits = text.strip_prefix(prefix)?;
     let good = matches!(digits.len(), 8 | 17)
-        && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        && digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     good.then(|| u64::from_str_radix(digits, 16).unwrap_or(u64::MAX))
 }

@@ -40,14 +40,25 @@ pub fn router(sim: CloudSim) -> Router {
 
 async fn handle(sim: CloudSim, request: HttpRequest<Body>) -> Response<Body> {
     let Some(incoming) = http::read(request).await else {
-        let refusal = Refusal::new(400, "InvalidRequest", "The request's body could not be read");
+        let refusal = Refusal::new(
+            400,
+            "InvalidRequest",
+            "The request's body could not be read",
+        );
         return http::Reply::into_response(Reply::refused(&refusal));
     };
     let request = Request::parse(&incoming.body);
-    let summary = request.as_ref().map_or_else(|_| RequestSummary::default(), Request::summary);
-    http::serve_with_faults(sim, incoming, summary, move |state, now, incoming, faults, number| {
-        serve(state, now, incoming, &request, faults, number)
-    })
+    let summary = request
+        .as_ref()
+        .map_or_else(|_| RequestSummary::default(), Request::summary);
+    http::serve_with_faults(
+        sim,
+        incoming,
+        summary,
+        move |state, now, incoming, faults, number| {
+            serve(state, now, incoming, &request, faults, number)
+        },
+    )
     .await
 }
 
@@ -85,7 +96,10 @@ fn serve(
         }
         Err(refusal) => Reply::refused(&refusal),
     };
-    faults.iter().find_map(|fault| fault_after(fault, &reply)).unwrap_or(reply)
+    faults
+        .iter()
+        .find_map(|fault| fault_after(fault, &reply))
+        .unwrap_or(reply)
 }
 
 /// The caller of the API.
@@ -108,8 +122,13 @@ impl Caller {
 
 /// Returns the caller of `AWS4-HMAC-SHA256 Credential=KEY/…`. While no token has been added, every key has all rights.
 fn caller(state: &State, incoming: &Incoming) -> Option<Caller> {
-    let rest = incoming.authorization.as_deref()?.strip_prefix("AWS4-HMAC-SHA256 ")?;
-    let scope = rest.split(',').find_map(|part| part.trim().strip_prefix("Credential="))?;
+    let rest = incoming
+        .authorization
+        .as_deref()?
+        .strip_prefix("AWS4-HMAC-SHA256 ")?;
+    let scope = rest
+        .split(',')
+        .find_map(|part| part.trim().strip_prefix("Credential="))?;
     let key = scope.split('/').next().filter(|key| !key.is_empty())?;
     let foreign = state.access.foreign.contains(key);
     let actions = match state.access.tokens.get(key) {
@@ -117,27 +136,40 @@ fn caller(state: &State, incoming: &Incoming) -> Option<Caller> {
         None if foreign || state.access.tokens.is_empty() => vec!["*".to_owned()],
         None => return None,
     };
-    Some(Caller { actions, foreign, read_only: state.access.read_only_user })
+    Some(Caller {
+        actions,
+        foreign,
+        read_only: state.access.read_only_user,
+    })
 }
 
 fn fault_before(fault: &Fault) -> Option<Reply> {
     match fault {
-        Fault::Throttle { retry_after_seconds } => Some(Reply::throttled(retry_after_seconds.map(u64::from))),
-        Fault::Error { status, reason, when: When::BeforeEffect, body } => {
-            Some(Reply::broken(*status, reason, *body))
-        }
+        Fault::Throttle {
+            retry_after_seconds,
+        } => Some(Reply::throttled(retry_after_seconds.map(u64::from))),
+        Fault::Error {
+            status,
+            reason,
+            when: When::BeforeEffect,
+            body,
+        } => Some(Reply::broken(*status, reason, *body)),
         Fault::Maintenance => {
             let why = "The server is overloaded and can't handle the request.";
             Some(Reply::refused(&Refusal::new(503, "Unavailable", why)))
         }
-        Fault::Cut { when: When::BeforeEffect } => Some(Reply::cut()),
+        Fault::Cut {
+            when: When::BeforeEffect,
+        } => Some(Reply::cut()),
         _ => None,
     }
 }
 
 /// Changes a read by identifier into a read of another object.
 fn mix_up(fault: &Fault, call: &mut Call) {
-    let Fault::OtherObject { volume, instance } = fault else { return };
+    let Fault::OtherObject { volume, instance } = fault else {
+        return;
+    };
     let (filters, name, other) = match call {
         Call::DescribeVolumes { filters, .. } | Call::DescribeSnapshots { filters, .. } => {
             (filters, "volume-id", volume_id(*volume))
@@ -152,10 +184,15 @@ fn mix_up(fault: &Fault, call: &mut Call) {
 
 fn fault_after(fault: &Fault, reply: &Reply) -> Option<Reply> {
     match fault {
-        Fault::Error { status, reason, when: When::AfterEffect, body } => {
-            Some(Reply::broken(*status, reason, *body))
-        }
-        Fault::Cut { when: When::AfterEffect } => Some(Reply::cut()),
+        Fault::Error {
+            status,
+            reason,
+            when: When::AfterEffect,
+            body,
+        } => Some(Reply::broken(*status, reason, *body)),
+        Fault::Cut {
+            when: When::AfterEffect,
+        } => Some(Reply::cut()),
         Fault::BadSuccess { body } if reply.is_success() => Some(match body {
             ErrorBody::Json => Reply::ok("Some", &Xml::default()),
             other => Reply::broken(200, "", *other),
@@ -165,7 +202,11 @@ fn fault_after(fault: &Fault, reply: &Reply) -> Option<Reply> {
 }
 
 fn accepted(job: &Job) -> Effect {
-    Effect::Accepted { action: job.action, volume: job.volume, instance: job.instance }
+    Effect::Accepted {
+        action: job.action,
+        volume: job.volume,
+        instance: job.instance,
+    }
 }
 
 /// Does the work.
@@ -194,15 +235,24 @@ fn perform(
         return Err(Refusal::new(412, "DryRunOperation", why));
     }
     let nothing = View::default();
-    let view = if caller.foreign { &nothing } else { state.read_view() };
+    let view = if caller.foreign {
+        &nothing
+    } else {
+        state.read_view()
+    };
     let mut body = Xml::default();
     let effect = match call {
         Call::DescribeVolumes { ids, filters, page } => {
             if let Some(missing) = ids.iter().find(|id| !view.volumes.contains_key(id)) {
                 return Err(OpError::NoVolume(*missing).into());
             }
-            let rows = view.volumes.values().filter(|v| ids.is_empty() || ids.contains(&v.id));
-            let rows = rows.filter(|v| encode::volume_passes(view, v, &filters)).collect();
+            let rows = view
+                .volumes
+                .values()
+                .filter(|v| ids.is_empty() || ids.contains(&v.id));
+            let rows = rows
+                .filter(|v| encode::volume_passes(view, v, &filters))
+                .collect();
             let (rows, next) = part(rows, page);
             body.items("volumeSet", rows, |item, v| encode::volume(item, view, v));
             encode::next_token(&mut body, next);
@@ -212,10 +262,17 @@ fn perform(
             if let Some(missing) = ids.iter().find(|id| !view.instances.contains_key(id)) {
                 return Err(OpError::NoInstance(*missing).into());
             }
-            let rows = view.instances.values().filter(|i| ids.is_empty() || ids.contains(&i.id));
-            let rows = rows.filter(|i| encode::instance_passes(i, &filters)).collect();
+            let rows = view
+                .instances
+                .values()
+                .filter(|i| ids.is_empty() || ids.contains(&i.id));
+            let rows = rows
+                .filter(|i| encode::instance_passes(i, &filters))
+                .collect();
             let (rows, next) = part(rows, page);
-            body.items("reservationSet", rows, |item, i| encode::reservation(item, view, i));
+            body.items("reservationSet", rows, |item, i| {
+                encode::reservation(item, view, i)
+            });
             encode::next_token(&mut body, next);
             Effect::None
         }
@@ -224,10 +281,17 @@ fn perform(
                 let why = format!("The snapshot '{}' does not exist.", id::snapshot(*missing));
                 return Err(Refusal::new(400, "InvalidSnapshot.NotFound", why));
             }
-            let rows = view.snapshots.values().filter(|s| ids.is_empty() || ids.contains(&s.id));
-            let rows = rows.filter(|s| encode::snapshot_passes(s, now, &filters)).collect();
+            let rows = view
+                .snapshots
+                .values()
+                .filter(|s| ids.is_empty() || ids.contains(&s.id));
+            let rows = rows
+                .filter(|s| encode::snapshot_passes(s, now, &filters))
+                .collect();
             let (rows, next) = part(rows, page);
-            body.items("snapshotSet", rows, |item, s| encode::snapshot(item, s, now));
+            body.items("snapshotSet", rows, |item, s| {
+                encode::snapshot(item, s, now)
+            });
             encode::next_token(&mut body, next);
             Effect::None
         }
@@ -240,15 +304,26 @@ fn perform(
             encode::attachment_reply(&mut body, state, volume, instance);
             accepted(&job)
         }
-        Call::DetachVolume { volume, instance, force } => {
+        Call::DetachVolume {
+            volume,
+            instance,
+            force,
+        } => {
             let instance = state.check_detach(volume, instance)?;
             let job = state.detach_from(volume, Some(instance), force, now)?;
             encode::attachment_reply(&mut body, state, volume, instance);
             accepted(&job)
         }
-        Call::StopInstances { instances } => power(state, &mut body, &instances, JobAction::Shutdown, now)?,
-        Call::StartInstances { instances } => power(state, &mut body, &instances, JobAction::Boot, now)?,
-        Call::CreateSnapshot { volume, description } => {
+        Call::StopInstances { instances } => {
+            power(state, &mut body, &instances, JobAction::Shutdown, now)?
+        }
+        Call::StartInstances { instances } => {
+            power(state, &mut body, &instances, JobAction::Boot, now)?
+        }
+        Call::CreateSnapshot {
+            volume,
+            description,
+        } => {
             let (snapshot, effect) = state.create_snapshot(volume, description, now)?;
             encode::snapshot(&mut body, &snapshot, now);
             effect
@@ -268,17 +343,22 @@ fn exists(state: &State, caller: &Caller, call: &Call) -> Result<(), Refusal> {
         _ => Err(Refusal::from(OpError::NoInstance(id))),
     };
     match call {
-        Call::AttachVolume { volume: v, instance: i } => volume(*v).and_then(|()| instance(*i)),
-        Call::DetachVolume { volume: v, instance: i, .. } => {
-            volume(*v).and_then(|()| i.map_or(Ok(()), instance))
-        }
+        Call::AttachVolume {
+            volume: v,
+            instance: i,
+        } => volume(*v).and_then(|()| instance(*i)),
+        Call::DetachVolume {
+            volume: v,
+            instance: i,
+            ..
+        } => volume(*v).and_then(|()| i.map_or(Ok(()), instance)),
         Call::CreateSnapshot { volume: v, .. } => volume(*v),
         Call::StopInstances { instances } | Call::StartInstances { instances } => {
             instances.iter().copied().try_for_each(instance)
         }
-        Call::DescribeVolumes { .. } | Call::DescribeInstances { .. } | Call::DescribeSnapshots { .. } => {
-            Ok(())
-        }
+        Call::DescribeVolumes { .. }
+        | Call::DescribeInstances { .. }
+        | Call::DescribeSnapshots { .. } => Ok(()),
     }
 }
 
@@ -286,7 +366,10 @@ fn exists(state: &State, caller: &Caller, call: &Call) -> Result<(), Refusal> {
 fn part<T>(rows: Vec<T>, page: Page) -> (Vec<T>, Option<usize>) {
     let end = page.start.saturating_add(page.size);
     let next = (end < rows.len()).then_some(end);
-    (rows.into_iter().skip(page.start).take(page.size).collect(), next)
+    (
+        rows.into_iter().skip(page.start).take(page.size).collect(),
+        next,
+    )
 }
 
 /// Starts or stops instances. An instance that is in the wanted state, or on its way to it, does not change.
@@ -303,24 +386,33 @@ fn power(
         let before = state.instance(*instance)?.status.clone();
         let there = match action {
             JobAction::Boot => matches!(before, InstanceStatus::Running | InstanceStatus::Booting),
-            _ => matches!(before, InstanceStatus::Offline | InstanceStatus::ShuttingDown),
+            _ => matches!(
+                before,
+                InstanceStatus::Offline | InstanceStatus::ShuttingDown
+            ),
         };
         if !there {
-            let job = state.power(*instance, action, now).map_err(|error| match error {
-                OpError::Busy => OpError::WrongPower {
-                    instance: *instance,
-                    status: encode::state_of(&before).1.to_owned(),
-                },
-                other => other,
-            })?;
+            let job = state
+                .power(*instance, action, now)
+                .map_err(|error| match error {
+                    OpError::Busy => OpError::WrongPower {
+                        instance: *instance,
+                        status: encode::state_of(&before).1.to_owned(),
+                    },
+                    other => other,
+                })?;
             effect = accepted(&job);
         }
         changes.push((*instance, before, state.instance(*instance)?.status.clone()));
     }
-    body.items("instancesSet", changes, |item, (instance, before, after)| {
-        item.text("instanceId", id::instance(instance));
-        item.with("currentState", |state| encode::state(state, &after));
-        item.with("previousState", |state| encode::state(state, &before));
-    });
+    body.items(
+        "instancesSet",
+        changes,
+        |item, (instance, before, after)| {
+            item.text("instanceId", id::instance(instance));
+            item.with("currentState", |state| encode::state(state, &after));
+            item.with("previousState", |state| encode::state(state, &before));
+        },
+    );
     Ok(effect)
 }

@@ -16,7 +16,10 @@ impl From<OpError> for Refusal {
                 Self::new(400, "InvalidVolume.NotFound", message)
             }
             OpError::NoInstance(instance) => {
-                let message = format!("The instance ID '{}' does not exist", id::instance(instance));
+                let message = format!(
+                    "The instance ID '{}' does not exist",
+                    id::instance(instance)
+                );
                 Self::new(400, "InvalidInstanceID.NotFound", message)
             }
             OpError::AlreadyAttached { volume, .. } => {
@@ -24,12 +27,16 @@ impl From<OpError> for Refusal {
                 Self::new(400, "VolumeInUse", message)
             }
             OpError::NotAttached(volume) => {
-                let message = format!("Volume '{}' is in the 'available' state.", id::volume(volume));
+                let message = format!(
+                    "Volume '{}' is in the 'available' state.",
+                    id::volume(volume)
+                );
                 Self::new(400, "IncorrectState", message)
             }
             OpError::NotHeldBy { volume, instance } => {
                 let (volume, instance) = (id::volume(volume), id::instance(instance));
-                let message = format!("The volume '{volume}' is not attached to instance '{instance}'.");
+                let message =
+                    format!("The volume '{volume}' is not attached to instance '{instance}'.");
                 Self::new(400, "InvalidAttachment.NotFound", message)
             }
             OpError::OtherRegion { volume, instance } => {
@@ -40,8 +47,10 @@ impl From<OpError> for Refusal {
                 Self::new(400, "InvalidVolume.ZoneMismatch", message)
             }
             OpError::WrongPower { instance, status } => {
-                let message =
-                    format!("The instance '{}' is in the '{status}' state.", id::instance(instance));
+                let message = format!(
+                    "The instance '{}' is in the '{status}' state.",
+                    id::instance(instance)
+                );
                 Self::new(400, "IncorrectInstanceState", message)
             }
             OpError::Busy | OpError::Locked { .. } => Self::new(400, "IncorrectState", message),

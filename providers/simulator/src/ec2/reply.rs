@@ -18,7 +18,10 @@ impl Xml {
     /// Adds an element with a text.
     pub(super) fn text(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
         let value = value.to_string();
-        let escaped = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let escaped = value
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;");
         let _ = write!(self.0, "<{name}>{escaped}</{name}>");
         self
     }
@@ -56,18 +59,31 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into() }
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.into(),
+        }
     }
 }
 
 /// Converts a text such as "OperationNotPermitted: words", which begins with its code. A text without a code gets
 /// `InternalError` with a 5xx status and `IncorrectState` otherwise.
 pub(super) fn coded(status: u16, text: &str) -> Refusal {
-    let is_code =
-        |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+    let is_code = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
+    };
     match text.split_once(": ") {
         Some((code, message)) if is_code(code) => Refusal::new(status, code, message),
-        _ => Refusal::new(status, if status >= 500 { "InternalError" } else { "IncorrectState" }, text),
+        _ => Refusal::new(
+            status,
+            if status >= 500 {
+                "InternalError"
+            } else {
+                "IncorrectState"
+            },
+            text,
+        ),
     }
 }
 
@@ -89,7 +105,12 @@ pub(super) struct Reply {
 
 impl Reply {
     fn new(status: u16, content: Content) -> Self {
-        Self { status, content, retry_after: None, cut: false }
+        Self {
+            status,
+            content,
+            retry_after: None,
+            cut: false,
+        }
     }
 
     /// A successful answer to this action.
@@ -107,7 +128,9 @@ impl Reply {
         body.with("Response", |response| {
             response.with("Errors", |errors| {
                 errors.with("Error", |error| {
-                    error.text("Code", &refusal.code).text("Message", &refusal.message);
+                    error
+                        .text("Code", &refusal.code)
+                        .text("Message", &refusal.message);
                 });
             });
             response.text("RequestID", REQUEST_ID);
@@ -119,7 +142,10 @@ impl Reply {
     /// EC2 answers throttling with 503 and documents no `Retry-After`.
     pub(super) fn throttled(retry_after: Option<u64>) -> Self {
         let refusal = Refusal::new(503, "RequestLimitExceeded", "Request limit exceeded.");
-        Self { retry_after, ..Self::refused(&refusal) }
+        Self {
+            retry_after,
+            ..Self::refused(&refusal)
+        }
     }
 
     pub(super) fn broken(status: u16, reason: &str, body: ErrorBody) -> Self {
@@ -138,7 +164,10 @@ impl Reply {
     }
 
     pub(super) fn cut() -> Self {
-        Self { cut: true, ..Self::new(200, Content::Empty) }
+        Self {
+            cut: true,
+            ..Self::new(200, Content::Empty)
+        }
     }
 
     pub(super) fn is_success(&self) -> bool {
@@ -159,11 +188,14 @@ impl http::Reply for Reply {
             Content::Xml(text) => (Some("text/xml;charset=UTF-8"), text),
             Content::Html(page) => (Some("text/html"), page),
             Content::Empty => (None, String::new()),
-            Content::Truncated => {
-                (Some("text/xml;charset=UTF-8"), "<?xml version=\"1.0\"?>\n<Response><Err".to_owned())
-            }
+            Content::Truncated => (
+                Some("text/xml;charset=UTF-8"),
+                "<?xml version=\"1.0\"?>\n<Response><Err".to_owned(),
+            ),
         };
-        let wait = self.retry_after.map(|seconds| ("retry-after", seconds.to_string()));
+        let wait = self
+            .retry_after
+            .map(|seconds| ("retry-after", seconds.to_string()));
         http::answer(self.status, kind, body, wait)
     }
 }

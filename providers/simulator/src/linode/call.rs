@@ -14,7 +14,11 @@ use serde_json::{Value, json};
 pub(super) enum Call {
     ListVolumes(Page),
     GetVolume(VolumeNo),
-    Attach { volume: VolumeNo, instance: InstanceNo, persist: bool },
+    Attach {
+        volume: VolumeNo,
+        instance: InstanceNo,
+        persist: bool,
+    },
     Detach(VolumeNo),
     ListInstances(Page),
     GetInstance(InstanceNo),
@@ -33,13 +37,19 @@ pub(super) struct Page {
 impl Page {
     fn parse(query: Option<&str>) -> Result<Self, Reply> {
         let mut found = Self { page: 1, size: 100 };
-        for (name, value) in query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')) {
+        for (name, value) in query
+            .unwrap_or_default()
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+        {
             let number = value.parse::<usize>();
             match (name, number) {
                 ("page", Ok(page)) if page >= 1 => found.page = page,
                 ("page", _) => return Err(Reply::error(400, "Must be 1 or more", Some("page"))),
                 ("page_size", Ok(size)) if (25..=500).contains(&size) => found.size = size,
-                ("page_size", _) => return Err(Reply::error(400, "Must be 25-500", Some("page_size"))),
+                ("page_size", _) => {
+                    return Err(Reply::error(400, "Must be 25-500", Some("page_size")));
+                }
                 _ => {}
             }
         }
@@ -52,7 +62,11 @@ impl Page {
         if self.page > pages {
             return Reply::not_found();
         }
-        let data: Vec<_> = rows.into_iter().skip((self.page - 1) * self.size).take(self.size).collect();
+        let data: Vec<_> = rows
+            .into_iter()
+            .skip((self.page - 1) * self.size)
+            .take(self.size)
+            .collect();
         Reply::ok(json!({ "data": data, "page": self.page, "pages": pages, "results": results }))
     }
 }
@@ -100,7 +114,12 @@ impl Call {
             ["linode", "instances", id, "volumes"] if get => {
                 Self::ListInstanceVolumes(number(id)?, Page::parse(query)?)
             }
-            ["linode", "instances", id, verb @ ("boot" | "reboot" | "shutdown")] if post => {
+            [
+                "linode",
+                "instances",
+                id,
+                verb @ ("boot" | "reboot" | "shutdown"),
+            ] if post => {
                 if !incoming.body.is_empty() {
                     body::<PowerBody>(incoming)?;
                 }
@@ -121,12 +140,21 @@ impl Call {
         let body = body::<AttachBody>(incoming)?;
         // Linode's default is to persist; its CSI driver sets it to false.
         let persist = body.persist_across_boots.unwrap_or(true);
-        Ok(Self::Attach { volume, instance: body.linode_id, persist })
+        Ok(Self::Attach {
+            volume,
+            instance: body.linode_id,
+            persist,
+        })
     }
 
     pub(super) fn summary(&self) -> RequestSummary {
         let (volume, instance) = (self.volume(), self.instance());
-        RequestSummary { operation: Some(self.operation()), volume, instance, dry_run: false }
+        RequestSummary {
+            operation: Some(self.operation()),
+            volume,
+            instance,
+            dry_run: false,
+        }
     }
 
     pub(super) fn operation(&self) -> Operation {
@@ -147,7 +175,9 @@ impl Call {
 
     fn volume(&self) -> Option<VolumeNo> {
         match self {
-            Self::GetVolume(volume) | Self::Attach { volume, .. } | Self::Detach(volume) => Some(*volume),
+            Self::GetVolume(volume) | Self::Attach { volume, .. } | Self::Detach(volume) => {
+                Some(*volume)
+            }
             _ => None,
         }
     }
@@ -166,7 +196,9 @@ impl Call {
     pub(super) fn scopes(&self) -> Vec<Scope> {
         match self {
             Self::ListVolumes(_) | Self::GetVolume(_) => vec![Scope::read("volumes")],
-            Self::Attach { .. } | Self::Detach(_) => vec![Scope::write("volumes"), Scope::write("linodes")],
+            Self::Attach { .. } | Self::Detach(_) => {
+                vec![Scope::write("volumes"), Scope::write("linodes")]
+            }
             Self::ListInstances(_) | Self::GetInstance(_) | Self::ListInstanceVolumes(..) => {
                 vec![Scope::read("linodes")]
             }
@@ -177,9 +209,12 @@ impl Call {
 }
 
 fn number<T: From<u64>>(text: &str) -> Result<T, Reply> {
-    text.parse::<u64>().map(T::from).map_err(|_| Reply::not_found())
+    text.parse::<u64>()
+        .map(T::from)
+        .map_err(|_| Reply::not_found())
 }
 
 fn body<'a, T: Deserialize<'a>>(incoming: &'a Incoming) -> Result<T, Reply> {
-    serde_json::from_slice(&incoming.body).map_err(|error| Reply::error(400, &error.to_string(), None))
+    serde_json::from_slice(&incoming.body)
+        .map_err(|error| Reply::error(400, &error.to_string(), None))
 }

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 /// Formats a time as Linode does: `2018-01-02T03:04:05`.
 pub(super) fn stamp(at: Timestamp) -> String {
-    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S").to_string()
+    at.to_zoned(TimeZone::UTC)
+        .strftime("%Y-%m-%dT%H:%M:%S")
+        .to_string()
 }
 
 /// Linode's tags are words: `key:value`, or the key alone.
@@ -78,15 +80,24 @@ pub(super) fn event(view: &View, job: &Job) -> Value {
         json!({"id": id, "label": label, "type": "linode", "url": format!("/v4/linode/instances/{id}")})
     });
     let volume = job.volume.map(|id| {
-        let label = view.volumes.get(&id).map_or_else(|| format!("volume{id}"), |v| v.label.clone());
+        let label = view
+            .volumes
+            .get(&id)
+            .map_or_else(|| format!("volume{id}"), |v| v.label.clone());
         json!({"id": id, "label": label, "type": "volume", "url": format!("/v4/volumes/{id}")})
     });
     let (entity, secondary) = match volume {
         Some(volume) => (Some(volume), linode),
         None => (linode, None),
     };
-    let duration = job.finished.map_or(0, |end| end.as_second() - job.created.as_second());
-    let percent = if job.status == JobStatus::Started { 0 } else { 100 };
+    let duration = job
+        .finished
+        .map_or(0, |end| end.as_second() - job.created.as_second());
+    let percent = if job.status == JobStatus::Started {
+        0
+    } else {
+        100
+    };
     let mut event = json!({
         "id": job.id,
         "action": job.action.word(),

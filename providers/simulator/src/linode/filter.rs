@@ -9,7 +9,14 @@ pub(super) const VOLUMES: &[&str] = &["label", "tags"];
 /// Filterable fields of an instance.
 pub(super) const INSTANCES: &[&str] = &["id", "label", "region", "tags", "group", "ipv4"];
 /// Filterable fields of an event.
-pub(super) const EVENTS: &[&str] = &["id", "action", "created", "read", "entity.id", "entity.type"];
+pub(super) const EVENTS: &[&str] = &[
+    "id",
+    "action",
+    "created",
+    "read",
+    "entity.id",
+    "entity.type",
+];
 
 /// Returns the rows that match the filter, in the order that it asks for.
 pub(super) fn apply(
@@ -17,7 +24,9 @@ pub(super) fn apply(
     header: Option<&str>,
     filterable: &'static [&'static str],
 ) -> Result<Vec<Value>, Reply> {
-    let Some(header) = header.filter(|h| !h.trim().is_empty()) else { return Ok(rows) };
+    let Some(header) = header.filter(|h| !h.trim().is_empty()) else {
+        return Ok(rows);
+    };
     let filter = match serde_json::from_str(header) {
         Ok(Value::Object(filter)) => filter,
         _ => return Err(refused("Invalid JSON")),
@@ -43,19 +52,23 @@ fn refused(reason: &str) -> Reply {
 }
 
 fn check(field: &str, filterable: &[&str]) -> Result<(), Reply> {
-    if filterable.contains(&field) { Ok(()) } else { Err(refused(&format!("Cannot filter on {field}"))) }
+    if filterable.contains(&field) {
+        Ok(())
+    } else {
+        Err(refused(&format!("Cannot filter on {field}")))
+    }
 }
 
 fn all(row: &Value, filter: &Map<String, Value>, filterable: &[&str]) -> Result<bool, Reply> {
     for (name, condition) in filter {
         let holds = match name.as_str() {
             "+order" | "+order_by" => true,
-            "+and" => parts(condition)?
-                .iter()
-                .try_fold(true, |so_far, part| Ok::<_, Reply>(so_far & all(row, part, filterable)?))?,
-            "+or" => parts(condition)?
-                .iter()
-                .try_fold(false, |so_far, part| Ok::<_, Reply>(so_far | all(row, part, filterable)?))?,
+            "+and" => parts(condition)?.iter().try_fold(true, |so_far, part| {
+                Ok::<_, Reply>(so_far & all(row, part, filterable)?)
+            })?,
+            "+or" => parts(condition)?.iter().try_fold(false, |so_far, part| {
+                Ok::<_, Reply>(so_far | all(row, part, filterable)?)
+            })?,
             field => {
                 check(field, filterable)?;
                 matches(value(row, field), condition)?
@@ -69,13 +82,19 @@ fn all(row: &Value, filter: &Map<String, Value>, filterable: &[&str]) -> Result<
 }
 
 fn parts(condition: &Value) -> Result<Vec<&Map<String, Value>>, Reply> {
-    let list = condition.as_array().ok_or_else(|| refused("Must be a list"))?;
-    list.iter().map(|part| part.as_object().ok_or_else(|| refused("Must be an object"))).collect()
+    let list = condition
+        .as_array()
+        .ok_or_else(|| refused("Must be a list"))?;
+    list.iter()
+        .map(|part| part.as_object().ok_or_else(|| refused("Must be an object")))
+        .collect()
 }
 
 /// Returns the value of a field. A dot in the name leads into an object.
 fn value<'a>(row: &'a Value, field: &str) -> &'a Value {
-    field.split('.').fold(row, |at, step| at.get(step).unwrap_or(&Value::Null))
+    field
+        .split('.')
+        .fold(row, |at, step| at.get(step).unwrap_or(&Value::Null))
 }
 
 fn matches(value: &Value, condition: &Value) -> Result<bool, Reply> {
@@ -93,7 +112,10 @@ fn matches(value: &Value, condition: &Value) -> Result<bool, Reply> {
             "+lt" => order == Some(Ordering::Less),
             "+lte" => matches!(order, Some(Ordering::Less | Ordering::Equal)),
             "+neq" => value != bound,
-            "+contains" => value.as_str().zip(bound.as_str()).is_some_and(|(text, part)| text.contains(part)),
+            "+contains" => value
+                .as_str()
+                .zip(bound.as_str())
+                .is_some_and(|(text, part)| text.contains(part)),
             other => return Err(refused(&format!("Unknown operator {other}"))),
         };
         if !holds {
@@ -139,9 +161,15 @@ mod tests {
             (json!({"label": {"+contains": "a"}}), vec![1, 3]),
             (json!({"id": {"+gt": 1, "+lte": 3}}), vec![2, 3]),
             (json!({"+or": [{"id": 1}, {"id": 3}]}), vec![1, 3]),
-            (json!({"+and": [{"id": {"+gte": 2}}, {"id": {"+lt": 3}}]}), vec![2]),
+            (
+                json!({"+and": [{"id": {"+gte": 2}}, {"id": {"+lt": 3}}]}),
+                vec![2],
+            ),
             (json!({"entity.id": 5, "entity.type": "linode"}), vec![3]),
-            (json!({"label": {"+neq": "a"}, "+order_by": "id", "+order": "desc"}), vec![3, 2]),
+            (
+                json!({"label": {"+neq": "a"}, "+order_by": "id", "+order": "desc"}),
+                vec![3, 2],
+            ),
             (json!({"id": 9}), vec![]),
         ];
         for (filter, expected) in table {
@@ -151,7 +179,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_filtered_is_refused() {
-        for bad in ["{", "[]", r#"{"linode_id": 1}"#, r#"{"+or": 1}"#, r#"{"id": {"+like": 1}}"#] {
+        for bad in [
+            "{",
+            "[]",
+            r#"{"linode_id": 1}"#,
+            r#"{"+or": 1}"#,
+            r#"{"id": {"+like": 1}}"#,
+        ] {
             assert!(apply(rows(), Some(bad), FIELDS).is_err(), "{bad}");
         }
     }

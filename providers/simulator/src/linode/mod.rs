@@ -48,13 +48,29 @@ pub fn router(sim: CloudSim) -> Router {
 
 async fn handle(sim: CloudSim, request: Request<Body>) -> Response<Body> {
     let Some(incoming) = http::read(request).await else {
-        return http::Reply::into_response(Reply::error(400, "The request's body could not be read", None));
+        return http::Reply::into_response(Reply::error(
+            400,
+            "The request's body could not be read",
+            None,
+        ));
     };
-    let call = Call::parse(&incoming.method, incoming.uri.path(), incoming.uri.query(), &incoming);
-    let summary = call.as_ref().map_or_else(|_| RequestSummary::default(), Call::summary);
-    http::serve_with_faults(sim, incoming, summary, move |state, now, incoming, faults, number| {
-        serve(state, now, incoming, &call, faults, number)
-    })
+    let call = Call::parse(
+        &incoming.method,
+        incoming.uri.path(),
+        incoming.uri.query(),
+        &incoming,
+    );
+    let summary = call
+        .as_ref()
+        .map_or_else(|_| RequestSummary::default(), Call::summary);
+    http::serve_with_faults(
+        sim,
+        incoming,
+        summary,
+        move |state, now, incoming, faults, number| {
+            serve(state, now, incoming, &call, faults, number)
+        },
+    )
     .await
 }
 
@@ -90,12 +106,18 @@ fn serve(
     let needed = call.scopes();
     let scoped = |reply: Reply| finish(reply.with_scopes(&scopes, &needed));
     if needed.iter().any(|need| !need.granted_by(&scopes)) {
-        return scoped(Reply::error(401, "Your OAuth token is not authorized to use this endpoint.", None));
+        return scoped(Reply::error(
+            401,
+            "Your OAuth token is not authorized to use this endpoint.",
+            None,
+        ));
     }
     if call.operation().is_mutation() && state.access.read_only_user {
         return scoped(Reply::error(403, "Unauthorized", None));
     }
-    let mixed_up = faults.iter().find_map(|fault| mixed_up(fault, call, incoming.filter.as_deref()));
+    let mixed_up = faults
+        .iter()
+        .find_map(|fault| mixed_up(fault, call, incoming.filter.as_deref()));
     let (call, filter) = match &mixed_up {
         Some((call, filter)) => (call, filter.as_deref()),
         None => (call, incoming.filter.as_deref()),
@@ -103,15 +125,21 @@ fn serve(
     let reply = match perform(state, now, incoming, call, filter) {
         Ok((reply, job)) => {
             if let Some(job) = job {
-                let effect =
-                    Effect::Accepted { action: job.action, volume: job.volume, instance: job.instance };
+                let effect = Effect::Accepted {
+                    action: job.action,
+                    volume: job.volume,
+                    instance: job.instance,
+                };
                 http::note_effect(state, number, effect);
             }
             reply
         }
         Err(reply) => reply,
     };
-    let reply = faults.iter().find_map(|fault| fault_after(fault, &reply)).unwrap_or(reply);
+    let reply = faults
+        .iter()
+        .find_map(|fault| fault_after(fault, &reply))
+        .unwrap_or(reply);
     scoped(reply)
 }
 
@@ -128,32 +156,47 @@ fn access_of(state: &State, token: &str) -> Option<(Vec<String>, &'static str)> 
     if state.access.tokens.is_empty() {
         return (!token.is_empty()).then(|| (all(), ACCOUNT));
     }
-    state.access.tokens.get(token).cloned().map(|scopes| (scopes, ACCOUNT))
+    state
+        .access
+        .tokens
+        .get(token)
+        .cloned()
+        .map(|scopes| (scopes, ACCOUNT))
 }
 
 fn fault_before(fault: &Fault) -> Option<Reply> {
     match fault {
-        Fault::Throttle { retry_after_seconds } => {
+        Fault::Throttle {
+            retry_after_seconds,
+        } => {
             let reply = Reply::error(429, "Too many requests", None);
             Some(match retry_after_seconds {
                 Some(seconds) => reply.with_retry_after(u64::from(*seconds)),
                 None => reply,
             })
         }
-        Fault::Error { status, reason, when: When::BeforeEffect, body } => {
-            Some(Reply::broken(*status, reason, *body))
-        }
+        Fault::Error {
+            status,
+            reason,
+            when: When::BeforeEffect,
+            body,
+        } => Some(Reply::broken(*status, reason, *body)),
         Fault::Maintenance => Some(
-            Reply::error(503, "The API is under maintenance", None).with_header("x-maintenance-mode", "yes"),
+            Reply::error(503, "The API is under maintenance", None)
+                .with_header("x-maintenance-mode", "yes"),
         ),
-        Fault::Cut { when: When::BeforeEffect } => Some(Reply::cut()),
+        Fault::Cut {
+            when: When::BeforeEffect,
+        } => Some(Reply::cut()),
         _ => None,
     }
 }
 
 /// Returns the read that is answered instead of this one, with its filter.
 fn mixed_up(fault: &Fault, call: &Call, filter: Option<&str>) -> Option<(Call, Option<String>)> {
-    let Fault::OtherObject { volume, instance } = fault else { return None };
+    let Fault::OtherObject { volume, instance } = fault else {
+        return None;
+    };
     match call {
         Call::GetVolume(_) => Some((Call::GetVolume(*volume), None)),
         Call::GetInstance(_) => Some((Call::GetInstance(*instance), None)),
@@ -173,10 +216,15 @@ fn mixed_up(fault: &Fault, call: &Call, filter: Option<&str>) -> Option<(Call, O
 
 fn fault_after(fault: &Fault, reply: &Reply) -> Option<Reply> {
     match fault {
-        Fault::Error { status, reason, when: When::AfterEffect, body } => {
-            Some(Reply::broken(*status, reason, *body))
-        }
-        Fault::Cut { when: When::AfterEffect } => Some(Reply::cut()),
+        Fault::Error {
+            status,
+            reason,
+            when: When::AfterEffect,
+            body,
+        } => Some(Reply::broken(*status, reason, *body)),
+        Fault::Cut {
+            when: When::AfterEffect,
+        } => Some(Reply::cut()),
         Fault::BadSuccess { body } if reply.status() < 300 => Some(match body {
             ErrorBody::Json => Reply::ok(serde_json::json!({})),
             other => Reply::broken(200, "", *other),
@@ -202,10 +250,17 @@ fn perform(
     let view = if foreign { &nothing } else { state.read_view() };
     match call {
         Call::ListVolumes(page) => {
-            let rows = view.volumes.values().map(|v| encode::volume(view, v)).collect();
+            let rows = view
+                .volumes
+                .values()
+                .map(|v| encode::volume(view, v))
+                .collect();
             read(page.of(filter::apply(rows, filter, filter::VOLUMES)?))
         }
-        Call::GetVolume(id) => read(Reply::ok(encode::volume(view, found(view.volumes.get(id))?))),
+        Call::GetVolume(id) => read(Reply::ok(encode::volume(
+            view,
+            found(view.volumes.get(id))?,
+        ))),
         Call::ListInstances(page) => {
             let rows = view.instances.values().map(encode::instance).collect();
             read(page.of(filter::apply(rows, filter, filter::INSTANCES)?))
@@ -222,11 +277,22 @@ fn perform(
             read(page.of(rows))
         }
         Call::ListEvents(page) => {
-            let rows = view.jobs.values().rev().map(|j| encode::event(view, j)).collect();
+            let rows = view
+                .jobs
+                .values()
+                .rev()
+                .map(|j| encode::event(view, j))
+                .collect();
             read(page.of(filter::apply(rows, filter, filter::EVENTS)?))
         }
-        Call::Attach { volume, instance, persist } => {
-            let job = state.attach(*volume, *instance, *persist, now).map_err(|e| refusal(&e))?;
+        Call::Attach {
+            volume,
+            instance,
+            persist,
+        } => {
+            let job = state
+                .attach(*volume, *instance, *persist, now)
+                .map_err(|e| refusal(&e))?;
             let shown = encode::volume(&state.view, found(state.view.volumes.get(volume))?);
             Ok((Reply::ok(shown), Some(job)))
         }
@@ -235,7 +301,9 @@ fn perform(
             Ok((Reply::ok(serde_json::json!({})), job))
         }
         Call::Power(instance, action) => {
-            let job = state.power(*instance, *action, now).map_err(|e| refusal(&e))?;
+            let job = state
+                .power(*instance, *action, now)
+                .map_err(|e| refusal(&e))?;
             Ok((Reply::ok(serde_json::json!({})), Some(job)))
         }
     }

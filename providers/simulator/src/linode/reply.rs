@@ -26,7 +26,12 @@ pub(super) struct Reply {
 
 impl Reply {
     fn new(status: u16, content: Content) -> Self {
-        Self { status, content, headers: Vec::new(), cut: false }
+        Self {
+            status,
+            content,
+            headers: Vec::new(),
+            cut: false,
+        }
     }
 
     pub(super) fn ok(body: Value) -> Self {
@@ -62,7 +67,10 @@ impl Reply {
     }
 
     pub(super) fn cut() -> Self {
-        Self { cut: true, ..Self::new(200, Content::Empty) }
+        Self {
+            cut: true,
+            ..Self::new(200, Content::Empty)
+        }
     }
 
     pub(super) fn status(&self) -> u16 {

@@ -9,21 +9,42 @@ pub(super) struct Scope {
 
 impl Scope {
     pub(super) const fn read(resource: &'static str) -> Self {
-        Self { resource, write: false }
+        Self {
+            resource,
+            write: false,
+        }
     }
 
     pub(super) const fn write(resource: &'static str) -> Self {
-        Self { resource, write: true }
+        Self {
+            resource,
+            write: true,
+        }
     }
 
     pub(super) fn word(self) -> String {
-        format!("{}:{}", self.resource, if self.write { "read_write" } else { "read_only" })
+        format!(
+            "{}:{}",
+            self.resource,
+            if self.write {
+                "read_write"
+            } else {
+                "read_only"
+            }
+        )
     }
 
     /// Returns whether these scopes contain this one: `*` is all, and `read_write` includes `read_only`.
     pub(super) fn granted_by(self, scopes: &[String]) -> bool {
         scopes.iter().any(|scope| {
-            scope == "*" || *scope == self.word() || *scope == Self { write: true, ..self }.word()
+            scope == "*"
+                || *scope == self.word()
+                || *scope
+                    == Self {
+                        write: true,
+                        ..self
+                    }
+                    .word()
         })
     }
 }

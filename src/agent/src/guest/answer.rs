@@ -35,15 +35,28 @@ impl Scan {
     fn seen(&self, challenge: &Challenge) -> ScanResult {
         let wanted = &challenge.identity.serial;
         let is_wanted = |(name, _): &(&String, &Family)| {
-            self.blocks.nodes.get(*name).is_some_and(|node| node.identities.contains(wanted))
+            self.blocks
+                .nodes
+                .get(*name)
+                .is_some_and(|node| node.identities.contains(wanted))
         };
-        let (disks, found): (Vec<&String>, Vec<&Family>) = self.families.iter().filter(is_wanted).unzip();
-        let devs: BTreeSet<Dev> = found.iter().flat_map(|family| &family.devs).copied().collect();
+        let (disks, found): (Vec<&String>, Vec<&Family>) =
+            self.families.iter().filter(is_wanted).unzip();
+        let devs: BTreeSet<Dev> = found
+            .iter()
+            .flat_map(|family| &family.devs)
+            .copied()
+            .collect();
         let mut users = self.users_of(&found, users::Detail::Everything);
-        let (dead, live): (Vec<&MountView>, Vec<&MountView>) =
-            self.of_volume(challenge).into_iter().partition(|view| self.dead.contains(&view.mount.dev));
+        let (dead, live): (Vec<&MountView>, Vec<&MountView>) = self
+            .of_volume(challenge)
+            .into_iter()
+            .partition(|view| self.dead.contains(&view.mount.dev));
         // A volume that kubelet has mounted from another device than the challenge's is not idle either.
-        let elsewhere = live.iter().filter(|view| view.devs.is_disjoint(&devs)).map(|view| view.label());
+        let elsewhere = live
+            .iter()
+            .filter(|view| view.devs.is_disjoint(&devs))
+            .map(|view| view.label());
         users.mounts = users::bounded_set(users.mounts.into_iter().chain(elsewhere).collect());
         if !found.is_empty() {
             self.add_close_findings(challenge, &disks, &devs, &mut users);
@@ -52,11 +65,22 @@ impl Scan {
         if !users.is_empty() {
             return ScanResult::InUse { users };
         }
-        let unexplained = |view: &&MountView| self.is_orphan(view) && !self.is_anothers(view, challenge);
+        let unexplained =
+            |view: &&MountView| self.is_orphan(view) && !self.is_anothers(view, challenge);
         let orphans = self.views.iter().filter(unexplained).map(orphan);
         // Processes were scanned only if the device exists.
-        let hidden = self.close.iter().flat_map(|close| &close.processes.unreadable);
-        let items = bounded(self.unreadable.iter().chain(hidden).cloned().chain(orphans).collect());
+        let hidden = self
+            .close
+            .iter()
+            .flat_map(|close| &close.processes.unreadable);
+        let items = bounded(
+            self.unreadable
+                .iter()
+                .chain(hidden)
+                .cloned()
+                .chain(orphans)
+                .collect(),
+        );
         match (items.is_empty(), found.is_empty(), paths.is_empty()) {
             (false, _, _) => ScanResult::Unreadable { items },
             (true, true, true) => ScanResult::NoDevice,
@@ -64,7 +88,10 @@ impl Scan {
             (true, false, true) => self.idle(&disks, &devs),
             (true, false, false) => {
                 // The device has returned under another number, and kubelet still has the mount of the old one.
-                users.mounts = paths.into_iter().map(|path| format!("{path} (dead)")).collect();
+                users.mounts = paths
+                    .into_iter()
+                    .map(|path| format!("{path} (dead)"))
+                    .collect();
                 ScanResult::InUse { users }
             }
         }
@@ -85,7 +112,10 @@ impl Scan {
             csi::place(path).is_some_and(|place| {
                 self.folders.owner(&place) == Some(&key)
                     || place
-                        == Place::Staging(challenge.driver.to_string(), csi::staging_hash(&challenge.handle))
+                        == Place::Staging(
+                            challenge.driver.to_string(),
+                            csi::staging_hash(&challenge.handle),
+                        )
             })
         };
         let mut openers: BTreeSet<String> = users.openers.drain(..).collect();
@@ -94,9 +124,18 @@ impl Scan {
                 openers.insert(program.name.clone());
             }
         }
-        let pods = self.folders.volumes.get(&key).into_iter().flat_map(|folder| &folder.pods);
+        let pods = self
+            .folders
+            .volumes
+            .get(&key)
+            .into_iter()
+            .flat_map(|folder| &folder.pods);
         for (pod, processes) in pods.filter_map(|pod| close.processes.pods.get_key_value(pod)) {
-            openers.extend(processes.iter().map(|process| format!("{process} (of pod {pod})")));
+            openers.extend(
+                processes
+                    .iter()
+                    .map(|process| format!("{process} (of pod {pod})")),
+            );
         }
         users.openers = users::bounded_set(openers);
         let traffic = |disk: &&String| close.after.since(&close.before, disk);
@@ -106,31 +145,51 @@ impl Scan {
     /// Returns the answer for an existing device without a sign of a user. "Clean" needs the full level, a scan for the
     /// challenge without gaps, and an exclusive open.
     fn idle(&self, disks: &[&String], devs: &BTreeSet<Dev>) -> ScanResult {
-        let (Level::Full, Some(close)) = (self.root.level(), &self.close) else { return ScanResult::Idle };
+        let (Level::Full, Some(close)) = (self.root.level(), &self.close) else {
+            return ScanResult::Idle;
+        };
         let mut doubts: BTreeSet<String> = self.unresolved_loops.iter().cloned().collect();
-        let ambiguous = close.processes.programs.iter().filter(|program| program.is_ambiguous);
+        let ambiguous = close
+            .processes
+            .programs
+            .iter()
+            .filter(|program| program.is_ambiguous);
         doubts.extend(
-            ambiguous.map(|program| format!("{}: on which device it works is not known", program.name)),
+            ambiguous
+                .map(|program| format!("{}: on which device it works is not known", program.name)),
         );
         for disk in disks {
             if let Traffic::Unknown(why) = close.after.since(&close.before, disk) {
                 doubts.insert(why);
             }
-            let state = self.blocks.nodes.get(*disk).and_then(|node| node.state.as_deref());
+            let state = self
+                .blocks
+                .nodes
+                .get(*disk)
+                .and_then(|node| node.state.as_deref());
             if let Some(state) = state.filter(|state| !WORKING.contains(state)) {
-                doubts
-                    .insert(format!("/sys/block/{disk}/device/state: {state}, its removal is not finished"));
+                doubts.insert(format!(
+                    "/sys/block/{disk}/device/state: {state}, its removal is not finished"
+                ));
             }
         }
         if !doubts.is_empty() {
-            return ScanResult::Unreadable { items: bounded(doubts) };
+            return ScanResult::Unreadable {
+                items: bounded(doubts),
+            };
         }
-        let names = devs.iter().filter_map(|dev| Some((self.blocks.name_of(*dev)?, *dev))).collect();
+        let names = devs
+            .iter()
+            .filter_map(|dev| Some((self.blocks.name_of(*dev)?, *dev)))
+            .collect();
         match claim(&self.root, names) {
             Claim::Free => ScanResult::Clean,
-            Claim::Taken => {
-                ScanResult::InUse { users: DeviceUsers { claimed: true, ..DeviceUsers::default() } }
-            }
+            Claim::Taken => ScanResult::InUse {
+                users: DeviceUsers {
+                    claimed: true,
+                    ..DeviceUsers::default()
+                },
+            },
             Claim::Unknown(why) => ScanResult::Unreadable { items: vec![why] },
         }
     }
@@ -139,13 +198,23 @@ impl Scan {
     /// further mounts of that vanished device.
     fn of_volume(&self, challenge: &Challenge) -> Vec<&MountView> {
         let key = (challenge.driver.clone(), challenge.handle.clone());
-        let staging = Place::Staging(challenge.driver.to_string(), csi::staging_hash(&challenge.handle));
-        let is_own =
-            |view: &&MountView| self.owner(view) == Some(&key) || view.place.as_ref() == Some(&staging);
+        let staging = Place::Staging(
+            challenge.driver.to_string(),
+            csi::staging_hash(&challenge.handle),
+        );
+        let is_own = |view: &&MountView| {
+            self.owner(view) == Some(&key) || view.place.as_ref() == Some(&staging)
+        };
         let own: Vec<&MountView> = self.views.iter().filter(is_own).collect();
-        let gone: BTreeSet<Dev> =
-            own.iter().map(|view| view.mount.dev).filter(|dev| self.dead.contains(dev)).collect();
-        self.views.iter().filter(|view| is_own(view) || gone.contains(&view.mount.dev)).collect()
+        let gone: BTreeSet<Dev> = own
+            .iter()
+            .map(|view| view.mount.dev)
+            .filter(|dev| self.dead.contains(dev))
+            .collect();
+        self.views
+            .iter()
+            .filter(|view| is_own(view) || gone.contains(&view.mount.dev))
+            .collect()
     }
 
     /// Returns whether an unexplained mount certainly belongs to another volume: its path has the hash of another handle, or

@@ -23,8 +23,9 @@ pub(super) fn resolve(
             Backing::File(path) => {
                 let (devs, is_sure) = behind(reader, blocks, views, &path);
                 if !is_sure {
-                    unresolved
-                        .push(format!("/sys/block/{name}/loop/backing_file: nothing on the host is {path}"));
+                    unresolved.push(format!(
+                        "/sys/block/{name}/loop/backing_file: nothing on the host is {path}"
+                    ));
                 }
                 devs
             }
@@ -44,15 +45,32 @@ fn behind(
 ) -> (BTreeSet<Dev>, bool) {
     let file = path.strip_suffix(" (deleted)").unwrap_or(path);
     let host = || views.iter().filter(|view| view.process.is_none());
-    let node = host().find(|view| view.mount.point == file).and_then(|view| view.devs.first().copied());
+    let node = host()
+        .find(|view| view.mount.point == file)
+        .and_then(|view| view.devs.first().copied());
     if let Some(dev) = node.or_else(|| blocks.by_path(reader, file)) {
         return (BTreeSet::from([dev]), true);
     }
-    let on = |point: &str| file.strip_prefix(point).is_some_and(|rest| point == "/" || rest.starts_with('/'));
-    let around = host().filter(|view| on(&view.mount.point)).max_by_key(|view| view.mount.point.len());
-    let mut devs: BTreeSet<Dev> = around.and_then(|view| view.devs.first().copied()).into_iter().collect();
-    let found = reader.root.resolve(file).and_then(|place| stat(&place, false)).ok();
-    let number = found.as_ref().map(|stat| Dev { major: stat.stx_dev_major, minor: stat.stx_dev_minor });
+    let on = |point: &str| {
+        file.strip_prefix(point)
+            .is_some_and(|rest| point == "/" || rest.starts_with('/'))
+    };
+    let around = host()
+        .filter(|view| on(&view.mount.point))
+        .max_by_key(|view| view.mount.point.len());
+    let mut devs: BTreeSet<Dev> = around
+        .and_then(|view| view.devs.first().copied())
+        .into_iter()
+        .collect();
+    let found = reader
+        .root
+        .resolve(file)
+        .and_then(|place| stat(&place, false))
+        .ok();
+    let number = found.as_ref().map(|stat| Dev {
+        major: stat.stx_dev_major,
+        minor: stat.stx_dev_minor,
+    });
     devs.extend(number.filter(|dev| blocks.has(*dev)));
     let is_file = |stat: &rustix::fs::Statx| {
         FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile || is_block(stat)

@@ -57,24 +57,38 @@ pub(crate) struct Family {
 pub(crate) fn read(reader: &mut Reader<'_>) -> Blocks {
     let mut blocks = Blocks::default();
     let Some(disks) = reader.list("/sys/block") else {
-        reader.unreadable("/sys/block", "not there: is the host's /sys below the host root?");
+        reader.unreadable(
+            "/sys/block",
+            "not there: is the host's /sys below the host root?",
+        );
         return blocks;
     };
     for disk in disks {
         let dir = format!("/sys/block/{disk}");
-        let Some(mut node) = read_node(reader, &dir) else { continue };
+        let Some(mut node) = read_node(reader, &dir) else {
+            continue;
+        };
         node.identities = identities(reader, &disk);
         node.backing = if disk.starts_with("loop") {
-            reader.text(&format!("{dir}/loop/backing_file")).map(Backing::File)
+            reader
+                .text(&format!("{dir}/loop/backing_file"))
+                .map(Backing::File)
         } else if disk.starts_with("nbd") {
             nbd(reader, &dir)
         } else {
             None
         };
         node.state = reader.text(&format!("{dir}/device/state"));
-        node.dm_name = if disk.starts_with("dm-") { reader.text(&format!("{dir}/dm/name")) } else { None };
+        node.dm_name = if disk.starts_with("dm-") {
+            reader.text(&format!("{dir}/dm/name"))
+        } else {
+            None
+        };
         let names = reader.list(&dir).unwrap_or_default();
-        for part in names.into_iter().filter(|name| name.len() > disk.len() && name.starts_with(&disk)) {
+        for part in names
+            .into_iter()
+            .filter(|name| name.len() > disk.len() && name.starts_with(&disk))
+        {
             if let Some(child) = read_node(reader, &format!("{dir}/{part}")) {
                 node.partitions.push(part.clone());
                 blocks.add(part, child);
@@ -83,8 +97,15 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Blocks {
         blocks.add(disk, node);
     }
     for fs in reader.list("/sys/fs/btrfs").unwrap_or_default() {
-        for member in reader.list(&format!("/sys/fs/btrfs/{fs}/devices")).unwrap_or_default() {
-            blocks.filesystems.entry(member).or_default().insert(format!("btrfs:{fs}"));
+        for member in reader
+            .list(&format!("/sys/fs/btrfs/{fs}/devices"))
+            .unwrap_or_default()
+        {
+            blocks
+                .filesystems
+                .entry(member)
+                .or_default()
+                .insert(format!("btrfs:{fs}"));
         }
     }
     blocks
@@ -154,7 +175,11 @@ fn identities(reader: &mut Reader<'_>, disk: &str) -> Vec<String> {
         None => {}
     }
     for file in ["device/serial", "serial"] {
-        found.extend(reader.text(&format!("/sys/block/{disk}/{file}")).filter(|serial| !serial.is_empty()));
+        found.extend(
+            reader
+                .text(&format!("/sys/block/{disk}/{file}"))
+                .filter(|serial| !serial.is_empty()),
+        );
     }
     let mut seen = BTreeSet::new();
     found.retain(|name| seen.insert(name.clone()));
@@ -185,16 +210,25 @@ impl Blocks {
     pub(crate) fn by_path(&self, reader: &mut Reader<'_>, path: &str) -> Option<Dev> {
         let path = path.strip_suffix(" (deleted)").unwrap_or(path);
         if let Some(name) = path.strip_prefix("/dev/mapper/")
-            && let Some(node) = self.nodes.values().find(|node| node.dm_name.as_deref() == Some(name))
+            && let Some(node) = self
+                .nodes
+                .values()
+                .find(|node| node.dm_name.as_deref() == Some(name))
         {
             return Some(node.dev);
         }
-        if let Some(node) = path.strip_prefix("/dev/").and_then(|name| self.by_name(name)) {
+        if let Some(node) = path
+            .strip_prefix("/dev/")
+            .and_then(|name| self.by_name(name))
+        {
             return Some(node);
         }
         let place = reader.root.resolve(path).ok()?;
         let stat = stat(&place, false).ok().filter(is_block)?;
-        Some(Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
+        Some(Dev {
+            major: stat.stx_rdev_major,
+            minor: stat.stx_rdev_minor,
+        })
     }
 
     /// Returns the device with a kernel name. sysfs writes `!` for a slash in a name.
@@ -204,7 +238,10 @@ impl Blocks {
 
     /// Returns all loop and nbd devices in use, with the file or process behind each.
     pub(crate) fn backed(&self) -> Vec<(String, Backing)> {
-        self.nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.backing.clone()?))).collect()
+        self.nodes
+            .iter()
+            .filter_map(|(name, node)| Some((name.clone(), node.backing.clone()?)))
+            .collect()
     }
 
     /// Returns the name of a device in /dev.
@@ -222,15 +259,28 @@ impl Blocks {
             if !seen.insert(name.clone()) {
                 continue;
             }
-            family.holders.extend(self.filesystems.get(&name).into_iter().flatten().cloned());
-            let Some(node) = self.nodes.get(&name) else { continue };
+            family
+                .holders
+                .extend(self.filesystems.get(&name).into_iter().flatten().cloned());
+            let Some(node) = self.nodes.get(&name) else {
+                continue;
+            };
             family.devs.insert(node.dev);
             family.holders.extend(node.holders.iter().cloned());
-            let loops = backing.iter().filter(|(_, devs)| devs.contains(&node.dev)).map(|(name, _)| name);
+            let loops = backing
+                .iter()
+                .filter(|(_, devs)| devs.contains(&node.dev))
+                .map(|(name, _)| name);
             for name in loops.clone() {
                 family.loops.insert(name.clone());
             }
-            todo.extend(node.partitions.iter().chain(&node.holders).chain(loops).cloned());
+            todo.extend(
+                node.partitions
+                    .iter()
+                    .chain(&node.holders)
+                    .chain(loops)
+                    .cloned(),
+            );
         }
         family
     }

@@ -56,7 +56,10 @@ struct VolData {
 
 /// Returns the hash that kubelet uses as the name of a volume's staging folder.
 pub(crate) fn staging_hash(handle: &VolumeHandle) -> String {
-    Sha256::digest(handle.as_str()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(handle.as_str())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Reads kubelet's folders. A missing folder is no error, because a node may have no CSI volume.
@@ -70,11 +73,19 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
         }
     };
     // Convert back to a host path, for messages.
-    let below =
-        kubelet.strip_prefix(reader.root.join("/")).unwrap_or(&kubelet).to_string_lossy().into_owned();
+    let below = kubelet
+        .strip_prefix(reader.root.join("/"))
+        .unwrap_or(&kubelet)
+        .to_string_lossy()
+        .into_owned();
     let kubelet = format!("/{}", below.trim_start_matches('/'));
     let csi = format!("{kubelet}/plugins/kubernetes.io/csi");
-    for driver in reader.list(&csi).unwrap_or_default().into_iter().filter(|name| name != "volumeDevices") {
+    for driver in reader
+        .list(&csi)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|name| name != "volumeDevices")
+    {
         for volume in reader.list(&format!("{csi}/{driver}")).unwrap_or_default() {
             let place = match driver.as_str() {
                 "pv" => Place::Named(volume.clone()),
@@ -85,12 +96,20 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
     }
     let block = format!("{csi}/volumeDevices");
     let names = reader.list(&block).unwrap_or_default();
-    for pv in names.into_iter().filter(|name| name != "staging" && name != "publish") {
+    for pv in names
+        .into_iter()
+        .filter(|name| name != "staging" && name != "publish")
+    {
         let place = Place::Named(pv.clone());
         if let Some(key) = folders.add(reader, &format!("{block}/{pv}/data"), place, None) {
             for dir in [format!("{block}/{pv}/dev"), format!("{block}/publish/{pv}")] {
                 let pods = reader.list(&dir).unwrap_or_default();
-                folders.volumes.entry(key.clone()).or_default().pods.extend(pods.into_iter().map(Uid::new));
+                folders
+                    .volumes
+                    .entry(key.clone())
+                    .or_default()
+                    .pods
+                    .extend(pods.into_iter().map(Uid::new));
             }
         }
     }
@@ -99,7 +118,12 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
         let dir = format!("{pods}/{pod}/volumes/kubernetes.io~csi");
         for volume in reader.list(&dir).unwrap_or_default() {
             let place = Place::Publish(pod.clone(), volume.clone());
-            folders.add(reader, &format!("{dir}/{volume}"), place, Some(Uid::new(&*pod)));
+            folders.add(
+                reader,
+                &format!("{dir}/{volume}"),
+                place,
+                Some(Uid::new(&*pod)),
+            );
         }
     }
     folders
@@ -108,7 +132,13 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
 impl Folders {
     /// Adds one folder with a `vol_data.json`. Never reads the mount point beside that file: a dead mount would return EIO, and
     /// a hanging one would not return.
-    fn add(&mut self, reader: &mut Reader<'_>, dir: &str, place: Place, pod: Option<Uid>) -> Option<Key> {
+    fn add(
+        &mut self,
+        reader: &mut Reader<'_>,
+        dir: &str,
+        place: Place,
+        pod: Option<Uid>,
+    ) -> Option<Key> {
         let file = format!("{dir}/vol_data.json");
         let data = match serde_json::from_slice::<VolData>(&reader.read(&file)?) {
             Ok(data) if data.driver_name.is_empty() || data.volume_handle.is_empty() => {
@@ -121,7 +151,10 @@ impl Folders {
                 return None;
             }
         };
-        let key = (DriverName::new(data.driver_name), VolumeHandle::new(data.volume_handle));
+        let key = (
+            DriverName::new(data.driver_name),
+            VolumeHandle::new(data.volume_handle),
+        );
         let folder = self.volumes.entry(key.clone()).or_default();
         if !data.spec_vol_id.is_empty() && data.volume_lifecycle_mode != "Ephemeral" {
             folder.pv = Some(PvName::new(data.spec_vol_id));
@@ -135,9 +168,13 @@ impl Folders {
     pub(crate) fn owner(&self, place: &Place) -> Option<&Key> {
         match place {
             Place::Staging(driver, hash) => self.places.get(place).or_else(|| {
-                self.volumes.keys().find(|key| key.0.as_str() == driver && staging_hash(&key.1) == *hash)
+                self.volumes
+                    .keys()
+                    .find(|key| key.0.as_str() == driver && staging_hash(&key.1) == *hash)
             }),
-            Place::SubPath(pod, volume) => self.places.get(&Place::Publish(pod.clone(), volume.clone())),
+            Place::SubPath(pod, volume) => self
+                .places
+                .get(&Place::Publish(pod.clone(), volume.clone())),
             Place::Named(_) | Place::Publish(..) => self.places.get(place),
         }
     }
@@ -150,7 +187,9 @@ pub(crate) fn place(point: &str) -> Option<Place> {
             ["volumeDevices", "staging" | "publish", pv, ..] => Some(Place::Named(pv.to_owned())),
             ["volumeDevices", pv, "dev", ..] => Some(Place::Named(pv.to_owned())),
             ["pv", pv, "globalmount"] => Some(Place::Named(pv.to_owned())),
-            [driver, hash, "globalmount"] => Some(Place::Staging(driver.to_owned(), hash.to_owned())),
+            [driver, hash, "globalmount"] => {
+                Some(Place::Staging(driver.to_owned(), hash.to_owned()))
+            }
             _ => None,
         };
     }
@@ -159,7 +198,9 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         [pod, "volumes", "kubernetes.io~csi", volume, "mount"] => {
             Some(Place::Publish(pod.to_owned(), volume.to_owned()))
         }
-        [pod, "volume-subpaths", volume, ..] => Some(Place::SubPath(pod.to_owned(), volume.to_owned())),
+        [pod, "volume-subpaths", volume, ..] => {
+            Some(Place::SubPath(pod.to_owned(), volume.to_owned()))
+        }
         _ => None,
     }
 }

@@ -34,7 +34,12 @@ impl Counters {
     pub fn read(root: &HostRoot) -> Self {
         let mut reader = Reader::new(root);
         let disks = names(&root.join("/sys/block")).unwrap_or_default();
-        Self(disks.into_iter().map(|disk| (disk.clone(), reading(&mut reader, &disk))).collect())
+        Self(
+            disks
+                .into_iter()
+                .map(|disk| (disk.clone(), reading(&mut reader, &disk)))
+                .collect(),
+        )
     }
 
     /// Returns the traffic of a disk between an earlier read and this one.
@@ -42,10 +47,16 @@ impl Counters {
         match (earlier.0.get(disk), self.0.get(disk)) {
             (Some(Ok(before)), Some(Ok(after))) => {
                 let moved = before.written != after.written;
-                if moved || before.in_flight + after.in_flight > 0 { Traffic::Active } else { Traffic::Quiet }
+                if moved || before.in_flight + after.in_flight > 0 {
+                    Traffic::Active
+                } else {
+                    Traffic::Quiet
+                }
             }
             (Some(Err(why)), _) | (_, Some(Err(why))) => Traffic::Unknown(why.clone()),
-            (None, _) | (_, None) => Traffic::Unknown(format!("/sys/block/{disk}/stat: read only once")),
+            (None, _) | (_, None) => {
+                Traffic::Unknown(format!("/sys/block/{disk}/stat: read only once"))
+            }
         }
     }
 }
@@ -55,11 +66,16 @@ fn reading(reader: &mut Reader<'_>, disk: &str) -> Result<Reading, String> {
     let in_flight = numbers(reader, &format!("/sys/block/{disk}/inflight"))?;
     // The discards exist since Linux 4.18.
     let field = |n: usize| stat.get(n).copied().unwrap_or_default();
-    Ok(Reading { written: [field(4), field(6), field(11)], in_flight: in_flight.iter().sum() })
+    Ok(Reading {
+        written: [field(4), field(6), field(11)],
+        in_flight: in_flight.iter().sum(),
+    })
 }
 
 fn numbers(reader: &mut Reader<'_>, file: &str) -> Result<Vec<u64>, String> {
-    let text = reader.text(file).ok_or_else(|| format!("{file}: cannot be read"))?;
+    let text = reader
+        .text(file)
+        .ok_or_else(|| format!("{file}: cannot be read"))?;
     let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
     match numbers {
         Ok(numbers) if numbers.len() >= 2 => Ok(numbers),

@@ -44,7 +44,9 @@ use mountinfo::{Dev, Mount, parse_swaps};
 use process::Openers;
 use process_scan::ProcessScan;
 use reattach_core::cloud::DeviceIdentity;
-use reattach_core::guest::{Answer, Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount};
+use reattach_core::guest::{
+    Answer, Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount,
+};
 use reattach_core::ids::BootId;
 use root::Reader;
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,9 +138,15 @@ pub fn scan(root: &HostRoot) -> Result<GuestInventory, ScanError> {
 ///
 /// # Errors
 /// [`ScanError`] if the host's boot is not known. All other items that cannot be read are listed in the answer.
-pub fn answer(root: &HostRoot, challenge: &Challenge, scanned_at: Timestamp) -> Result<Answer, ScanError> {
-    Ok(Scan::for_challenges(root, Counters::read(root), std::slice::from_ref(challenge))?
-        .answer(challenge, scanned_at))
+pub fn answer(
+    root: &HostRoot,
+    challenge: &Challenge,
+    scanned_at: Timestamp,
+) -> Result<Answer, ScanError> {
+    Ok(
+        Scan::for_challenges(root, Counters::read(root), std::slice::from_ref(challenge))?
+            .answer(challenge, scanned_at),
+    )
 }
 
 impl Scan {
@@ -163,7 +171,10 @@ impl Scan {
         Self::run(root, Some((before, challenges)))
     }
 
-    fn run(root: &HostRoot, challenges: Option<(Counters, &[Challenge])>) -> Result<Self, ScanError> {
+    fn run(
+        root: &HostRoot,
+        challenges: Option<(Counters, &[Challenge])>,
+    ) -> Result<Self, ScanError> {
         let boot_id = boot_id(root)?;
         let booted_at = boot_time(root)?;
         let mut reader = Reader::new(root);
@@ -176,23 +187,43 @@ impl Scan {
             for mount in namespace.mounts {
                 // In its own namespace a tenant may mount a tmpfs anywhere, but no block device.
                 let trusted = namespace.process.is_none() || mount.dev.major != 0;
-                let place = if trusted { csi::place(&mount.point) } else { None };
+                let place = if trusted {
+                    csi::place(&mount.point)
+                } else {
+                    None
+                };
                 let devs = devices_of(reader, &blocks, &mount);
                 if place.is_some() || !devs.is_empty() {
-                    views.push(MountView { mount, devs, place, process: namespace.process.clone() });
+                    views.push(MountView {
+                        mount,
+                        devs,
+                        place,
+                        process: namespace.process.clone(),
+                    });
                 }
             }
         }
         let folders = csi::read(reader);
         let (backing, unresolved_loops) = backing::resolve(reader, &blocks, &views);
-        let disks = blocks.nodes.iter().filter(|(_, node)| !node.identities.is_empty());
-        let families: BTreeMap<_, _> =
-            disks.map(|(name, _)| (name.clone(), blocks.family(name, &backing))).collect();
-        let watched: BTreeSet<Dev> = families.values().flat_map(|family| &family.devs).copied().collect();
+        let disks = blocks
+            .nodes
+            .iter()
+            .filter(|(_, node)| !node.identities.is_empty());
+        let families: BTreeMap<_, _> = disks
+            .map(|(name, _)| (name.clone(), blocks.family(name, &backing)))
+            .collect();
+        let watched: BTreeSet<Dev> = families
+            .values()
+            .flat_map(|family| &family.devs)
+            .copied()
+            .collect();
         let openers = process::openers(reader, &pids, &watched, &blocks);
         let swaps = swaps(reader, &blocks);
-        let mounted: BTreeSet<Dev> =
-            views.iter().map(|view| view.mount.dev).filter(|dev| dev.major != 0).collect();
+        let mounted: BTreeSet<Dev> = views
+            .iter()
+            .map(|view| view.mount.dev)
+            .filter(|dev| dev.major != 0)
+            .collect();
         // Read again, because a device may have been added since `blocks` was read.
         let gone = |dev: &Dev| {
             !blocks.has(*dev)
@@ -200,16 +231,31 @@ impl Scan {
         };
         let dead = mounted.into_iter().filter(gone).collect();
         let close = challenges.map(|(before, challenges)| {
-            let wanted: BTreeSet<&str> = challenges.iter().map(|c| c.identity.serial.as_str()).collect();
-            let is_there = blocks.nodes.values().any(|n| n.identities.iter().any(|i| wanted.contains(&**i)));
+            let wanted: BTreeSet<&str> = challenges
+                .iter()
+                .map(|c| c.identity.serial.as_str())
+                .collect();
+            let is_there = blocks
+                .nodes
+                .values()
+                .any(|n| n.identities.iter().any(|i| wanted.contains(&**i)));
             // A device that does not exist has no writers, and a process that hangs because of it must not block the answer.
             let processes = if is_there {
-                let pods = folders.volumes.values().flat_map(|folder| &folder.pods).cloned().collect();
+                let pods = folders
+                    .volumes
+                    .values()
+                    .flat_map(|folder| &folder.pods)
+                    .cloned()
+                    .collect();
                 process_scan::run(root, &blocks, &watched, pods)
             } else {
                 ProcessScan::default()
             };
-            CloseScan { before, processes, after: Counters::read(root) }
+            CloseScan {
+                before,
+                processes,
+                after: Counters::read(root),
+            }
         });
         Ok(Self {
             root: root.clone(),
@@ -235,21 +281,35 @@ impl Scan {
             Some(GuestDevice {
                 kernel_name: name.clone(),
                 dev: node.dev.to_string(),
-                identity: DeviceIdentity { serial: node.identities.first()?.clone() },
+                identity: DeviceIdentity {
+                    serial: node.identities.first()?.clone(),
+                },
                 size_bytes: node.size_bytes,
                 users: self.users(family, users::Detail::Stable),
             })
         });
-        let csi_volumes = self.folders.volumes.iter().map(|(key, folder)| GuestCsiVolume {
-            pv: folder.pv.clone(),
-            driver: key.0.clone(),
-            handle: key.1.clone(),
-            pods: folder.pods.iter().take(MAX_ENTRIES).cloned().collect(),
-            mounts: self.mounts(self.views.iter().filter(|view| self.owner(view) == Some(key))),
-        });
+        let csi_volumes = self
+            .folders
+            .volumes
+            .iter()
+            .map(|(key, folder)| GuestCsiVolume {
+                pv: folder.pv.clone(),
+                driver: key.0.clone(),
+                handle: key.1.clone(),
+                pods: folder.pods.iter().take(MAX_ENTRIES).cloned().collect(),
+                mounts: self.mounts(
+                    self.views
+                        .iter()
+                        .filter(|view| self.owner(view) == Some(key)),
+                ),
+            });
         let mut csi_volumes: Vec<_> = csi_volumes.collect();
         csi_volumes.sort();
-        let orphans = self.views.iter().filter(|view| self.is_orphan(view)).map(orphan);
+        let orphans = self
+            .views
+            .iter()
+            .filter(|view| self.is_orphan(view))
+            .map(orphan);
         GuestInventory {
             boot_id: self.boot_id.clone(),
             booted_at: self.booted_at,
@@ -266,7 +326,10 @@ impl Scan {
 
     /// Returns whether a mount is at a CSI volume's path and no `vol_data.json` explains it.
     fn is_orphan(&self, view: &MountView) -> bool {
-        let is_csi = matches!(view.place, Some(Place::Staging(..) | Place::Named(_) | Place::Publish(..)));
+        let is_csi = matches!(
+            view.place,
+            Some(Place::Staging(..) | Place::Named(_) | Place::Publish(..))
+        );
         is_csi && self.owner(view).is_none()
     }
 
@@ -275,7 +338,11 @@ impl Scan {
     fn mounts<'a>(&self, views: impl Iterator<Item = &'a MountView>) -> Vec<GuestMount> {
         let views: Vec<&MountView> = views.collect();
         let is_hosts = |view: &&&MountView| view.process.is_none();
-        let host: BTreeSet<Dev> = views.iter().filter(is_hosts).map(|view| view.mount.dev).collect();
+        let host: BTreeSet<Dev> = views
+            .iter()
+            .filter(is_hosts)
+            .map(|view| view.mount.dev)
+            .collect();
         let mut seen = BTreeSet::new();
         let mut mounts: Vec<GuestMount> = views
             .iter()
@@ -303,17 +370,27 @@ fn devices_of(reader: &mut Reader<'_>, blocks: &Blocks, mount: &Mount) -> BTreeS
         return BTreeSet::from([mount.dev]);
     }
     match mount.fs_type.as_str() {
-        "devtmpfs" => blocks.by_name(mount.root.trim_start_matches('/')).into_iter().collect(),
+        "devtmpfs" => blocks
+            .by_name(mount.root.trim_start_matches('/'))
+            .into_iter()
+            .collect(),
         "btrfs" | "bcachefs" => {
-            let sources = mount.source.split(':').filter(|source| source.starts_with("/dev/"));
-            sources.filter_map(|source| blocks.by_path(reader, source)).collect()
+            let sources = mount
+                .source
+                .split(':')
+                .filter(|source| source.starts_with("/dev/"));
+            sources
+                .filter_map(|source| blocks.by_path(reader, source))
+                .collect()
         }
         _ => BTreeSet::new(),
     }
 }
 
 fn swaps(reader: &mut Reader<'_>, blocks: &Blocks) -> BTreeSet<Dev> {
-    let Some(table) = reader.read("/proc/swaps") else { return BTreeSet::new() };
+    let Some(table) = reader.read("/proc/swaps") else {
+        return BTreeSet::new();
+    };
     let (swaps, all_good) = parse_swaps(&table);
     if let Err(e) = all_good {
         reader.unreadable("/proc/swaps", e);
@@ -324,7 +401,10 @@ fn swaps(reader: &mut Reader<'_>, blocks: &Blocks) -> BTreeSet<Dev> {
             Some(dev) => {
                 found.insert(dev);
             }
-            None => reader.unreadable("/proc/swaps", format!("no device is known as {}", swap.path)),
+            None => reader.unreadable(
+                "/proc/swaps",
+                format!("no device is known as {}", swap.path),
+            ),
         }
     }
     found
@@ -350,21 +430,34 @@ pub fn boot_id(root: &HostRoot) -> Result<BootId, ScanError> {
 
 fn boot_time(root: &HostRoot) -> Result<Timestamp, ScanError> {
     let place = root.join("/proc/stat");
-    let fail = |why: String| ScanError::BootTime { path: place.display().to_string(), why };
+    let fail = |why: String| ScanError::BootTime {
+        path: place.display().to_string(),
+        why,
+    };
     let stat = std::fs::read_to_string(&place).map_err(|e| fail(e.to_string()))?;
     let btime = stat.lines().find_map(|line| line.strip_prefix("btime "));
     let seconds = btime.ok_or_else(|| fail("it has no btime line".to_owned()))?;
-    let seconds = seconds.trim().parse().map_err(|e: std::num::ParseIntError| fail(e.to_string()))?;
+    let seconds = seconds
+        .trim()
+        .parse()
+        .map_err(|e: std::num::ParseIntError| fail(e.to_string()))?;
     Timestamp::from_second(seconds).map_err(|e| fail(e.to_string()))
 }
 
 fn orphan(view: &MountView) -> String {
-    format!("{}: a CSI volume is mounted there and no vol_data.json says which", view.label())
+    format!(
+        "{}: a CSI volume is mounted there and no vol_data.json says which",
+        view.label()
+    )
 }
 
 /// Returns at most [`MAX_ENTRIES`] of the sentences, sorted. The last one says that there are more.
 fn bounded(items: BTreeSet<String>) -> Vec<String> {
     let more = items.len() > MAX_ENTRIES;
     let keep = if more { MAX_ENTRIES - 1 } else { MAX_ENTRIES };
-    items.into_iter().take(keep).chain(more.then(|| "and more".to_owned())).collect()
+    items
+        .into_iter()
+        .take(keep)
+        .chain(more.then(|| "and more".to_owned()))
+        .collect()
 }

@@ -25,7 +25,10 @@ impl FromStr for Dev {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (major, minor) = text.split_once(':').ok_or(MalformedLine)?;
         let number = |digits: &str| digits.parse().map_err(|_| MalformedLine);
-        Ok(Self { major: number(major)?, minor: number(minor)? })
+        Ok(Self {
+            major: number(major)?,
+            minor: number(minor)?,
+        })
     }
 }
 
@@ -55,7 +58,10 @@ pub struct Mount {
 pub fn parse(table: &[u8]) -> (Vec<Mount>, Result<(), MalformedLine>) {
     let mut mounts = Vec::new();
     let mut all_good = Ok(());
-    for line in table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+    for line in table
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
         match parse_line(line) {
             Some(mount) => mounts.push(mount),
             None => all_good = Err(MalformedLine),
@@ -69,7 +75,11 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let dash = 6 + fields.get(6..)?.iter().position(|field| *field == b"-")?;
     let dev = std::str::from_utf8(fields.get(2)?).ok()?.parse().ok()?;
-    let read_only = |options: &[u8]| options.split(|byte| *byte == b',').any(|option| option == b"ro");
+    let read_only = |options: &[u8]| {
+        options
+            .split(|byte| *byte == b',')
+            .any(|option| option == b"ro")
+    };
     Some(Mount {
         dev,
         root: unescape(fields.get(3)?),
@@ -93,10 +103,19 @@ pub struct Swap {
 pub fn parse_swaps(table: &[u8]) -> (Vec<Swap>, Result<(), MalformedLine>) {
     let mut swaps = Vec::new();
     let mut all_good = Ok(());
-    for line in table.split(|byte| *byte == b'\n').skip(1).filter(|line| !line.is_empty()) {
-        let mut fields = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|field| !field.is_empty());
+    for line in table
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .filter(|line| !line.is_empty())
+    {
+        let mut fields = line
+            .split(|byte| matches!(byte, b' ' | b'\t'))
+            .filter(|field| !field.is_empty());
         match (fields.next(), fields.next()) {
-            (Some(path), Some(kind)) => swaps.push(Swap { path: unescape(path), is_device: kind != b"file" }),
+            (Some(path), Some(kind)) => swaps.push(Swap {
+                path: unescape(path),
+                is_device: kind != b"file",
+            }),
             _ => all_good = Err(MalformedLine),
         }
     }
@@ -117,7 +136,10 @@ pub struct Mapping {
 pub fn parse_maps(table: &[u8]) -> (Vec<Mapping>, Result<(), MalformedLine>) {
     let mut mappings: Vec<Mapping> = Vec::new();
     let mut all_good = Ok(());
-    for line in table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+    for line in table
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
         match parse_map(line) {
             Some(Some(mapping)) if mappings.last() != Some(&mapping) => mappings.push(mapping),
             Some(_) => {}
@@ -133,7 +155,10 @@ fn parse_map(line: &[u8]) -> Option<Option<Mapping>> {
     let dev = std::str::from_utf8(fields.nth(3)?).ok()?;
     let (major, minor) = dev.split_once(':')?;
     let number = |digits| u32::from_str_radix(digits, 16).ok();
-    let dev = Dev { major: number(major)?, minor: number(minor)? };
+    let dev = Dev {
+        major: number(major)?,
+        minor: number(minor)?,
+    };
     if fields.next()? == b"0" {
         return Some(None);
     }
@@ -148,7 +173,12 @@ fn unescape(field: &[u8]) -> String {
     let mut rest = field;
     while let [first, tail @ ..] = rest {
         match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if *first == b'\\' => {
+            [
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                after @ ..,
+            ] if *first == b'\\' => {
                 bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
                 rest = after;
             }

@@ -24,8 +24,12 @@ pub(crate) enum Claim {
 pub(crate) fn claim(root: &HostRoot, devices: Vec<(String, Dev)>) -> Claim {
     let root = root.clone();
     let tried = with_timeout::run("opening the device", move || {
-        let claims = devices.iter().map(|(name, dev)| try_open(&root, name, *dev));
-        claims.reduce(|a, b| if a == Claim::Free { b } else { a }).unwrap_or(Claim::Free)
+        let claims = devices
+            .iter()
+            .map(|(name, dev)| try_open(&root, name, *dev));
+        claims
+            .reduce(|a, b| if a == Claim::Free { b } else { a })
+            .unwrap_or(Claim::Free)
     });
     tried.unwrap_or_else(Claim::Unknown)
 }
@@ -38,7 +42,8 @@ fn try_open(root: &HostRoot, name: &str, dev: Dev) -> Claim {
     let unknown = |why: &dyn std::fmt::Display| Claim::Unknown(format!("{path}: {why}"));
     match stat(&place, false) {
         Ok(stat)
-            if is_block(&stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == (dev.major, dev.minor) => {}
+            if is_block(&stat)
+                && (stat.stx_rdev_major, stat.stx_rdev_minor) == (dev.major, dev.minor) => {}
         Ok(_) => return unknown(&format!("is not the device {dev}")),
         Err(e) => return unknown(&e),
     }
@@ -53,7 +58,11 @@ fn try_open(root: &HostRoot, name: &str, dev: Dev) -> Claim {
 /// Opens and closes a device. `NONBLOCK` prevents that the drive checks its medium. A mount during the open would be refused,
 /// but a challenge comes only while no pod may mount the volume.
 fn open_exclusively(place: &Path) -> Result<Dev, Errno> {
-    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags =
+        OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let number = fstat(open(place, flags, Mode::empty())?)?.st_rdev;
-    Ok(Dev { major: rustix::fs::major(number), minor: rustix::fs::minor(number) })
+    Ok(Dev {
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+    })
 }

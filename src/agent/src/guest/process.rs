@@ -26,11 +26,18 @@ pub(crate) struct Openers {
 
 /// Returns all process IDs, ascending.
 pub(crate) fn pids(reader: &mut Reader<'_>) -> Vec<u32> {
-    let mut pids: Vec<u32> =
-        reader.list("/proc").unwrap_or_default().iter().filter_map(|name| name.parse().ok()).collect();
+    let mut pids: Vec<u32> = reader
+        .list("/proc")
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .collect();
     pids.sort_unstable();
     if !pids.contains(&1) {
-        reader.unreadable("/proc/1", "not there: is the host's /proc below the host root, and visible?");
+        reader.unreadable(
+            "/proc/1",
+            "not there: is the host's /proc below the host root, and visible?",
+        );
     }
     pids
 }
@@ -77,7 +84,10 @@ pub(crate) fn namespaces(reader: &mut Reader<'_>, pids: &[u32]) -> Vec<Namespace
         }
     }
     if !found.iter().any(|namespace| namespace.process.is_none()) {
-        reader.unreadable("/proc/1/mountinfo", "not there: the host's own mounts are not known");
+        reader.unreadable(
+            "/proc/1/mountinfo",
+            "not there: the host's own mounts are not known",
+        );
     }
     found
 }
@@ -97,8 +107,10 @@ pub(crate) fn openers(
         if fds.as_ref().map_or_else(is_gone, Vec::is_empty) && is_dead(reader, &dir) {
             // The first thread may have ended while others still run.
             let threads = names(&reader.root.join(&format!("{dir}/task"))).unwrap_or_default();
-            let live =
-                threads.iter().map(|tid| format!("/proc/{pid}/task/{tid}")).find(|dir| !is_dead(reader, dir));
+            let live = threads
+                .iter()
+                .map(|tid| format!("/proc/{pid}/task/{tid}"))
+                .find(|dir| !is_dead(reader, dir));
             let Some(live) = live else { continue };
             fds = names(&reader.root.join(&format!("{live}/fd")));
             dir = live;
@@ -123,7 +135,10 @@ pub(crate) fn hidden_openers(
             openers.add(dev, raw, || name(reader, *pid));
         }
         let tids = names(&reader.root.join(&format!("/proc/{pid}/task"))).unwrap_or_default();
-        for tid in tids.iter().filter(|tid| threads && **tid != pid.to_string()) {
+        for tid in tids
+            .iter()
+            .filter(|tid| threads && **tid != pid.to_string())
+        {
             let dir = format!("/proc/{pid}/task/{tid}");
             let fds = names(&reader.root.join(&format!("{dir}/fd")));
             open_files(reader, *pid, &dir, fds, watched, blocks, &mut openers);
@@ -136,7 +151,11 @@ pub(crate) fn hidden_openers(
 pub(crate) fn opened_by(reader: &mut Reader<'_>, pid: u32, blocks: &Blocks) -> BTreeSet<Dev> {
     let fds = names(&reader.root.join(&format!("/proc/{pid}/fd"))).unwrap_or_default();
     let link = |fd| opened(reader, pid, "fd", &format!("/proc/{pid}/fd/{fd}"), blocks);
-    fds.into_iter().filter_map(link).map(|(dev, _)| dev).filter(|dev| blocks.has(*dev)).collect()
+    fds.into_iter()
+        .filter_map(link)
+        .map(|(dev, _)| dev)
+        .filter(|dev| blocks.has(*dev))
+        .collect()
 }
 
 /// Adds the open files and devices of one task to `openers`.
@@ -158,8 +177,12 @@ fn open_files(
         }
     };
     let links = fds.into_iter().map(|fd| ("fd", format!("{dir}/fd/{fd}")));
-    for (what, link) in links.chain(["cwd", "root", "exe"].map(|what| (what, format!("{dir}/{what}")))) {
-        let Some((dev, raw)) = opened(reader, pid, what, &link, blocks) else { continue };
+    for (what, link) in
+        links.chain(["cwd", "root", "exe"].map(|what| (what, format!("{dir}/{what}"))))
+    {
+        let Some((dev, raw)) = opened(reader, pid, what, &link, blocks) else {
+            continue;
+        };
         if watched.contains(&dev) {
             openers.add(dev, raw, || name(reader, pid));
         }
@@ -200,11 +223,19 @@ fn mapped(
         } else if mapping.path.starts_with("/dev/") {
             // The number of the mapping is that of the filesystem of device nodes. Other paths are not looked up, because they
             // may be on a remote filesystem whose server is dead.
-            let place = reader.root.join(&format!("/proc/{pid}/root{}", mapping.path));
+            let place = reader
+                .root
+                .join(&format!("/proc/{pid}/root{}", mapping.path));
             let number = stat(&place, true).ok().filter(is_block);
-            let dev = number.map(|s| Dev { major: s.stx_rdev_major, minor: s.stx_rdev_minor });
+            let dev = number.map(|s| Dev {
+                major: s.stx_rdev_major,
+                minor: s.stx_rdev_minor,
+            });
             let dev = dev.or_else(|| blocks.by_name(&mapping.path["/dev/".len()..]));
-            found.extend(dev.filter(|dev| watched.contains(dev)).map(|dev| (dev, true)));
+            found.extend(
+                dev.filter(|dev| watched.contains(dev))
+                    .map(|dev| (dev, true)),
+            );
         }
     }
     found
@@ -232,10 +263,20 @@ fn opened(
         return None;
     }
     match stat(&place, true) {
-        Ok(stat) if is_block(&stat) => {
-            Some((Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }, true))
-        }
-        Ok(stat) => Some((Dev { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, false)),
+        Ok(stat) if is_block(&stat) => Some((
+            Dev {
+                major: stat.stx_rdev_major,
+                minor: stat.stx_rdev_minor,
+            },
+            true,
+        )),
+        Ok(stat) => Some((
+            Dev {
+                major: stat.stx_dev_major,
+                minor: stat.stx_dev_minor,
+            },
+            false,
+        )),
         // Closed meanwhile, or a link that the kernel cannot follow: only the path remains.
         Err(e) if is_gone(&e) => {
             let target = target.strip_suffix(" (deleted)").unwrap_or(&target);
@@ -251,7 +292,9 @@ fn opened(
 /// Returns process ID and name, as `pid comm`.
 pub(crate) fn name(reader: &Reader<'_>, pid: u32) -> String {
     let comm = std::fs::read(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
-    format!("{pid} {}", String::from_utf8_lossy(&comm).trim_end()).trim_end().to_owned()
+    format!("{pid} {}", String::from_utf8_lossy(&comm).trim_end())
+        .trim_end()
+        .to_owned()
 }
 
 /// Returns whether a process or thread is a zombie, exiting, or gone. The name in parentheses may contain any text, so the
@@ -263,11 +306,16 @@ fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
         Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
         Err(e) => return is_gone(&e),
     };
-    let Some((_, after)) = stat.rsplit_once(") ") else { return false };
+    let Some((_, after)) = stat.rsplit_once(") ") else {
+        return false;
+    };
     // proc_pid_stat(5): state, ppid, pgrp, session, tty_nr, tpgid, flags.
     let mut fields = after.split(' ');
     let state = fields.next().unwrap_or_default();
-    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
+    let flags = fields
+        .nth(5)
+        .and_then(|flags| flags.parse::<u64>().ok())
+        .unwrap_or_default();
     is_over(state) || flags & EXITING != 0
 }
 
@@ -282,7 +330,10 @@ pub(crate) fn has_ended(reader: &Reader<'_>, pid: u32) -> bool {
         Err(e) => is_gone(&e),
     };
     let threads = names(&reader.root.join(&format!("/proc/{pid}/task"))).unwrap_or_default();
-    state(format!("/proc/{pid}")) && threads.iter().all(|tid| state(format!("/proc/{pid}/task/{tid}")))
+    state(format!("/proc/{pid}"))
+        && threads
+            .iter()
+            .all(|tid| state(format!("/proc/{pid}/task/{tid}")))
 }
 
 fn is_over(state: &str) -> bool {

@@ -41,7 +41,10 @@ pub(crate) fn run(
             unreadable: reader.items(),
         }
     });
-    found.unwrap_or_else(|why| ProcessScan { unreadable: vec![why], ..ProcessScan::default() })
+    found.unwrap_or_else(|why| ProcessScan {
+        unreadable: vec![why],
+        ..ProcessScan::default()
+    })
 }
 
 /// Names of programs that use a device without a constantly open descriptor, or inside one long system call. The kernel cuts
@@ -89,11 +92,13 @@ pub(crate) struct Program {
 fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Program> {
     let mut found = Vec::new();
     for pid in pids {
-        let comm =
-            std::fs::read_to_string(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
+        let comm = std::fs::read_to_string(reader.root.join(&format!("/proc/{pid}/comm")))
+            .unwrap_or_default();
         let comm = comm.trim_end();
         // Also `mkfs.ext4`, `fsck.xfs`, `mount.nfs` and others with a suffix.
-        if !PROGRAMS.contains(&comm.split('.').next().unwrap_or_default()) || has_ended(reader, *pid) {
+        if !PROGRAMS.contains(&comm.split('.').next().unwrap_or_default())
+            || has_ended(reader, *pid)
+        {
             continue;
         }
         let line = match std::fs::read(reader.root.join(&format!("/proc/{pid}/cmdline"))) {
@@ -104,12 +109,17 @@ fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Progr
                 continue;
             }
         };
-        let words =
-            line.split(|byte| *byte == 0).skip(1).map(|word| String::from_utf8_lossy(word).into_owned());
+        let words = line
+            .split(|byte| *byte == 0)
+            .skip(1)
+            .map(|word| String::from_utf8_lossy(word).into_owned());
         let arguments: Vec<String> = words.filter(|word| !word.is_empty()).collect();
         let mut devs = BTreeSet::new();
         let mut unresolved = false;
-        for word in arguments.iter().filter(|word| DEVICE_WORDS.iter().any(|start| word.starts_with(start))) {
+        for word in arguments
+            .iter()
+            .filter(|word| DEVICE_WORDS.iter().any(|start| word.starts_with(start)))
+        {
             match blocks.by_path(reader, word) {
                 Some(dev) => {
                     devs.insert(dev);
@@ -119,14 +129,23 @@ fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Progr
         }
         // `fsck -A` names no device and works on all of them.
         let all = comm.starts_with("fsck") && devs.is_empty();
-        found.push(Program { name: name(reader, *pid), devs, arguments, is_ambiguous: unresolved || all });
+        found.push(Program {
+            name: name(reader, *pid),
+            devs,
+            arguments,
+            is_ambiguous: unresolved || all,
+        });
     }
     found
 }
 
 /// Returns the processes in the control groups of these pods. `/proc/PID/cgroup` contains the pod's UID with both of
 /// kubelet's cgroup drivers; one of them writes `_` for `-`.
-fn in_pods(reader: &mut Reader<'_>, pids: &[u32], pods: &BTreeSet<Uid>) -> BTreeMap<Uid, BTreeSet<String>> {
+fn in_pods(
+    reader: &mut Reader<'_>,
+    pids: &[u32],
+    pods: &BTreeSet<Uid>,
+) -> BTreeMap<Uid, BTreeSet<String>> {
     let mut found: BTreeMap<Uid, BTreeSet<String>> = BTreeMap::new();
     if pods.is_empty() {
         return found;
@@ -142,11 +161,15 @@ fn in_pods(reader: &mut Reader<'_>, pids: &[u32], pods: &BTreeSet<Uid>) -> BTree
         };
         let is_in = |pod: &&Uid| {
             let uid = pod.as_str();
-            groups.contains(&format!("pod{uid}")) || groups.contains(&format!("pod{}", uid.replace('-', "_")))
+            groups.contains(&format!("pod{uid}"))
+                || groups.contains(&format!("pod{}", uid.replace('-', "_")))
         };
         for pod in pods.iter().filter(is_in) {
             if !has_ended(reader, *pid) {
-                found.entry(pod.clone()).or_default().insert(name(reader, *pid));
+                found
+                    .entry(pod.clone())
+                    .or_default()
+                    .insert(name(reader, *pid));
             }
         }
     }

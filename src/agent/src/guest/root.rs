@@ -23,7 +23,11 @@ pub struct HostRoot {
 impl HostRoot {
     /// A host whose `/` is mounted at `root`, with kubelet's state at its default path and the basic level.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), kubelet: KUBELET_ROOT.to_owned(), level: Level::Basic }
+        Self {
+            root: root.into(),
+            kubelet: KUBELET_ROOT.to_owned(),
+            level: Level::Basic,
+        }
     }
 
     /// Sets the level. [`Level::Full`] opens the device of a challenge, read-only and exclusively, for a moment, and only if
@@ -81,13 +85,20 @@ impl HostRoot {
                         Ok(target) => {
                             links += 1;
                             if links > MAX_LINKS {
-                                return Err(Error::new(ErrorKind::InvalidInput, "too many symbolic links"));
+                                return Err(Error::new(
+                                    ErrorKind::InvalidInput,
+                                    "too many symbolic links",
+                                ));
                             }
                             done.pop();
                             todo.push(target);
                         }
                         // EINVAL: not a link. ENOENT: does not exist, so there is nothing to follow.
-                        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {}
+                        Err(e)
+                            if matches!(
+                                e.kind(),
+                                ErrorKind::InvalidInput | ErrorKind::NotFound
+                            ) => {}
                         Err(e) => return Err(e),
                     }
                 }
@@ -118,12 +129,18 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(root: &'a HostRoot) -> Self {
-        Self { root, items: BTreeMap::new(), processes: BTreeMap::new() }
+        Self {
+            root,
+            items: BTreeMap::new(),
+            processes: BTreeMap::new(),
+        }
     }
 
     /// Records that `item` (a host path) could not be read or parsed.
     pub(crate) fn unreadable(&mut self, item: &str, why: impl ToString) {
-        self.items.entry(item.to_owned()).or_insert_with(|| why.to_string());
+        self.items
+            .entry(item.to_owned())
+            .or_insert_with(|| why.to_string());
     }
 
     /// Records that a file of a process could not be read. One item per kind of file, so that the list does not change with
@@ -147,8 +164,11 @@ impl<'a> Reader<'a> {
 
     /// Reads a short text file, without surrounding white space.
     pub(crate) fn text(&mut self, path: &str) -> Option<String> {
-        self.read(path)
-            .map(|bytes| String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ', '\n', '\t']).to_owned())
+        self.read(path).map(|bytes| {
+            String::from_utf8_lossy(&bytes)
+                .trim_matches(['\0', ' ', '\n', '\t'])
+                .to_owned()
+        })
     }
 
     /// Returns the sorted names in a folder. `None`: it does not exist, or could not be read, which is recorded.
@@ -165,9 +185,16 @@ impl<'a> Reader<'a> {
 
     /// Returns one sentence for each item that could not be read, sorted.
     pub(crate) fn items(&self) -> Vec<String> {
-        let processes = self.processes.iter().map(|((what, why), pid)| format!("/proc/{pid}/{what}: {why}"));
-        let mut all: Vec<String> =
-            self.items.iter().map(|(i, why)| format!("{i}: {why}")).chain(processes).collect();
+        let processes = self
+            .processes
+            .iter()
+            .map(|((what, why), pid)| format!("/proc/{pid}/{what}: {why}"));
+        let mut all: Vec<String> = self
+            .items
+            .iter()
+            .map(|(i, why)| format!("{i}: {why}"))
+            .chain(processes)
+            .collect();
         all.sort();
         all
     }

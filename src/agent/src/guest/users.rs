@@ -28,12 +28,25 @@ impl Scan {
 
     /// Returns the users of these disks and of all devices on top of them.
     pub(super) fn users_of(&self, families: &[&Family], detail: Detail) -> DeviceUsers {
-        let devs: BTreeSet<Dev> = families.iter().flat_map(|family| &family.devs).copied().collect();
-        let views = || self.views.iter().filter(|view| !view.devs.is_disjoint(&devs));
-        let hosts: BTreeSet<&str> =
-            views().filter(|view| view.process.is_none()).map(|view| view.mount.point.as_str()).collect();
-        let host_devs: BTreeSet<Dev> =
-            views().filter(|view| view.process.is_none()).flat_map(|view| &view.devs).copied().collect();
+        let devs: BTreeSet<Dev> = families
+            .iter()
+            .flat_map(|family| &family.devs)
+            .copied()
+            .collect();
+        let views = || {
+            self.views
+                .iter()
+                .filter(|view| !view.devs.is_disjoint(&devs))
+        };
+        let hosts: BTreeSet<&str> = views()
+            .filter(|view| view.process.is_none())
+            .map(|view| view.mount.point.as_str())
+            .collect();
+        let host_devs: BTreeSet<Dev> = views()
+            .filter(|view| view.process.is_none())
+            .flat_map(|view| &view.devs)
+            .copied()
+            .collect();
         let mut mounts: BTreeSet<String> = hosts.iter().map(|point| (*point).to_owned()).collect();
         let mut seen = BTreeSet::new();
         for view in views().filter(|view| view.process.is_some()) {
@@ -51,15 +64,33 @@ impl Scan {
             .iter()
             .filter(|dev| detail == Detail::Everything || !mounted.contains(*dev))
             .filter_map(|dev| self.openers.files.get(dev));
-        let close =
-            self.close.iter().filter(|_| detail == Detail::Everything).map(|close| &close.processes.openers);
+        let close = self
+            .close
+            .iter()
+            .filter(|_| detail == Detail::Everything)
+            .map(|close| &close.processes.openers);
         let hidden = close
-            .flat_map(|openers| devs.iter().flat_map(|dev| [openers.raw.get(dev), openers.files.get(dev)]))
+            .flat_map(|openers| {
+                devs.iter()
+                    .flat_map(|dev| [openers.raw.get(dev), openers.files.get(dev)])
+            })
             .flatten();
         DeviceUsers {
             mounts: bounded_set(mounts),
-            holders: bounded_set(families.iter().flat_map(|family| &family.holders).cloned().collect()),
-            loops: bounded_set(families.iter().flat_map(|family| &family.loops).cloned().collect()),
+            holders: bounded_set(
+                families
+                    .iter()
+                    .flat_map(|family| &family.holders)
+                    .cloned()
+                    .collect(),
+            ),
+            loops: bounded_set(
+                families
+                    .iter()
+                    .flat_map(|family| &family.loops)
+                    .cloned()
+                    .collect(),
+            ),
             openers: bounded_set(raw.chain(files).chain(hidden).flatten().cloned().collect()),
             swap: devs.iter().any(|dev| self.swaps.contains(dev)),
             ..DeviceUsers::default()

@@ -65,7 +65,10 @@ pub fn designators(page: &[u8]) -> Result<Vec<Designator>, VpdError> {
     while let [code_set, flags, _, len, tail @ ..] = rest {
         let len = usize::from(*len);
         let Some(raw) = tail.get(..len) else {
-            return Err(VpdError::Truncated { len: page.len(), expected: page.len() - tail.len() + len });
+            return Err(VpdError::Truncated {
+                len: page.len(),
+                expected: page.len() - tail.len() + len,
+            });
         };
         let association = (flags >> 4) & 0b11;
         let text = matches!(code_set & 0x0f, 2 | 3);
@@ -78,14 +81,20 @@ pub fn designators(page: &[u8]) -> Result<Vec<Designator>, VpdError> {
             _ => None,
         };
         if let (0, Some((kind, raw))) = (association, named) {
-            let value =
-                if text { printable(raw)? } else { Some(hex(raw)).filter(|digits| !digits.is_empty()) };
+            let value = if text {
+                printable(raw)?
+            } else {
+                Some(hex(raw)).filter(|digits| !digits.is_empty())
+            };
             found.extend(value.map(|value| Designator { kind, value }));
         }
         rest = tail.get(len..).unwrap_or_default();
     }
     if !rest.is_empty() {
-        return Err(VpdError::Truncated { len: page.len(), expected: page.len() - rest.len() + 4 });
+        return Err(VpdError::Truncated {
+            len: page.len(),
+            expected: page.len() - rest.len() + 4,
+        });
     }
     found.sort();
     found.dedup();
@@ -106,16 +115,24 @@ fn body(page: &[u8], expected: u8) -> Result<&[u8], VpdError> {
         return Err(VpdError::Header(page.len()));
     };
     if *found != expected {
-        return Err(VpdError::Page { found: *found, expected });
+        return Err(VpdError::Page {
+            found: *found,
+            expected,
+        });
     }
     let len = usize::from(u16::from_be_bytes([*high, *low]));
-    rest.get(..len).ok_or(VpdError::Truncated { len: page.len(), expected: len + 4 })
+    rest.get(..len).ok_or(VpdError::Truncated {
+        len: page.len(),
+        expected: len + 4,
+    })
 }
 
 /// Returns the text up to its first NUL, without padding. `None`: it is blank.
 fn printable(raw: &[u8]) -> Result<Option<String>, VpdError> {
     let raw = raw.split(|byte| *byte == 0).next().unwrap_or_default();
-    let text = std::str::from_utf8(raw).map_err(|_| VpdError::NotText)?.trim();
+    let text = std::str::from_utf8(raw)
+        .map_err(|_| VpdError::NotText)?
+        .trim();
     if text.chars().any(char::is_control) {
         return Err(VpdError::NotText);
     }

@@ -31,30 +31,39 @@ pub(crate) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
     if HANGING_THREADS.load(Ordering::SeqCst) > 0 {
-        return Err(format!("{what}: not tried, because an earlier scan still hangs in the kernel"));
+        return Err(format!(
+            "{what}: not tried, because an earlier scan still hangs in the kernel"
+        ));
     }
     let slot = Arc::new((Mutex::new(Slot::Waiting), Condvar::new()));
     let shared = Arc::clone(&slot);
-    let thread = std::thread::Builder::new().name("with-timeout".to_owned()).spawn(move || {
-        let result = work();
-        let mut slot = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*slot, Slot::Abandoned) {
-            HANGING_THREADS.fetch_sub(1, Ordering::SeqCst);
-        }
-        *slot = Slot::Done(result);
-        shared.1.notify_one();
-    });
+    let thread = std::thread::Builder::new()
+        .name("with-timeout".to_owned())
+        .spawn(move || {
+            let result = work();
+            let mut slot = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(*slot, Slot::Abandoned) {
+                HANGING_THREADS.fetch_sub(1, Ordering::SeqCst);
+            }
+            *slot = Slot::Done(result);
+            shared.1.notify_one();
+        });
     if let Err(e) = thread {
         return Err(format!("{what}: no thread could be started: {e}"));
     }
     let waiting = slot.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let ended = slot.1.wait_timeout_while(waiting, TIMEOUT, |slot| matches!(slot, Slot::Waiting));
+    let ended = slot
+        .1
+        .wait_timeout_while(waiting, TIMEOUT, |slot| matches!(slot, Slot::Waiting));
     let (mut slot, _) = ended.unwrap_or_else(PoisonError::into_inner);
     match std::mem::replace(&mut *slot, Slot::Abandoned) {
         Slot::Done(result) => Ok(result),
         Slot::Waiting | Slot::Abandoned => {
             HANGING_THREADS.fetch_add(1, Ordering::SeqCst);
-            Err(format!("{what}: did not end within {} s", TIMEOUT.as_secs()))
+            Err(format!(
+                "{what}: did not end within {} s",
+                TIMEOUT.as_secs()
+            ))
         }
     }
 }

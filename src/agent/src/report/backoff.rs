@@ -22,14 +22,19 @@ pub(super) struct ErrorBackoff {
 impl ErrorBackoff {
     pub(super) fn new(node: &NodeName) -> Self {
         let mut seed = [0; 8];
-        seed.iter_mut().zip(Sha256::digest(node.as_str())).for_each(|(to, from)| *to = from);
+        seed.iter_mut()
+            .zip(Sha256::digest(node.as_str()))
+            .for_each(|(to, from)| *to = from);
         let builder = ExponentialBuilder::new()
             .with_min_delay(FIRST_PAUSE)
             .with_max_delay(LONGEST_PAUSE)
             .without_max_times()
             .with_jitter()
             .with_jitter_seed(u64::from_be_bytes(seed));
-        Self { builder, pauses: builder.build() }
+        Self {
+            builder,
+            pauses: builder.build(),
+        }
     }
 }
 

@@ -29,8 +29,13 @@ pub(super) enum RoundError {
 }
 
 /// Bounds a request by the timeout.
-pub(super) async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RoundError> {
-    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| RoundError::TimedOut)?.map_err(RoundError::Api)
+pub(super) async fn within<T>(
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, RoundError> {
+    timeout(REQUEST_TIMEOUT, request)
+        .await
+        .map_err(|_| RoundError::TimedOut)?
+        .map_err(RoundError::Api)
 }
 
 pub(super) fn is_conflict(e: &kube::Error) -> bool {
@@ -48,7 +53,10 @@ fn sentence(e: &kube::Error) -> String {
             "the cluster has no resource NodeVolumeReport; install reattach's CRDs".to_owned()
         }
         kube::Error::Api(status) if status.code == 403 => {
-            format!("the agent lacks a right; check its ClusterRole: {}", status.message)
+            format!(
+                "the agent lacks a right; check its ClusterRole: {}",
+                status.message
+            )
         }
         kube::Error::Api(status) => format!("the API server refused: {}", status.message),
         other => format!("the API server cannot be reached: {other}"),

@@ -78,8 +78,12 @@ struct Agent<C> {
 }
 
 /// Runs the agent as [`run_with_events`] does, without events: it scans for challenges and every [`AgentConfig::rescan`].
-pub async fn run<C>(client: Client, config: AgentConfig, clock: C, shutdown: impl Future<Output = ()>)
-where
+pub async fn run<C>(
+    client: Client,
+    config: AgentConfig,
+    clock: C,
+    shutdown: impl Future<Output = ()>,
+) where
     C: Fn() -> Timestamp,
 {
     run_with_events(client, config, clock, stream::pending(), shutdown).await;
@@ -120,8 +124,9 @@ pub async fn run_with_events<C>(
     let reports: Api<DynamicObject> = Api::all_with(client, &resource);
     let node = config.node.clone();
     let mut backoff = ErrorBackoff::new(&node);
-    let mut watch =
-        pin!(watcher::watch_object(reports.clone(), node.as_str()).backoff(ErrorBackoff::new(&node)));
+    let mut watch = pin!(
+        watcher::watch_object(reports.clone(), node.as_str()).backoff(ErrorBackoff::new(&node))
+    );
     let mut shutdown = pin!(shutdown);
     // A stream that has ended must not end the loop.
     let mut events = pin!(events.chain(stream::pending()));
@@ -226,7 +231,9 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                 ReportState::Unknown => return Ok(false),
                 ReportState::Object(object) => object.clone(),
                 ReportState::Absent => {
-                    let Some(object) = self.create().await? else { continue };
+                    let Some(object) = self.create().await? else {
+                        continue;
+                    };
                     Box::new(object)
                 }
             };
@@ -234,8 +241,15 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             // The time of the scan must be after the read of the challenges.
             let scanned_at = (self.clock)();
             let old = status_of(&object);
-            let scanned = self.scan(old.clone(), challenges.clone(), scanned_at).await?;
-            let new = status(old.as_ref(), scanned, &challenges, object.metadata.generation);
+            let scanned = self
+                .scan(old.clone(), challenges.clone(), scanned_at)
+                .await?;
+            let new = status(
+                old.as_ref(),
+                scanned,
+                &challenges,
+                object.metadata.generation,
+            );
             if old.as_ref() == Some(&new) {
                 return Ok(false);
             }
@@ -253,13 +267,17 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         scanned_at: Timestamp,
     ) -> Result<Scanned, RoundError> {
         let root = self.config.root.clone();
-        let task = self.blocking(move || Task::new(&root, old.as_ref(), &challenges)).await??;
+        let task = self
+            .blocking(move || Task::new(&root, old.as_ref(), &challenges))
+            .await??;
         if task.has_open_challenge() && self.config.root.level() == Level::Full {
             sleep(COUNTER_INTERVAL).await;
         }
         let (started, cpu) = (Instant::now(), processor_time());
         let root = self.config.root.clone();
-        let scanned = self.blocking(move || task.scan(&root, scanned_at)).await??;
+        let scanned = self
+            .blocking(move || task.scan(&root, scanned_at))
+            .await??;
         // The processor time and not the duration: a scan takes longer on a busy machine and costs no more. At most the
         // duration, since under virtual time the processor time is that of all simulated processes.
         self.scan_cost = processor_time().saturating_sub(cpu).min(started.elapsed());
@@ -294,7 +312,10 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         let spec = NodeVolumeReportSpec::default();
         let object = DynamicObject::new(&name, &self.resource)
             .data(serde_json::json!({ "spec": { "challenges": spec.challenges } }));
-        let params = PostParams { field_manager: Some(manager()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(manager()),
+            ..PostParams::default()
+        };
         match within(self.reports.create(&params, &object)).await {
             Ok(created) => {
                 tracing::info!(node = %self.config.node, "report created");
@@ -316,12 +337,24 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         status: &NodeVolumeReportStatus,
     ) -> Result<bool, RoundError> {
         let version = object.resource_version().unwrap_or_default();
-        let patch = serde_json::json!({ "metadata": { "resourceVersion": version }, "status": status });
+        let patch =
+            serde_json::json!({ "metadata": { "resourceVersion": version }, "status": status });
         let name = self.config.node.as_str();
-        let params = PatchParams { field_manager: Some(manager()), ..PatchParams::default() };
-        match within(self.reports.patch_status(name, &params, &Patch::Merge(patch))).await {
+        let params = PatchParams {
+            field_manager: Some(manager()),
+            ..PatchParams::default()
+        };
+        match within(
+            self.reports
+                .patch_status(name, &params, &Patch::Merge(patch)),
+        )
+        .await
+        {
             Ok(written) => {
-                let inventory = status.inventory.as_ref().and_then(|inventory| inventory.get().ok());
+                let inventory = status
+                    .inventory
+                    .as_ref()
+                    .and_then(|inventory| inventory.get().ok());
                 tracing::info!(
                     node = %self.config.node,
                     devices = inventory.map_or(0, |inventory| inventory.devices.len()),
@@ -363,5 +396,7 @@ fn manager() -> String {
 /// Returns the processor time of all threads of this process (`clock_gettime(2)`).
 fn processor_time() -> Duration {
     // The time is never negative.
-    clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
+    clock_gettime(ClockId::ProcessCPUTime)
+        .try_into()
+        .unwrap_or_default()
 }

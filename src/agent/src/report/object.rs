@@ -36,7 +36,8 @@ impl Task {
         challenges: &[Challenge],
     ) -> Result<Self, ScanError> {
         let boot = boot_id(root)?;
-        let is_open = |c: &&Challenge| old.is_none_or(|old| answer_to(old, c, Some(&boot)).is_none());
+        let is_open =
+            |c: &&Challenge| old.is_none_or(|old| answer_to(old, c, Some(&boot)).is_none());
         let open: Vec<Challenge> = challenges.iter().filter(is_open).cloned().collect();
         let before = (!open.is_empty()).then(|| Counters::read(root));
         Ok(Self { open, before })
@@ -59,7 +60,10 @@ impl Task {
             answer
         };
         let answers = self.open.iter().map(answer).collect();
-        Ok(Scanned { inventory: scan.inventory(), answers })
+        Ok(Scanned {
+            inventory: scan.inventory(),
+            answers,
+        })
     }
 }
 
@@ -70,7 +74,10 @@ pub(super) fn status(
     challenges: &[Challenge],
     generation: Option<i64>,
 ) -> NodeVolumeReportStatus {
-    let Scanned { mut inventory, answers: new } = scanned;
+    let Scanned {
+        mut inventory,
+        answers: new,
+    } = scanned;
     if let Some(old) = old.and_then(|status| status.inventory.as_ref()?.get().ok())
         && is_same_boot(old, &inventory)
     {
@@ -80,7 +87,8 @@ pub(super) fn status(
     let answer = |challenge: &Challenge| {
         let old = old.and_then(|status| answer_to(status, challenge, Some(&inventory.boot_id)));
         // There may be neither, if the boot ID changed during the scan. The next scan answers.
-        old.or_else(|| new.iter().find(|answer| is_to(answer, challenge))).cloned()
+        old.or_else(|| new.iter().find(|answer| is_to(answer, challenge)))
+            .cloned()
     };
     let mut answers: Vec<Answer> = challenges.iter().filter_map(answer).collect();
     answers.sort();
@@ -94,7 +102,8 @@ pub(super) fn status(
 
 /// Returns whether two inventories are of one boot. Their boot times may differ by an adjustment of the clock.
 fn is_same_boot(old: &GuestInventory, new: &GuestInventory) -> bool {
-    old.boot_id == new.boot_id && old.booted_at.duration_since(new.booted_at).abs() <= BOOT_TIME_NOISE
+    old.boot_id == new.boot_id
+        && old.booted_at.duration_since(new.booted_at).abs() <= BOOT_TIME_NOISE
 }
 
 /// Returns the answer to exactly this challenge, of boot `boot` if it is given.
@@ -118,7 +127,10 @@ fn is_to(answer: &Answer, challenge: &Challenge) -> bool {
 /// Returns the challenges of a report. A challenge that this version cannot read gets no answer, which never counts as
 /// "clean".
 pub(super) fn challenges_of(object: &DynamicObject) -> Vec<Challenge> {
-    let listed = object.data.pointer("/spec/challenges").and_then(|list| list.as_array());
+    let listed = object
+        .data
+        .pointer("/spec/challenges")
+        .and_then(|list| list.as_array());
     let parse = |value: &serde_json::Value| match serde_json::from_value(value.clone()) {
         Ok(challenge) => Some(challenge),
         Err(e) => {

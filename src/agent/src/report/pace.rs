@@ -27,7 +27,13 @@ pub(super) struct Pace {
 impl Pace {
     /// Scans at once, and at most `usual` after each scan.
     pub(super) fn new(usual: Duration, now: Instant) -> Self {
-        Self { usual, current: usual, next: now, rest_until: now, has_event: false }
+        Self {
+            usual,
+            current: usual,
+            next: now,
+            rest_until: now,
+            has_event: false,
+        }
     }
 
     /// Returns the time of the next scan.
@@ -48,7 +54,12 @@ impl Pace {
 
     /// Registers a finished scan and its processor time. `changed`: it found a change.
     pub(super) fn scanned(&mut self, ended: Instant, cost: Duration, changed: bool) {
-        self.current = if changed { RESCAN_AFTER_CHANGE } else { self.current * 2 }.min(self.usual);
+        self.current = if changed {
+            RESCAN_AFTER_CHANGE
+        } else {
+            self.current * 2
+        }
+        .min(self.usual);
         self.next = ended + self.current;
         self.rest_until = ended + (cost * SHARE).max(MIN_REST).min(self.usual);
         self.has_event = false;

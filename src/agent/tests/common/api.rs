@@ -23,7 +23,10 @@ impl Api {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let seen = Arc::new(Mutex::new(Seen { report: report(1, &Value::Null), ..Seen::default() }));
+        let seen = Arc::new(Mutex::new(Seen {
+            report: report(1, &Value::Null),
+            ..Seen::default()
+        }));
         let shared = Arc::clone(&seen);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -50,7 +53,9 @@ impl Api {
 
     /// Returns the number of writes whose inventory contains this text, or does not.
     pub fn says(&self, text: &str) -> bool {
-        self.seen.lock().unwrap().report["status"].to_string().contains(text)
+        self.seen.lock().unwrap().report["status"]
+            .to_string()
+            .contains(text)
     }
 }
 
@@ -85,8 +90,7 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>) {
         reader.read_exact(&mut body).unwrap();
         let mut seen = seen.lock().unwrap();
         let answer = if first.contains("watch=") {
-            let head =
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
             writer.write_all(head.as_bytes()).unwrap();
             seen.watches.push(writer.try_clone().unwrap());
             continue;

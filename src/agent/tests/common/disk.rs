@@ -21,28 +21,56 @@ pub fn on_a_disk(test: &str, body: impl FnOnce(&mut Disk)) {
         body(&mut Disk::new().expect("a loop device"));
         return;
     }
-    let namespaces = ["-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "private"];
+    let namespaces = [
+        "-m",
+        "-p",
+        "-f",
+        "--kill-child",
+        "--mount-proc",
+        "--propagation",
+        "private",
+    ];
     let probe = "mkdir -p /run && d=$(losetup -f) && test -b $d";
-    let can =
-        Command::new("unshare").args(namespaces).args(["sh", "-c", probe]).stderr(Stdio::null()).status();
+    let can = Command::new("unshare")
+        .args(namespaces)
+        .args(["sh", "-c", probe])
+        .stderr(Stdio::null())
+        .status();
     if !can.is_ok_and(|status| status.success()) {
-        return skip(test, "no loop device or no namespaces (needs root and losetup)");
+        return skip(
+            test,
+            "no loop device or no namespaces (needs root and losetup)",
+        );
     }
     // Process numbers of the namespace are not unique outside, so the name of the folder is made here.
     let folder = Tree::empty();
     // One at a time: swap areas and loop devices are shared by all namespaces of the machine.
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let inside = Command::new("unshare")
         .args(namespaces)
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            test,
+            "--include-ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(INSIDE, "1")
         .env("TMPDIR", &folder.0)
         .output()
         .unwrap();
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&inside.stdout), String::from_utf8_lossy(&inside.stderr));
-    assert!(inside.status.success() && said.contains("1 passed"), "{said}");
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&inside.stdout),
+        String::from_utf8_lossy(&inside.stderr)
+    );
+    assert!(
+        inside.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
     if let Some(line) = said.lines().find(|line| line.starts_with("SKIPPED")) {
         let _ = fs::write("/dev/stderr", format!("{line}\n"));
     }
@@ -51,8 +79,14 @@ pub fn on_a_disk(test: &str, body: impl FnOnce(&mut Disk)) {
 /// Prints that a test tested nothing.
 pub fn skip(test: &str, why: &str) {
     // Directly to the file descriptor: the test harness hides the output of a passing test.
-    let _ = fs::write("/dev/stderr", format!("SKIPPED {test}: {why}; nothing was tested\n"));
-    assert!(std::env::var("CI").is_err(), "skipping is a failure when CI is set: {test}: {why}");
+    let _ = fs::write(
+        "/dev/stderr",
+        format!("SKIPPED {test}: {why}; nothing was tested\n"),
+    );
+    assert!(
+        std::env::var("CI").is_err(),
+        "skipping is a failure when CI is set: {test}: {why}"
+    );
 }
 
 /// A loop device over a file, torn down with everything on it when the test ends.
@@ -69,7 +103,10 @@ impl Drop for Disk {
             let _ = child.wait();
         }
         for device in self.loops.iter().rev() {
-            let _ = Command::new("swapoff").arg(device).stderr(Stdio::null()).status();
+            let _ = Command::new("swapoff")
+                .arg(device)
+                .stderr(Stdio::null())
+                .status();
             // Of any mount that is left the kernel detaches it at the end of the namespace.
             let _ = Command::new("losetup").args(["-d", device]).status();
         }
@@ -78,7 +115,11 @@ impl Drop for Disk {
 
 impl Disk {
     fn new() -> Option<Self> {
-        let mut disk = Self { loops: vec![], children: vec![], folder: Tree::empty() };
+        let mut disk = Self {
+            loops: vec![],
+            children: vec![],
+            folder: Tree::empty(),
+        };
         let image = disk.path("image");
         fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
         disk.attach(&image).then_some(disk)
@@ -99,9 +140,14 @@ impl Disk {
     }
 
     pub fn attach(&mut self, file: &str) -> bool {
-        let made = Command::new("losetup").args(["-f", "--show", file]).output();
-        let Some(made) = made.ok().filter(|made| made.status.success()) else { return false };
-        self.loops.push(String::from_utf8(made.stdout).unwrap().trim().to_owned());
+        let made = Command::new("losetup")
+            .args(["-f", "--show", file])
+            .output();
+        let Some(made) = made.ok().filter(|made| made.status.success()) else {
+            return false;
+        };
+        self.loops
+            .push(String::from_utf8(made.stdout).unwrap().trim().to_owned());
         true
     }
 
@@ -111,8 +157,15 @@ impl Disk {
     }
 
     pub fn run(&self, command: &[&str]) {
-        let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(command[0])
+            .args(&command[1..])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// A filesystem on the device, mounted in this namespace at the returned place.
@@ -167,7 +220,10 @@ impl Disk {
                 let path = format!("sys/block/{name}/{file}");
                 tree.link(&path, Path::new("/").join(&path));
             }
-            tree.file(&format!("sys/block/{name}/device/vpd_pg83"), page83(&[(2, 0, LABEL.as_bytes())]));
+            tree.file(
+                &format!("sys/block/{name}/device/vpd_pg83"),
+                page83(&[(2, 0, LABEL.as_bytes())]),
+            );
         }
         // Loops of other tests come and go, and have nothing to do with this one.
         for entry in fs::read_dir("/sys/block").unwrap() {
@@ -178,7 +234,10 @@ impl Disk {
                 && (is_ours || !other.starts_with("loop"))
                 && fs::symlink_metadata(&place).is_err()
             {
-                tree.link(&format!("sys/block/{other}"), Path::new("/sys/block").join(&other));
+                tree.link(
+                    &format!("sys/block/{other}"),
+                    Path::new("/sys/block").join(&other),
+                );
             }
         }
         HostRoot::new(&tree.0)
@@ -186,7 +245,9 @@ impl Disk {
 
     /// Returns the device's users in the inventory.
     pub fn users(&self) -> DeviceUsers {
-        device(&scan(&self.root()).unwrap(), &Self::name(&self.loops[0])).users.clone()
+        device(&scan(&self.root()).unwrap(), &Self::name(&self.loops[0]))
+            .users
+            .clone()
     }
 
     /// Returns the answer at this level.

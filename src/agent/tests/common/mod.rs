@@ -36,7 +36,11 @@ impl Drop for Tree {
 impl Tree {
     /// An empty folder.
     pub fn empty() -> Self {
-        let name = format!("reattach-agent-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "reattach-agent-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir).unwrap();
         Self(dir)
@@ -46,8 +50,15 @@ impl Tree {
     pub fn host() -> Self {
         let tree = Self::empty();
         tree.file("proc/sys/kernel/random/boot_id", format!("{BOOT}\n"));
-        tree.file("proc/stat", "cpu  1 2 3\nintr 5\nbtime 1752192000\nprocesses 9\n");
-        tree.process(1, "systemd", &["22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"]);
+        tree.file(
+            "proc/stat",
+            "cpu  1 2 3\nintr 5\nbtime 1752192000\nprocesses 9\n",
+        );
+        tree.process(
+            1,
+            "systemd",
+            &["22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"],
+        );
         tree.file("sys/block/vda/dev", "254:0\n");
         tree.file("sys/block/vda/size", "2048\n");
         tree.dir("var/lib/kubelet");
@@ -91,8 +102,14 @@ impl Tree {
         self.file(&format!("sys/block/{name}/size"), "2048\n");
         self.dir(&format!("sys/block/{name}/holders"));
         self.file(&format!("sys/block/{name}/device/vendor"), "Linode  \n");
-        self.file(&format!("sys/block/{name}/device/model"), "Volume          \n");
-        self.file(&format!("sys/block/{name}/device/vpd_pg83"), page83(&[(2, 0, label.as_bytes())]));
+        self.file(
+            &format!("sys/block/{name}/device/model"),
+            "Volume          \n",
+        );
+        self.file(
+            &format!("sys/block/{name}/device/vpd_pg83"),
+            page83(&[(2, 0, label.as_bytes())]),
+        );
     }
 
     /// A virtual device without an identity.
@@ -118,7 +135,8 @@ impl Tree {
 
     /// kubelet's folders for the staged and published volume.
     pub fn csi_folders(&self) {
-        let data = |more: &str| format!(r#"{{"driverName":"{DRIVER}","volumeHandle":"{HANDLE}"{more}}}"#);
+        let data =
+            |more: &str| format!(r#"{{"driverName":"{DRIVER}","volumeHandle":"{HANDLE}"{more}}}"#);
         self.file(&format!("{}/vol_data.json", &staging()[1..]), data(""));
         self.dir(&format!("{}/globalmount", &staging()[1..]));
         let more = format!(
@@ -130,8 +148,14 @@ impl Tree {
 
     /// Mounts `dev` at kubelet's staging and publishing paths of the volume.
     pub fn csi_mounts(&self, dev: &str, device: &str) {
-        self.mount(&format!("90 22 {dev} / {}/globalmount rw - ext4 {device} rw", staging()));
-        self.mount(&format!("91 22 {dev} / {}/mount rw - ext4 {device} rw", publish()));
+        self.mount(&format!(
+            "90 22 {dev} / {}/globalmount rw - ext4 {device} rw",
+            staging()
+        ));
+        self.mount(&format!(
+            "91 22 {dev} / {}/mount rw - ext4 {device} rw",
+            publish()
+        ));
     }
 }
 
@@ -160,12 +184,18 @@ pub fn challenge(recovery: &str, epoch: u64) -> Challenge {
     Challenge {
         recovery: Uid::new(recovery),
         epoch,
-        identity: DeviceIdentity { serial: LABEL.to_owned() },
+        identity: DeviceIdentity {
+            serial: LABEL.to_owned(),
+        },
         driver: DriverName::new(DRIVER),
         handle: VolumeHandle::new(HANDLE),
     }
 }
 
 pub fn device<'a>(inventory: &'a GuestInventory, name: &str) -> &'a GuestDevice {
-    inventory.devices.iter().find(|device| device.kernel_name == name).unwrap()
+    inventory
+        .devices
+        .iter()
+        .find(|device| device.kernel_name == name)
+        .unwrap()
 }

@@ -31,11 +31,19 @@ impl World {
     pub fn new(tree: Tree) -> Self {
         let server = Self::bare();
         server.register_crd(&serde_json::to_value(NodeVolumeReport::crd()).unwrap());
-        Self { server, tree, stop: None, agent: None }
+        Self {
+            server,
+            tree,
+            stop: None,
+            agent: None,
+        }
     }
 
     pub fn bare() -> ApiServer {
-        let server = ApiServer::new(Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap()), 1);
+        let server = ApiServer::new(
+            Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap()),
+            1,
+        );
         server.insert(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" } }));
         server
     }
@@ -64,7 +72,8 @@ impl World {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            reattach_agent::run_with_events(client, config, move || clock.now(), news, shutdown).await;
+            reattach_agent::run_with_events(client, config, move || clock.now(), news, shutdown)
+                .await;
         }));
     }
 
@@ -76,7 +85,9 @@ impl World {
     }
 
     pub fn report(&self) -> Value {
-        let report = self.server.read("reattach.dev", "nodevolumereports", "", "n1");
+        let report = self
+            .server
+            .read("reattach.dev", "nodevolumereports", "", "n1");
         (*report.expect("no report")).clone()
     }
 
@@ -85,11 +96,20 @@ impl World {
     }
 
     pub fn inventory(&self) -> GuestInventory {
-        self.status().inventory.expect("no inventory").get().expect("an inventory").clone()
+        self.status()
+            .inventory
+            .expect("no inventory")
+            .get()
+            .expect("an inventory")
+            .clone()
     }
 
     pub fn answers(&self) -> Vec<Answer> {
-        self.status().answers.iter().map(|answer| answer.get().unwrap().clone()).collect()
+        self.status()
+            .answers
+            .iter()
+            .map(|answer| answer.get().unwrap().clone())
+            .collect()
     }
 
     /// Returns the agent's writes since the last call.
@@ -103,7 +123,10 @@ impl World {
     pub async fn ask(&self, node: &str, challenges: &[Challenge]) {
         let reports: kube::Api<NodeVolumeReport> = kube::Api::all(self.server.client());
         let patch = kube::api::Patch::Merge(json!({ "spec": { "challenges": challenges } }));
-        reports.patch(node, &kube::api::PatchParams::default(), &patch).await.unwrap();
+        reports
+            .patch(node, &kube::api::PatchParams::default(), &patch)
+            .await
+            .unwrap();
     }
 }
 
@@ -117,5 +140,9 @@ pub fn on(verb: Verb) -> RequestMatch {
 }
 
 pub fn refusal(code: u16) -> Fault {
-    Fault::Status { status: ApiStatus::new(code, "injected"), after_effect: false, retry_after: None }
+    Fault::Status {
+        status: ApiStatus::new(code, "injected"),
+        after_effect: false,
+        retry_after: None,
+    }
 }

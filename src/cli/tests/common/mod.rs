@@ -76,7 +76,11 @@ impl Stage {
     pub async fn new(name: &str) -> Self {
         let stage = Self::empty(name).await;
         for crd in reattach_api::all_crds() {
-            assert!(stage.server.register_crd(&serde_json::to_value(crd).unwrap()));
+            assert!(
+                stage
+                    .server
+                    .register_crd(&serde_json::to_value(crd).unwrap())
+            );
         }
         stage.set();
         stage
@@ -86,7 +90,10 @@ impl Stage {
     pub async fn empty(name: &str) -> Self {
         let server = ApiServer::new(reattach_sim::Clock::wall(), 7);
         let an_hour_ago = Arc::new(AtomicBool::new(true));
-        let (past, now) = (an_hour_ago.clone(), reattach_cloud_simulator::clock::system());
+        let (past, now) = (
+            an_hour_ago.clone(),
+            reattach_cloud_simulator::clock::system(),
+        );
         let cloud = CloudSim::new(Arc::new(move || {
             let back = if past.load(Ordering::SeqCst) {
                 jiff::SignedDuration::from_hours(1)
@@ -95,21 +102,40 @@ impl Stage {
             };
             now() - back
         }));
-        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
-        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        cloud.add_token(
+            TOKEN,
+            &[
+                "volumes:read_write",
+                "linodes:read_write",
+                "events:read_only",
+            ],
+        );
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let api = serve(api_router(server.clone())).await;
         let cloud_url = serve(reattach_cloud_simulator::router(cloud.clone())).await;
         let kubeconfig = dir.join("kubeconfig");
         std::fs::write(&kubeconfig, kubeconfig_text(&api)).unwrap();
-        Self { server, cloud, kubeconfig, cloud_url, dir, an_hour_ago }
+        Self {
+            server,
+            cloud,
+            kubeconfig,
+            cloud_url,
+            dir,
+            an_hour_ago,
+        }
     }
 
     /// One StatefulSet on one node: VolumeAttachment and cloud say attached, the guest has no device.
     fn set(&self) {
         let cloud = &self.cloud;
-        cloud.create_instance(NewInstance::new("n0").with_id(100)).unwrap();
-        cloud.create_volume(NewVolume::new("pvc1").with_id(7001)).unwrap();
+        cloud
+            .create_instance(NewInstance::new("n0").with_id(100))
+            .unwrap();
+        cloud
+            .create_volume(NewVolume::new("pvc1").with_id(7001))
+            .unwrap();
         cloud.attach_now(VolumeNo(7001), InstanceNo(100)).unwrap();
         self.an_hour_ago.store(false, Ordering::SeqCst);
         cloud.make_phantom(VolumeNo(7001)).unwrap();
@@ -168,7 +194,12 @@ impl Stage {
     /// The leader Lease. Without a holder it is of a controller that was stopped and asked for a lease of 1 s alone, so that
     /// the next leader waits no longer.
     pub fn insert_lease(&self, holder: &str, term: u64) {
-        let at = self.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+        let at = self
+            .server
+            .clock()
+            .now()
+            .strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+            .to_string();
         let seconds = if holder.is_empty() { 1 } else { 15 };
         self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": LEASE.1, "namespace": LEASE.0},
@@ -177,15 +208,25 @@ impl Stage {
 
     /// Removes the leader Lease, as an uninstallation does.
     pub async fn remove_lease(&self) {
-        let path = format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases/{}", LEASE.0, LEASE.1);
+        let path = format!(
+            "/apis/coordination.k8s.io/v1/namespaces/{}/leases/{}",
+            LEASE.0, LEASE.1
+        );
         world::remove(self, &path).await;
     }
 
     pub fn renew_node_lease(&self) {
-        let at = self.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-        self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        let at = self
+            .server
+            .clock()
+            .now()
+            .strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+            .to_string();
+        self.server.insert(
+            &json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": NODE, "namespace": "kube-node-lease"},
-            "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": at}}));
+            "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": at}}),
+        );
     }
 
     pub fn insert_pod(&self, set_uid: &str, ready: bool) {
@@ -229,7 +270,9 @@ impl Stage {
             .collect();
         let inventory = json!({"bootId": BOOT, "bootedAt": "2021-07-11T00:00:00Z", "level": "basic",
             "devices": devices, "csiVolumes": [], "unreadable": []});
-        let old = self.server.read("reattach.dev", "nodevolumereports", "", NODE);
+        let old = self
+            .server
+            .read("reattach.dev", "nodevolumereports", "", NODE);
         let mut report = old.map_or_else(
             || json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "metadata": {"name": NODE},
                 "spec": {"challenges": []}, "status": {"answers": []}}),
@@ -244,15 +287,23 @@ impl Stage {
     pub fn command(&self, args: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-reattach"));
         command.args(args);
-        if matches!(args[0], "plan" | "recover") && !args.iter().any(|a| a.starts_with("--runbook")) {
+        if matches!(args[0], "plan" | "recover") && !args.iter().any(|a| a.starts_with("--runbook"))
+        {
             command.args(["--runbook", "scale-to-zero"]);
         }
-        command.env_clear().env("COLUMNS", "100").env("PATH", "/usr/bin:/bin");
+        command
+            .env_clear()
+            .env("COLUMNS", "100")
+            .env("PATH", "/usr/bin:/bin");
         command
             .env("KUBECONFIG", &self.kubeconfig)
             .env("LINODE_TOKEN", TOKEN)
             .env("LINODE_URL", &self.cloud_url);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         command
     }
 
@@ -264,11 +315,20 @@ impl Stage {
     pub fn forbid(&self, verb: Verb, resource: &str, message: &str) {
         let client = Some("jane".to_owned());
         let resource = Some(resource.to_owned());
-        let requests = RequestMatch { verb: Some(verb), resource, client, ..RequestMatch::default() };
+        let requests = RequestMatch {
+            verb: Some(verb),
+            resource,
+            client,
+            ..RequestMatch::default()
+        };
         let status = ApiStatus::new(403, message);
         self.server.add_fault(FaultRule::always(
             requests,
-            Fault::Status { status, after_effect: false, retry_after: None },
+            Fault::Status {
+                status,
+                after_effect: false,
+                retry_after: None,
+            },
         ));
     }
 
@@ -282,7 +342,14 @@ impl Stage {
             .audit()
             .iter()
             .filter(|e| written(e))
-            .map(|e| format!("{:?} {}{}", e.verb, e.resource, if e.dry_run { " (dry run)" } else { "" }))
+            .map(|e| {
+                format!(
+                    "{:?} {}{}",
+                    e.verb,
+                    e.resource,
+                    if e.dry_run { " (dry run)" } else { "" }
+                )
+            })
             .collect();
         all.dedup();
         all
@@ -291,12 +358,19 @@ impl Stage {
     /// The cloud's mutations so far.
     pub fn cloud_writes(&self) -> Vec<String> {
         let requests = self.cloud.requests();
-        requests.iter().filter(|r| r.method != "GET").map(|r| format!("{} {}", r.method, r.path)).collect()
+        requests
+            .iter()
+            .filter(|r| r.method != "GET")
+            .map(|r| format!("{} {}", r.method, r.path))
+            .collect()
     }
 
     /// A VolumeRecovery of the claim, if there is one.
     pub fn recovery(&self) -> Option<std::sync::Arc<Value>> {
-        self.server.list("reattach.dev", "volumerecoveries", Some(NS)).into_iter().next()
+        self.server
+            .list("reattach.dev", "volumerecoveries", Some(NS))
+            .into_iter()
+            .next()
     }
 }
 
@@ -307,11 +381,16 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
 }
 
 pub async fn finish(mut command: tokio::process::Command) -> Ran {
-    let ended = tokio::time::timeout(PATIENCE, command.output()).await.expect("the command ends").unwrap();
+    let ended = tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .expect("the command ends")
+        .unwrap();
     Ran {
         code: ended.status.code().unwrap_or(-1),
         out: String::from_utf8(ended.stdout).unwrap(),
@@ -323,8 +402,11 @@ fn api_router(server: ApiServer) -> axum::Router {
     let answer = move |request: axum::extract::Request| {
         let server = server.clone();
         async move {
-            let bearer =
-                request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
+            let bearer = request
+                .headers()
+                .get("authorization")
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default();
             let Some(user) = bearer.strip_prefix("Bearer ").filter(|u| *u == "jane") else {
                 let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Unauthorized",
                     "message": "Unauthorized", "code": 401, "metadata": {}});
@@ -348,7 +430,9 @@ fn api_router(server: ApiServer) -> axum::Router {
 }
 
 fn http_answer(code: u16, body: &Value) -> axum::http::Response<Body> {
-    let answer = axum::http::Response::builder().status(code).header("content-type", "application/json");
+    let answer = axum::http::Response::builder()
+        .status(code)
+        .header("content-type", "application/json");
     answer.body(Body::from(body.to_string())).unwrap()
 }
 

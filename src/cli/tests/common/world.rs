@@ -37,7 +37,9 @@ async fn turn_until(stage: Arc<Stage>, until: Until) {
     loop {
         stage.renew_node_lease();
         answer(&stage);
-        let Some(set) = stage.server.read("apps", "statefulsets", NS, "redis") else { return };
+        let Some(set) = stage.server.read("apps", "statefulsets", NS, "redis") else {
+            return;
+        };
         if until == Until::ScaledToZero && set["spec"]["replicas"] == 0 {
             return;
         }
@@ -48,15 +50,24 @@ async fn turn_until(stage: Arc<Stage>, until: Until) {
 
 /// The agent: one answer per challenge.
 fn answer(stage: &Stage) {
-    let Some(old) = stage.server.read("reattach.dev", "nodevolumereports", "", NODE) else { return };
-    let has_device = stage.cloud.guest_has_device(InstanceNo(100), VolumeNo(7001));
+    let Some(old) = stage
+        .server
+        .read("reattach.dev", "nodevolumereports", "", NODE)
+    else {
+        return;
+    };
+    let has_device = stage
+        .cloud
+        .guest_has_device(InstanceNo(100), VolumeNo(7001));
     let answers: Vec<Value> = old["spec"]["challenges"]
         .as_array()
         .into_iter()
         .flatten()
         .map(|c| {
             let known = old["status"]["answers"].as_array().into_iter().flatten();
-            let known = known.clone().find(|a| a["recovery"] == c["recovery"] && a["epoch"] == c["epoch"]);
+            let known = known
+                .clone()
+                .find(|a| a["recovery"] == c["recovery"] && a["epoch"] == c["epoch"]);
             known.cloned().unwrap_or_else(|| {
                 json!({"recovery": c["recovery"], "epoch": c["epoch"], "identity": c["identity"],
                     "bootId": super::BOOT, "scannedAt": stage.server.clock().now().to_string(),
@@ -75,8 +86,14 @@ async fn workload(stage: &Stage, set: &Value) {
     let server = &stage.server;
     let wanted = set["spec"]["replicas"].as_i64() == Some(1);
     let pod = server.read("", "pods", NS, POD);
-    let attached =
-        server.read("storage.k8s.io", "volumeattachments", "", &Stage::attachment_name()).is_some();
+    let attached = server
+        .read(
+            "storage.k8s.io",
+            "volumeattachments",
+            "",
+            &Stage::attachment_name(),
+        )
+        .is_some();
     let mut status = set["status"].clone();
     status["observedGeneration"] = set["metadata"]["generation"].clone();
     status["replicas"] = set["spec"]["replicas"].clone();
@@ -90,17 +107,31 @@ async fn workload(stage: &Stage, set: &Value) {
         (false, true, _) => remove(stage, "/api/v1/namespaces/cache/pods/redis-0").await,
         (false, false, true) => {
             set_node_volumes(stage, &json!([]));
-            if stage.cloud.volume(VolumeNo(7001)).is_some_and(|v| v.holder.is_some()) {
+            if stage
+                .cloud
+                .volume(VolumeNo(7001))
+                .is_some_and(|v| v.holder.is_some())
+            {
                 // The job is asked for once; later calls find it under way.
                 let _ = stage.cloud.detach(VolumeNo(7001));
             } else {
-                let path = format!("/apis/storage.k8s.io/v1/volumeattachments/{}", Stage::attachment_name());
+                let path = format!(
+                    "/apis/storage.k8s.io/v1/volumeattachments/{}",
+                    Stage::attachment_name()
+                );
                 remove(stage, &path).await;
             }
         }
         (true, false, _) => {
-            if stage.cloud.volume(VolumeNo(7001)).is_some_and(|v| v.holder.is_none()) {
-                stage.cloud.attach_now(VolumeNo(7001), InstanceNo(100)).unwrap();
+            if stage
+                .cloud
+                .volume(VolumeNo(7001))
+                .is_some_and(|v| v.holder.is_none())
+            {
+                stage
+                    .cloud
+                    .attach_now(VolumeNo(7001), InstanceNo(100))
+                    .unwrap();
             }
             stage.insert_attachment();
             stage.insert_node();
@@ -139,7 +170,9 @@ impl Running {
         let token = reattach_linode::Token::new(TOKEN).unwrap();
         let config = reattach_linode::LinodeConfig::new(token, Some(&stage.cloud_url)).unwrap();
         let mut providers = Providers::default();
-        providers.register(Arc::new(reattach_linode::LinodeProvider::connect(config).unwrap()));
+        providers.register(Arc::new(
+            reattach_linode::LinodeProvider::connect(config).unwrap(),
+        ));
         let settings = Settings {
             namespace: LEASE.0.into(),
             lease: LEASE.1.into(),
@@ -159,7 +192,9 @@ impl Running {
         let task = tokio::spawn(controller.run(ready, stopped));
         is_ready.wait_for(|r| *r).await.unwrap();
         let leads = || {
-            let lease = stage.server.read("coordination.k8s.io", "leases", LEASE.0, LEASE.1);
+            let lease = stage
+                .server
+                .read("coordination.k8s.io", "leases", LEASE.0, LEASE.1);
             lease.is_some_and(|l| l["spec"]["holderIdentity"] == "controller-0/uid/1")
         };
         while !leads() {
@@ -176,14 +211,41 @@ impl Running {
 
 /// The claim's workload is as it was before: one Ready pod, no stamp, no finalizer, one holder.
 pub fn assert_clean(stage: &Stage) {
-    let set = stage.server.read("apps", "statefulsets", NS, "redis").unwrap();
+    let set = stage
+        .server
+        .read("apps", "statefulsets", NS, "redis")
+        .unwrap();
     assert_eq!(set["spec"]["replicas"], 1);
-    assert!(set["metadata"]["annotations"]["reattach.dev/restore"].is_null(), "{set}");
-    for recovery in stage.server.list("reattach.dev", "volumerecoveries", Some(NS)) {
-        assert_eq!(recovery["metadata"]["finalizers"].as_array().map_or(0, Vec::len), 0, "{recovery}");
+    assert!(
+        set["metadata"]["annotations"]["reattach.dev/restore"].is_null(),
+        "{set}"
+    );
+    for recovery in stage
+        .server
+        .list("reattach.dev", "volumerecoveries", Some(NS))
+    {
+        assert_eq!(
+            recovery["metadata"]["finalizers"]
+                .as_array()
+                .map_or(0, Vec::len),
+            0,
+            "{recovery}"
+        );
     }
-    let report = stage.server.read("reattach.dev", "nodevolumereports", "", NODE).unwrap();
-    assert_eq!(report["spec"]["challenges"].as_array().map_or(0, Vec::len), 0, "{report}");
+    let report = stage
+        .server
+        .read("reattach.dev", "nodevolumereports", "", NODE)
+        .unwrap();
+    assert_eq!(
+        report["spec"]["challenges"].as_array().map_or(0, Vec::len),
+        0,
+        "{report}"
+    );
     assert!(stage.cloud.max_holders(VolumeNo(7001)) <= 1);
-    assert!(stage.server.read("", "persistentvolumeclaims", NS, CLAIM).is_some());
+    assert!(
+        stage
+            .server
+            .read("", "persistentvolumeclaims", NS, CLAIM)
+            .is_some()
+    );
 }

@@ -24,7 +24,11 @@ pub async fn requeue(
     let body = json!({
         "metadata": { "uid": uid, "resourceVersion": version, "annotations": { REQUEUE_ANNOTATION: at.to_string() } }
     });
-    outcome(api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await, "touched")
+    outcome(
+        api.patch(name, &PatchParams::default(), &Patch::Merge(&body))
+            .await,
+        "touched",
+    )
 }
 
 /// Deletes a VolumeAttachment by its UID: names of VolumeAttachments are used again, since they follow from volume, driver
@@ -35,13 +39,16 @@ pub async fn delete_attachment(pass: &EffectPass, name: &str, uid: &Uid) -> Outc
     }
     let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_string()),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     match api.delete(name, &params).await {
-        Err(kube::Error::Api(s)) if s.is_not_found() => {
-            Outcome::Applied { detail: "the VolumeAttachment is gone".to_owned() }
-        }
+        Err(kube::Error::Api(s)) if s.is_not_found() => Outcome::Applied {
+            detail: "the VolumeAttachment is gone".to_owned(),
+        },
         reply => outcome(reply, "deleted"),
     }
 }

@@ -34,7 +34,10 @@ use serde_json::{Value, json};
 
 /// Whether a pod carries our scheduling gate.
 pub fn is_gated(pod: &Pod) -> bool {
-    let gates = pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+    let gates = pod
+        .spec
+        .iter()
+        .flat_map(|s| s.scheduling_gates.iter().flatten());
     gates.into_iter().any(|g| g.name == HOLD_GATE)
 }
 
@@ -42,9 +45,16 @@ pub fn is_gated(pod: &Pod) -> bool {
 /// kind (before Kubernetes 1.36) answers as one that has none.
 pub async fn policy(client: &Client, now: jiff::Timestamp) -> Fact<String> {
     let source = Source::Kubernetes(format!("MutatingAdmissionPolicyBinding {HOLD_POLICY}"));
-    let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding");
+    let kind = GroupVersionKind::gvk(
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingAdmissionPolicyBinding",
+    );
     let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingadmissionpolicybindings");
-    match Api::<DynamicObject>::all_with(client.clone(), &resource).get(HOLD_POLICY).await {
+    match Api::<DynamicObject>::all_with(client.clone(), &resource)
+        .get(HOLD_POLICY)
+        .await
+    {
         Ok(_) => Fact::present(HOLD_POLICY.to_owned(), source, now),
         Err(kube::Error::Api(s)) if s.code == 404 => Fact::absent(source, now),
         Err(error) => Fact::unknown(error.to_string(), source, now),
@@ -73,7 +83,11 @@ pub(crate) async fn label(
         "resourceVersion": version,
         "labels": { HOLD_LABEL: value },
     } });
-    outcome(api.patch(&name.name, &PatchParams::default(), &Patch::Merge(&body)).await, detail)
+    outcome(
+        api.patch(&name.name, &PatchParams::default(), &Patch::Merge(&body))
+            .await,
+        detail,
+    )
 }
 
 /// Evicts one pod, by its UID, with its own grace period. A PodDisruptionBudget that refuses it is shown and not
@@ -86,24 +100,37 @@ pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome 
     // Written by hand: `Api::evict` of kube 5.0 spells `deleteOptions` in a way that the API server does not read, and drops
     // the UID without a word.
     let eviction = Eviction {
-        metadata: ObjectMeta { name: Some(pod.name.clone()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(pod.name.clone()),
+            ..ObjectMeta::default()
+        },
         delete_options: Some(DeleteOptions {
-            preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_string()),
+                resource_version: None,
+            }),
             ..DeleteOptions::default()
         }),
     };
     let params = PostParams::default();
-    match api.create_subresource::<_, Value>("eviction", &pod.name, &params, &eviction).await {
+    match api
+        .create_subresource::<_, Value>("eviction", &pod.name, &params, &eviction)
+        .await
+    {
         // It is gone, or another pod has its name: what is there now is looked at anew.
-        Err(kube::Error::Api(s)) if s.is_not_found() => {
-            Outcome::Applied { detail: "the pod is gone".to_owned() }
-        }
+        Err(kube::Error::Api(s)) if s.is_not_found() => Outcome::Applied {
+            detail: "the pod is gone".to_owned(),
+        },
         reply => outcome(reply, "evicted"),
     }
 }
 
 /// Takes the label off, then the gate off each of these pods.
-pub async fn lift(pass: &EffectPass, recovery: &VolumeRecovery, pods: &[(ObjectName, Uid)]) -> Outcome {
+pub async fn lift(
+    pass: &EffectPass,
+    recovery: &VolumeRecovery,
+    pods: &[(ObjectName, Uid)],
+) -> Outcome {
     if recovery.labels().contains_key(HOLD_LABEL) {
         let unlabelled = label(pass, recovery, Value::Null, "unlabelled").await;
         if !unlabelled.applied() {
@@ -116,7 +143,9 @@ pub async fn lift(pass: &EffectPass, recovery: &VolumeRecovery, pods: &[(ObjectN
             return ungated;
         }
     }
-    Outcome::Applied { detail: format!("the hold is lifted; {} pod(s) let go", pods.len()) }
+    Outcome::Applied {
+        detail: format!("the hold is lifted; {} pod(s) let go", pods.len()),
+    }
 }
 
 pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome {
@@ -125,19 +154,32 @@ pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Ou
     }
     let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
     let found = match api.get_opt(&pod.name).await {
-        Ok(Some(found)) if found.uid().as_deref() == Some(uid.as_str()) && is_gated(&found) => found,
-        Ok(_) => return Outcome::Applied { detail: "the gate is off".to_owned() },
+        Ok(Some(found)) if found.uid().as_deref() == Some(uid.as_str()) && is_gated(&found) => {
+            found
+        }
+        Ok(_) => {
+            return Outcome::Applied {
+                detail: "the gate is off".to_owned(),
+            };
+        }
         Err(error) => return outcome::<()>(Err(error), ""),
     };
     let version = match names::version(&found.metadata) {
         Ok(version) => version,
         Err(missing) => return missing.into(),
     };
-    let gates = found.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+    let gates = found
+        .spec
+        .iter()
+        .flat_map(|s| s.scheduling_gates.iter().flatten());
     let others: Vec<_> = gates.filter(|g| g.name != HOLD_GATE).collect();
     let body = json!({
         "metadata": { "uid": uid, "resourceVersion": version },
         "spec": { "schedulingGates": others },
     });
-    outcome(api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&body)).await, "the gate is off")
+    outcome(
+        api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&body))
+            .await,
+        "the gate is off",
+    )
 }

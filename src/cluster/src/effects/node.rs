@@ -33,16 +33,30 @@ use serde_json::json;
 
 /// Whether the Node is Ready by its own condition.
 pub fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Whether its kubelet has stopped posting (`Ready` is `Unknown`), and when the control plane last changed that condition.
 pub fn silence(node: &Node) -> (bool, Option<jiff::Timestamp>) {
-    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
     let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
     let silent = ready.is_some_and(|c| c.status == "Unknown");
-    (silent, ready.filter(|_| silent).and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0))
+    (
+        silent,
+        ready
+            .filter(|_| silent)
+            .and_then(|c| c.last_transition_time.as_ref())
+            .map(|t| t.0),
+    )
 }
 
 /// Whether the Node carries the out-of-service taint with our value.
@@ -58,11 +72,18 @@ pub fn is_quarantined(node: &Node) -> bool {
 /// The recovery (its UID) that has the Node in quarantine. A taint without a value belongs to no recovery.
 pub fn quarantined_by(node: &Node) -> Option<Uid> {
     let taint = taints(node).iter().find(|t| t.key == QUARANTINE_TAINT)?;
-    taint.value.as_deref().filter(|uid| !uid.is_empty()).map(Uid::from)
+    taint
+        .value
+        .as_deref()
+        .filter(|uid| !uid.is_empty())
+        .map(Uid::from)
 }
 
 fn taints(node: &Node) -> &[Taint] {
-    node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
+    node.spec
+        .as_ref()
+        .and_then(|s| s.taints.as_deref())
+        .unwrap_or_default()
 }
 
 fn is_ours(taint: &Taint) -> bool {
@@ -79,12 +100,21 @@ pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid)
         return again(format!("Node {name} is Ready"));
     }
     let ours = taint(OUT_OF_SERVICE_TAINT, Some(TAINT_VALUE), "NoExecute");
-    if taints(&node).iter().any(|t| is_ours(t) && t.effect == ours.effect) {
+    if taints(&node)
+        .iter()
+        .any(|t| is_ours(t) && t.effect == ours.effect)
+    {
         return applied("it has the taint already");
     }
-    if let Some(other) = taints(&node).iter().find(|t| t.key == ours.key && !is_ours(t)) {
+    if let Some(other) = taints(&node)
+        .iter()
+        .find(|t| t.key == ours.key && !is_ours(t))
+    {
         let value = other.value.as_deref().unwrap_or_default();
-        let why = format!("someone else has tainted Node {name} with {}={value}", other.key);
+        let why = format!(
+            "someone else has tainted Node {name} with {}={value}",
+            other.key
+        );
         return Outcome::NotApplied { why, retry: false };
     }
     with(pass, &node, ours, "tainted out-of-service").await
@@ -115,7 +145,11 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
 pub fn closed_by(node: &Node) -> Vec<Uid> {
     taints(node)
         .iter()
-        .filter_map(|t| t.key.strip_prefix(HOLD_TAINT_PREFIX).filter(|uid| !uid.is_empty()))
+        .filter_map(|t| {
+            t.key
+                .strip_prefix(HOLD_TAINT_PREFIX)
+                .filter(|uid| !uid.is_empty())
+        })
         .map(Uid::from)
         .collect()
 }
@@ -129,7 +163,13 @@ pub async fn close(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid
     if closed_by(&node).contains(recovery) {
         return applied("it is closed already");
     }
-    with(pass, &node, taint(&hold_taint(recovery), None, "NoSchedule"), "closed to new pods").await
+    with(
+        pass,
+        &node,
+        taint(&hold_taint(recovery), None, "NoSchedule"),
+        "closed to new pods",
+    )
+    .await
 }
 
 /// Takes this recovery's closing taint off. A Node that is gone has none.
@@ -139,8 +179,14 @@ pub async fn open(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid)
 }
 
 /// Takes the quarantine of this recovery off. A Node that is gone has none.
-pub async fn unquarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
-    let its = |t: &Taint| t.key == QUARANTINE_TAINT && t.value.as_deref() == Some(recovery.as_str());
+pub async fn unquarantine(
+    pass: &EffectPass,
+    name: &NodeName,
+    uid: &Uid,
+    recovery: &Uid,
+) -> Outcome {
+    let its =
+        |t: &Taint| t.key == QUARANTINE_TAINT && t.value.as_deref() == Some(recovery.as_str());
     without(pass, name, uid, its, "the quarantine is off").await
 }
 
@@ -167,12 +213,19 @@ async fn without(
     which: impl Fn(&Taint) -> bool,
     done: &str,
 ) -> Outcome {
-    let node = match Api::<Node>::all(pass.client().clone()).get_opt(name.as_str()).await {
+    let node = match Api::<Node>::all(pass.client().clone())
+        .get_opt(name.as_str())
+        .await
+    {
         Ok(Some(node)) if node.uid().as_deref() == Some(uid.as_str()) => node,
         Ok(_) => return applied("that Node is gone"),
         Err(error) => return outcome::<()>(Err(error), ""),
     };
-    let rest: Vec<Taint> = taints(&node).iter().filter(|t| !which(t)).cloned().collect();
+    let rest: Vec<Taint> = taints(&node)
+        .iter()
+        .filter(|t| !which(t))
+        .cloned()
+        .collect();
     if rest.len() == taints(&node).len() {
         return applied("it is not there");
     }
@@ -181,12 +234,18 @@ async fn without(
 
 /// The Node as it is now, if it is the one that was meant.
 async fn the_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node, Outcome> {
-    match Api::<Node>::all(pass.client().clone()).get_opt(name.as_str()).await {
+    match Api::<Node>::all(pass.client().clone())
+        .get_opt(name.as_str())
+        .await
+    {
         Ok(Some(node)) if node.uid().as_deref() == Some(uid.as_str()) => Ok(node),
         Ok(Some(_)) => Err(again(format!("Node {name} is another one now"))),
         Ok(None) => Err(again(format!("Node {name} does not exist any more"))),
         // Nothing was written yet.
-        Err(error) => Err(again(format!("Node {name} could not be read: {}", said(&error)))),
+        Err(error) => Err(again(format!(
+            "Node {name} could not be read: {}",
+            said(&error)
+        ))),
     }
 }
 
@@ -201,11 +260,21 @@ async fn write(pass: &EffectPass, node: &Node, taints: &[Taint], done: &str) -> 
         "spec": { "taints": taints },
     });
     let api: Api<Node> = Api::all(pass.client().clone());
-    outcome(api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await, done)
+    outcome(
+        api.patch(
+            &node.name_any(),
+            &PatchParams::default(),
+            &Patch::Merge(&body),
+        )
+        .await,
+        done,
+    )
 }
 
 fn applied(detail: &str) -> Outcome {
-    Outcome::Applied { detail: detail.to_owned() }
+    Outcome::Applied {
+        detail: detail.to_owned(),
+    }
 }
 
 fn again(why: String) -> Outcome {

@@ -71,11 +71,25 @@ pub enum Lock {
 
 /// Who has the lock, by its Lease. Pure.
 pub fn judge(lease: Option<&Lease>, now: Timestamp) -> Lock {
-    let Some(spec) = lease.and_then(|l| l.spec.as_ref()) else { return Lock::Free };
-    let Some(holder) = spec.holder_identity.clone().filter(|h| !h.is_empty()) else { return Lock::Free };
-    let lasts = spec.lease_duration_seconds.map(|s| SignedDuration::from_secs(s.into()));
-    let until = spec.renew_time.as_ref().zip(lasts).and_then(|(t, d)| t.0.checked_add(d).ok());
-    if until.is_some_and(|until| until < now) { Lock::Expired { holder } } else { Lock::Held { holder } }
+    let Some(spec) = lease.and_then(|l| l.spec.as_ref()) else {
+        return Lock::Free;
+    };
+    let Some(holder) = spec.holder_identity.clone().filter(|h| !h.is_empty()) else {
+        return Lock::Free;
+    };
+    let lasts = spec
+        .lease_duration_seconds
+        .map(|s| SignedDuration::from_secs(s.into()));
+    let until = spec
+        .renew_time
+        .as_ref()
+        .zip(lasts)
+        .and_then(|(t, d)| t.0.checked_add(d).ok());
+    if until.is_some_and(|until| until < now) {
+        Lock::Expired { holder }
+    } else {
+        Lock::Held { holder }
+    }
 }
 
 /// Who has the lock of a node now.
@@ -88,7 +102,9 @@ pub async fn read(
     node: &NodeName,
     now: Timestamp,
 ) -> Result<Lock, kube::Error> {
-    let lease = Api::<Lease>::namespaced(client.clone(), namespace).get_opt(&name(node)).await?;
+    let lease = Api::<Lease>::namespaced(client.clone(), namespace)
+        .get_opt(&name(node))
+        .await?;
     Ok(judge(lease.as_ref(), now))
 }
 
@@ -120,19 +136,32 @@ pub async fn take(
                 }
                 _ => holder,
             };
-            return Err(Outcome::NotApplied { why: format!("{holder} has {place}"), retry: true });
+            return Err(Outcome::NotApplied {
+                why: format!("{holder} has {place}"),
+                retry: true,
+            });
         }
         Lock::Held { .. } => true,
         Lock::Expired { .. } | Lock::Free => false,
     };
-    let before = old.as_ref().and_then(|l| l.spec.clone()).unwrap_or_default();
+    let before = old
+        .as_ref()
+        .and_then(|l| l.spec.clone())
+        .unwrap_or_default();
     let transitions = before.lease_transitions.unwrap_or(0);
     let spec = LeaseSpec {
         holder_identity: Some(me),
         lease_duration_seconds: Some(DURATION_SECONDS),
-        acquire_time: before.acquire_time.filter(|_| continued).or(Some(MicroTime(now))),
+        acquire_time: before
+            .acquire_time
+            .filter(|_| continued)
+            .or(Some(MicroTime(now))),
         renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(if continued { transitions } else { transitions.saturating_add(1) }),
+        lease_transitions: Some(if continued {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        }),
         ..LeaseSpec::default()
     };
     let params = PostParams::default();
@@ -140,11 +169,29 @@ pub async fn take(
         // With the resourceVersion that was read: who else takes it meanwhile makes this a conflict.
         Some(lease) => {
             names::version(&lease.metadata)?;
-            api.replace(&name, &params, &Lease { spec: Some(spec), ..lease }).await
+            api.replace(
+                &name,
+                &params,
+                &Lease {
+                    spec: Some(spec),
+                    ..lease
+                },
+            )
+            .await
         }
         None => {
-            let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
-            api.create(&params, &Lease { metadata, spec: Some(spec) }).await
+            let metadata = ObjectMeta {
+                name: Some(name.clone()),
+                ..ObjectMeta::default()
+            };
+            api.create(
+                &params,
+                &Lease {
+                    metadata,
+                    spec: Some(spec),
+                },
+            )
+            .await
         }
     };
     written.map(drop).map_err(failed)
@@ -163,15 +210,25 @@ pub async fn renew(
 ) -> Result<bool, kube::Error> {
     let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
     let name = name(node);
-    let Some(lease) = api.get_opt(&name).await? else { return Ok(false) };
+    let Some(lease) = api.get_opt(&name).await? else {
+        return Ok(false);
+    };
     let spec = lease.spec.clone().unwrap_or_default();
     if spec.holder_identity.as_deref() != Some(holder(recovery).as_str()) {
         return Ok(false);
     }
-    let spec = LeaseSpec { renew_time: Some(MicroTime(now)), ..spec };
+    let spec = LeaseSpec {
+        renew_time: Some(MicroTime(now)),
+        ..spec
+    };
     names::version(&lease.metadata).map_err(not_sent)?;
-    let renewed = Lease { spec: Some(spec), ..lease };
-    api.replace(&name, &PostParams::default(), &renewed).await.map(|_| true)
+    let renewed = Lease {
+        spec: Some(spec),
+        ..lease
+    };
+    api.replace(&name, &PostParams::default(), &renewed)
+        .await
+        .map(|_| true)
 }
 
 /// Gives the lock back if this recovery has it. Returns whether it had.
@@ -185,15 +242,25 @@ pub async fn give_back(
 ) -> Result<bool, kube::Error> {
     let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
     let name = name(node);
-    let Some(lease) = api.get_opt(&name).await? else { return Ok(false) };
-    let has = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref());
+    let Some(lease) = api.get_opt(&name).await? else {
+        return Ok(false);
+    };
+    let has = lease
+        .spec
+        .as_ref()
+        .and_then(|s| s.holder_identity.as_deref());
     if has != Some(holder(recovery).as_str()) {
         return Ok(false);
     }
     let (uid, version) = names::condition(&lease.metadata).map_err(not_sent)?;
-    let preconditions =
-        Preconditions { uid: Some(uid.to_string()), resource_version: Some(version.to_string()) };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let preconditions = Preconditions {
+        uid: Some(uid.to_string()),
+        resource_version: Some(version.to_string()),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
     match api.delete(&name, &params).await {
         // It is gone, or someone took it in between: it is not ours any more.
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),

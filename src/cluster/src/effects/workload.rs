@@ -26,7 +26,10 @@ pub async fn scale_to_zero(
     match path {
         ScalePath::Replicas => {
             let body = conditional(workload, version, annotations, Some(0));
-            outcome(patch(pass, workload, None, &body).await, "stamped and scaled to 0")
+            outcome(
+                patch(pass, workload, None, &body).await,
+                "stamped and scaled to 0",
+            )
         }
         ScalePath::ScaleSubresource => {
             let body = conditional(workload, version, annotations, None);
@@ -40,9 +43,15 @@ pub async fn scale_to_zero(
                 Err(missing) => return missing.into(),
             };
             let body = conditional(workload, &version, Value::Null, Some(0));
-            outcome(patch(pass, workload, Some("scale"), &body).await, "stamped, then scaled to 0")
+            outcome(
+                patch(pass, workload, Some("scale"), &body).await,
+                "stamped, then scaled to 0",
+            )
         }
-        ScalePath::None => Outcome::NotApplied { why: format!("{workload} cannot be scaled"), retry: false },
+        ScalePath::None => Outcome::NotApplied {
+            why: format!("{workload} cannot be scaled"),
+            retry: false,
+        },
     }
 }
 
@@ -55,7 +64,9 @@ pub async fn restore(
     replicas: Option<i32>,
 ) -> Outcome {
     let no_stamp = json!({ STAMP_ANNOTATION: null });
-    let detail = replicas.map_or("stamp removed".to_owned(), |n| format!("scaled to {n}, stamp removed"));
+    let detail = replicas.map_or("stamp removed".to_owned(), |n| {
+        format!("scaled to {n}, stamp removed")
+    });
     match (path, replicas) {
         (ScalePath::ScaleSubresource, Some(n)) => {
             let body = conditional(workload, version, Value::Null, Some(n));
@@ -84,7 +95,10 @@ pub async fn restore(
 async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
     let api: Api<ReplicaSet> = Api::namespaced(pass.client().clone(), &workload.name.namespace);
     let stamped = |s: &&ReplicaSet| {
-        let stamp = s.annotations().get(STAMP_ANNOTATION).and_then(|v| Stamp::from_annotation(v).ok());
+        let stamp = s
+            .annotations()
+            .get(STAMP_ANNOTATION)
+            .and_then(|v| Stamp::from_annotation(v).ok());
         stamp.is_some_and(|stamp| stamp.workload == workload.uid)
     };
     let sets = match api.list(&ListParams::default()).await {
@@ -102,7 +116,14 @@ async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
             }
         };
         let body = json!({ "metadata": { "uid": uid, "annotations": { STAMP_ANNOTATION: null } } });
-        if let Err(error) = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
+        if let Err(error) = api
+            .patch(
+                &set.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(&body),
+            )
+            .await
+        {
             tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
         }
     }
@@ -133,7 +154,11 @@ async fn patch(
     let resource = api_resource(workload);
     let api: Api<DynamicObject> =
         Api::namespaced_with(pass.client().clone(), &workload.name.namespace, &resource);
-    let (name, params, patch) = (workload.name.name.as_str(), PatchParams::default(), Patch::Merge(body));
+    let (name, params, patch) = (
+        workload.name.name.as_str(),
+        PatchParams::default(),
+        Patch::Merge(body),
+    );
     let call = async {
         match subresource {
             Some(sub) => api.patch_subresource(sub, name, &params, &patch).await,

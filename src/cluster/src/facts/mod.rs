@@ -31,16 +31,29 @@ pub fn evidence(
         Some(v) => Fact::present(v, api(what), at),
         None => Fact::absent(api(what), at),
     };
-    let opted_out =
-        view.namespace.as_ref().and_then(|n| opt_out(n.metadata.annotations.as_ref(), "the namespace"));
+    let opted_out = view
+        .namespace
+        .as_ref()
+        .and_then(|n| opt_out(n.metadata.annotations.as_ref(), "the namespace"));
     let claim = view.claim.as_ref().map(|c| {
         let mut facts = objects::claim(c);
         facts.opted_out = facts.opted_out.or(opted_out.clone());
         facts
     });
-    let volume = view.volume.as_ref().map(|v| objects::volume(v, view.driver.as_deref()));
-    let pods: Vec<_> = view.pods_of(&name.name).into_iter().map(|p| objects::pod(p)).collect();
-    let mut attachments: Vec<_> = view.attachments.iter().map(|a| objects::attachment(a)).collect();
+    let volume = view
+        .volume
+        .as_ref()
+        .map(|v| objects::volume(v, view.driver.as_deref()));
+    let pods: Vec<_> = view
+        .pods_of(&name.name)
+        .into_iter()
+        .map(|p| objects::pod(p))
+        .collect();
+    let mut attachments: Vec<_> = view
+        .attachments
+        .iter()
+        .map(|a| objects::attachment(a))
+        .collect();
     attachments.sort_by(|a, b| a.name.cmp(&b.name));
     let mut events: Vec<_> = view
         .events
@@ -67,8 +80,16 @@ pub fn evidence(
         asked,
         cloud_id: None,
         unreadable_handle: None,
-        identity: Fact::unknown("the handles of the cluster were not read", unknown_cloud(), at),
-        machines: Fact::unknown("the records of the nodes were not read", api("NodeVolumeReports"), at),
+        identity: Fact::unknown(
+            "the handles of the cluster were not read",
+            unknown_cloud(),
+            at,
+        ),
+        machines: Fact::unknown(
+            "the records of the nodes were not read",
+            api("NodeVolumeReports"),
+            at,
+        ),
         cloud_volume: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         instances: BTreeMap::new(),
         power: BTreeMap::new(),
@@ -90,10 +111,17 @@ pub fn evidence(
 }
 
 /// Adds the Nodes of another view, with what their agents say.
-pub fn add_nodes(evidence: &mut Evidence, view: &View, resolve: ResolveInstance<'_>, at: Timestamp) {
+pub fn add_nodes(
+    evidence: &mut Evidence,
+    view: &View,
+    resolve: ResolveInstance<'_>,
+    at: Timestamp,
+) {
     evidence.nodes.extend(nodes(view, resolve, at));
     evidence.guests.extend(guests(view, at));
-    evidence.answers.extend(answers(view, evidence.asked.as_ref()));
+    evidence
+        .answers
+        .extend(answers(view, evidence.asked.as_ref()));
 }
 
 /// Whether the claim is bound to the PersistentVolume that it names, or was while that was there. `volume` is that
@@ -124,8 +152,15 @@ pub fn opt_out(annotations: Option<&BTreeMap<String, String>>, what: &str) -> Op
     (value != "false").then(|| what.to_owned())
 }
 
-fn nodes(view: &View, resolve: ResolveInstance<'_>, at: Timestamp) -> BTreeMap<NodeName, Fact<NodeFacts>> {
-    let one = |(name, node): (&String, &Option<std::sync::Arc<k8s_openapi::api::core::v1::Node>>)| {
+fn nodes(
+    view: &View,
+    resolve: ResolveInstance<'_>,
+    at: Timestamp,
+) -> BTreeMap<NodeName, Fact<NodeFacts>> {
+    let one = |(name, node): (
+        &String,
+        &Option<std::sync::Arc<k8s_openapi::api::core::v1::Node>>,
+    )| {
         let source = Source::Kubernetes(format!("Node {name}"));
         let fact = match node {
             Some(node) => {
@@ -144,7 +179,10 @@ fn nodes(view: &View, resolve: ResolveInstance<'_>, at: Timestamp) -> BTreeMap<N
     view.nodes.iter().map(one).collect()
 }
 
-fn guests(view: &View, at: Timestamp) -> BTreeMap<NodeName, Fact<reattach_core::guest::GuestInventory>> {
+fn guests(
+    view: &View,
+    at: Timestamp,
+) -> BTreeMap<NodeName, Fact<reattach_core::guest::GuestInventory>> {
     let one = |name: &String| {
         let source = Source::Agent(name.clone());
         let said = view.reports.get(name).map(|r| r.said()).transpose();
@@ -158,12 +196,19 @@ fn guests(view: &View, at: Timestamp) -> BTreeMap<NodeName, Fact<reattach_core::
     view.nodes.keys().map(one).collect()
 }
 
-fn answers(view: &View, asked: Option<&(Uid, u64)>) -> BTreeMap<NodeName, reattach_core::guest::Answer> {
-    let Some((recovery, epoch)) = asked else { return BTreeMap::new() };
+fn answers(
+    view: &View,
+    asked: Option<&(Uid, u64)>,
+) -> BTreeMap<NodeName, reattach_core::guest::Answer> {
+    let Some((recovery, epoch)) = asked else {
+        return BTreeMap::new();
+    };
     let find = |(name, report): (&String, &std::sync::Arc<reattach_api::NodeVolumeReport>)| {
         // What cannot be read is no answer.
         let answers = report.said().ok()?.answers;
-        let own = answers.into_iter().find(|a| a.recovery == *recovery && a.epoch == *epoch)?;
+        let own = answers
+            .into_iter()
+            .find(|a| a.recovery == *recovery && a.epoch == *epoch)?;
         Some((NodeName::from(name.as_str()), own.clone()))
     };
     view.reports.iter().filter_map(find).collect()

@@ -5,15 +5,16 @@ use crate::effects::node::{is_out_of_service_by_us, is_quarantined, is_ready};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+    ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+    Pod,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use reattach_api::MAINTENANCE_ANNOTATION;
 use reattach_core::evidence::{
-    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts,
-    VolumeFacts,
+    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts,
+    PodFacts, VolumeFacts,
 };
 use reattach_core::identity::{ClaimPhase, ClaimRef, TAGGED_AS_ANNOTATION};
 use reattach_core::ids::{
@@ -37,7 +38,12 @@ pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
     let spec = c.spec.clone().unwrap_or_default();
     ClaimFacts {
         uid: Uid::from(c.uid().unwrap_or_default()),
-        access_modes: spec.access_modes.unwrap_or_default().iter().filter_map(|m| access_mode(m)).collect(),
+        access_modes: spec
+            .access_modes
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|m| access_mode(m))
+            .collect(),
         phase: match c.status.as_ref().and_then(|s| s.phase.as_deref()) {
             Some("Bound") => ClaimPhase::Bound,
             Some("Lost") => ClaimPhase::Lost,
@@ -46,7 +52,10 @@ pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
         volume_name: spec.volume_name.filter(|n| !n.is_empty()).map(PvName::from),
         deleting: c.metadata.deletion_timestamp.is_some(),
         owners: c.owner_references().iter().map(owner).collect(),
-        opted_out: opt_out(c.metadata.annotations.as_ref(), &format!("claim {}", c.name_any())),
+        opted_out: opt_out(
+            c.metadata.annotations.as_ref(),
+            &format!("claim {}", c.name_any()),
+        ),
         storage_class: spec.storage_class_name,
         labels: c.metadata.labels.clone().unwrap_or_default(),
     }
@@ -74,13 +83,21 @@ pub(crate) fn owner(o: &OwnerReference) -> OwnerFacts {
 /// A PersistentVolume with its CSIDriver.
 pub fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
     let csi = v.spec.as_ref().and_then(|s| s.csi.as_ref());
-    let claim_ref = v.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).map(|of| ClaimRef {
-        claim: ObjectName::new(
-            of.namespace.as_deref().unwrap_or_default(),
-            of.name.as_deref().unwrap_or_default(),
-        ),
-        uid: of.uid.as_deref().filter(|uid| !uid.is_empty()).map(Uid::from),
-    });
+    let claim_ref = v
+        .spec
+        .as_ref()
+        .and_then(|s| s.claim_ref.as_ref())
+        .map(|of| ClaimRef {
+            claim: ObjectName::new(
+                of.namespace.as_deref().unwrap_or_default(),
+                of.name.as_deref().unwrap_or_default(),
+            ),
+            uid: of
+                .uid
+                .as_deref()
+                .filter(|uid| !uid.is_empty())
+                .map(Uid::from),
+        });
     VolumeFacts {
         name: PvName::from(v.name_any()),
         uid: Uid::from(v.uid().unwrap_or_default()),
@@ -98,26 +115,46 @@ pub fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
 
 /// The names that the annotation accepts, separated by commas.
 fn tagged_as(v: &PersistentVolume) -> BTreeSet<String> {
-    let value = v.annotations().get(TAGGED_AS_ANNOTATION).map_or("", String::as_str);
-    value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    let value = v
+        .annotations()
+        .get(TAGGED_AS_ANNOTATION)
+        .map_or("", String::as_str);
+    value
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// For each key of the required node affinity every value that one of its terms allows. A term that allows it by
 /// anything else than a list of values is left out: it contradicts nothing.
 fn topology(spec: &PersistentVolumeSpec) -> BTreeMap<String, BTreeSet<String>> {
-    let required = spec.node_affinity.as_ref().and_then(|a| a.required.as_ref());
+    let required = spec
+        .node_affinity
+        .as_ref()
+        .and_then(|a| a.required.as_ref());
     let terms = required.map_or(&[][..], |r| r.node_selector_terms.as_slice());
     let mut found = BTreeMap::<String, BTreeSet<String>>::new();
-    for wanted in terms.iter().flat_map(|t| t.match_expressions.iter().flatten()) {
+    for wanted in terms
+        .iter()
+        .flat_map(|t| t.match_expressions.iter().flatten())
+    {
         if wanted.operator == "In" {
-            found.entry(wanted.key.clone()).or_default().extend(wanted.values.iter().flatten().cloned());
+            found
+                .entry(wanted.key.clone())
+                .or_default()
+                .extend(wanted.values.iter().flatten().cloned());
         }
     }
     // A term without the key allows every value of it.
     found.retain(|key, _| {
-        terms
-            .iter()
-            .all(|t| t.match_expressions.iter().flatten().any(|w| w.key == *key && w.operator == "In"))
+        terms.iter().all(|t| {
+            t.match_expressions
+                .iter()
+                .flatten()
+                .any(|w| w.key == *key && w.operator == "In")
+        })
     });
     found
 }
@@ -126,14 +163,21 @@ fn topology(spec: &PersistentVolumeSpec) -> BTreeMap<String, BTreeSet<String>> {
 pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
     let status = a.status.clone().unwrap_or_default();
     let said = |e: Option<k8s_openapi::api::storage::v1::VolumeError>| {
-        e.map(|e| e.message.map_or_else(|| "no message".to_owned(), |m| plain::sentence(&m, MESSAGE_CHARS)))
+        e.map(|e| {
+            e.message.map_or_else(
+                || "no message".to_owned(),
+                |m| plain::sentence(&m, MESSAGE_CHARS),
+            )
+        })
     };
     AttachmentFacts {
         name: a.name_any(),
         uid: Uid::from(a.uid().unwrap_or_default()),
         resource_version: ResourceVersion::from(a.resource_version().unwrap_or_default()),
         node: NodeName::from(a.spec.node_name.as_str()),
-        created: a.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        created: a
+            .creation_timestamp()
+            .map_or(Timestamp::UNIX_EPOCH, |t| t.0),
         deleting_since: a.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         attached: status.attached,
         attach_error: said(status.attach_error),
@@ -144,23 +188,41 @@ pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
 /// A Pod.
 pub fn pod(p: &Pod) -> PodFacts {
     let status = p.status.clone().unwrap_or_default();
-    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
-    let containers: Vec<&ContainerStatus> = [&status.container_statuses, &status.init_container_statuses]
-        .into_iter()
+    let ready = status
+        .conditions
+        .iter()
         .flatten()
-        .flatten()
-        .collect();
-    let waiting = containers.iter().find_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.clone());
+        .find(|c| c.type_ == "Ready");
+    let containers: Vec<&ContainerStatus> =
+        [&status.container_statuses, &status.init_container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
+    let waiting = containers
+        .iter()
+        .find_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.clone());
     PodFacts {
         name: ObjectName::new(p.namespace().unwrap_or_default(), p.name_any()),
         uid: Uid::from(p.uid().unwrap_or_default()),
-        node: p.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty()).map(NodeName::from),
+        node: p
+            .spec
+            .as_ref()
+            .and_then(|s| s.node_name.clone())
+            .filter(|n| !n.is_empty())
+            .map(NodeName::from),
         phase: status.phase.unwrap_or_else(|| "Pending".to_owned()),
         ready: ready.is_some_and(|c| c.status == "True"),
-        ready_since: ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
-        containers_running: containers.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())),
+        ready_since: ready
+            .and_then(|c| c.last_transition_time.as_ref())
+            .map(|t| t.0),
+        containers_running: containers
+            .iter()
+            .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())),
         deleting_since: p.metadata.deletion_timestamp.as_ref().map(|t| t.0),
-        created: p.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        created: p
+            .creation_timestamp()
+            .map_or(Timestamp::UNIX_EPOCH, |t| t.0),
         // ContainerCreating is how every wait for a volume looks.
         waiting_reason: waiting
             .filter(|r| r != "ContainerCreating" && r != "PodInitializing")
@@ -172,7 +234,11 @@ pub fn pod(p: &Pod) -> PodFacts {
 /// The annotation by which someone says that the node is under maintenance.
 fn maintenance(annotations: Option<&std::collections::BTreeMap<String, String>>) -> Option<String> {
     let keys = [MAINTENANCE_ANNOTATION, KURED_ANNOTATION];
-    let said = |key: &&str| annotations.and_then(|a| a.get(*key)).is_some_and(|v| v != "false");
+    let said = |key: &&str| {
+        annotations
+            .and_then(|a| a.get(*key))
+            .is_some_and(|v| v != "false")
+    };
     keys.into_iter().find(said).map(str::to_owned)
 }
 
@@ -192,15 +258,31 @@ pub(super) fn node(
         ready: is_ready(n),
         boot_id: BootId::from(status.node_info.map(|i| i.boot_id).unwrap_or_default()),
         volumes_in_use: status.volumes_in_use.unwrap_or_default(),
-        volumes_attached: status.volumes_attached.unwrap_or_default().into_iter().map(|v| v.name).collect(),
+        volumes_attached: status
+            .volumes_attached
+            .unwrap_or_default()
+            .into_iter()
+            .map(|v| v.name)
+            .collect(),
         out_of_service_by_us: is_out_of_service_by_us(n),
         quarantined: is_quarantined(n),
         labels: n.metadata.labels.clone().unwrap_or_default(),
         maintenance: maintenance(n.metadata.annotations.as_ref()),
-        taints: spec.taints.unwrap_or_default().into_iter().map(|t| t.key).collect(),
+        taints: spec
+            .taints
+            .unwrap_or_default()
+            .into_iter()
+            .map(|t| t.key)
+            .collect(),
         lease_renewed: lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0)),
         csi_drivers: csi
-            .map(|c| c.spec.drivers.iter().map(|d| DriverName::from(d.name.as_str())).collect())
+            .map(|c| {
+                c.spec
+                    .drivers
+                    .iter()
+                    .map(|d| DriverName::from(d.name.as_str()))
+                    .collect()
+            })
             .unwrap_or_default(),
     }
 }
@@ -213,23 +295,38 @@ pub fn pod_of(e: &Event) -> Option<(ObjectName, Uid)> {
     if about.kind.as_deref() != Some("Pod") || about.namespace.as_deref() != Some(namespace) {
         return None;
     }
-    Some((ObjectName::new(namespace, about.name.as_deref()?), Uid::from(about.uid.as_deref()?)))
+    Some((
+        ObjectName::new(namespace, about.name.as_deref()?),
+        Uid::from(about.uid.as_deref()?),
+    ))
 }
 
 /// An Event about a pod.
 pub(super) fn event(e: &Event) -> Option<EventFacts> {
     let (pod, _) = pod_of(e)?;
-    let series = e.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|t| t.0);
-    let last = series.or(e.last_timestamp.as_ref().map(|t| t.0)).or(e.event_time.as_ref().map(|t| t.0)).or(e
-        .metadata
-        .creation_timestamp
+    let series = e
+        .series
         .as_ref()
-        .map(|t| t.0));
-    let component = e.source.as_ref().and_then(|s| s.component.clone()).filter(|c| !c.is_empty());
+        .and_then(|s| s.last_observed_time.as_ref())
+        .map(|t| t.0);
+    let last = series
+        .or(e.last_timestamp.as_ref().map(|t| t.0))
+        .or(e.event_time.as_ref().map(|t| t.0))
+        .or(e.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    let component = e
+        .source
+        .as_ref()
+        .and_then(|s| s.component.clone())
+        .filter(|c| !c.is_empty());
     Some(EventFacts {
         pod,
         reason: plain::line(e.reason.as_deref().unwrap_or_default(), WORD_CHARS),
-        component: plain::line(&component.or(e.reporting_component.clone()).unwrap_or_default(), WORD_CHARS),
+        component: plain::line(
+            &component
+                .or(e.reporting_component.clone())
+                .unwrap_or_default(),
+            WORD_CHARS,
+        ),
         message: plain::sentence(e.message.as_deref().unwrap_or_default(), MESSAGE_CHARS),
         last_seen: last.unwrap_or(Timestamp::UNIX_EPOCH),
     })

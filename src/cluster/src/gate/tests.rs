@@ -14,21 +14,31 @@ struct Stage {
 
 impl Stage {
     fn new(leadership: Option<Leadership>) -> Self {
-        let service =
-            tower::service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
+        let service = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        });
         let client = Client::new(service, "default");
         let (leading, leadership) = watch::channel(leadership);
         let gate = Gate::new(Clients::over(client.clone(), client), leadership);
-        Self { gate, plan: Case::deployment().plan().unwrap().sound().unwrap(), leading }
+        Self {
+            gate,
+            plan: Case::deployment().plan().unwrap().sound().unwrap(),
+            leading,
+        }
     }
 
     fn pass(&self, mode: Mode, approved: Option<&str>, term: u64) -> Result<(), Shut> {
-        self.gate.pass(&self.plan, &Authority { mode, approved }, term).map(|_| ())
+        self.gate
+            .pass(&self.plan, &Authority { mode, approved }, term)
+            .map(|_| ())
     }
 }
 
 fn leads_for(left: Duration) -> Option<Leadership> {
-    Some(Leadership { term: 7, until: Instant::now() + left })
+    Some(Leadership {
+        term: 7,
+        until: Instant::now() + left,
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -39,15 +49,29 @@ async fn an_effect_must_end_before_the_lease_does() {
     let pass = enough.gate.tidy().unwrap();
     let until = enough.gate.leadership().unwrap().until;
     assert!(pass.as_effect().deadline() < until);
-    for left in [EFFECT_TIMEOUT, EFFECT_TIMEOUT - millisecond, millisecond, Duration::ZERO] {
+    for left in [
+        EFFECT_TIMEOUT,
+        EFFECT_TIMEOUT - millisecond,
+        millisecond,
+        Duration::ZERO,
+    ] {
         let late = Stage::new(leads_for(left));
-        assert_eq!(late.pass(Mode::Auto, None, 7), Err(Shut::NotLeader), "{left:?} left");
-        assert!(matches!(late.gate.tidy(), Err(Shut::NotLeader)), "{left:?} left");
+        assert_eq!(
+            late.pass(Mode::Auto, None, 7),
+            Err(Shut::NotLeader),
+            "{left:?} left"
+        );
+        assert!(
+            matches!(late.gate.tidy(), Err(Shut::NotLeader)),
+            "{left:?} left"
+        );
     }
     // The lease is that of the moment at which the gate is passed, and time goes on.
     tokio::time::sleep(millisecond * 2).await;
     assert_eq!(enough.pass(Mode::Auto, None, 7), Err(Shut::NotLeader));
-    enough.leading.send_replace(leads_for(Duration::from_secs(13)));
+    enough
+        .leading
+        .send_replace(leads_for(Duration::from_secs(13)));
     assert_eq!(enough.pass(Mode::Auto, None, 7), Ok(()));
     enough.leading.send_replace(None);
     assert_eq!(enough.pass(Mode::Auto, None, 7), Err(Shut::NotLeader));
@@ -58,7 +82,13 @@ async fn a_journal_line_of_another_term_opens_nothing() {
     let stage = Stage::new(leads_for(Duration::from_secs(13)));
     assert_eq!(stage.pass(Mode::Auto, None, 7), Ok(()));
     for term in [0, 6, 8, u64::MAX] {
-        assert_eq!(stage.pass(Mode::Auto, None, term), Err(Shut::Term { expected: term, now: 7 }));
+        assert_eq!(
+            stage.pass(Mode::Auto, None, term),
+            Err(Shut::Term {
+                expected: term,
+                now: 7
+            })
+        );
     }
 }
 
@@ -71,6 +101,9 @@ async fn a_mode_that_only_looks_opens_nothing() {
     }
     assert_eq!(stage.pass(Mode::Approve, Some(&hash), 7), Ok(()));
     for approved in [None, Some("0123456789abcdef")] {
-        assert_eq!(stage.pass(Mode::Approve, approved, 7), Err(Shut::NotApproved { plan: hash.clone() }));
+        assert_eq!(
+            stage.pass(Mode::Approve, approved, 7),
+            Err(Shut::NotApproved { plan: hash.clone() })
+        );
     }
 }

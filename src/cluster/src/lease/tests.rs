@@ -27,13 +27,21 @@ fn server() -> ApiServer {
         assert!(server.register_crd(&serde_json::to_value(crd).unwrap()));
     }
     for namespace in [NAMESPACE, "shop"] {
-        server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+        server.insert(
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+        );
     }
     server
 }
 
 fn elector_over(client: Client, me: &str) -> Elector {
-    Elector::new(client, NAMESPACE, NAME, me, crate::Clock::starting_at(start()))
+    Elector::new(
+        client,
+        NAMESPACE,
+        NAME,
+        me,
+        crate::Clock::starting_at(start()),
+    )
 }
 
 fn elector(server: &ApiServer, me: &str) -> Elector {
@@ -82,12 +90,16 @@ fn insert(server: &ApiServer, holder: &str, term: u64) {
 }
 
 fn lease(server: &ApiServer) -> Arc<Value> {
-    server.read("coordination.k8s.io", "leases", NAMESPACE, NAME).unwrap()
+    server
+        .read("coordination.k8s.io", "leases", NAMESPACE, NAME)
+        .unwrap()
 }
 
 async fn delete(server: &ApiServer) {
     let api: Api<Lease> = Api::namespaced(server.client(), NAMESPACE);
-    api.delete(NAME, &kube::api::DeleteParams::default()).await.unwrap();
+    api.delete(NAME, &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
 }
 
 /// A recovery with a journal whose lines have these terms.
@@ -125,7 +137,11 @@ async fn a_slow_read_of_the_lease_brings_no_second_leader() {
     let until = renewed.unwrap().0.unwrap().until;
     *slow.lock().unwrap() = Duration::ZERO;
     let (second, _) = lead(&mut contender).await;
-    assert!(Instant::now() >= until, "b leads while a relies on its lease for {:?}", until - Instant::now());
+    assert!(
+        Instant::now() >= until,
+        "b leads while a relies on its lease for {:?}",
+        until - Instant::now()
+    );
     assert_eq!(second.term, 2);
 }
 
@@ -172,7 +188,10 @@ async fn a_deleted_lease_brings_no_second_leader() {
     delete(&server).await;
     let mut contender = elector(&server, "b");
     lead(&mut contender).await;
-    assert!(Instant::now() >= mine.until, "b leads while a relies on its lease");
+    assert!(
+        Instant::now() >= mine.until,
+        "b leads while a relies on its lease"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,11 +229,20 @@ async fn a_restored_lease_without_a_holder_makes_nobody_leader_at_once() {
     }
     // The leader's next renewal replaces it.
     let renewed = leader.round().await.unwrap().0.expect("it still leads");
-    assert_eq!((renewed.term, lease(&server)["spec"]["holderIdentity"].as_str()), (6, Some("a")));
+    assert_eq!(
+        (
+            renewed.term,
+            lease(&server)["spec"]["holderIdentity"].as_str()
+        ),
+        (6, Some("a"))
+    );
     // Where no renewal comes, the next term is above the one that was seen.
     insert_released(&server, 5);
     let (second, _) = lead(&mut standby).await;
-    assert!(Instant::now() >= renewed.until && second.term == 7, "{second:?} after {renewed:?}");
+    assert!(
+        Instant::now() >= renewed.until && second.term == 7,
+        "{second:?} after {renewed:?}"
+    );
 }
 
 /// A replica that watches the leader give the Lease up does not wait; after a gap in what it saw it does.
@@ -228,7 +256,11 @@ async fn a_release_counts_for_a_process_that_watched_it() {
         tokio::time::sleep(gap).await;
         old.release().await.unwrap();
         let (mine, took) = lead(&mut new).await;
-        assert_eq!((mine.term, took >= LEASE_DURATION), (2, waits), "after {gap:?}: {took:?}");
+        assert_eq!(
+            (mine.term, took >= LEASE_DURATION),
+            (2, waits),
+            "after {gap:?}: {took:?}"
+        );
     }
 }
 
@@ -244,14 +276,21 @@ async fn a_restored_lease_makes_nobody_leader_at_once() {
     assert_eq!(second.term, 2);
     for (restored, term) in [("a", 1), ("a", 2), ("gone", 1)] {
         insert(&server, restored, term);
-        assert_eq!(a.round().await.unwrap().0, None, "holder {restored}, term {term}");
+        assert_eq!(
+            a.round().await.unwrap().0,
+            None,
+            "holder {restored}, term {term}"
+        );
     }
     // Restored as given up, and a journal shows that this is not the newest state.
     insert_journal(&server, "data", &[1, 2]);
     insert_released(&server, 1);
     assert_eq!(a.round().await.unwrap().0, None);
     let (third, _) = lead(&mut a).await;
-    assert!(Instant::now() >= second.until && third.term > second.term, "{third:?} after {second:?}");
+    assert!(
+        Instant::now() >= second.until && third.term > second.term,
+        "{third:?} after {second:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +344,11 @@ async fn journals_that_cannot_be_listed_make_no_leader() {
     let status = ApiStatus::new(403, "forbidden");
     let id = server.add_fault(FaultRule::always(
         requests,
-        Fault::Status { status, after_effect: false, retry_after: None },
+        Fault::Status {
+            status,
+            after_effect: false,
+            retry_after: None,
+        },
     ));
     let mut e = elector(&server, "a");
     let said = refused(&mut e).await;
@@ -337,7 +380,9 @@ async fn a_renewal_lists_no_journals() {
     lead(&mut e).await;
     let lists = || {
         let all = server.audit();
-        all.iter().filter(|a| a.resource == "volumerecoveries").count()
+        all.iter()
+            .filter(|a| a.resource == "volumerecoveries")
+            .count()
     };
     let before = lists();
     for _ in 0..20 {
@@ -387,13 +432,23 @@ async fn decisions() {
         since: now,
         seen_released: true,
     };
-    let held = |term| Hold::Held { term, until: now + secs(1) };
-    let wait = |age| Decision::Wait { until: now - secs(age) + LEASE_DURATION };
+    let held = |term| Hold::Held {
+        term,
+        until: now + secs(1),
+    };
+    let wait = |age| Decision::Wait {
+        until: now - secs(age) + LEASE_DURATION,
+    };
     let acquire = |term| Decision::Acquire { term };
     tokio::time::sleep(secs(1)).await;
     let table = [
         (found("me", 5, 1), held(5), 0, Decision::Renew { term: 5 }),
-        (found("me", 5, 1), Hold::Tried { term: 5 }, 0, Decision::Renew { term: 5 }),
+        (
+            found("me", 5, 1),
+            Hold::Tried { term: 5 },
+            0,
+            Decision::Renew { term: 5 },
+        ),
         (found("me", 4, 1), held(5), 0, wait(1)),
         (found("me", 5, 1), Hold::None, 0, wait(1)),
         (found("me", 5, 15), Hold::None, 0, acquire(6)),
@@ -412,13 +467,34 @@ async fn decisions() {
         (found("", 5, 15), Hold::None, 6, acquire(7)),
         (found(VACANT, 3, 0), held(5), 0, Decision::Renew { term: 5 }),
         (found("", 3, 0), held(5), 0, Decision::Renew { term: 5 }),
-        (found(VACANT, 3, 0), Hold::Held { term: 5, until: now }, 0, wait(0)),
+        (
+            found(VACANT, 3, 0),
+            Hold::Held {
+                term: 5,
+                until: now,
+            },
+            0,
+            wait(0),
+        ),
         (found(VACANT, 3, 14), Hold::None, 0, wait(14)),
         (found(VACANT, 3, 15), Hold::None, 0, acquire(4)),
         (found(VACANT, 3, 15), Hold::None, 7, acquire(8)),
         (Record::Missing, held(5), 0, Decision::Renew { term: 5 }),
-        (Record::Missing, Hold::Tried { term: 5 }, 0, Decision::Reserve),
-        (Record::Missing, Hold::Held { term: 5, until: now }, 7, Decision::Reserve),
+        (
+            Record::Missing,
+            Hold::Tried { term: 5 },
+            0,
+            Decision::Reserve,
+        ),
+        (
+            Record::Missing,
+            Hold::Held {
+                term: 5,
+                until: now,
+            },
+            7,
+            Decision::Reserve,
+        ),
         (Record::Missing, Hold::None, 7, Decision::Reserve),
     ];
     for (record, hold, highest, expected) in table {

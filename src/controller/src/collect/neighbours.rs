@@ -35,10 +35,15 @@ impl Collector {
         match &self.cache {
             Some(cache) if !live => {
                 let nodes = cache.nodes.filter(|_| true);
-                Ok((self.neighbours.note(nodes.iter().map(AsRef::as_ref), now), cache.as_of()))
+                Ok((
+                    self.neighbours.note(nodes.iter().map(AsRef::as_ref), now),
+                    cache.as_of(),
+                ))
             }
             _ => {
-                let nodes = Api::<Node>::all(self.clients.read.clone()).list(&ListParams::default()).await?;
+                let nodes = Api::<Node>::all(self.clients.read.clone())
+                    .list(&ListParams::default())
+                    .await?;
                 Ok((self.neighbours.note(&nodes.items, now), now))
             }
         }
@@ -70,8 +75,9 @@ impl Collector {
                 let claim = ObjectName::new(ns.as_str(), name.as_str());
                 let mut opted_out = of_pod.clone();
                 if opted_out.is_none() {
-                    opted_out =
-                        self.claim_opts_out(&claim, policies.as_deref().unwrap_or_default(), live).await?;
+                    opted_out = self
+                        .claim_opts_out(&claim, policies.as_deref().unwrap_or_default(), live)
+                        .await?;
                 }
                 found.push(NodeClaim { claim, opted_out });
             }
@@ -96,12 +102,18 @@ impl Collector {
                 all.into_iter().filter(here).map(Arc::new).collect()
             }
         };
-        let volumes = attachments.iter().filter_map(|a| a.spec.source.persistent_volume_name.clone());
+        let volumes = attachments
+            .iter()
+            .filter_map(|a| a.spec.source.persistent_volume_name.clone());
         let mut found = Vec::new();
         let mut policies: Option<Vec<Arc<RecoveryPolicy>>> = None;
         for volume in volumes.filter(|v| is_object_name(v)) {
-            let Some(volume) = self.volume_named(&volume, live).await? else { continue };
-            let Some(claim) = facts::volume(&volume, None).claim_ref.map(|of| of.claim) else { continue };
+            let Some(volume) = self.volume_named(&volume, live).await? else {
+                continue;
+            };
+            let Some(claim) = facts::volume(&volume, None).claim_ref.map(|of| of.claim) else {
+                continue;
+            };
             if known.iter().any(|k| k.claim == claim) {
                 continue;
             }
@@ -110,8 +122,9 @@ impl Collector {
             }
             let mut opted_out = self.namespace_opts_out(&claim.namespace, live).await?;
             if opted_out.is_none() {
-                opted_out =
-                    self.claim_opts_out(&claim, policies.as_deref().unwrap_or_default(), live).await?;
+                opted_out = self
+                    .claim_opts_out(&claim, policies.as_deref().unwrap_or_default(), live)
+                    .await?;
             }
             // The pods that wait elsewhere for the volume say whose workload it is.
             for pod in self.pods_that_name(&claim, live).await? {
@@ -124,12 +137,16 @@ impl Collector {
         Ok(found)
     }
 
-    async fn pods_that_name(&self, claim: &ObjectName, live: bool) -> Result<Vec<Arc<Pod>>, kube::Error> {
+    async fn pods_that_name(
+        &self,
+        claim: &ObjectName,
+        live: bool,
+    ) -> Result<Vec<Arc<Pod>>, kube::Error> {
         let names = |p: &Pod| claims_of(p).contains(&claim.name);
         match &self.cache {
-            Some(cache) if !live => Ok(cache
-                .pods
-                .filter(|p| p.namespace().as_deref() == Some(claim.namespace.as_str()) && names(p))),
+            Some(cache) if !live => Ok(cache.pods.filter(|p| {
+                p.namespace().as_deref() == Some(claim.namespace.as_str()) && names(p)
+            })),
             _ => {
                 let api: Api<Pod> = Api::namespaced(self.clients.read.clone(), &claim.namespace);
                 let all = api.list(&ListParams::default()).await?.items;
@@ -158,8 +175,13 @@ impl Collector {
         policies: &[Arc<RecoveryPolicy>],
         live: bool,
     ) -> Result<Option<String>, kube::Error> {
-        let Some(object) = self.claim_on_node(claim, live).await? else { return Ok(None) };
-        match facts::opt_out(object.metadata.annotations.as_ref(), &format!("claim {claim}")) {
+        let Some(object) = self.claim_on_node(claim, live).await? else {
+            return Ok(None);
+        };
+        match facts::opt_out(
+            object.metadata.annotations.as_ref(),
+            &format!("claim {claim}"),
+        ) {
             Some(what) => Ok(Some(what)),
             None => self.observed(claim, &object, policies, live).await,
         }
@@ -188,7 +210,9 @@ impl Collector {
                     Ok(list) => Ok(list.items.into_iter().map(Arc::new).collect()),
                     // A person who sees only a namespace cannot read them; what observes is not known then, and opt-outs by
                     // annotation count all the same.
-                    Err(kube::Error::Api(s)) if s.is_forbidden() && self.cache.is_none() => Ok(Vec::new()),
+                    Err(kube::Error::Api(s)) if s.is_forbidden() && self.cache.is_none() => {
+                        Ok(Vec::new())
+                    }
                     Err(error) => Err(error),
                 }
             }
@@ -210,12 +234,21 @@ impl Collector {
         }
     }
 
-    async fn namespace_opts_out(&self, name: &str, live: bool) -> Result<Option<String>, kube::Error> {
+    async fn namespace_opts_out(
+        &self,
+        name: &str,
+        live: bool,
+    ) -> Result<Option<String>, kube::Error> {
         let namespace = match &self.cache {
             Some(cache) if !live => cache.namespaces.get("", name),
-            _ => Api::<Namespace>::all(self.clients.read.clone()).get_opt(name).await?.map(Arc::new),
+            _ => Api::<Namespace>::all(self.clients.read.clone())
+                .get_opt(name)
+                .await?
+                .map(Arc::new),
         };
-        let annotations = namespace.as_ref().and_then(|n| n.metadata.annotations.as_ref());
+        let annotations = namespace
+            .as_ref()
+            .and_then(|n| n.metadata.annotations.as_ref());
         Ok(facts::opt_out(annotations, &format!("namespace {name}")))
     }
 
@@ -227,16 +260,32 @@ impl Collector {
         policies: &[Arc<RecoveryPolicy>],
         live: bool,
     ) -> Result<Option<String>, kube::Error> {
-        let pv = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| is_object_name(n));
+        let pv = claim
+            .spec
+            .as_ref()
+            .and_then(|s| s.volume_name.clone())
+            .filter(|n| is_object_name(n));
         let by_driver = policies.iter().any(|p| !p.spec.selector.drivers.is_empty());
         let volume = match pv.filter(|_| by_driver) {
             Some(pv) => self.volume_named(&pv, live).await?,
             None => None,
         };
-        let driver = volume.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
-        let subject = Subject { namespace: &name.namespace, claim: &facts::claim(claim), driver };
+        let driver = volume
+            .as_ref()
+            .and_then(|v| v.spec.as_ref()?.csi.as_ref())
+            .map(|c| c.driver.as_str());
+        let subject = Subject {
+            namespace: &name.namespace,
+            claim: &facts::claim(claim),
+            driver,
+        };
         let observes = ruling(policies, &subject).filter(|p| p.spec.mode == Mode::Observe);
-        Ok(observes.map(|p| format!("RecoveryPolicy {}, whose mode for it is Observe", p.name_any())))
+        Ok(observes.map(|p| {
+            format!(
+                "RecoveryPolicy {}, whose mode for it is Observe",
+                p.name_any()
+            )
+        }))
     }
 
     /// The opt-out of a workload above the pod, or of an operator's object above that, where reattach may read it.
@@ -247,8 +296,15 @@ impl Collector {
         live: bool,
     ) -> Result<Option<String>, kube::Error> {
         let now = self.clock.now();
-        let Some(first) = controller_of(of).cloned() else { return Ok(None) };
-        let key = (namespace.to_owned(), first.kind.clone(), first.name.clone(), first.uid.clone());
+        let Some(first) = controller_of(of).cloned() else {
+            return Ok(None);
+        };
+        let key = (
+            namespace.to_owned(),
+            first.kind.clone(),
+            first.name.clone(),
+            first.uid.clone(),
+        );
         let known = lock(&self.neighbours.owners).get(&key).cloned();
         if let Some((at, said)) = known
             && !live
@@ -264,7 +320,9 @@ impl Collector {
                 said = custom_opt_out(&self.clients.read, namespace, &next).await?;
                 break;
             }
-            let Some(object) = read_owner(&self.clients.read, namespace, &next).await? else { break };
+            let Some(object) = read_owner(&self.clients.read, namespace, &next).await? else {
+                break;
+            };
             said = facts::opt_out(
                 object.annotations.as_ref(),
                 &format!("{} {namespace}/{}", next.kind, next.name),
@@ -282,7 +340,11 @@ impl Collector {
 }
 
 fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+    metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true))
 }
 
 fn is_built_in(owner: &OwnerReference) -> bool {
@@ -295,14 +357,21 @@ async fn read_owner(
     namespace: &str,
     owner: &OwnerReference,
 ) -> Result<Option<ObjectMeta>, kube::Error> {
-    async fn get<K>(client: &Client, namespace: &str, name: &str) -> Result<Option<ObjectMeta>, kube::Error>
+    async fn get<K>(
+        client: &Client,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ObjectMeta>, kube::Error>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
             + std::fmt::Debug
             + serde::de::DeserializeOwned,
     {
-        match Api::<K>::namespaced(client.clone(), namespace).get_opt(name).await {
+        match Api::<K>::namespaced(client.clone(), namespace)
+            .get_opt(name)
+            .await
+        {
             Ok(found) => Ok(found.map(|o| o.meta().clone())),
             Err(kube::Error::Api(s)) if s.is_forbidden() => Ok(None),
             Err(error) => Err(error),

@@ -34,14 +34,29 @@ impl Sweep<'_> {
     /// Gates of pods for whose claims no recovery speaks, and labels of recoveries that are over. Returns whether there are
     /// more of them.
     pub(super) async fn holds(&self, gates: &mut Turns) -> bool {
-        for recovery in self.cache.recoveries.filter(|r| r.labels().contains_key(HOLD_LABEL) && is_over(r)) {
-            let Ok(pass) = self.executor.gate.tidy() else { return false };
+        for recovery in self
+            .cache
+            .recoveries
+            .filter(|r| r.labels().contains_key(HOLD_LABEL) && is_over(r))
+        {
+            let Ok(pass) = self.executor.gate.tidy() else {
+                return false;
+            };
             let outcome = tidy::unhold(&pass, &recovery).await;
-            self.tell(&format!("the hold of recovery {}", recovery.name_any()), &outcome);
+            self.tell(
+                &format!("the hold of recovery {}", recovery.name_any()),
+                &outcome,
+            );
         }
-        let gated = self.cache.pods.filter(|p| hold::is_gated(p) && !is_bound(p));
+        let gated = self
+            .cache
+            .pods
+            .filter(|p| hold::is_gated(p) && !is_bound(p));
         gates.offer(gated.iter().map(|pod| {
-            (ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any()), Offer::default())
+            (
+                ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any()),
+                Offer::default(),
+            )
         }));
         let begun = Instant::now();
         let mut asked = BTreeMap::new();
@@ -69,7 +84,10 @@ impl Sweep<'_> {
         pod: &Pod,
         asked: &mut BTreeMap<Vec<ObjectName>, Option<String>>,
     ) -> bool {
-        let seen = self.cache.recoveries.filter(|r| r.metadata.namespace.as_ref() == Some(&name.namespace));
+        let seen = self
+            .cache
+            .recoveries
+            .filter(|r| r.metadata.namespace.as_ref() == Some(&name.namespace));
         if seen.iter().any(|r| speaks_for(r, pod)) {
             return false;
         }
@@ -85,13 +103,18 @@ impl Sweep<'_> {
             return true;
         }
         // Many pods may wait for one volume: it is asked about once.
-        let claims: Vec<ObjectName> =
-            claims_of(pod).into_iter().map(|c| ObjectName::new(name.namespace.as_str(), c)).collect();
+        let claims: Vec<ObjectName> = claims_of(pod)
+            .into_iter()
+            .map(|c| ObjectName::new(name.namespace.as_str(), c))
+            .collect();
         if !asked.contains_key(&claims) {
             if asked.len() >= VOLUMES_PER_SWEEP {
                 return true;
             }
-            let answer = match self.ordered(|note| claims.iter().any(|c| note.may_be_about(c))).await {
+            let answer = match self
+                .ordered(|note| claims.iter().any(|c| note.may_be_about(c)))
+                .await
+            {
                 Some(why) => Some(why),
                 None => self.detach_under_way(&claims, false).await,
             };
@@ -106,7 +129,9 @@ impl Sweep<'_> {
             );
             return true;
         }
-        let Ok(pass) = self.executor.gate.tidy() else { return true };
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return true;
+        };
         let uid = match names::uid(&pod.metadata) {
             Ok(uid) => uid,
             Err(error) => {
@@ -122,10 +147,16 @@ impl Sweep<'_> {
     /// Why a detach of a volume behind these claims is, or may be, under way at the cloud. A driver that no provider knows has
     /// none of ours. A claim or PersistentVolume that is gone has none for a pod that needs both of them to start. Where
     /// `one_known` is asked for and none of the claims leads to a volume any more, it is not known what is under way.
-    pub(super) async fn detach_under_way(&self, claims: &[ObjectName], one_known: bool) -> Option<String> {
+    pub(super) async fn detach_under_way(
+        &self,
+        claims: &[ObjectName],
+        one_known: bool,
+    ) -> Option<String> {
         let volume_of = |claim: &ObjectName| {
             let claim = self.cache.claims.get(&claim.namespace, &claim.name)?;
-            self.cache.volumes.get("", claim.spec.as_ref()?.volume_name.as_ref()?)
+            self.cache
+                .volumes
+                .get("", claim.spec.as_ref()?.volume_name.as_ref()?)
         };
         if let Some(claim) = claims.first().filter(|_| one_known)
             && claims.iter().all(|claim| volume_of(claim).is_none())
@@ -136,16 +167,25 @@ impl Sweep<'_> {
         }
         for claim in claims {
             let volume = volume_of(claim);
-            let Some(csi) = volume.and_then(|v| csi_of(&v)) else { continue };
+            let Some(csi) = volume.and_then(|v| csi_of(&v)) else {
+                continue;
+            };
             let located = match self.executor.collector.providers.locate(&csi) {
                 Ok(Some(located)) => located,
                 Ok(None) => continue,
-                Err(error) => return Some(format!("the volume of claim {claim} is not known: {error}")),
+                Err(error) => {
+                    return Some(format!("the volume of claim {claim} is not known: {error}"));
+                }
             };
             let now = || self.executor.collector.clock.now();
             let since = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
-            let (jobs, volume) = (located.jobs(since, now).await, located.describe(now(), now).await);
-            let pending = jobs.shown().map(|jobs| jobs.iter().find(|j| j.is_pending()));
+            let (jobs, volume) = (
+                located.jobs(since, now).await,
+                located.describe(now(), now).await,
+            );
+            let pending = jobs
+                .shown()
+                .map(|jobs| jobs.iter().find(|j| j.is_pending()));
             match (pending, volume.shown().map(|v| &v.state)) {
                 (Some(None), Some(VolumeState::Active)) => {}
                 (Some(Some(job)), _) => {
@@ -154,9 +194,14 @@ impl Sweep<'_> {
                         job.id, job.action, located.id
                     ));
                 }
-                (Some(None), Some(state)) => return Some(format!("volume {} is {state}", located.id)),
+                (Some(None), Some(state)) => {
+                    return Some(format!("volume {} is {state}", located.id));
+                }
                 (None, _) | (_, None) => {
-                    return Some(format!("what is under way at volume {} could not be read", located.id));
+                    return Some(format!(
+                        "what is under way at volume {} could not be read",
+                        located.id
+                    ));
                 }
             }
         }
@@ -165,11 +210,19 @@ impl Sweep<'_> {
 
     /// Questions of recoveries that are gone.
     pub(super) async fn questions(&self) {
-        let seen: BTreeSet<Uid> = self.cache.recoveries.filter(|_| true).iter().map(|r| uid(r)).collect();
+        let seen: BTreeSet<Uid> = self
+            .cache
+            .recoveries
+            .filter(|_| true)
+            .iter()
+            .map(|r| uid(r))
+            .collect();
         let mut strange: Vec<(NodeName, Uid)> = Vec::new();
         for report in self.cache.reports.filter(|r| !r.spec.challenges.is_empty()) {
             let asked = report.spec.challenges.iter().filter_map(|c| c.get().ok());
-            let gone = asked.map(|c: &Challenge| &c.recovery).filter(|r| !seen.contains(r));
+            let gone = asked
+                .map(|c: &Challenge| &c.recovery)
+                .filter(|r| !seen.contains(r));
             let node = NodeName::from(report.name_any());
             strange.extend(gone.map(|r| (node.clone(), r.clone())));
         }
@@ -178,7 +231,9 @@ impl Sweep<'_> {
         }
         let known = match self.recoveries().await {
             Ok(known) => known,
-            Err(error) => return tracing::warn!(%error, "whose the questions are could not be read"),
+            Err(error) => {
+                return tracing::warn!(%error, "whose the questions are could not be read");
+            }
         };
         for (node, recovery) in strange.into_iter().filter(|(_, r)| !known.contains(r)) {
             self.withdraw(&node, &recovery).await;
@@ -210,21 +265,34 @@ fn uid(recovery: &VolumeRecovery) -> Uid {
 }
 
 fn is_bound(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty())
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.node_name.as_deref())
+        .is_some_and(|n| !n.is_empty())
 }
 
 /// Whether a recovery that is under way holds a claim of the pod, or is about to take the gate off itself.
 fn speaks_for(recovery: &VolumeRecovery, pod: &Pod) -> bool {
     !is_final(recovery)
         && claims_of(pod).contains(&recovery.spec.claim_name)
-        && (recovery.labels().get(HOLD_LABEL).is_some_and(|v| v == "true") || lifts(recovery))
+        && (recovery
+            .labels()
+            .get(HOLD_LABEL)
+            .is_some_and(|v| v == "true")
+            || lifts(recovery))
 }
 
 /// Whether the run's next step about its hold is to end it: the label goes first, and the gates in the same step.
 fn lifts(recovery: &VolumeRecovery) -> bool {
-    let Some(plan) = recovery.sound_plan() else { return false };
-    let Ok((_, journal)) = recovery.history() else { return false };
-    let Ok(state) = State::replay(&plan, journal) else { return false };
+    let Some(plan) = recovery.sound_plan() else {
+        return false;
+    };
+    let Ok((_, journal)) = recovery.history() else {
+        return false;
+    };
+    let Ok(state) = State::replay(&plan, journal) else {
+        return false;
+    };
     let lift = plan.find(StepKind::Lift).map(|ix| state.step(ix));
     state.in_force(&plan, StepKind::Hold) && !matches!(lift, None | Some(StepState::Closed { .. }))
 }

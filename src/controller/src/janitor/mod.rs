@@ -81,7 +81,10 @@ impl Default for Janitor {
             next: None,
             next_seldom: None,
             answers: Answers::default(),
-            gates: Turns::new(Bounds { at_once: 1, per_namespace: 1 }),
+            gates: Turns::new(Bounds {
+                at_once: 1,
+                per_namespace: 1,
+            }),
             stamps: stamps::Known::default(),
             orders: orders::Known::default(),
         }
@@ -97,7 +100,10 @@ impl Janitor {
                 self.sweep(&executor, &cache, &wakeup).await;
             }
             let now = Instant::now();
-            let at = self.next.unwrap_or(now).clamp(now + AT_ONCE, now + AT_LEAST_EVERY);
+            let at = self
+                .next
+                .unwrap_or(now)
+                .clamp(now + AT_ONCE, now + AT_LEAST_EVERY);
             if wakeup.next(at).await == Woken::Stop {
                 return;
             }
@@ -107,7 +113,14 @@ impl Janitor {
     /// Looks once.
     async fn sweep(&mut self, executor: &Executor, cache: &Cache, wakeup: &Wakeup) {
         let (answers, stamps, orders) = (&self.answers, &self.stamps, &self.orders);
-        let room = Sweep { executor, cache, answers, wakeup, stamps, orders };
+        let room = Sweep {
+            executor,
+            cache,
+            answers,
+            wakeup,
+            stamps,
+            orders,
+        };
         if due(&mut self.next_urgent, AT_ONCE) {
             room.ready_again().await;
         }
@@ -174,19 +187,26 @@ impl Sweep<'_> {
 
     /// The UIDs of all recoveries, read live.
     async fn recoveries(&self) -> Result<BTreeSet<Uid>, kube::Error> {
-        let all = Api::<VolumeRecovery>::all(self.read()).list(&ListParams::default()).await?;
+        let all = Api::<VolumeRecovery>::all(self.read())
+            .list(&ListParams::default())
+            .await?;
         Ok(all.items.iter().map(Executor::uid_of).collect())
     }
 
     /// All recoveries by UID, read live.
     async fn records(&self) -> Result<BTreeMap<Uid, VolumeRecovery>, kube::Error> {
-        let all = Api::<VolumeRecovery>::all(self.read()).list(&ListParams::default()).await?.items;
+        let all = Api::<VolumeRecovery>::all(self.read())
+            .list(&ListParams::default())
+            .await?
+            .items;
         Ok(all.into_iter().map(|r| (Executor::uid_of(&r), r)).collect())
     }
 
     /// Counts and logs what was done.
     fn tell(&self, what: &str, outcome: &Outcome) {
-        self.executor.metrics.count_effect("Janitor".to_owned(), outcome);
+        self.executor
+            .metrics
+            .count_effect("Janitor".to_owned(), outcome);
         tracing::warn!(?outcome, "left behind: {what}");
     }
 }
@@ -198,5 +218,9 @@ fn is_over(recovery: &VolumeRecovery) -> bool {
 
 /// Whether it has come to its end. Its finalizer may still be there for a moment.
 fn is_final(recovery: &VolumeRecovery) -> bool {
-    recovery.status.as_ref().map_or(Phase::default(), |s| s.phase).is_final()
+    recovery
+        .status
+        .as_ref()
+        .map_or(Phase::default(), |s| s.phase)
+        .is_final()
 }

@@ -5,7 +5,9 @@ use crate::recovery::Executor;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, VolumeRecovery};
-use reattach_cluster::effects::node::{closed_by, is_out_of_service_by_us, is_ready, quarantined_by};
+use reattach_cluster::effects::node::{
+    closed_by, is_out_of_service_by_us, is_ready, quarantined_by,
+};
 use reattach_cluster::effects::node_lock::{self, Lock};
 use reattach_cluster::open_orders::Note;
 use reattach_cluster::{names, reports, store, tidy};
@@ -23,16 +25,27 @@ impl Sweep<'_> {
     /// The out-of-service taint goes at once from a Node that is Ready: the attach/detach controller pulls volumes that are
     /// mounted there (measured).
     pub(super) async fn ready_again(&self) {
-        for node in self.cache.nodes.filter(|n| is_out_of_service_by_us(n) && is_ready(n)) {
+        for node in self
+            .cache
+            .nodes
+            .filter(|n| is_out_of_service_by_us(n) && is_ready(n))
+        {
             self.untaint(&node, "it is Ready").await;
         }
     }
 
     /// Taints whose lock or recovery is no more.
     pub(super) async fn out_of_service(&self) {
-        for node in self.cache.nodes.filter(|n| is_out_of_service_by_us(n) && !is_ready(n)) {
+        for node in self
+            .cache
+            .nodes
+            .filter(|n| is_out_of_service_by_us(n) && !is_ready(n))
+        {
             let name = NodeName::from(node.name_any());
-            let (locks, now) = (self.executor.gate.locks(), self.executor.collector.clock.now());
+            let (locks, now) = (
+                self.executor.gate.locks(),
+                self.executor.collector.clock.now(),
+            );
             let lock = match node_lock::read(&self.read(), locks, &name, now).await {
                 Ok(lock) => lock,
                 Err(error) => {
@@ -82,14 +95,23 @@ impl Sweep<'_> {
         let recovery = node_lock::recovery_of(holder);
         let recovery = recovery.and_then(|r| self.cache.recoveries.get(&r.namespace, &r.name));
         recovery.is_some_and(|r| {
-            !is_final(&r) && r.status.as_ref().is_some_and(|status| !status.journal.is_empty())
+            !is_final(&r)
+                && r.status
+                    .as_ref()
+                    .is_some_and(|status| !status.journal.is_empty())
         })
     }
 
     /// Whether an order to the cloud is open of the recovery that holds a lock, and whose record is gone.
     async fn has_ordered(&self, holder: &str) -> bool {
-        let Some(recovery) = node_lock::recovery_of(holder) else { return false };
-        let about = |note: &Note| note.order.as_ref().map_or(true, |order| order.recovery == recovery);
+        let Some(recovery) = node_lock::recovery_of(holder) else {
+            return false;
+        };
+        let about = |note: &Note| {
+            note.order
+                .as_ref()
+                .map_or(true, |order| order.recovery == recovery)
+        };
         let why = self.ordered(about).await;
         if let Some(why) = &why {
             tracing::warn!(%recovery, why, "the taint of a recovery that is gone stays");
@@ -99,7 +121,11 @@ impl Sweep<'_> {
 
     /// The recovery of this UID, as the watch has it.
     fn recovery_of(&self, uid: &Uid) -> Option<Arc<VolumeRecovery>> {
-        self.cache.recoveries.filter(|r| Executor::uid_of(r) == *uid).into_iter().next()
+        self.cache
+            .recoveries
+            .filter(|r| Executor::uid_of(r) == *uid)
+            .into_iter()
+            .next()
     }
 
     /// Whether no recovery has this UID, read live: the watch of the recoveries may lag behind the one of the nodes.
@@ -114,15 +140,22 @@ impl Sweep<'_> {
     }
 
     async fn untaint(&self, node: &Node, why: &str) {
-        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return;
+        };
         let name = NodeName::from(node.name_any());
         let Some(uid) = uid_of_node(node) else { return };
         let outcome = tidy::untaint(&pass, &name, &uid).await;
-        self.tell(&format!("the out-of-service taint of node {name} ({why})"), &outcome);
+        self.tell(
+            &format!("the out-of-service taint of node {name} ({why})"),
+            &outcome,
+        );
     }
 
     async fn give_back(&self, node: &NodeName, recovery: &ObjectName) {
-        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return;
+        };
         let outcome = tidy::give_back(&pass, node, recovery).await;
         self.tell(&format!("the lock of node {node}"), &outcome);
     }
@@ -130,20 +163,30 @@ impl Sweep<'_> {
     /// Quarantines that are over; and the question that a late agent has to answer for it.
     pub(super) async fn quarantines(&self) {
         for node in self.cache.nodes.filter(|n| quarantined_by(n).is_some()) {
-            let Some(by) = quarantined_by(&node) else { continue };
+            let Some(by) = quarantined_by(&node) else {
+                continue;
+            };
             let report = self.cache.reports.get("", &node.name_any());
             let own = self.recovery_of(&by);
             let over = own.as_ref().is_none_or(|r| is_final(r));
             // Only the question that is open counts, and it has a number of its own.
             let open = report.as_ref().and_then(|r| question_of(r, &by));
-            let question = own.as_ref().filter(|r| over && !r.spec.claim_name.is_empty());
-            let again = |open| report.as_ref().is_some_and(|r| self.answered_long_ago(r, &node, open));
+            let question = own
+                .as_ref()
+                .filter(|r| over && !r.spec.claim_name.is_empty());
+            let again = |open| {
+                report
+                    .as_ref()
+                    .is_some_and(|r| self.answered_long_ago(r, &node, open))
+            };
             let unaskable = match question.filter(|_| open.is_none_or(again)) {
                 Some(recovery) => !self.ask(&node, recovery).await,
                 None => own.is_none(),
             };
             let clean = match (&report, unaskable) {
-                (Some(report), false) => open.is_some_and(|open| answered_clean(report, &node, open)),
+                (Some(report), false) => {
+                    open.is_some_and(|open| answered_clean(report, &node, open))
+                }
                 (Some(report), true) => shows_no_dead_mount(report, &node),
                 (None, _) => false,
             };
@@ -164,17 +207,25 @@ impl Sweep<'_> {
                 let over = match self.recovery_of(&by) {
                     Some(own) => is_final(&own),
                     None => {
-                        self.is_gone(&by).await && self.ordered(|note| note.recovery == by).await.is_none()
+                        self.is_gone(&by).await
+                            && self.ordered(|note| note.recovery == by).await.is_none()
                     }
                 };
                 if !over {
                     continue;
                 }
-                let Ok(pass) = self.executor.gate.tidy() else { return };
-                let Some(uid) = uid_of_node(&node) else { continue };
+                let Ok(pass) = self.executor.gate.tidy() else {
+                    return;
+                };
+                let Some(uid) = uid_of_node(&node) else {
+                    continue;
+                };
                 let name = NodeName::from(node.name_any());
                 let outcome = tidy::open(&pass, &name, &uid, &by).await;
-                self.tell(&format!("the closing taint of recovery {by} on node {name}"), &outcome);
+                self.tell(
+                    &format!("the closing taint of recovery {by} on node {name}"),
+                    &outcome,
+                );
             }
         }
     }
@@ -192,21 +243,36 @@ impl Sweep<'_> {
         if over && !self.withdraw(&name, by).await {
             return;
         }
-        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return;
+        };
         let Some(uid) = uid_of_node(node) else { return };
         let outcome = tidy::unquarantine(&pass, &name, &uid, by).await;
-        self.tell(&format!("the quarantine of node {name}, which is clean"), &outcome);
+        self.tell(
+            &format!("the quarantine of node {name}, which is clean"),
+            &outcome,
+        );
     }
 
     /// Asks for a recovery that is over, under a new number. Returns whether it can be asked at all.
     async fn ask(&self, node: &Node, recovery: &Arc<VolumeRecovery>) -> bool {
-        let Some(plan) = recovery.sound_plan() else { return false };
-        let csi = self.cache.volumes.filter(|v| v.uid().as_deref() == Some(plan.pins.pv.as_str()));
-        let csi = csi.first().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| CsiSource {
-            driver: DriverName::from(c.driver.as_str()),
-            handle: VolumeHandle::from(c.volume_handle.as_str()),
-        });
-        let Some(CsiSource { driver, handle }) = csi else { return false };
+        let Some(plan) = recovery.sound_plan() else {
+            return false;
+        };
+        let csi = self
+            .cache
+            .volumes
+            .filter(|v| v.uid().as_deref() == Some(plan.pins.pv.as_str()));
+        let csi = csi
+            .first()
+            .and_then(|v| v.spec.as_ref()?.csi.as_ref())
+            .map(|c| CsiSource {
+                driver: DriverName::from(c.driver.as_str()),
+                handle: VolumeHandle::from(c.volume_handle.as_str()),
+            });
+        let Some(CsiSource { driver, handle }) = csi else {
+            return false;
+        };
         let identity = plan.pins.identity.clone();
         let mut raised = VolumeRecovery::clone(recovery);
         let status = raised.status.get_or_insert_default();
@@ -217,9 +283,17 @@ impl Sweep<'_> {
             tracing::debug!(%error, "the number of a question could not be stored; it is asked later");
             return true;
         }
-        let challenge = Challenge { recovery: Executor::uid_of(recovery), epoch, identity, driver, handle };
+        let challenge = Challenge {
+            recovery: Executor::uid_of(recovery),
+            epoch,
+            identity,
+            driver,
+            handle,
+        };
         let _turn = self.executor.reservations.turn_to_ask().await;
-        if let Err(error) = reports::ask(records, &NodeName::from(node.name_any()), &challenge).await {
+        if let Err(error) =
+            reports::ask(records, &NodeName::from(node.name_any()), &challenge).await
+        {
             tracing::warn!(node = node.name_any(), %error, "a node in quarantine could not be asked");
         }
         true
@@ -227,15 +301,28 @@ impl Sweep<'_> {
 }
 
 fn question_of<'a>(report: &'a NodeVolumeReport, recovery: &Uid) -> Option<&'a Challenge> {
-    report.spec.challenges.iter().filter_map(|c| c.get().ok()).find(|c| c.recovery == *recovery)
+    report
+        .spec
+        .challenges
+        .iter()
+        .filter_map(|c| c.get().ok())
+        .find(|c| c.recovery == *recovery)
 }
 
 fn boot_of(node: &Node) -> Option<&str> {
-    node.status.as_ref()?.node_info.as_ref().map(|i| i.boot_id.as_str())
+    node.status
+        .as_ref()?
+        .node_info
+        .as_ref()
+        .map(|i| i.boot_id.as_str())
 }
 
 /// What the agent of the Node's boot answered to this question.
-fn answer_to<'a>(report: &'a NodeVolumeReport, node: &Node, open: &Challenge) -> Option<&'a Answer> {
+fn answer_to<'a>(
+    report: &'a NodeVolumeReport,
+    node: &Node,
+    open: &Challenge,
+) -> Option<&'a Answer> {
     let said = report.said().ok()?;
     said.answers.into_iter().find(|a| {
         a.recovery == open.recovery
@@ -252,13 +339,21 @@ fn answered_clean(report: &NodeVolumeReport, node: &Node, open: &Challenge) -> b
 
 /// Whether the agent of the Node's boot reported, could read everything, and saw no dead mount.
 fn shows_no_dead_mount(report: &NodeVolumeReport, node: &Node) -> bool {
-    let Some(seen) = report.said().ok().and_then(|said| said.inventory) else { return false };
+    let Some(seen) = report.said().ok().and_then(|said| said.inventory) else {
+        return false;
+    };
     Some(seen.boot_id.as_str()) == boot_of(node)
         && seen.unreadable.is_empty()
-        && !seen.csi_volumes.iter().flat_map(|v| &v.mounts).any(|m| m.dead)
+        && !seen
+            .csi_volumes
+            .iter()
+            .flat_map(|v| &v.mounts)
+            .any(|m| m.dead)
 }
 
 /// Returns the UID of a Node. A Node without one is logged, and its taints are left, because no write can be bound to it.
 fn uid_of_node(node: &Node) -> Option<Uid> {
-    names::uid(&node.metadata).inspect_err(|error| tracing::warn!(%error, "a taint of ours is left")).ok()
+    names::uid(&node.metadata)
+        .inspect_err(|error| tracing::warn!(%error, "a taint of ours is left"))
+        .ok()
 }

@@ -30,7 +30,11 @@ pub(super) struct Known {
 
 impl Known {
     /// Whether a recovery with a run has vanished since the last call.
-    pub(super) fn any_vanished(&self, running: BTreeSet<Uid>, there: impl Fn(&Uid) -> bool) -> bool {
+    pub(super) fn any_vanished(
+        &self,
+        running: BTreeSet<Uid>,
+        there: impl Fn(&Uid) -> bool,
+    ) -> bool {
         let mut before = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let vanished = before.iter().any(|uid| !there(uid));
         *before = running;
@@ -39,7 +43,10 @@ impl Known {
 
     /// Whether nobody was called for this note yet. From now on somebody was.
     fn is_news(&self, note: &str) -> bool {
-        self.called.lock().unwrap_or_else(PoisonError::into_inner).insert(note.to_owned())
+        self.called
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(note.to_owned())
     }
 }
 
@@ -49,9 +56,20 @@ impl Sweep<'_> {
         let runs = |r: &VolumeRecovery| {
             !r.finalizers().is_empty() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty())
         };
-        let running = self.cache.recoveries.filter(runs).iter().map(|r| Executor::uid_of(r)).collect();
-        let all: BTreeSet<Uid> =
-            self.cache.recoveries.filter(|_| true).iter().map(|r| Executor::uid_of(r)).collect();
+        let running = self
+            .cache
+            .recoveries
+            .filter(runs)
+            .iter()
+            .map(|r| Executor::uid_of(r))
+            .collect();
+        let all: BTreeSet<Uid> = self
+            .cache
+            .recoveries
+            .filter(|_| true)
+            .iter()
+            .map(|r| Executor::uid_of(r))
+            .collect();
         self.orders.any_vanished(running, |uid| all.contains(uid))
     }
 
@@ -103,10 +121,13 @@ impl Sweep<'_> {
                 namespace: Some(self.executor.gate.locks().to_owned()),
                 ..Default::default()
             };
-            notify::person_needed(self.executor, &lease, "OrderUnaccounted", sentence.clone()).await;
+            notify::person_needed(self.executor, &lease, "OrderUnaccounted", sentence.clone())
+                .await;
         }
         let Ok(order) = &note.order else { return };
-        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return;
+        };
         let now = self.executor.collector.clock.now();
         let kept = tidy::keep_lock(&pass, &order.node, &order.recovery, now).await;
         if !kept.applied() {
@@ -130,7 +151,9 @@ impl Sweep<'_> {
                 let why = "its outcome is not known";
                 Some(sentence(note, why, self.executor.gate.locks()))
             }
-            Err(error) => Some(format!("whether an order to the cloud is open could not be read: {error}")),
+            Err(error) => Some(format!(
+                "whether an order to the cloud is open could not be read: {error}"
+            )),
         }
     }
 
@@ -141,7 +164,10 @@ impl Sweep<'_> {
     async fn fate(&self, order: &OpenOrder) -> Result<String, String> {
         let collector = &self.executor.collector;
         let now = || collector.clock.now();
-        let by_handle = order.csi.as_ref().and_then(|csi| collector.providers.locate(csi).ok().flatten());
+        let by_handle = order
+            .csi
+            .as_ref()
+            .and_then(|csi| collector.providers.locate(csi).ok().flatten());
         let located = match by_handle.filter(|l| l.id == order.volume) {
             Some(located) => located,
             None => collector
@@ -157,7 +183,10 @@ impl Sweep<'_> {
             newest_job: order.newest_job.as_ref(),
             expires_after_seconds: expires.and_then(|d| i64::try_from(d.as_secs()).ok()),
         };
-        let (read, since) = (now(), now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN));
+        let (read, since) = (
+            now(),
+            now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN),
+        );
         let unread = || "the provider's history could not be read".to_owned();
         match order.ordered {
             Ordered::Detach => {
@@ -175,7 +204,10 @@ impl Sweep<'_> {
                 if gone.is_some_and(|i| i.state == InstanceState::Gone) {
                     return Ok("the instance is gone".to_owned());
                 }
-                let facts = power.get(&order.holder).and_then(|f| f.shown()).ok_or_else(unread)?;
+                let facts = power
+                    .get(&order.holder)
+                    .and_then(|f| f.shown())
+                    .ok_or_else(unread)?;
                 accounted_for(&sent, History::Power(&facts.jobs, change), read)
             }
         }
@@ -197,13 +229,19 @@ impl Sweep<'_> {
         if records.values().any(holds) {
             return;
         }
-        let ObjectName { namespace, name: claim } = order.claim.clone();
+        let ObjectName {
+            namespace,
+            name: claim,
+        } = order.claim.clone();
         let recovery = VolumeRecovery {
             metadata: ObjectMeta {
                 name: Some(note.name.clone()),
                 namespace: Some(namespace),
                 labels: Some(BTreeMap::from([(HOLD_LABEL.to_owned(), "true".to_owned())])),
-                annotations: Some(BTreeMap::from([(ORDER_ANNOTATION.to_owned(), note.name.clone())])),
+                annotations: Some(BTreeMap::from([(
+                    ORDER_ANNOTATION.to_owned(),
+                    note.name.clone(),
+                )])),
                 ..ObjectMeta::default()
             },
             spec: VolumeRecoverySpec {
@@ -217,9 +255,17 @@ impl Sweep<'_> {
             },
             status: None,
         };
-        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return;
+        };
         let outcome = tidy::keep_held(&pass, &recovery).await;
-        self.tell(&format!("the hold of claim {} for the order {}", order.claim, note.name), &outcome);
+        self.tell(
+            &format!(
+                "the hold of claim {} for the order {}",
+                order.claim, note.name
+            ),
+            &outcome,
+        );
     }
 }
 
@@ -227,7 +273,10 @@ impl Sweep<'_> {
 fn sentence(note: &Note, why: &str, namespace: &str) -> String {
     let what = match &note.order {
         Ok(order) => format!("recovery {} ordered: {}", order.recovery, order.intent),
-        Err(_) => format!("the recovery with UID {} gave an order to the cloud", note.recovery),
+        Err(_) => format!(
+            "the recovery with UID {} gave an order to the cloud",
+            note.recovery
+        ),
     };
     format!(
         "{what}; {why}; its record was deleted, so everything that it put there stays in force; once you are sure that nothing is under way: kubectl delete lease -n {namespace} {}",

@@ -41,7 +41,9 @@ impl Scale {
     /// A recovery scales one workload, and a stamp of it on another one is forged.
     fn word_about(&self, workload: &WorkloadRef) -> Word {
         Word::Scaled(if self.workload == workload.uid {
-            Scaled::Journaled { replicas: self.replicas }
+            Scaled::Journaled {
+                replicas: self.replicas,
+            }
         } else {
             Scaled::Never
         })
@@ -50,12 +52,20 @@ impl Scale {
 
 impl Known {
     fn scale_of(&self, recovery: &Uid) -> Option<Scale> {
-        self.scales.lock().unwrap_or_else(PoisonError::into_inner).get(recovery).cloned()
+        self.scales
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(recovery)
+            .cloned()
     }
 
     /// Forgets everything that no stamp and no recovery is about any more.
     fn forget(&self, found: &[Marked], live: impl Fn(&Uid) -> bool) {
-        let named = |uid: &Uid| found.iter().any(|m| m.stamp.as_ref().is_ok_and(|s| s.recovery == *uid));
+        let named = |uid: &Uid| {
+            found
+                .iter()
+                .any(|m| m.stamp.as_ref().is_ok_and(|s| s.recovery == *uid))
+        };
         let mut scales = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
         scales.retain(|recovery, _| live(recovery) || named(recovery));
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +75,10 @@ impl Known {
     /// Whether this stamp was not reported yet. From now on it was.
     fn is_news(&self, marked: &Marked) -> bool {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        reported.insert(marked.workload.uid.clone(), marked.stamp.clone()).as_ref() != Some(&marked.stamp)
+        reported
+            .insert(marked.workload.uid.clone(), marked.stamp.clone())
+            .as_ref()
+            != Some(&marked.stamp)
     }
 }
 
@@ -82,9 +95,20 @@ enum Word {
 impl Sweep<'_> {
     /// Keeps in mind which workloads the recoveries that are under way have scaled to zero.
     pub(super) fn note_scales(&self) {
-        for recovery in self.cache.recoveries.filter(|r| !is_final(r) && !r.finalizers().is_empty()) {
-            if let Some(scale) = recovery.sound_plan().and_then(|plan| scale_in(&recovery, &plan)) {
-                let mut scales = self.stamps.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        for recovery in self
+            .cache
+            .recoveries
+            .filter(|r| !is_final(r) && !r.finalizers().is_empty())
+        {
+            if let Some(scale) = recovery
+                .sound_plan()
+                .and_then(|plan| scale_in(&recovery, &plan))
+            {
+                let mut scales = self
+                    .stamps
+                    .scales
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 scales.insert(crate::recovery::Executor::uid_of(&recovery), scale);
             }
         }
@@ -98,7 +122,11 @@ impl Sweep<'_> {
         };
         if found.is_empty() {
             let cached = |uid: &Uid| {
-                !self.cache.recoveries.filter(|r| r.uid().as_deref() == Some(uid.as_str())).is_empty()
+                !self
+                    .cache
+                    .recoveries
+                    .filter(|r| r.uid().as_deref() == Some(uid.as_str()))
+                    .is_empty()
             };
             return self.stamps.forget(&found, cached);
         }
@@ -113,7 +141,9 @@ impl Sweep<'_> {
             if self.wakeup.is_told_to_stop() {
                 return;
             }
-            let namespace = taken.entry(marked.workload.name.namespace.as_str()).or_default();
+            let namespace = taken
+                .entry(marked.workload.name.namespace.as_str())
+                .or_default();
             if *namespace >= STAMPS_PER_NAMESPACE {
                 continue;
             }
@@ -165,8 +195,15 @@ impl Sweep<'_> {
     }
 
     /// What is said of the stamp by its recovery, as it is now or as this process saw it earlier.
-    fn word(&self, workload: &WorkloadRef, stamp: &Stamp, records: &BTreeMap<Uid, VolumeRecovery>) -> Word {
-        let now = records.get(&stamp.recovery).map_or(Word::Silent, |r| word_of(r, workload));
+    fn word(
+        &self,
+        workload: &WorkloadRef,
+        stamp: &Stamp,
+        records: &BTreeMap<Uid, VolumeRecovery>,
+    ) -> Word {
+        let now = records
+            .get(&stamp.recovery)
+            .map_or(Word::Silent, |r| word_of(r, workload));
         match (now, self.stamps.scale_of(&stamp.recovery)) {
             (Word::Silent, Some(scale)) => scale.word_about(workload),
             (word, _) => word,
@@ -175,8 +212,15 @@ impl Sweep<'_> {
 
     /// `gone`: the recovery has no record any more that would say how its orders ended.
     async fn restore(&self, own: &Stamped, scaled: &Scaled, gone: bool) {
-        let Stamped { workload, resource_version, stamp, .. } = own;
-        let Verdict::Restore { replicas, doubt } = judge(stamp, scaled) else { return };
+        let Stamped {
+            workload,
+            resource_version,
+            stamp,
+            ..
+        } = own;
+        let Verdict::Restore { replicas, doubt } = judge(stamp, scaled) else {
+            return;
+        };
         // What its recovery had ordered may be under way still, and nobody journals it any more.
         let ordered = self.ordered(|note| note.recovery == stamp.recovery).await;
         let under_way = match ordered {
@@ -189,11 +233,25 @@ impl Sweep<'_> {
         }
         // Someone else has set a count already: theirs stands.
         let count = (own.replicas == 0).then_some(replicas);
-        let Ok(pass) = self.executor.gate.tidy() else { return };
-        let outcome = tidy::restore(&pass, workload, resource_version, ScalePath::Replicas, count).await;
-        self.tell(&format!("{workload} with the stamp of recovery {}", stamp.recovery), &outcome);
+        let Ok(pass) = self.executor.gate.tidy() else {
+            return;
+        };
+        let outcome = tidy::restore(
+            &pass,
+            workload,
+            resource_version,
+            ScalePath::Replicas,
+            count,
+        )
+        .await;
+        self.tell(
+            &format!("{workload} with the stamp of recovery {}", stamp.recovery),
+            &outcome,
+        );
         if outcome.applied() && count.is_some() {
-            self.executor.call_about_stamp(workload, doubt.as_ref()).await;
+            self.executor
+                .call_about_stamp(workload, doubt.as_ref())
+                .await;
         }
     }
 
@@ -206,14 +264,19 @@ impl Sweep<'_> {
         records: &BTreeMap<Uid, VolumeRecovery>,
     ) -> Result<bool, kube::Error> {
         let concerns = |r: &&VolumeRecovery| {
-            !is_over(r) && r.sound_plan().is_some_and(|plan| plan.pins.workload.uid == marked.workload.uid)
+            !is_over(r)
+                && r.sound_plan()
+                    .is_some_and(|plan| plan.pins.workload.uid == marked.workload.uid)
         };
         if records.values().any(|r| concerns(&r)) {
             return Ok(false);
         }
         if !marked.written.replicas {
             return Ok(self
-                .report(marked, &format!("{why}, and no recovery has to do with the workload. It is ignored"))
+                .report(
+                    marked,
+                    &format!("{why}, and no recovery has to do with the workload. It is ignored"),
+                )
                 .await);
         }
         if !self.stamps.is_news(marked) {
@@ -222,8 +285,13 @@ impl Sweep<'_> {
         let note = format!(
             "{why}, and reattach wrote the workload's count last: the workload may be at zero by a recovery that is gone. The count before is not known, so nothing is restored. Scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
         );
-        notify::person_needed(self.executor, &notify::reference(&marked.workload), "StampUnreadable", note)
-            .await;
+        notify::person_needed(
+            self.executor,
+            &notify::reference(&marked.workload),
+            "StampUnreadable",
+            note,
+        )
+        .await;
         Ok(true)
     }
 
@@ -232,10 +300,19 @@ impl Sweep<'_> {
         if !self.stamps.is_news(marked) {
             return false;
         }
-        let labels = EffectLabels { step: "Janitor".to_owned(), outcome: "ignored".to_owned() };
+        let labels = EffectLabels {
+            step: "Janitor".to_owned(),
+            outcome: "ignored".to_owned(),
+        };
         self.executor.metrics.effects.get_or_create(&labels).inc();
         let note = format!("{} carries a stamp of reattach: {why}", marked.workload);
-        notify::left_alone(self.executor, &notify::reference(&marked.workload), "StampIgnored", note).await;
+        notify::left_alone(
+            self.executor,
+            &notify::reference(&marked.workload),
+            "StampIgnored",
+            note,
+        )
+        .await;
         true
     }
 }
@@ -243,14 +320,22 @@ impl Sweep<'_> {
 /// What the record of a recovery says of a stamp on this workload that names it.
 fn word_of(recovery: &VolumeRecovery, workload: &WorkloadRef) -> Word {
     // A record that cannot be read is left to its own run; once that is over, the record says nothing.
-    let unless_over = || if is_over(recovery) { Word::Silent } else { Word::CaresItself };
+    let unless_over = || {
+        if is_over(recovery) {
+            Word::Silent
+        } else {
+            Word::CaresItself
+        }
+    };
     match recovery.history() {
         Err(_) => return unless_over(),
         // It has not begun, or its status was emptied.
         Ok((None, _)) => return Word::Silent,
         Ok((Some(_), _)) => {}
     }
-    let Some(plan) = recovery.sound_plan() else { return unless_over() };
+    let Some(plan) = recovery.sound_plan() else {
+        return unless_over();
+    };
     match scale_in(recovery, &plan) {
         Some(scale) if scale.workload == workload.uid && !is_over(recovery) => Word::CaresItself,
         // A recovery that is over may have left a write on its way, which has landed since.
@@ -264,8 +349,8 @@ fn scale_in(recovery: &VolumeRecovery, plan: &SoundPlan) -> Option<Scale> {
     let scale = plan.find(StepKind::ScaleToZero)?;
     let (_, journal) = recovery.history().ok()?;
     let begun = |event: &Event| matches!(event, Event::Started { step, .. } if *step == scale);
-    journal
-        .iter()
-        .any(|e| begun(&e.event))
-        .then(|| Scale { workload: plan.pins.workload.uid.clone(), replicas: plan.pins.replicas })
+    journal.iter().any(|e| begun(&e.event)).then(|| Scale {
+        workload: plan.pins.workload.uid.clone(),
+        replicas: plan.pins.replicas,
+    })
 }

@@ -11,9 +11,15 @@ async fn start(limits: Limits) -> (SocketAddr, JoinHandle<io::Result<()>>) {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
     let (_, ready) = watch::channel(true);
-    let app = router(Endpoints { registry: Arc::new(Registry::default()), ready });
+    let app = router(Endpoints {
+        registry: Arc::new(Registry::default()),
+        ready,
+    });
     let listener = BoundedListener::new(tcp, limits);
-    (address, tokio::spawn(async move { axum::serve(listener, app).await }))
+    (
+        address,
+        tokio::spawn(async move { axum::serve(listener, app).await }),
+    )
 }
 
 /// What a probe of kubelet gets: it opens a connection, asks, and reads to the end.
@@ -39,13 +45,17 @@ fn half_open(address: SocketAddr, padding: usize) -> Socket {
 /// The resident memory of this process, in KiB.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// The probe answers within `within`, tried as kubelet does.
 fn answers(address: SocketAddr) -> bool {
-    probe(address, "/livez").is_ok_and(|reply| reply.starts_with("HTTP/1.1 200") && reply.ends_with("ok"))
+    probe(address, "/livez")
+        .is_ok_and(|reply| reply.starts_with("HTTP/1.1 200") && reply.ends_with("ok"))
 }
 
 /// Returns whether the peer closes this connection within `within`.
@@ -55,29 +65,45 @@ fn closes(socket: &mut Socket, within: Duration) -> bool {
     match socket.read(&mut [0; 4096]) {
         Ok(0) => true,
         Ok(_) => false,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        ),
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_open_connections_cost_bounded_memory() {
     let (address, _server) = start(Limits::default()).await;
-    let flood = move |count: usize| (0..count).map(|_| half_open(address, 200 << 10)).collect::<Vec<_>>();
+    let flood = move |count: usize| {
+        (0..count)
+            .map(|_| half_open(address, 200 << 10))
+            .collect::<Vec<_>>()
+    };
     tokio::task::spawn_blocking(move || {
         assert!(answers(address));
         let before = resident();
         let few = flood(500);
-        assert!(answers(address), "the probe is answered beside 500 connections");
+        assert!(
+            answers(address),
+            "the probe is answered beside 500 connections"
+        );
         let with_few = resident() - before;
         let many = flood(4000);
-        assert!(answers(address), "the probe is answered beside 4,500 connections");
+        assert!(
+            answers(address),
+            "the probe is answered beside 4,500 connections"
+        );
         let with_many = resident() - before;
         // The test's own sockets live in the kernel. Unbounded, nine times the connections take nine times the memory.
         assert!(
             with_many < 2 * with_few + (8 << 10),
             "500 connections take {with_few} KiB, 4,500 take {with_many} KiB"
         );
-        assert!(with_many < 64 << 10, "4,500 connections take {with_many} KiB");
+        assert!(
+            with_many < 64 << 10,
+            "4,500 connections take {with_many} KiB"
+        );
         drop((few, many));
     })
     .await
@@ -86,7 +112,10 @@ async fn half_open_connections_cost_bounded_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_connection_is_closed_after_its_lifetime() {
-    let limits = Limits { lifetime: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits {
+        lifetime: Duration::from_millis(300),
+        ..Limits::default()
+    };
     let (address, _server) = start(limits).await;
     tokio::task::spawn_blocking(move || {
         let mut silent = Socket::connect(address).unwrap();
@@ -114,7 +143,10 @@ async fn the_oldest_connection_gives_way_when_all_places_are_taken() {
         assert!(answers(address), "the probe gets the oldest one's place");
         assert!(closes(&mut open[0], Duration::from_secs(5)));
         for socket in &mut open[1..] {
-            assert!(!closes(socket, Duration::from_millis(20)), "one place was needed, one is given up");
+            assert!(
+                !closes(socket, Duration::from_millis(20)),
+                "one place was needed, one is given up"
+            );
         }
     })
     .await
@@ -123,15 +155,22 @@ async fn the_oldest_connection_gives_way_when_all_places_are_taken() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_without_end_is_cut_off() {
-    let limits = Limits { lifetime: Duration::from_secs(60), ..Limits::default() };
+    let limits = Limits {
+        lifetime: Duration::from_secs(60),
+        ..Limits::default()
+    };
     let (address, _server) = start(limits).await;
     tokio::task::spawn_blocking(move || {
         let mut endless = half_open(address, 200 << 10);
         let mut rest = String::new();
         endless.set_nonblocking(false).unwrap();
-        endless.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        endless
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         let end = endless.read_to_string(&mut rest);
-        let open = end.as_ref().is_err_and(|e| matches!(e.kind(), io::ErrorKind::WouldBlock));
+        let open = end
+            .as_ref()
+            .is_err_and(|e| matches!(e.kind(), io::ErrorKind::WouldBlock));
         assert!(!open, "still open after 5 s: {end:?} {rest:?}");
         assert!(!rest.starts_with("HTTP/1.1 200"), "{rest}");
     })
@@ -145,7 +184,10 @@ async fn each_connection_serves_one_request() {
     tokio::task::spawn_blocking(move || {
         for path in ["/livez", "/readyz", "/metrics", "/nothing"] {
             let reply = probe(address, path).expect("a reply, and then the end");
-            assert!(reply.to_ascii_lowercase().contains("connection: close"), "{path}: {reply}");
+            assert!(
+                reply.to_ascii_lowercase().contains("connection: close"),
+                "{path}: {reply}"
+            );
         }
     })
     .await

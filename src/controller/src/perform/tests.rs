@@ -1,7 +1,11 @@
 //! Effects on a node and its machine, over the API server in memory and a cloud that notes its orders.
 
 #[path = "../../tests/common/cloud.rs"]
-#[allow(dead_code, clippy::unwrap_used, reason = "helpers of several test binaries")]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "helpers of several test binaries"
+)]
 mod cloud;
 
 use super::*;
@@ -48,7 +52,9 @@ impl Scene {
             assert!(server.register_crd(&serde_json::to_value(crd).unwrap()));
         }
         for namespace in ["reattach-system", "cache"] {
-            server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+            server.insert(
+                &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            );
         }
         let recovery = server.insert(&json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
@@ -61,32 +67,59 @@ impl Scene {
         let mut providers = Providers::default();
         providers.register(Arc::new(cloud.clone()));
         let clients = Clients::over(server.client(), server.client());
-        let leadership = Leadership { term: 1, until: Instant::now() + Duration::from_secs(3600) };
+        let leadership = Leadership {
+            term: 1,
+            until: Instant::now() + Duration::from_secs(3600),
+        };
         let (_, leading) = watch::channel(Some(leadership));
         let clock = Clock::starting_at(start);
         let gate = Gate::new(clients.clone(), leading);
         let collector = Collector::new(clients, None, providers, clock.clone());
         let metrics = Metrics::register(&mut Registry::default());
         let executor = Executor::new(collector, gate, "test".to_owned(), "test", metrics);
-        Self { server, cloud, executor, evidence: Case::deployment().evidence, recovery, clock }
+        Self {
+            server,
+            cloud,
+            executor,
+            evidence: Case::deployment().evidence,
+            recovery,
+            clock,
+        }
     }
 
     fn node(&self, ready: &str) -> Uid {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
             "spec": {"providerID": format!("linode://{INSTANCE}")},
             "status": {"conditions": [{"type": "Ready", "status": ready}]}});
-        Uid::from(self.server.insert(&node)["metadata"]["uid"].as_str().unwrap())
+        Uid::from(
+            self.server.insert(&node)["metadata"]["uid"]
+                .as_str()
+                .unwrap(),
+        )
     }
 
     async fn perform(&self, effect: &Effect) -> Outcome {
         let plan = Case::deployment().plan().unwrap().sound().unwrap();
-        let authority = Authority { mode: Mode::Auto, approved: None };
+        let authority = Authority {
+            mode: Mode::Auto,
+            approved: None,
+        };
         let pass = self.executor.gate.pass(&plan, &authority, 1).unwrap();
         let csi = self.evidence.at(self.clock.now()).csi().unwrap();
         let volume = self.executor.collector.providers.locate(csi).unwrap();
         let (step, intent) = (StepIx(0), "a test".to_owned());
-        let action = Action { step, intent, effect: effect.clone() };
-        let order = note_of(&self.recovery, &plan, &action, &self.evidence, self.clock.now());
+        let action = Action {
+            step,
+            intent,
+            effect: effect.clone(),
+        };
+        let order = note_of(
+            &self.recovery,
+            &plan,
+            &action,
+            &self.evidence,
+            self.clock.now(),
+        );
         let stage = Stage {
             order,
             executor: &self.executor,
@@ -99,15 +132,21 @@ impl Scene {
     }
 
     fn lock_holder(&self) -> Option<String> {
-        let lease =
-            self.server.read("coordination.k8s.io", "leases", "reattach-system", &format!("node-{NODE}"))?;
+        let lease = self.server.read(
+            "coordination.k8s.io",
+            "leases",
+            "reattach-system",
+            &format!("node-{NODE}"),
+        )?;
         lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
     }
 
     fn locked_by(&self, holder: &str) {
-        self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        self.server.insert(
+            &json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": format!("node-{NODE}"), "namespace": "reattach-system"},
-            "spec": {"holderIdentity": holder}}));
+            "spec": {"holderIdentity": holder}}),
+        );
     }
 
     fn taints(&self) -> usize {
@@ -141,15 +180,35 @@ async fn a_proof_about_the_volume_fences_no_node() {
         .workload(|w| {
             let (workload, recovery) = (w.workload.uid.clone(), Case::recovery());
             let at = reattach_core::testkit::start();
-            (w.replicas, w.stamp) = (0, Some(Ok(Stamp { replicas: 1, workload, recovery, at })));
+            (w.replicas, w.stamp) = (
+                0,
+                Some(Ok(Stamp {
+                    replicas: 1,
+                    workload,
+                    recovery,
+                    at,
+                })),
+            );
         })
         .node(|n| n.volumes_in_use.clear());
     let (node, holder) = (NodeName::from(NODE), InstanceId::from(INSTANCE));
     let before = case.now - jiff::SignedDuration::from_secs(20);
-    let no_user = UnusedSince { at: before, lease: Some(before) };
-    let proof =
-        kubelet_handshake(&case.evidence, &node, &holder, &no_user, &Case::recovery(), case.now).unwrap();
-    let outcome = scene.perform(&Effect::TaintOutOfService { proof, node, uid }).await;
+    let no_user = UnusedSince {
+        at: before,
+        lease: Some(before),
+    };
+    let proof = kubelet_handshake(
+        &case.evidence,
+        &node,
+        &holder,
+        &no_user,
+        &Case::recovery(),
+        case.now,
+    )
+    .unwrap();
+    let outcome = scene
+        .perform(&Effect::TaintOutOfService { proof, node, uid })
+        .await;
     assert_eq!(retry(&outcome), Some(false), "{outcome:?}");
     assert_eq!((scene.taints(), scene.lock_holder()), (0, None));
 }
@@ -162,12 +221,19 @@ fn retry(outcome: &Outcome) -> Option<bool> {
 }
 
 fn unknown() -> ProviderError {
-    ProviderError::Unknown { operation: "power".to_owned(), reason: "reset".to_owned() }
+    ProviderError::Unknown {
+        operation: "power".to_owned(),
+        reason: "reset".to_owned(),
+    }
 }
 
 fn power(on: bool) -> Effect {
     let (instance, node) = (InstanceId::from(INSTANCE), NodeName::from(NODE));
-    if on { Effect::PowerOn { instance, node } } else { Effect::PowerOff { instance, node } }
+    if on {
+        Effect::PowerOn { instance, node }
+    } else {
+        Effect::PowerOff { instance, node }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,7 +243,10 @@ async fn power_goes_off_under_the_lock_and_on_gives_it_back() {
     assert_eq!(s.lock_holder().as_deref(), Some("reattach/cache/r"));
     assert!(s.perform(&power(true)).await.applied());
     assert_eq!(s.lock_holder(), None);
-    assert_eq!(s.cloud.orders(), [format!("Forced off {INSTANCE}"), format!("on {INSTANCE}")]);
+    assert_eq!(
+        s.cloud.orders(),
+        [format!("Forced off {INSTANCE}"), format!("on {INSTANCE}")]
+    );
 }
 
 /// S3: nothing else tells of an order after its record was deleted by force.
@@ -185,8 +254,11 @@ async fn power_goes_off_under_the_lock_and_on_gives_it_back() {
 async fn an_order_without_a_stored_note_is_not_sent() {
     let s = Scene::new();
     let note = open_orders::name(&Executor::uid_of(&s.recovery), StepIx(0));
-    let stored =
-        |s: &Scene| s.server.read("coordination.k8s.io", "leases", "reattach-system", &note).is_some();
+    let stored = |s: &Scene| {
+        s.server
+            .read("coordination.k8s.io", "leases", "reattach-system", &note)
+            .is_some()
+    };
     assert!(!stored(&s));
     assert!(s.perform(&power(false)).await.applied());
     assert!(stored(&s));
@@ -198,13 +270,18 @@ async fn an_order_without_a_stored_note_is_not_sent() {
             name: Some(note.clone()),
             ..RequestMatch::default()
         },
-        fault: Fault::Disconnect { after_effect: false },
+        fault: Fault::Disconnect {
+            after_effect: false,
+        },
         probability: 1.0,
         times: None,
     });
     let outcome = s.perform(&power(false)).await;
     assert_eq!(retry(&outcome), Some(true), "{outcome:?}");
-    assert!(format!("{outcome:?}").contains("could not be noted"), "{outcome:?}");
+    assert!(
+        format!("{outcome:?}").contains("could not be noted"),
+        "{outcome:?}"
+    );
     assert!(s.cloud.orders().is_empty());
 }
 
@@ -213,11 +290,18 @@ async fn nothing_is_ordered_under_the_lock_of_another() {
     let s = Scene::new();
     s.locked_by("node-maintenance");
     let uid = s.node("Unknown");
-    let taint = Effect::TaintOutOfService { proof: s.proof(), node: NodeName::from(NODE), uid };
+    let taint = Effect::TaintOutOfService {
+        proof: s.proof(),
+        node: NodeName::from(NODE),
+        uid,
+    };
     for effect in [power(false), power(true), taint] {
         let outcome = s.perform(&effect).await;
         assert_eq!(retry(&outcome), Some(true), "{outcome:?}");
-        assert!(format!("{outcome:?}").contains("node-maintenance"), "{outcome:?}");
+        assert!(
+            format!("{outcome:?}").contains("node-maintenance"),
+            "{outcome:?}"
+        );
     }
     assert!(s.cloud.orders().is_empty());
     assert_eq!(s.taints(), 0);
@@ -227,16 +311,27 @@ async fn nothing_is_ordered_under_the_lock_of_another() {
 async fn what_the_cloud_says_of_power_is_what_is_known() {
     let s = Scene::new();
     for (answer, wanted) in [
-        (Err(Unsupported::new("test", Optional::Power).into()), Some(false)),
+        (
+            Err(Unsupported::new("test", Optional::Power).into()),
+            Some(false),
+        ),
         (Err(EffectError::Failed(unknown())), None),
-        (Ok(PowerOutcome::Busy { detail: "booting".to_owned() }), Some(true)),
+        (
+            Ok(PowerOutcome::Busy {
+                detail: "booting".to_owned(),
+            }),
+            Some(true),
+        ),
     ] {
         s.cloud.set(|a| a.power = answer);
         let outcome = s.perform(&power(false)).await;
         assert_eq!(retry(&outcome), wanted, "{outcome:?}");
         assert!(!outcome.applied());
     }
-    assert!(matches!(failed(EffectError::Failed(unknown())), Outcome::Unknown { .. }));
+    assert!(matches!(
+        failed(EffectError::Failed(unknown())),
+        Outcome::Unknown { .. }
+    ));
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,8 +339,16 @@ async fn a_proof_that_has_run_out_frees_nothing() {
     let s = Scene::new();
     let uid = s.node("Unknown");
     let node = NodeName::from(NODE);
-    let taint = Effect::TaintOutOfService { proof: s.proof(), node: node.clone(), uid: uid.clone() };
-    let delete = Effect::DeleteAttachment { proof: s.proof(), name: "csi-1".to_owned(), uid: Uid::from("u") };
+    let taint = Effect::TaintOutOfService {
+        proof: s.proof(),
+        node: node.clone(),
+        uid: uid.clone(),
+    };
+    let delete = Effect::DeleteAttachment {
+        proof: s.proof(),
+        name: "csi-1".to_owned(),
+        uid: Uid::from("u"),
+    };
     let force = Effect::CloudForce { proof: s.proof() };
     tokio::time::sleep(Duration::from_secs(11)).await;
     for effect in [&taint, &delete, &force] {
@@ -257,9 +360,16 @@ async fn a_proof_that_has_run_out_frees_nothing() {
 
     let s = Scene::new();
     let uid = s.node("Unknown");
-    let taint = Effect::TaintOutOfService { proof: s.proof(), node: node.clone(), uid: uid.clone() };
+    let taint = Effect::TaintOutOfService {
+        proof: s.proof(),
+        node: node.clone(),
+        uid: uid.clone(),
+    };
     assert!(s.perform(&taint).await.applied());
-    assert_eq!((s.taints(), s.lock_holder().as_deref()), (1, Some("reattach/cache/r")));
+    assert_eq!(
+        (s.taints(), s.lock_holder().as_deref()),
+        (1, Some("reattach/cache/r"))
+    );
     assert!(s.perform(&Effect::Untaint { node, uid }).await.applied());
     assert_eq!((s.taints(), s.lock_holder()), (0, None));
 }
@@ -275,21 +385,52 @@ async fn force_needs_more_than_a_persons_word() {
 #[tokio::test(start_paused = true)]
 async fn a_question_has_the_number_of_the_record() {
     let s = Scene::new();
-    assert!(s.perform(&Effect::Challenge { node: NodeName::from(NODE) }).await.applied());
-    let report = s.server.read("reattach.dev", "nodevolumereports", "", NODE).unwrap();
+    assert!(
+        s.perform(&Effect::Challenge {
+            node: NodeName::from(NODE)
+        })
+        .await
+        .applied()
+    );
+    let report = s
+        .server
+        .read("reattach.dev", "nodevolumereports", "", NODE)
+        .unwrap();
     let asked = &report["spec"]["challenges"][0];
-    assert_eq!((&asked["epoch"], &asked["recovery"]), (&json!(7), &json!(s.recovery.uid().unwrap())));
+    assert_eq!(
+        (&asked["epoch"], &asked["recovery"]),
+        (&json!(7), &json!(s.recovery.uid().unwrap()))
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_carries_the_records_uid() {
     let s = Scene::new();
-    let volume = VolumeId::from(Case::deployment().evidence.at(s.clock.now()).csi().unwrap().handle.as_str());
-    let effect = Effect::Snapshot { volume: volume.clone() };
+    let volume = VolumeId::from(
+        Case::deployment()
+            .evidence
+            .at(s.clock.now())
+            .csi()
+            .unwrap()
+            .handle
+            .as_str(),
+    );
+    let effect = Effect::Snapshot {
+        volume: volume.clone(),
+    };
     assert!(s.perform(&effect).await.applied());
-    assert_eq!(s.cloud.orders(), [format!("snapshot {volume} as {}", s.recovery.uid().unwrap())]);
+    assert_eq!(
+        s.cloud.orders(),
+        [format!(
+            "snapshot {volume} as {}",
+            s.recovery.uid().unwrap()
+        )]
+    );
     for (answer, wanted) in [
-        (Unsupported::new("test", Optional::Snapshot).into(), Some(false)),
+        (
+            Unsupported::new("test", Optional::Snapshot).into(),
+            Some(false),
+        ),
         (EffectError::Failed(unknown()), None),
     ] {
         s.cloud.set(|a| a.snapshot = Some(answer));
@@ -297,7 +438,11 @@ async fn a_snapshot_carries_the_records_uid() {
         assert_eq!(retry(&outcome), wanted, "{outcome:?}");
         assert!(!outcome.applied());
     }
-    let other = s.perform(&Effect::Snapshot { volume: VolumeId::from("another") }).await;
+    let other = s
+        .perform(&Effect::Snapshot {
+            volume: VolumeId::from("another"),
+        })
+        .await;
     assert_eq!(retry(&other), Some(false), "{other:?}");
     assert_eq!(s.cloud.orders().len(), 3);
 }
@@ -308,7 +453,9 @@ async fn a_driver_takes_less_than_128_kib() {
     let scene = Scene::new();
     let name = reattach_core::ids::ObjectName::new("cache", "r");
     let (_, stop) = watch::channel(false);
-    let driver = scene.executor.drive(&name, |_| crate::recovery::Limits::default(), stop);
+    let driver = scene
+        .executor
+        .drive(&name, |_| crate::recovery::Limits::default(), stop);
     let bytes = size_of_val(&driver);
     println!("{bytes} bytes");
     assert!(bytes < 128 * 1024, "{bytes} bytes");

@@ -10,13 +10,17 @@ use reattach_cluster::{reports, store};
 use reattach_core::authority::{Mandate, mandate};
 use reattach_core::check::Violation;
 use reattach_core::consent::PolicySays;
-use reattach_core::diagnosis::{Diagnosis, GuestView, Trouble, Verdict, WaitReason, diagnose, guest_view};
+use reattach_core::diagnosis::{
+    Diagnosis, GuestView, Trouble, Verdict, WaitReason, diagnose, guest_view,
+};
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Event;
 use reattach_core::plan::Refusal;
-use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make_vetted, may_begin, may_touch_node_later};
+use reattach_core::plan::{
+    Allowed, Plan, Request, SoundPlan, make_vetted, may_begin, may_touch_node_later,
+};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use std::time::Duration;
@@ -50,13 +54,17 @@ impl Executor {
         }
         let claim = Self::claim_of(&recovery);
         let own = || Some(RecoveryContext::of(&recovery));
-        let mut evidence = self.collector.collect(&claim, own(), Needs::Diagnose).await?;
+        let mut evidence = self
+            .collector
+            .collect(&claim, own(), Needs::Diagnose)
+            .await?;
         let mut diagnosis = diagnose(&evidence, now);
         if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
             // The workload and whether its pods would come back: asked only where there is something to plan.
             evidence = self.collector.collect(&claim, own(), Needs::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
-            self.add_mandate(&mut evidence, &recovery, limits, false).await?;
+            self.add_mandate(&mut evidence, &recovery, limits, false)
+                .await?;
         }
         memory.note_cloud(&evidence);
         recovery = self.note_sightings(recovery, &evidence).await?;
@@ -64,29 +72,49 @@ impl Executor {
         recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
         match &diagnosis.verdict {
             Verdict::Healthy { .. } => {
-                return self.settle(recovery, Phase::Resolved, diagnosis.verdict.to_string(), memory).await;
+                return self
+                    .settle(
+                        recovery,
+                        Phase::Resolved,
+                        diagnosis.verdict.to_string(),
+                        memory,
+                    )
+                    .await;
             }
-            Verdict::NotOurs { .. } => return self.rest(recovery, Phase::NotOurs, &diagnosis, memory).await,
+            Verdict::NotOurs { .. } => {
+                return self
+                    .rest(recovery, Phase::NotOurs, &diagnosis, memory)
+                    .await;
+            }
             Verdict::Wait { reason } => {
                 if matches!(reason, WaitReason::CloudBusy { .. }) {
                     // What the machine answered while the cloud was at work says nothing about afterwards.
                     memory.asked = None;
                 }
-                return self.rest(recovery, Phase::Waiting, &diagnosis, memory).await;
+                return self
+                    .rest(recovery, Phase::Waiting, &diagnosis, memory)
+                    .await;
             }
             Verdict::Unclassified { .. } => {
                 // A question is answered at once; the unasked report of a machine that has just come back may take longer.
                 if memory.asked.is_none()
                     && let Some(node) = unseen(&evidence, now)
-                    && let Some(turn) = self.challenge(&mut recovery, &node, false, &evidence, memory).await?
+                    && let Some(turn) = self
+                        .challenge(&mut recovery, &node, false, &evidence, memory)
+                        .await?
                 {
                     return Ok(turn);
                 }
-                return self.rest(recovery, Phase::Diagnosing, &diagnosis, memory).await;
+                return self
+                    .rest(recovery, Phase::Diagnosing, &diagnosis, memory)
+                    .await;
             }
-            Verdict::Ours { trouble: Trouble::Phantom { at, confirmed, .. } } => {
-                if let Some(turn) =
-                    self.challenge(&mut recovery, &at.node, *confirmed, &evidence, memory).await?
+            Verdict::Ours {
+                trouble: Trouble::Phantom { at, confirmed, .. },
+            } => {
+                if let Some(turn) = self
+                    .challenge(&mut recovery, &at.node, *confirmed, &evidence, memory)
+                    .await?
                 {
                     return Ok(turn);
                 }
@@ -114,12 +142,15 @@ impl Executor {
         evidence: &Evidence,
         memory: &mut DriverState,
     ) -> Result<Option<Turn>, TurnError> {
-        let (Some(cloud), Some(csi)) =
-            (evidence.cloud_volume.shown(), evidence.at(self.collector.clock.now()).csi())
-        else {
+        let (Some(cloud), Some(csi)) = (
+            evidence.cloud_volume.shown(),
+            evidence.at(self.collector.clock.now()).csi(),
+        ) else {
             return Ok(None);
         };
-        let fresh = memory.asked.is_some_and(|(_, when)| when.elapsed() < ANSWER_GOOD_FOR);
+        let fresh = memory
+            .asked
+            .is_some_and(|(_, when)| when.elapsed() < ANSWER_GOOD_FOR);
         let may_begin = recovery.spec.mode == Mode::Auto
             || recovery.spec.mode == Mode::Approve && recovery.spec.approval.is_some();
         if confirmed && (fresh || !may_begin) {
@@ -127,10 +158,17 @@ impl Executor {
         }
         if !confirmed && fresh {
             let message = format!("waiting for the agent on {node} to look at the machine anew");
-            if status::set(recovery, Phase::Diagnosing, message, self.collector.clock.now()) {
+            if status::set(
+                recovery,
+                Phase::Diagnosing,
+                message,
+                self.collector.clock.now(),
+            ) {
                 store::save(&self.collector.clients.records, recovery).await?;
             }
-            return Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }));
+            return Ok(Some(Turn::Pause {
+                until: self.later(LOOK_AGAIN),
+            }));
         }
         // A restarted process does not know when the last question was asked: it asks a new one.
         let status = recovery.status.get_or_insert_default();
@@ -154,7 +192,9 @@ impl Executor {
         reports::ask(&self.collector.clients.records, node, &challenge).await?;
         drop(turn);
         memory.asked = Some((epoch, Instant::now()));
-        Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }))
+        Ok(Some(Turn::Pause {
+            until: self.later(LOOK_AGAIN),
+        }))
     }
 
     fn plan(
@@ -164,8 +204,12 @@ impl Executor {
         diagnosis: &Diagnosis,
         limits: &Limits,
     ) -> Result<SoundPlan, Vec<Refusal>> {
-        let runbook = Runbook::built_in(&recovery.spec.runbook)
-            .map_err(|e| vec![Refusal::Missing { what: "the runbook".to_owned(), why: e.to_string() }])?;
+        let runbook = Runbook::built_in(&recovery.spec.runbook).map_err(|e| {
+            vec![Refusal::Missing {
+                what: "the runbook".to_owned(),
+                why: e.to_string(),
+            }]
+        })?;
         let by_hand = self.collector.providers.by_hand(evidence);
         let request = Request {
             runbook: &runbook,
@@ -179,9 +223,15 @@ impl Executor {
 
     /// What the cloud can do and the policy or a person allows.
     fn allowed(&self, recovery: &VolumeRecovery, evidence: &Evidence, limits: &Limits) -> Allowed {
-        let word = recovery.spec.power_off.as_ref().and_then(|_| self.mandate(evidence));
+        let word = recovery
+            .spec
+            .power_off
+            .as_ref()
+            .and_then(|_| self.mandate(evidence));
         let by_a_person = word.is_some_and(|m| m.may_power_off().is_ok());
-        self.collector.providers.allowed(evidence, limits.power_off(), by_a_person, limits.snapshot)
+        self.collector
+            .providers
+            .allowed(evidence, limits.power_off(), by_a_person, limits.snapshot)
     }
 
     fn mandate<'a>(&self, evidence: &'a Evidence) -> Option<&'a Mandate> {
@@ -203,7 +253,10 @@ impl Executor {
                 Ok(()) => may_touch_node_later(plan, evidence, now),
                 Err(denial) => vec![Refusal::Denied { denial }],
             },
-            Err(why) => vec![Refusal::Missing { what: "what this recovery may do".to_owned(), why }],
+            Err(why) => vec![Refusal::Missing {
+                what: "what this recovery may do".to_owned(),
+                why,
+            }],
         }
     }
 
@@ -219,9 +272,15 @@ impl Executor {
         status.plan = None;
         status.plan_hash = None;
         let message = status.refusals.join("; ");
-        let phase = if passing { Phase::Waiting } else { Phase::Refused };
+        let phase = if passing {
+            Phase::Waiting
+        } else {
+            Phase::Refused
+        };
         self.keep(recovery, phase, message, memory).await?;
-        Ok(Turn::Pause { until: self.later(LOOK_AGAIN) })
+        Ok(Turn::Pause {
+            until: self.later(LOOK_AGAIN),
+        })
     }
 
     /// There is a plan: show it, wait for approval, or begin.
@@ -243,24 +302,30 @@ impl Executor {
         let status = recovery.status.get_or_insert_default();
         status.plan_hash = Some(plan.hash.to_string());
         status.plan = (recovery.spec.mode != Mode::Observe).then(|| Plan::clone(&plan).into());
-        let pause = Turn::Pause { until: self.later(LOOK_AGAIN) };
+        let pause = Turn::Pause {
+            until: self.later(LOOK_AGAIN),
+        };
         let authority = match recovery.spec.mode {
             Mode::Observe | Mode::DryRun => {
                 self.keep(recovery, Phase::Planned, summary, memory).await?;
                 return Ok(pause);
             }
             Mode::Approve => match &recovery.spec.approval {
-                Some(a) if a.plan_hash == plan.hash.as_str() => format!("the approval of {}", a.approver),
+                Some(a) if a.plan_hash == plan.hash.as_str() => {
+                    format!("the approval of {}", a.approver)
+                }
                 Some(a) => {
                     let message = format!(
                         "{summary}; the approval is for plan {} and does not hold for this one",
                         a.plan_hash
                     );
-                    self.keep(recovery, Phase::AwaitingApproval, message, memory).await?;
+                    self.keep(recovery, Phase::AwaitingApproval, message, memory)
+                        .await?;
                     return Ok(pause);
                 }
                 None => {
-                    self.keep(recovery, Phase::AwaitingApproval, summary, memory).await?;
+                    self.keep(recovery, Phase::AwaitingApproval, summary, memory)
+                        .await?;
                     return Ok(pause);
                 }
             },
@@ -269,7 +334,13 @@ impl Executor {
         // What no step can bring about is waited for here, where it takes no place of the budgets.
         if let Err(refusal) = may_begin(&plan, evidence, self.collector.clock.now()) {
             recovery.status.get_or_insert_default().refusals = vec![refusal.to_string()];
-            self.keep(recovery, Phase::Waiting, format!("{summary}; {refusal}"), memory).await?;
+            self.keep(
+                recovery,
+                Phase::Waiting,
+                format!("{summary}; {refusal}"),
+                memory,
+            )
+            .await?;
             return Ok(pause);
         }
         let denied = self.denied(&plan, evidence);
@@ -278,23 +349,39 @@ impl Executor {
             let sentences: Vec<String> = denied.iter().map(ToString::to_string).collect();
             let message = format!("{summary}; {}", sentences.join("; "));
             recovery.status.get_or_insert_default().refusals = sentences;
-            let phase = if passing { Phase::Waiting } else { Phase::Refused };
+            let phase = if passing {
+                Phase::Waiting
+            } else {
+                Phase::Refused
+            };
             self.keep(recovery, phase, message, memory).await?;
             return Ok(pause);
         }
         if let Some(why) = self.ordered_before(&recovery, &plan).await? {
             recovery.status.get_or_insert_default().refusals = vec![why.clone()];
-            self.keep(recovery, Phase::Waiting, format!("{summary}; {why}"), memory).await?;
+            self.keep(
+                recovery,
+                Phase::Waiting,
+                format!("{summary}; {why}"),
+                memory,
+            )
+            .await?;
             return Ok(pause);
         }
-        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+        let name = ObjectName::new(
+            recovery.namespace().unwrap_or_default(),
+            recovery.name_any(),
+        );
         if let Err(why) = self.reservations.take(&name, &plan.claim, &node, limits) {
             status::set_in_line(&mut recovery, why.to_string(), self.collector.clock.now());
             self.stored(recovery, memory).await?;
             return Ok(pause);
         }
         let recovery = finalizer::ensure(self, recovery).await?;
-        let event = Event::Accepted { plan_hash: plan.hash.to_string(), authority };
+        let event = Event::Accepted {
+            plan_hash: plan.hash.to_string(),
+            authority,
+        };
         self.append(recovery, &plan, event, memory).await?;
         Ok(Turn::Again)
     }
@@ -311,12 +398,18 @@ impl Executor {
         status.plan = None;
         status.plan_hash = None;
         status.refusals.clear();
-        self.keep(recovery, phase, diagnosis.verdict.to_string(), memory).await?;
+        self.keep(recovery, phase, diagnosis.verdict.to_string(), memory)
+            .await?;
         let patient = matches!(
             &diagnosis.verdict,
-            Verdict::NotOurs { .. } | Verdict::Wait { reason: WaitReason::ProviderLock { .. } }
+            Verdict::NotOurs { .. }
+                | Verdict::Wait {
+                    reason: WaitReason::ProviderLock { .. }
+                }
         );
-        Ok(Turn::Pause { until: self.later(if patient { LOOK_RARELY } else { LOOK_AGAIN }) })
+        Ok(Turn::Pause {
+            until: self.later(if patient { LOOK_RARELY } else { LOOK_AGAIN }),
+        })
     }
 
     /// Stores the last phase of a recovery that never ran.
@@ -355,10 +448,12 @@ impl Executor {
         if let Some(status) = &mut recovery.status {
             status.fit(STATUS_BYTES);
         }
-        let before =
-            self.collector.cache.as_ref().and_then(|c| {
-                c.recoveries.get(&recovery.namespace().unwrap_or_default(), &recovery.name_any())
-            });
+        let before = self.collector.cache.as_ref().and_then(|c| {
+            c.recoveries.get(
+                &recovery.namespace().unwrap_or_default(),
+                &recovery.name_any(),
+            )
+        });
         let unchanged = before.is_some_and(|b| {
             b.resource_version() == recovery.resource_version() && b.status == recovery.status
         });
@@ -379,10 +474,18 @@ impl Executor {
     /// A person's abort, or the deletion of the object, which is one too.
     pub(super) fn ended_by_people(&self, recovery: &VolumeRecovery) -> Option<String> {
         if let Some(abort) = &recovery.spec.abort {
-            let why = abort.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+            let why = abort
+                .reason
+                .as_ref()
+                .map(|r| format!(": {r}"))
+                .unwrap_or_default();
             return Some(format!("aborted by {}{why}", abort.by));
         }
-        recovery.metadata.deletion_timestamp.is_some().then(|| "the VolumeRecovery was deleted".to_owned())
+        recovery
+            .metadata
+            .deletion_timestamp
+            .is_some()
+            .then(|| "the VolumeRecovery was deleted".to_owned())
     }
 }
 
@@ -397,7 +500,10 @@ fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut Driver
         return;
     };
     let before = memory.vetoed.replace(violations.clone());
-    let stored = recovery.status.as_ref().map_or(&[][..], |s| s.refusals.as_slice());
+    let stored = recovery
+        .status
+        .as_ref()
+        .map_or(&[][..], |s| s.refusals.as_slice());
     let known = match &before {
         Some(before) => before == violations,
         None => stored.contains(&refusal.to_string()),
@@ -427,7 +533,10 @@ fn ended_by_policy(recovery: &VolumeRecovery, limits: &Limits) -> Option<String>
 fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
     let attachments = evidence.at(now).attachments().ok()?;
     let pods = evidence.at(now).pods().ok()?;
-    let waiting = pods.iter().filter(|p| !p.ready && !p.is_finished()).filter_map(|p| p.node.as_ref());
+    let waiting = pods
+        .iter()
+        .filter(|p| !p.ready && !p.is_finished())
+        .filter_map(|p| p.node.as_ref());
     waiting
         .filter(|node| evidence.at(now).node(node).is_ok_and(|n| n.ready))
         .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))

@@ -29,7 +29,11 @@ pub(crate) struct InLine {
 impl InLine {
     /// A place that is to be given up when `give_way` becomes true.
     pub(crate) fn new(give_way: watch::Receiver<bool>, again: bool) -> Self {
-        Self { give_way, again, told: false }
+        Self {
+            give_way,
+            again,
+            told: false,
+        }
     }
 }
 
@@ -48,7 +52,9 @@ enum Woken {
 
 /// Resolves once when others wait for the driver's place; never for a driver without one.
 async fn told_to_give_way(line: &mut Option<InLine>) {
-    let Some(line) = line.as_mut().filter(|line| !line.told) else { return std::future::pending().await };
+    let Some(line) = line.as_mut().filter(|line| !line.told) else {
+        return std::future::pending().await;
+    };
     if line.give_way.wait_for(|told| *told).await.is_err() {
         std::future::pending().await
     }
@@ -89,9 +95,14 @@ impl Executor {
         mut stop: watch::Receiver<bool>,
         mut line: Option<InLine>,
     ) -> Option<Phase> {
-        let api: Api<VolumeRecovery> = Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
+        let api: Api<VolumeRecovery> =
+            Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
         let mut memory = DriverState::default();
-        let mut changes = self.collector.cache.as_ref().map(reattach_cluster::cache::Cache::changes);
+        let mut changes = self
+            .collector
+            .cache
+            .as_ref()
+            .map(reattach_cluster::cache::Cache::changes);
         // Whether the last turn is known to have begun no run. After a lost reply nobody knows.
         let mut may_give_way = false;
         loop {
@@ -139,7 +150,8 @@ impl Executor {
                     memory.backoff.reset();
                     memory.refused_since = None;
                     let until = until.min(self.later(AT_LEAST_EVERY));
-                    let pause = self.pause(name, until, Timestamp::MIN, &mut changes, &seen, &mut stop);
+                    let pause =
+                        self.pause(name, until, Timestamp::MIN, &mut changes, &seen, &mut stop);
                     let woken = tokio::select! {
                         biased;
                         woken = pause => woken,
@@ -168,7 +180,10 @@ impl Executor {
             memory.moved = false;
             let pause = memory.backoff.after(fruitless);
             let (until, calm) = (self.later(pause), self.later(pause / 4));
-            match self.pause(name, until, calm, &mut changes, &seen, &mut stop).await {
+            match self
+                .pause(name, until, calm, &mut changes, &seen, &mut stop)
+                .await
+            {
                 Woken::Stop => return None,
                 Woken::News => memory.woken = Some(self.collector.clock.now()),
                 Woken::Time | Woken::GiveWay => {}
@@ -202,7 +217,9 @@ impl Executor {
         changes: &mut Option<watch::Receiver<u64>>,
         seen: &[String],
     ) {
-        let Some(changes) = changes else { return std::future::pending().await };
+        let Some(changes) = changes else {
+            return std::future::pending().await;
+        };
         let clock = &self.collector.clock;
         let mut news = false;
         loop {
@@ -226,24 +243,45 @@ impl Executor {
 
     /// The versions of everything in the cache that a turn looks at.
     fn fingerprint(&self, name: &ObjectName) -> Vec<String> {
-        let Some(cache) = &self.collector.cache else { return Vec::new() };
-        let Some(recovery) = cache.recoveries.get(&name.namespace, &name.name) else { return Vec::new() };
+        let Some(cache) = &self.collector.cache else {
+            return Vec::new();
+        };
+        let Some(recovery) = cache.recoveries.get(&name.namespace, &name.name) else {
+            return Vec::new();
+        };
         let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
         // Unchecked: it tells only what wakes the driver.
-        let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
+        let plan = recovery
+            .status
+            .as_ref()
+            .and_then(|s| s.plan.as_ref()?.get().ok());
         let view = View::cached(cache, &claim, plan.map(|p| &p.pins));
         let version = |m: Option<String>| m.unwrap_or_default();
         // Our own writes to its status are no news: only what people change.
         let meta = &recovery.metadata;
-        let asked = meta.deletion_timestamp.is_some().to_string() + &meta.generation.unwrap_or(0).to_string();
+        let asked = meta.deletion_timestamp.is_some().to_string()
+            + &meta.generation.unwrap_or(0).to_string();
         let mut all = vec![asked];
         all.extend(view.claim.iter().map(|o| version(o.resource_version())));
         all.extend(view.volume.iter().map(|o| version(o.resource_version())));
-        all.extend(view.attachments.iter().map(|o| version(o.resource_version())));
+        all.extend(
+            view.attachments
+                .iter()
+                .map(|o| version(o.resource_version())),
+        );
         all.extend(view.pods.iter().map(|o| version(o.resource_version())));
-        all.extend(view.nodes.values().flatten().map(|o| version(o.resource_version())));
+        all.extend(
+            view.nodes
+                .values()
+                .flatten()
+                .map(|o| version(o.resource_version())),
+        );
         all.extend(view.reports.values().map(|o| version(o.resource_version())));
-        all.extend(view.csi_nodes.values().map(|o| version(o.resource_version())));
+        all.extend(
+            view.csi_nodes
+                .values()
+                .map(|o| version(o.resource_version())),
+        );
         all
     }
 

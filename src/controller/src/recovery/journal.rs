@@ -65,8 +65,16 @@ impl Executor {
                     let Some(now) = api.get_opt(&recovery.name_any()).await? else {
                         return Err(SaveError::Gone.into());
                     };
-                    let journal = now.status.as_ref().map(|s| s.journal.as_slice()).unwrap_or_default();
-                    let ours = recovery.status.as_ref().map(|s| s.journal.as_slice()).unwrap_or_default();
+                    let journal = now
+                        .status
+                        .as_ref()
+                        .map(|s| s.journal.as_slice())
+                        .unwrap_or_default();
+                    let ours = recovery
+                        .status
+                        .as_ref()
+                        .map(|s| s.journal.as_slice())
+                        .unwrap_or_default();
                     let last = lines.checked_sub(1);
                     match journal.get(lines..) {
                         // The lines that this one was to follow are not there any more: a backup was restored, say.
@@ -101,7 +109,10 @@ impl Executor {
         unreadable: &UnreadableField,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
-        let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+        let begun = recovery
+            .status
+            .as_ref()
+            .is_some_and(|s| !s.journal.is_empty());
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = unreadable_sentence(unreadable, begun, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
@@ -119,17 +130,24 @@ impl Executor {
         status.journal.push(entry.clone().into());
         // The number of a question is stored with the intent to ask it: only an answer to that one counts then.
         let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
-        if matches!(&entry.event, Event::Started { step, .. } if kind(step) == Some(StepKind::Challenge)) {
+        if matches!(&entry.event, Event::Started { step, .. } if kind(step) == Some(StepKind::Challenge))
+        {
             status.epoch += 1;
         }
         // A new step, a turn or an end: what was waited for is over.
-        let steps_on =
-            !matches!(entry.event, Event::Started { .. } | Event::Outcome { .. } | Event::UnusedSince { .. });
+        let steps_on = !matches!(
+            entry.event,
+            Event::Started { .. } | Event::Outcome { .. } | Event::UnusedSince { .. }
+        );
         if steps_on {
             status.waiting_since = None;
         }
         // All of them: `append` has read them before.
-        let entries: Vec<Entry> = status.journal.iter().filter_map(|e| e.get().ok().cloned()).collect();
+        let entries: Vec<Entry> = status
+            .journal
+            .iter()
+            .filter_map(|e| e.get().ok().cloned())
+            .collect();
         status.timings = reattach_report::timings(plan, &entries)
             .into_iter()
             .map(|t| PhaseTiming {
@@ -140,7 +158,10 @@ impl Executor {
             .collect();
         let (phase, message) = match State::replay(plan, &entries) {
             Ok(state) => describe(plan, &state),
-            Err(illegal) => (Phase::Stuck, format!("the journal makes no sense: {illegal}")),
+            Err(illegal) => (
+                Phase::Stuck,
+                format!("the journal makes no sense: {illegal}"),
+            ),
         };
         status::set(recovery, phase, message, entry.at);
     }
@@ -152,8 +173,11 @@ fn unreadable_sentence(unreadable: &UnreadableField, begun: bool, deleted: bool)
             "{unreadable}; nothing has begun and nothing is touched: run the reattach version that wrote it, or delete this VolumeRecovery"
         );
     }
-    let ending =
-        if deleted { "it is being deleted and stays until then" } else { "a deletion waits for that, too" };
+    let ending = if deleted {
+        "it is being deleted and stays until then"
+    } else {
+        "a deletion waits for that, too"
+    };
     format!(
         "{unreadable}, so whether an effect is under way is not known: everything stays in force and nothing is touched; run the reattach version that wrote it, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {} ({ending})",
         finalizer::FINALIZER
@@ -172,18 +196,28 @@ fn asks_otherwise(before: &VolumeRecovery, now: &VolumeRecovery) -> bool {
 pub(super) fn describe(plan: &Plan, state: &State) -> (Phase, String) {
     let off = left_off(plan, state);
     match (state.ended(), state.unwinding()) {
-        (Some(End::Recovered), _) => {
-            (Phase::Recovered, format!("{} runs with its volume again{off}", plan.pins.workload))
-        }
+        (Some(End::Recovered), _) => (
+            Phase::Recovered,
+            format!("{} runs with its volume again{off}", plan.pins.workload),
+        ),
         (Some(End::Aborted), why) => {
-            let what = if off.is_empty() { "everything" } else { "what was changed in the cluster" };
-            (Phase::Aborted, format!("{}; {what} was put back{off}", unwanted(why)))
+            let what = if off.is_empty() {
+                "everything"
+            } else {
+                "what was changed in the cluster"
+            };
+            (
+                Phase::Aborted,
+                format!("{}; {what} was put back{off}", unwanted(why)),
+            )
         }
         (Some(End::Failed { why }), _) => (Phase::Failed, format!("{why}{off}")),
         (Some(End::Stuck { why }), _) => (Phase::Stuck, format!("{why}{off}")),
         (None, Some(why)) => (Phase::Restoring, format!("putting back: {why}")),
         (None, None) => {
-            let step = state.current().and_then(|ix| Some((ix, plan.steps.get(ix.index())?)));
+            let step = state
+                .current()
+                .and_then(|ix| Some((ix, plan.steps.get(ix.index())?)));
             let message = step.map_or("finishing".to_owned(), |(ix, s)| {
                 format!("step {ix} of {}: {}", plan.steps.len(), s.what)
             });
@@ -244,19 +278,38 @@ mod tests {
             confirm_workload: None,
             commands: Commands::default(),
             for_show: false,
-            allowed: Allowed { power_off: true, ..Allowed::default() },
+            allowed: Allowed {
+                power_off: true,
+                ..Allowed::default()
+            },
         };
         make_vetted(&case.evidence, &case.diagnosis(), &request, case.now).unwrap()
     }
 
     /// The last words about an aborted run of which these lines were written.
     fn aborted_after(plan: &SoundPlan, lines: Vec<Event>) -> String {
-        let accepted = Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
-        let back = Event::UnwindStarted { why: UnwindReason::Aborted { by: "jane".into() } };
-        let events = [vec![accepted], lines, vec![back, Event::Ended { end: End::Aborted }]].concat();
+        let accepted = Event::Accepted {
+            plan_hash: plan.hash.to_string(),
+            authority: "test".into(),
+        };
+        let back = Event::UnwindStarted {
+            why: UnwindReason::Aborted { by: "jane".into() },
+        };
+        let events = [
+            vec![accepted],
+            lines,
+            vec![back, Event::Ended { end: End::Aborted }],
+        ]
+        .concat();
         let entry = |(seq, event): (usize, Event)| {
             let seq = u32::try_from(seq).unwrap();
-            Entry { seq, at: Timestamp::UNIX_EPOCH, term: 1, by: "test".into(), event }
+            Entry {
+                seq,
+                at: Timestamp::UNIX_EPOCH,
+                term: 1,
+                by: "test".into(),
+                event,
+            }
         };
         let journal: Vec<Entry> = events.into_iter().enumerate().map(entry).collect();
         describe(plan, &State::replay(plan, &journal).unwrap()).1
@@ -265,12 +318,34 @@ mod tests {
     #[test]
     fn an_abort_does_not_claim_that_a_machine_was_switched_on_again() {
         let plan = plan();
-        let (wait, off) = (plan.find(StepKind::Await).unwrap(), plan.find(StepKind::PowerOff).unwrap());
-        let waited = Event::Skipped { step: wait, why: "it did not heal".into() };
-        assert_eq!(aborted_after(&plan, vec![waited.clone()]), "aborted; everything was put back");
-        let started = Event::Started { step: off, intent: "power off".into(), proof: None, newest_job: None };
-        let outcome = Event::Outcome { step: off, outcome: Outcome::Applied { detail: "200".into() } };
+        let (wait, off) = (
+            plan.find(StepKind::Await).unwrap(),
+            plan.find(StepKind::PowerOff).unwrap(),
+        );
+        let waited = Event::Skipped {
+            step: wait,
+            why: "it did not heal".into(),
+        };
+        assert_eq!(
+            aborted_after(&plan, vec![waited.clone()]),
+            "aborted; everything was put back"
+        );
+        let started = Event::Started {
+            step: off,
+            intent: "power off".into(),
+            proof: None,
+            newest_job: None,
+        };
+        let outcome = Event::Outcome {
+            step: off,
+            outcome: Outcome::Applied {
+                detail: "200".into(),
+            },
+        };
         let said = aborted_after(&plan, vec![waited, started, outcome]);
-        assert!(said.contains("instance 26000001") && said.contains("stays powered off"), "{said}");
+        assert!(
+            said.contains("instance 26000001") && said.contains("stays powered off"),
+            "{said}"
+        );
     }
 }

@@ -34,7 +34,10 @@ type Question = (Who, String, ObjectName);
 impl Rights {
     /// For a process that the API server knows by this user name.
     pub fn of(me: &str) -> Self {
-        Self { me: me.to_owned(), known: Arc::default() }
+        Self {
+            me: me.to_owned(),
+            known: Arc::default(),
+        }
     }
 
     /// The user name of this process.
@@ -55,27 +58,44 @@ impl Executor {
         let source = || Source::Kubernetes("RecoveryPolicies and access reviews".to_owned());
         let now = self.collector.clock.now();
         let spec = &recovery.spec;
-        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+        let name = ObjectName::new(
+            recovery.namespace().unwrap_or_default(),
+            recovery.name_any(),
+        );
         if let Some(word) = &spec.nothing_under_way {
-            match self.reach(&word.declared_by, &word.groups, "declare", &name, live).await {
+            match self
+                .reach(&word.declared_by, &word.groups, "declare", &name, live)
+                .await
+            {
                 Reach::Cluster | Reach::Namespace => {}
                 Reach::Nowhere | Reach::Unknown { .. } => evidence.nothing_under_way = None,
             }
         }
         let declared = match &spec.declaration {
             Some(word) => {
-                let reach = self.reach(&word.declared_by, &word.groups, "declare", &name, live).await;
-                Some(Person { name: word.declared_by.clone(), reach })
+                let reach = self
+                    .reach(&word.declared_by, &word.groups, "declare", &name, live)
+                    .await;
+                Some(Person {
+                    name: word.declared_by.clone(),
+                    reach,
+                })
             }
             None => None,
         };
         match declared.as_ref().map(|p| &p.reach) {
             Some(Reach::Cluster) => {
-                evidence.declaration.iter_mut().for_each(|d| d.cluster_wide = true);
+                evidence
+                    .declaration
+                    .iter_mut()
+                    .for_each(|d| d.cluster_wide = true);
             }
             // That a machine is this cluster's is said with a right at cluster scope only.
             Some(Reach::Namespace) => {
-                evidence.declaration.iter_mut().for_each(|d| d.of_this_cluster = false);
+                evidence
+                    .declaration
+                    .iter_mut()
+                    .for_each(|d| d.of_this_cluster = false);
             }
             Some(Reach::Nowhere | Reach::Unknown { .. }) | None => evidence.declaration = None,
         }
@@ -95,24 +115,47 @@ impl Executor {
             // Asking for a plan needs no right; acting without an approval does.
             let reach = match spec.mode {
                 Mode::Auto => {
-                    self.reach(&spec.requester, &spec.requester_groups, "approve", &name, live).await
+                    self.reach(
+                        &spec.requester,
+                        &spec.requester_groups,
+                        "approve",
+                        &name,
+                        live,
+                    )
+                    .await
                 }
                 Mode::Observe | Mode::DryRun | Mode::Approve => Reach::Nowhere,
             };
-            Asker::Person(Person { name: spec.requester.clone(), reach })
+            Asker::Person(Person {
+                name: spec.requester.clone(),
+                reach,
+            })
         };
         let approved = match &spec.approval {
             Some(word) => {
-                let reach = self.reach(&word.approver, &word.groups, "approve", &name, live).await;
-                let by = Person { name: word.approver.clone(), reach };
-                Some(Approved { plan: PlanHash::from(word.plan_hash.as_str()), by })
+                let reach = self
+                    .reach(&word.approver, &word.groups, "approve", &name, live)
+                    .await;
+                let by = Person {
+                    name: word.approver.clone(),
+                    reach,
+                };
+                Some(Approved {
+                    plan: PlanHash::from(word.plan_hash.as_str()),
+                    by,
+                })
             }
             None => None,
         };
         let power_off = match &spec.power_off {
             Some(word) => {
-                let reach = self.reach(&word.allowed_by, &word.groups, "poweroff", &name, live).await;
-                Some(Person { name: word.allowed_by.clone(), reach })
+                let reach = self
+                    .reach(&word.allowed_by, &word.groups, "poweroff", &name, live)
+                    .await;
+                Some(Person {
+                    name: word.allowed_by.clone(),
+                    reach,
+                })
             }
             None => None,
         };
@@ -132,8 +175,13 @@ impl Executor {
     /// What the policy that rules the claim allows, read live.
     async fn ceiling_now(&self, evidence: &Evidence) -> Result<Option<Ceiling>, kube::Error> {
         let api: Api<RecoveryPolicy> = Api::all(self.collector.clients.read.clone());
-        let policies: Vec<_> =
-            api.list(&ListParams::default()).await?.items.into_iter().map(Arc::new).collect();
+        let policies: Vec<_> = api
+            .list(&ListParams::default())
+            .await?
+            .items
+            .into_iter()
+            .map(Arc::new)
+            .collect();
         let ruling = Subject::of(evidence).and_then(|s| ruling(&policies, &s));
         Ok(ruling.map(|p| ceiling(p.name_any(), &p.spec)))
     }
@@ -146,7 +194,10 @@ impl Executor {
         recovery: &ObjectName,
         live: bool,
     ) -> Reach {
-        let who = Who { name: who.to_owned(), groups: groups.to_vec() };
+        let who = Who {
+            name: who.to_owned(),
+            groups: groups.to_vec(),
+        };
         let now = self.collector.clock.now();
         let key = (who, verb.to_owned(), recovery.clone());
         let known = |rights: &Rights| {
@@ -161,7 +212,11 @@ impl Executor {
         }
         let records = &self.collector.clients.records;
         let reach = rights::reach(records, &self.rights.me, &key.0, verb, recovery).await;
-        let mut known = self.rights.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .rights
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (at, _)| now.duration_since(*at) < RIGHT_KNOWN_FOR);
         if !matches!(reach, Reach::Unknown { .. }) {
             known.insert(key, (now, reach.clone()));

@@ -114,9 +114,13 @@ impl TurnError {
         match self {
             Self::Kubernetes(error) if is_refused(error) => Some(Fruitless::Refused),
             Self::Save(error) if error.is_refused() => Some(Fruitless::Refused),
-            Self::Save(SaveError::Refused(_) | SaveError::Incomplete(_)) => Some(Fruitless::Refused),
+            Self::Save(SaveError::Refused(_) | SaveError::Incomplete(_)) => {
+                Some(Fruitless::Refused)
+            }
             Self::Kubernetes(_) | Self::Save(SaveError::Other(_)) => Some(Fruitless::Away),
-            Self::Save(SaveError::Conflict) | Self::Lost | Self::NotLeader => Some(Fruitless::Raced),
+            Self::Save(SaveError::Conflict) | Self::Lost | Self::NotLeader => {
+                Some(Fruitless::Raced)
+            }
             Self::Save(SaveError::Gone) => None,
         }
     }
@@ -204,7 +208,11 @@ impl Ruling {
     /// Of this policy.
     pub fn of(policy: &RecoveryPolicy) -> Self {
         let (mode, power_off) = (policy.spec.mode, policy.spec.counting_power_off());
-        Self { policy: policy.name_any(), mode, power_off }
+        Self {
+            policy: policy.name_any(),
+            mode,
+            power_off,
+        }
     }
 }
 
@@ -216,7 +224,8 @@ impl Limits {
             Some(ruling) => PolicySays::Rules {
                 policy: ruling.policy.clone(),
                 mode: ruling.mode,
-                power_off: ruling.power_off != PowerOffRule::Never || recovery.spec.power_off.is_some(),
+                power_off: ruling.power_off != PowerOffRule::Never
+                    || recovery.spec.power_off.is_some(),
             },
         })
     }
@@ -228,17 +237,26 @@ impl Limits {
     }
 
     fn patience(&self) -> SignedDuration {
-        self.escalate_after_seconds.map_or(PATIENCE, |seconds| SignedDuration::from_secs(seconds.into()))
+        self.escalate_after_seconds.map_or(PATIENCE, |seconds| {
+            SignedDuration::from_secs(seconds.into())
+        })
     }
 }
 
 impl Executor {
     pub(crate) fn later(&self, by: SignedDuration) -> Timestamp {
-        self.collector.clock.now().saturating_add(by).unwrap_or(Timestamp::MAX)
+        self.collector
+            .clock
+            .now()
+            .saturating_add(by)
+            .unwrap_or(Timestamp::MAX)
     }
 
     pub(crate) fn claim_of(recovery: &VolumeRecovery) -> ObjectName {
-        ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.spec.claim_name.as_str())
+        ObjectName::new(
+            recovery.namespace().unwrap_or_default(),
+            recovery.spec.claim_name.as_str(),
+        )
     }
 
     pub(crate) fn uid_of(recovery: &VolumeRecovery) -> Uid {

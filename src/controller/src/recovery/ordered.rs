@@ -21,14 +21,25 @@ impl Executor {
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let (notes, claim) = (self.notes().await?, Self::claim_of(&recovery));
-        let Some(note) = notes.iter().find(|n| n.name == name && n.may_be_about(&claim)) else {
-            let message = "the order to the cloud that it held new pods away for is accounted for".to_owned();
-            return self.settle(recovery, Phase::Resolved, message, memory).await;
+        let Some(note) = notes
+            .iter()
+            .find(|n| n.name == name && n.may_be_about(&claim))
+        else {
+            let message =
+                "the order to the cloud that it held new pods away for is accounted for".to_owned();
+            return self
+                .settle(recovery, Phase::Resolved, message, memory)
+                .await;
         };
         let recovery = finalizer::ensure(self, recovery).await?;
-        let message = format!("new pods of the claim are held away: {}", self.is_open(note));
+        let message = format!(
+            "new pods of the claim are held away: {}",
+            self.is_open(note)
+        );
         self.keep(recovery, Phase::Stuck, message, memory).await?;
-        Ok(Turn::Pause { until: self.later(LOOK_AGAIN) })
+        Ok(Turn::Pause {
+            until: self.later(LOOK_AGAIN),
+        })
     }
 
     /// Why a plan may not begin yet: another recovery's order about its volume has no known outcome.
@@ -39,7 +50,11 @@ impl Executor {
     ) -> Result<Option<String>, TurnError> {
         let own = Self::uid_of(recovery);
         let about = |note: &&Note| {
-            note.recovery != own && note.order.as_ref().map_or(true, |order| order.volume == plan.pins.volume)
+            note.recovery != own
+                && note
+                    .order
+                    .as_ref()
+                    .map_or(true, |order| order.volume == plan.pins.volume)
         };
         let notes = self.notes().await?;
         Ok(notes.iter().find(about).map(|note| self.is_open(note)))

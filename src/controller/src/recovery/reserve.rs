@@ -49,27 +49,47 @@ impl Reservations {
         if let Some(rival) = rival {
             return Err(NotNow::Rival(rival));
         }
-        let mut busy: BTreeMap<&ObjectName, &str> =
-            limits.running.iter().map(|(n, node)| (n, node.as_str())).collect();
+        let mut busy: BTreeMap<&ObjectName, &str> = limits
+            .running
+            .iter()
+            .map(|(n, node)| (n, node.as_str()))
+            .collect();
         busy.extend(others().map(|(n, p)| (n, p.node.as_str())));
         busy.remove(name);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (running, here) = (count(busy.len()), count(busy.values().filter(|n| **n == node).count()));
-        let over =
-            |scope: String, running, limit| Err(NotNow::Budget(Refusal::Budget { scope, running, limit }));
+        let (running, here) = (
+            count(busy.len()),
+            count(busy.values().filter(|n| **n == node).count()),
+        );
+        let over = |scope: String, running, limit| {
+            Err(NotNow::Budget(Refusal::Budget {
+                scope,
+                running,
+                limit,
+            }))
+        };
         if running >= limits.budgets.cluster {
             return over("in the cluster".to_owned(), running, limits.budgets.cluster);
         }
         if here >= limits.budgets.node {
             return over(format!("on node {node}"), here, limits.budgets.node);
         }
-        places.insert(name.clone(), Place { claim: claim.clone(), node: node.to_owned() });
+        places.insert(
+            name.clone(),
+            Place {
+                claim: claim.clone(),
+                node: node.to_owned(),
+            },
+        );
         Ok(())
     }
 
     /// Gives the place back.
     pub(super) fn give_back(&self, name: &ObjectName) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
     }
 
     /// The turn to change what agents are asked. All drivers change the one report of a node by compare-and-swap: many at
@@ -91,33 +111,75 @@ mod tests {
     #[test]
     fn drivers_that_decide_at_once_count_each_other() {
         let places = Reservations::default();
-        let limits = Limits { budgets: Budgets { cluster: 3, node: 2 }, ..Limits::default() };
-        assert_eq!(places.take(&name("r1"), &name("c1"), "node-1", &limits), Ok(()));
+        let limits = Limits {
+            budgets: Budgets {
+                cluster: 3,
+                node: 2,
+            },
+            ..Limits::default()
+        };
+        assert_eq!(
+            places.take(&name("r1"), &name("c1"), "node-1", &limits),
+            Ok(())
+        );
         assert_eq!(
             places.take(&name("r1"), &name("c1"), "node-1", &limits),
             Ok(()),
             "its own place does not count"
         );
-        assert_eq!(places.take(&name("r2"), &name("c1"), "node-1", &limits), Err(NotNow::Rival(name("r1"))));
-        assert_eq!(places.take(&name("r3"), &name("c3"), "node-1", &limits), Ok(()));
-        let full = places.take(&name("r4"), &name("c4"), "node-1", &limits).expect_err("two on the node");
-        assert!(full.to_string().contains("on node node-1 and the budget is 2"), "{full}");
-        assert_eq!(places.take(&name("r5"), &name("c5"), "node-2", &limits), Ok(()));
-        let full =
-            places.take(&name("r6"), &name("c6"), "node-3", &limits).expect_err("three in the cluster");
-        assert!(full.to_string().contains("in the cluster and the budget is 3"), "{full}");
+        assert_eq!(
+            places.take(&name("r2"), &name("c1"), "node-1", &limits),
+            Err(NotNow::Rival(name("r1")))
+        );
+        assert_eq!(
+            places.take(&name("r3"), &name("c3"), "node-1", &limits),
+            Ok(())
+        );
+        let full = places
+            .take(&name("r4"), &name("c4"), "node-1", &limits)
+            .expect_err("two on the node");
+        assert!(
+            full.to_string()
+                .contains("on node node-1 and the budget is 2"),
+            "{full}"
+        );
+        assert_eq!(
+            places.take(&name("r5"), &name("c5"), "node-2", &limits),
+            Ok(())
+        );
+        let full = places
+            .take(&name("r6"), &name("c6"), "node-3", &limits)
+            .expect_err("three in the cluster");
+        assert!(
+            full.to_string()
+                .contains("in the cluster and the budget is 3"),
+            "{full}"
+        );
         places.give_back(&name("r1"));
-        assert_eq!(places.take(&name("r6"), &name("c1"), "node-3", &limits), Ok(()));
+        assert_eq!(
+            places.take(&name("r6"), &name("c1"), "node-3", &limits),
+            Ok(())
+        );
     }
 
     #[test]
     fn runs_of_another_process_count_too() {
         let running = vec![(name("other"), "node-1".to_owned())];
-        let limits = Limits { budgets: Budgets { cluster: 9, node: 1 }, running, ..Limits::default() };
+        let limits = Limits {
+            budgets: Budgets {
+                cluster: 9,
+                node: 1,
+            },
+            running,
+            ..Limits::default()
+        };
         assert!(matches!(
             Reservations::default().take(&name("r"), &name("c"), "node-1", &limits),
             Err(NotNow::Budget(_))
         ));
-        assert_eq!(Reservations::default().take(&name("other"), &name("c"), "node-1", &limits), Ok(()));
+        assert_eq!(
+            Reservations::default().take(&name("other"), &name("c"), "node-1", &limits),
+            Ok(())
+        );
     }
 }

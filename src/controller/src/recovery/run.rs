@@ -57,7 +57,13 @@ impl Executor {
             Err(unreadable) => return self.hold_unreadable(recovery, &unreadable, memory).await,
         };
         let Some(plan) = plan else {
-            return self.page(recovery, "the journal has no plan to go with it".to_owned(), memory).await;
+            return self
+                .page(
+                    recovery,
+                    "the journal has no plan to go with it".to_owned(),
+                    memory,
+                )
+                .await;
         };
         let plan = match plan.sound() {
             Ok(plan) => plan,
@@ -72,7 +78,8 @@ impl Executor {
         }
         self.keep_the_lock(&recovery, &plan, &state, memory).await;
         let mut evidence = self.look(&recovery, &plan, &state, memory, false).await?;
-        self.add_mandate(&mut evidence, &recovery, limits, false).await?;
+        self.add_mandate(&mut evidence, &recovery, limits, false)
+            .await?;
         memory.note_cloud(&evidence);
         let mut recovery = self.note_sightings(recovery, &evidence).await?;
         let mut wrote = false;
@@ -96,17 +103,22 @@ impl Executor {
                 // It may wait only because the facts are older than the line just written.
                 Next::Wait { .. } if wrote => return Ok(Turn::Again),
                 Next::Wait { why, until } => {
-                    self.say_what_is_awaited(recovery, &plan, &state, &why, memory).await?;
+                    self.say_what_is_awaited(recovery, &plan, &state, &why, memory)
+                        .await?;
                     return Ok(Turn::Pause { until });
                 }
                 Next::Done(End::Stuck { why }) => {
-                    return self.after_stuck(recovery, &plan, &state, &why, memory).await;
+                    return self
+                        .after_stuck(recovery, &plan, &state, &why, memory)
+                        .await;
                 }
                 Next::Done(End::Recovered | End::Aborted | End::Failed { .. }) => {
                     return crate::finalizer::remove(self, recovery).await;
                 }
                 Next::Act(action) => {
-                    return self.confirm(recovery, &plan, &state, action, limits, memory).await;
+                    return self
+                        .confirm(recovery, &plan, &state, action, limits, memory)
+                        .await;
                 }
             }
         }
@@ -121,18 +133,29 @@ impl Executor {
         state: &State,
         memory: &mut DriverState,
     ) {
-        let due = memory.lock_renewed.is_none_or(|at| at.elapsed() >= RENEW_LOCK);
+        let due = memory
+            .lock_renewed
+            .is_none_or(|at| at.elapsed() >= RENEW_LOCK);
         if !due || !state.locks_the_node(plan) {
             return;
         }
         // A new leader that only waits has written no line of its term yet.
-        let Some(leadership) = self.gate.leadership() else { return };
-        let Ok(pass) = self.gate.put_back(leadership.term) else { return };
-        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+        let Some(leadership) = self.gate.leadership() else {
+            return;
+        };
+        let Ok(pass) = self.gate.put_back(leadership.term) else {
+            return;
+        };
+        let name = ObjectName::new(
+            recovery.namespace().unwrap_or_default(),
+            recovery.name_any(),
+        );
         let node = &plan.pins.node;
         match node_lock::renew(&pass, node, &name, self.collector.clock.now()).await {
             Ok(_) => memory.lock_renewed = Some(Instant::now()),
-            Err(error) => tracing::warn!(%node, %error, "the lock of the node could not be renewed"),
+            Err(error) => {
+                tracing::warn!(%node, %error, "the lock of the node could not be renewed")
+            }
         }
     }
 
@@ -146,14 +169,16 @@ impl Executor {
         let journal: Vec<Entry> = match recovery.history() {
             Ok((_, journal)) => journal.into_iter().cloned().collect(),
             Err(unreadable) => {
-                self.hold_unreadable(recovery.clone(), &unreadable, memory).await?;
+                self.hold_unreadable(recovery.clone(), &unreadable, memory)
+                    .await?;
                 return Ok(None);
             }
         };
         match State::replay(plan, &journal) {
             Ok(state) => Ok(Some(state)),
             Err(illegal) => {
-                self.page(recovery.clone(), illegal.to_string(), memory).await?;
+                self.page(recovery.clone(), illegal.to_string(), memory)
+                    .await?;
                 Ok(None)
             }
         }
@@ -175,7 +200,8 @@ impl Executor {
         }
         let now = self.collector.clock.now();
         let entered = state.entered_at();
-        let since = |at: Option<Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+        let since =
+            |at: Option<Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
         let unknown_for = state.outstanding().map(|ix| match state.step(ix) {
             StepState::Started { at } | StepState::Issued { started: at, .. } => since(Some(*at)),
             _ => SignedDuration::ZERO,
@@ -190,7 +216,8 @@ impl Executor {
         {
             status::waits_since(&mut recovery, entered);
             let (phase, base) = describe(plan, state);
-            self.keep(recovery, phase, format!("{base}; waiting: {why}"), memory).await?;
+            self.keep(recovery, phase, format!("{base}; waiting: {why}"), memory)
+                .await?;
         }
         Ok(())
     }
@@ -209,9 +236,14 @@ impl Executor {
         let mut live = self.look(&recovery, plan, state, memory, true).await?;
         self.add_mandate(&mut live, &recovery, limits, true).await?;
         let recovery = self.note_sightings(recovery, &live).await?;
-        let limits = Limits { ruling: self.live_ruling(&live).await?, ..limits.clone() };
+        let limits = Limits {
+            ruling: self.live_ruling(&live).await?,
+            ..limits.clone()
+        };
         let action = match self.ask(&recovery, plan, state, &live, &limits) {
-            Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
+            Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => {
+                action
+            }
             Next::Record(event) => {
                 let recovery = self.append(recovery, plan, event.clone(), memory).await?;
                 self.account(&recovery, plan, &event).await;
@@ -226,9 +258,16 @@ impl Executor {
     /// The policy that rules the claim now, read live: a watch may lag.
     async fn live_ruling(&self, live: &Evidence) -> Result<Option<Ruling>, TurnError> {
         let api: Api<RecoveryPolicy> = Api::all(self.collector.clients.read.clone());
-        let policies: Vec<_> =
-            api.list(&ListParams::default()).await?.items.into_iter().map(Arc::new).collect();
-        Ok(Subject::of(live).and_then(|subject| ruling(&policies, &subject)).map(Ruling::of))
+        let policies: Vec<_> = api
+            .list(&ListParams::default())
+            .await?
+            .items
+            .into_iter()
+            .map(Arc::new)
+            .collect();
+        Ok(Subject::of(live)
+            .and_then(|subject| ruling(&policies, &subject))
+            .map(Ruling::of))
     }
 
     /// S3: journal, gate, effect, outcome.
@@ -242,7 +281,9 @@ impl Executor {
     ) -> Result<Turn, TurnError> {
         // Before the line: a lease that is about to end leaves none behind each second.
         if self.gate.tidy().is_err() {
-            return Ok(Turn::Pause { until: self.later(SHUT) });
+            return Ok(Turn::Pause {
+                until: self.later(SHUT),
+            });
         }
         let proof = match &action.effect {
             Effect::CloudDetach { proof }
@@ -252,15 +293,29 @@ impl Executor {
             _ => None,
         };
         let newest_job = newest_job(&action.effect, evidence);
-        let started = Event::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
+        let started = Event::Started {
+            step: action.step,
+            intent: action.intent.clone(),
+            proof,
+            newest_job,
+        };
         let recovery = self.append(recovery, plan, started, memory).await?;
         // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
         let located = self.collector.locate(evidence, Some(&plan.pins)).await;
         let volume = located.ok().flatten().map(|(located, _)| located);
-        let order = note_of(&recovery, plan, &action, evidence, self.collector.clock.now());
+        let order = note_of(
+            &recovery,
+            plan,
+            &action,
+            evidence,
+            self.collector.clock.now(),
+        );
         let term = last_line(&recovery).map_or(0, |e| e.term);
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
-        let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
+        let authority = Authority {
+            mode: recovery.spec.mode,
+            approved: approved.as_deref(),
+        };
         let passed = if action.effect.puts_back() {
             self.gate.put_back(term)
         } else {
@@ -268,8 +323,14 @@ impl Executor {
         };
         let outcome = match passed {
             Ok(pass) => {
-                let stage =
-                    Stage { executor: self, pass: &pass, recovery: &recovery, evidence, volume, order };
+                let stage = Stage {
+                    executor: self,
+                    pass: &pass,
+                    recovery: &recovery,
+                    evidence,
+                    volume,
+                    order,
+                };
                 perform(&stage, &action.effect).await
             }
             Err(shut) => Outcome::Withheld { shut },
@@ -279,12 +340,26 @@ impl Executor {
         let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
         self.metrics.count_effect(step, &outcome);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
-        let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
-        let event = Event::Outcome { step: action.step, outcome };
+        let doubt = if outcome.applied() {
+            doubt(&action.effect, evidence, &recovery, plan)
+        } else {
+            None
+        };
+        let event = Event::Outcome {
+            step: action.step,
+            outcome,
+        };
         let recovery = self.append(recovery, plan, event.clone(), memory).await?;
         self.account(&recovery, plan, &event).await;
-        self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
-        if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
+        self.call_about_stamp(&plan.pins.workload, doubt.as_ref())
+            .await;
+        if shut {
+            Ok(Turn::Pause {
+                until: self.later(SHUT),
+            })
+        } else {
+            Ok(Turn::Again)
+        }
     }
 
     /// Takes the note of an order away once a line of the journal tells what became of it. Best effort: the end of the run does
@@ -297,7 +372,9 @@ impl Executor {
                 | Outcome::ObservedApplied { .. }
                 | Outcome::ObservedNotApplied { .. } => Some(*step),
                 // An accepted order is still under way.
-                Outcome::Applied { .. } | Outcome::Unknown { .. } | Outcome::Repeatable { .. } => None,
+                Outcome::Applied { .. } | Outcome::Unknown { .. } | Outcome::Repeatable { .. } => {
+                    None
+                }
             },
             // A detach is completed once the cloud was read back; an order about power as soon as it is accepted.
             Event::Completed { step, .. } => Some(*step).filter(|step| {
@@ -311,10 +388,14 @@ impl Executor {
             | Event::UnwindStarted { .. }
             | Event::Ended { .. } => None,
         };
-        let order =
-            known.filter(|step| plan.steps.get(step.index()).is_some_and(|s| s.kind.spec().is_order()));
+        let order = known.filter(|step| {
+            plan.steps
+                .get(step.index())
+                .is_some_and(|s| s.kind.spec().is_order())
+        });
         if let Some(step) = order {
-            self.take_note_away(&open_orders::name(&Self::uid_of(recovery), step)).await;
+            self.take_note_away(&open_orders::name(&Self::uid_of(recovery), step))
+                .await;
         }
     }
 
@@ -360,7 +441,11 @@ impl Executor {
         };
         Ok(self
             .collector
-            .collect(&Self::claim_of(recovery), Some(RecoveryContext::of(recovery)), needs)
+            .collect(
+                &Self::claim_of(recovery),
+                Some(RecoveryContext::of(recovery)),
+                needs,
+            )
             .await?)
     }
 
@@ -385,15 +470,31 @@ impl Executor {
     }
 
     pub(super) fn context<'a>(&self, recovery: &'a VolumeRecovery, uid: &'a Uid) -> Context<'a> {
-        let deleted =
-            recovery.metadata.deletion_timestamp.as_ref().map(|_| "the deletion of the VolumeRecovery");
-        let aborted_by = recovery.spec.abort.as_ref().map(|a| a.by.as_str()).or(deleted);
+        let deleted = recovery
+            .metadata
+            .deletion_timestamp
+            .as_ref()
+            .map(|_| "the deletion of the VolumeRecovery");
+        let aborted_by = recovery
+            .spec
+            .abort
+            .as_ref()
+            .map(|a| a.by.as_str())
+            .or(deleted);
         let confirm_workload = recovery.spec.confirm_workload.as_deref();
         let now = self.collector.clock.now();
         // Without leadership nothing is journaled or issued, whatever the answer.
         let term = self.gate.leadership().map_or(0, |l| l.term);
         let (nothing_under_way, withdrawn) = (None, None);
-        Context { recovery: uid, aborted_by, confirm_workload, term, nothing_under_way, withdrawn, now }
+        Context {
+            recovery: uid,
+            aborted_by,
+            confirm_workload,
+            term,
+            nothing_under_way,
+            withdrawn,
+            now,
+        }
     }
 
     /// A state that no executor could have written: stop, and say so.
@@ -459,11 +560,18 @@ pub(crate) fn note_of(
     };
     let pins = &plan.pins;
     Some(OpenOrder {
-        recovery: ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any()),
+        recovery: ObjectName::new(
+            recovery.namespace().unwrap_or_default(),
+            recovery.name_any(),
+        ),
         uid: Executor::uid_of(recovery),
         step: action.step,
         claim: plan.claim.clone(),
-        csi: evidence.volume.shown().filter(|v| v.uid == pins.pv).and_then(|v| v.csi.clone()),
+        csi: evidence
+            .volume
+            .shown()
+            .filter(|v| v.uid == pins.pv)
+            .and_then(|v| v.csi.clone()),
         volume: pins.volume.clone(),
         holder: pins.holder.clone(),
         node: pins.node.clone(),
@@ -487,6 +595,15 @@ pub(super) fn doubt(
     recovery: &VolumeRecovery,
     plan: &SoundPlan,
 ) -> Option<Doubt> {
-    let Effect::Restore { replicas: Some(_), .. } = effect else { return None };
-    stamp::edited(evidence.workload.shown()?, &Executor::uid_of(recovery), plan.pins.replicas)
+    let Effect::Restore {
+        replicas: Some(_), ..
+    } = effect
+    else {
+        return None;
+    };
+    stamp::edited(
+        evidence.workload.shown()?,
+        &Executor::uid_of(recovery),
+        plan.pins.replicas,
+    )
 }

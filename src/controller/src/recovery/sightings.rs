@@ -15,27 +15,48 @@ const KEPT: usize = 32;
 ///
 /// A sighting is as old as the request that brought it, so that the same answer never counts twice.
 pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
-    let Some(scope) = &evidence.cloud_scope else { return false };
-    let holders = evidence.cloud_volume.shown().map(|v| v.holders.as_slice()).unwrap_or_default();
+    let Some(scope) = &evidence.cloud_scope else {
+        return false;
+    };
+    let holders = evidence
+        .cloud_volume
+        .shown()
+        .map(|v| v.holders.as_slice())
+        .unwrap_or_default();
     let known: BTreeSet<&InstanceId> = evidence.instances.keys().chain(holders).collect();
     let seen = known.into_iter().filter_map(|instance| {
         let fact = evidence.instances.get(instance);
         let described = fact.and_then(|f| Some((Some(f.shown()?.state.clone()), f.at)));
         // Not described itself; then at least as the holder of its volume.
-        let as_holder = || holders.contains(instance).then_some((None, evidence.cloud_volume.at));
+        let as_holder = || {
+            holders
+                .contains(instance)
+                .then_some((None, evidence.cloud_volume.at))
+        };
         let (state, at) = described.or_else(as_holder)?;
-        let seen = InstanceObservation { instance: instance.clone(), scope: scope.clone(), state, at };
+        let seen = InstanceObservation {
+            instance: instance.clone(),
+            scope: scope.clone(),
+            state,
+            at,
+        };
         // As it is stored: a word of the cloud that would be stored otherwise must not be news each time.
         Some(plain::made_plain(&seen, plain::TEXT_CHARS))
     });
     let status = recovery.status.get_or_insert_default();
     let mut wrote = false;
     for new in seen {
-        let last =
-            status.sightings.iter().rev().filter_map(|s| s.get().ok()).find(|s| s.instance == new.instance);
+        let last = status
+            .sightings
+            .iter()
+            .rev()
+            .filter_map(|s| s.get().ok())
+            .find(|s| s.instance == new.instance);
         let news = last.is_none_or(|last| {
             last.at < new.at
-                && (last.state != new.state || last.scope != new.scope || is_of_before(last, &new, evidence))
+                && (last.state != new.state
+                    || last.scope != new.scope
+                    || is_of_before(last, &new, evidence))
         });
         if news {
             status.sightings.push(new.into());
@@ -48,13 +69,23 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
 }
 
 /// Off both times, and a shutdown job ended in between: only a reading from after it counts as the first of two.
-fn is_of_before(last: &InstanceObservation, new: &InstanceObservation, evidence: &Evidence) -> bool {
+fn is_of_before(
+    last: &InstanceObservation,
+    new: &InstanceObservation,
+    evidence: &Evidence,
+) -> bool {
     if new.state != Some(InstanceState::Off) {
         return false;
     }
     let facts = evidence.power.get(&new.instance).and_then(|f| f.shown());
-    let off = facts.into_iter().flat_map(|f| &f.jobs).filter(|j| j.change == PowerChange::Off);
-    let finished = off.filter(|j| j.status == JobStatus::Finished).filter_map(|j| j.finished).max();
+    let off = facts
+        .into_iter()
+        .flat_map(|f| &f.jobs)
+        .filter(|j| j.change == PowerChange::Off);
+    let finished = off
+        .filter(|j| j.status == JobStatus::Finished)
+        .filter_map(|j| j.finished)
+        .max();
     finished.is_some_and(|finished| last.at < finished && finished <= new.at)
 }
 
@@ -69,7 +100,10 @@ mod tests {
 
     fn recovery() -> VolumeRecovery {
         let spec = serde_json::json!({"claimName": "data", "runbook": "lightest-first", "requester": "jane"});
-        VolumeRecovery::new("r", serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap())
+        VolumeRecovery::new(
+            "r",
+            serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap(),
+        )
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -110,14 +144,18 @@ mod tests {
             created: at(finished - 10),
             finished: Some(at(finished)),
         };
-        let facts = PowerFacts { jobs: vec![job], off_stays_off: false };
+        let facts = PowerFacts {
+            jobs: vec![job],
+            off_stays_off: false,
+        };
         let fact = Fact::present(facts, Source::Cloud("test".to_owned()), at(finished));
         evidence.power.insert(InstanceId::from(INSTANCE), fact);
     }
 
     fn seen(recovery: &VolumeRecovery) -> Vec<(Option<InstanceState>, i64)> {
         let all = &recovery.status.as_ref().unwrap().sightings;
-        let one = |s: &InstanceObservation| (s.state.clone(), s.at.duration_since(start()).as_secs());
+        let one =
+            |s: &InstanceObservation| (s.state.clone(), s.at.duration_since(start()).as_secs());
         all.iter().map(|s| one(s.get().unwrap())).collect()
     }
 
@@ -127,8 +165,17 @@ mod tests {
         assert!(note(&mut r, &evidence(0, Some(InstanceState::Running))));
         assert!(!note(&mut r, &evidence(5, Some(InstanceState::Running))));
         assert!(note(&mut r, &evidence(10, Some(InstanceState::Off))));
-        assert!(!note(&mut r, &evidence(10, Some(InstanceState::Running))), "an answer of the same age");
-        assert_eq!(seen(&r), [(Some(InstanceState::Running), 0), (Some(InstanceState::Off), 10)]);
+        assert!(
+            !note(&mut r, &evidence(10, Some(InstanceState::Running))),
+            "an answer of the same age"
+        );
+        assert_eq!(
+            seen(&r),
+            [
+                (Some(InstanceState::Running), 0),
+                (Some(InstanceState::Off), 10)
+            ]
+        );
     }
 
     #[test]
@@ -138,7 +185,10 @@ mod tests {
         assert!(!note(&mut r, &evidence(5, None)));
         assert_eq!(seen(&r), [(None, 0)]);
         let mut unheld = evidence(10, None);
-        unheld.cloud_volume = Case::deployment().cloud(|c| c.holders.clear()).evidence.cloud_volume;
+        unheld.cloud_volume = Case::deployment()
+            .cloud(|c| c.holders.clear())
+            .evidence
+            .cloud_volume;
         let mut r = recovery();
         assert!(!note(&mut r, &unheld), "nobody has shown it");
     }
@@ -152,7 +202,10 @@ mod tests {
         assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
         let mut other = evidence(5, Some(InstanceState::Off));
         other.cloud_scope = Some(CloudScope("another".to_owned()));
-        assert!(note(&mut r, &other), "another account's word is another sighting");
+        assert!(
+            note(&mut r, &other),
+            "another account's word is another sighting"
+        );
     }
 
     #[test]
@@ -161,14 +214,23 @@ mod tests {
         assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
         let mut later = evidence(19, Some(InstanceState::Off));
         shut_down(&mut later, 20);
-        assert!(!note(&mut r, &later), "this reading is from before the end, too");
+        assert!(
+            !note(&mut r, &later),
+            "this reading is from before the end, too"
+        );
         let mut later = evidence(25, Some(InstanceState::Off));
         shut_down(&mut later, 20);
         assert!(note(&mut r, &later));
         let mut later = evidence(30, Some(InstanceState::Off));
         shut_down(&mut later, 20);
         assert!(!note(&mut r, &later));
-        assert_eq!(seen(&r), [(Some(InstanceState::Off), 0), (Some(InstanceState::Off), 25)]);
+        assert_eq!(
+            seen(&r),
+            [
+                (Some(InstanceState::Off), 0),
+                (Some(InstanceState::Off), 25)
+            ]
+        );
     }
 
     #[test]
@@ -176,7 +238,10 @@ mod tests {
         let mut r = recovery();
         let states = [InstanceState::Running, InstanceState::Stopping];
         for i in 0..40 {
-            assert!(note(&mut r, &evidence(i, Some(states[usize::try_from(i % 2).unwrap()].clone()))));
+            assert!(note(
+                &mut r,
+                &evidence(i, Some(states[usize::try_from(i % 2).unwrap()].clone()))
+            ));
         }
         assert_eq!(seen(&r).len(), KEPT);
         assert_eq!(seen(&r)[0].1, 8);

@@ -31,7 +31,11 @@ impl Executor {
         why: &str,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
-        let ended = recovery.status.as_ref().and_then(|s| s.journal.last()?.get().ok()).map(|e| e.at);
+        let ended = recovery
+            .status
+            .as_ref()
+            .and_then(|s| s.journal.last()?.get().ok())
+            .map(|e| e.at);
         let since = ended.unwrap_or(self.collector.clock.now());
         match self.put_back(&recovery, plan, state, since, memory).await? {
             Undone::All => {
@@ -43,7 +47,11 @@ impl Executor {
                 Ok(Turn::Again)
             }
             Undone::Nothing { why: what } => {
-                let message = if why.contains(&what) { why.to_owned() } else { format!("{why}; {what}") };
+                let message = if why.contains(&what) {
+                    why.to_owned()
+                } else {
+                    format!("{why}; {what}")
+                };
                 self.keep(recovery, Phase::Stuck, message, memory).await?;
                 Ok(Turn::NeedsPerson)
             }
@@ -75,7 +83,9 @@ impl Executor {
         }
         match self.put_back_unwritten(name, since, memory).await {
             Ok(()) => {}
-            Err(error) => tracing::warn!(recovery = %name, %error, "what the run left could not be put back"),
+            Err(error) => {
+                tracing::warn!(recovery = %name, %error, "what the run left could not be put back")
+            }
         }
     }
 
@@ -85,18 +95,29 @@ impl Executor {
         since: Timestamp,
         memory: &DriverState,
     ) -> Result<(), TurnError> {
-        let api: Api<VolumeRecovery> = Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
-        let Some(recovery) = api.get_opt(&name.name).await? else { return Ok(()) };
+        let api: Api<VolumeRecovery> =
+            Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
+        let Some(recovery) = api.get_opt(&name.name).await? else {
+            return Ok(());
+        };
         // What cannot be read is held: whether an effect is under way is not known.
-        let Ok((_, journal)) = recovery.history() else { return Ok(()) };
+        let Ok((_, journal)) = recovery.history() else {
+            return Ok(());
+        };
         let journal: Vec<Entry> = journal.into_iter().cloned().collect();
-        let Some(plan) = recovery.sound_plan() else { return Ok(()) };
-        let Ok(state) = State::replay(&plan, &journal) else { return Ok(()) };
+        let Some(plan) = recovery.sound_plan() else {
+            return Ok(());
+        };
+        let Ok(state) = State::replay(&plan, &journal) else {
+            return Ok(());
+        };
         let newer = self.gate.leadership().is_none_or(|l| l.term < state.term());
         if newer || !state.accepted() {
             return Ok(());
         }
-        self.put_back(&recovery, &plan, &state, since, memory).await.map(|_| ())
+        self.put_back(&recovery, &plan, &state, since, memory)
+            .await
+            .map(|_| ())
     }
 
     /// Puts back one thing of what is left, as a live look shows it.
@@ -119,18 +140,28 @@ impl Executor {
         };
         let pass = self.gate.tidy().map_err(|_| TurnError::NotLeader)?;
         let outcome = undo(&pass, recovery, &action.effect).await;
-        let word = if outcome.applied() { "applied" } else { "not_applied" };
-        let labels = EffectLabels { step: "PutBack".to_owned(), outcome: word.to_owned() };
+        let word = if outcome.applied() {
+            "applied"
+        } else {
+            "not_applied"
+        };
+        let labels = EffectLabels {
+            step: "PutBack".to_owned(),
+            outcome: word.to_owned(),
+        };
         self.metrics.effects.get_or_create(&labels).inc();
         tracing::warn!(recovery = %Self::claim_of(recovery), intent = action.intent, ?outcome, "put back without a journal");
         if outcome.applied() {
             let doubt = doubt(&action.effect, &live, recovery, plan);
-            self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
+            self.call_about_stamp(&plan.pins.workload, doubt.as_ref())
+                .await;
         }
         Ok(match outcome {
             o if o.applied() => Undone::Some,
             Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Undone::Nothing { why },
-            Outcome::Withheld { shut } => Undone::Nothing { why: shut.to_string() },
+            Outcome::Withheld { shut } => Undone::Nothing {
+                why: shut.to_string(),
+            },
             Outcome::Applied { detail: seen }
             | Outcome::ObservedApplied { seen }
             | Outcome::ObservedNotApplied { seen }
@@ -156,9 +187,12 @@ enum Undone {
 /// Takes one mark of ours away.
 async fn undo(pass: &TidyPass, recovery: &VolumeRecovery, effect: &Effect) -> Outcome {
     match effect {
-        Effect::Restore { workload, resource_version, path, replicas } => {
-            tidy::restore(pass, workload, resource_version, *path, *replicas).await
-        }
+        Effect::Restore {
+            workload,
+            resource_version,
+            path,
+            replicas,
+        } => tidy::restore(pass, workload, resource_version, *path, *replicas).await,
         Effect::Lift { pods } => {
             let mut outcome = tidy::unhold(pass, recovery).await;
             for (pod, uid) in pods {
@@ -168,7 +202,9 @@ async fn undo(pass: &TidyPass, recovery: &VolumeRecovery, effect: &Effect) -> Ou
             }
             outcome
         }
-        Effect::OpenNode { node, uid } => tidy::open(pass, node, uid, &Executor::uid_of(recovery)).await,
+        Effect::OpenNode { node, uid } => {
+            tidy::open(pass, node, uid, &Executor::uid_of(recovery)).await
+        }
         Effect::Untaint { node, uid } => tidy::untaint(pass, node, uid).await,
         Effect::ScaleToZero { .. }
         | Effect::Hold

@@ -25,7 +25,9 @@ impl Executor {
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         // A journal that cannot be read may hold a detach, too.
-        let may_have_freed = recovery.history().map_or(true, |(_, journal)| may_have_freed(journal));
+        let may_have_freed = recovery
+            .history()
+            .map_or(true, |(_, journal)| may_have_freed(journal));
         let restored = may_have_freed || self.put_back_by_stamp(&recovery).await;
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = sentence(unsound, may_have_freed, deleted) + &machines(&recovery);
@@ -33,7 +35,13 @@ impl Executor {
             tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
-        if restored { Ok(Turn::NeedsPerson) } else { Ok(Turn::Pause { until: self.later(TRIED_AGAIN) }) }
+        if restored {
+            Ok(Turn::NeedsPerson)
+        } else {
+            Ok(Turn::Pause {
+                until: self.later(TRIED_AGAIN),
+            })
+        }
     }
 
     /// Restores every workload of its namespace that carries a stamp of this recovery. Returns whether none is left.
@@ -41,7 +49,10 @@ impl Executor {
     /// The plan is not to be trusted, so its count is not either: the stamp counts within what the workload shows of its
     /// past, as for a recovery whose record is gone.
     async fn put_back_by_stamp(&self, recovery: &VolumeRecovery) -> bool {
-        let (uid, namespace) = (Self::uid_of(recovery), recovery.namespace().unwrap_or_default());
+        let (uid, namespace) = (
+            Self::uid_of(recovery),
+            recovery.namespace().unwrap_or_default(),
+        );
         let read = &self.collector.clients.read;
         let found = match stamped::find(read).await {
             Ok(found) => found,
@@ -51,7 +62,8 @@ impl Executor {
             }
         };
         let is_own = |m: &&Marked| {
-            m.workload.name.namespace == namespace && m.stamp.as_ref().is_ok_and(|s| s.recovery == uid)
+            m.workload.name.namespace == namespace
+                && m.stamp.as_ref().is_ok_and(|s| s.recovery == uid)
         };
         let mut all = true;
         for marked in found.iter().filter(is_own) {
@@ -69,8 +81,11 @@ impl Executor {
     /// Returns whether nothing is left to restore by this stamp.
     async fn put_one_back(&self, marked: &Marked) -> Result<bool, kube::Error> {
         let read = &self.collector.clients.read;
-        let Some(own) = stamped::read(read, marked).await? else { return Ok(true) };
-        let (replicas, doubt) = match judge(&own.stamp, &Scaled::NoJournal(own.traces(read).await?)) {
+        let Some(own) = stamped::read(read, marked).await? else {
+            return Ok(true);
+        };
+        let (replicas, doubt) = match judge(&own.stamp, &Scaled::NoJournal(own.traces(read).await?))
+        {
             Verdict::Restore { replicas, doubt } => (replicas, doubt),
             Verdict::Ignore(why) => {
                 tracing::warn!(workload = %own.workload, %why, "a stamp is ignored");
@@ -79,7 +94,9 @@ impl Executor {
         };
         // Someone else has set a count already: theirs stands.
         let count = (own.replicas == 0).then_some(replicas);
-        let Ok(pass) = self.gate.tidy() else { return Ok(false) };
+        let Ok(pass) = self.gate.tidy() else {
+            return Ok(false);
+        };
         let path = ScalePath::Replicas;
         let outcome = tidy::restore(&pass, &own.workload, &own.resource_version, path, count).await;
         tracing::warn!(workload = %own.workload, ?outcome, "put back by its stamp: the plan is not sound");
@@ -92,8 +109,13 @@ impl Executor {
     /// Calls a person to a workload that was restored to another count than its stamp says.
     pub(crate) async fn call_about_stamp(&self, workload: &WorkloadRef, doubt: Option<&Doubt>) {
         if let Some(doubt) = doubt {
-            notify::person_needed(self, &notify::reference(workload), "StampNotBelieved", doubt.to_string())
-                .await;
+            notify::person_needed(
+                self,
+                &notify::reference(workload),
+                "StampNotBelieved",
+                doubt.to_string(),
+            )
+            .await;
         }
     }
 }
@@ -101,7 +123,11 @@ impl Executor {
 /// Names the machines that the run gave orders about, which nobody powers on any more: what its journal says of them. A line
 /// that cannot be read says nothing. Empty: it gave none.
 pub(super) fn machines(recovery: &VolumeRecovery) -> String {
-    let journal = recovery.status.iter().flat_map(|s| &s.journal).filter_map(|line| line.get().ok());
+    let journal = recovery
+        .status
+        .iter()
+        .flat_map(|s| &s.journal)
+        .filter_map(|line| line.get().ok());
     let orders = power_orders(journal);
     if orders.is_empty() {
         return String::new();
@@ -113,8 +139,11 @@ pub(super) fn machines(recovery: &VolumeRecovery) -> String {
 }
 
 fn sentence(unsound: &Unsound, may_have_freed: bool, deleted: bool) -> String {
-    let ending =
-        if deleted { "it is being deleted and stays until then" } else { "a deletion waits for that, too" };
+    let ending = if deleted {
+        "it is being deleted and stays until then"
+    } else {
+        "a deletion waits for that, too"
+    };
     if may_have_freed {
         return format!(
             "{unsound}; a detach may be under way, so everything stays in force and nothing is touched; run the reattach version that made the plan, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {FINALIZER} ({ending})"

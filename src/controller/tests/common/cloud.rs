@@ -8,8 +8,9 @@ use reattach_core::cloud::{
 };
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_provider_api::{
-    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError, Lookup,
-    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest,
+    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
+    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
+    SnapshotRequest,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -46,7 +47,10 @@ impl TestCloud {
             instance: InstanceState::Running,
             power: Ok(PowerOutcome::Accepted),
             snapshot: None,
-            capabilities: Capabilities { can_fence: true, ..Capabilities::default() },
+            capabilities: Capabilities {
+                can_fence: true,
+                ..Capabilities::default()
+            },
             orders: Vec::new(),
         })))
     }
@@ -88,7 +92,9 @@ impl Provider for TestCloud {
     }
 
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
-        provider_id.strip_prefix("linode://").map(|id| Ok(InstanceId::from(id)))
+        provider_id
+            .strip_prefix("linode://")
+            .map(|id| Ok(InstanceId::from(id)))
     }
 
     fn describe_volumes<'a>(
@@ -103,10 +109,17 @@ impl Provider for TestCloud {
             size_gib: 10,
             holders: answers.holders.clone(),
             state: answers.volume.clone(),
-            identity: DeviceIdentity { serial: "pvc1".to_owned() },
+            identity: DeviceIdentity {
+                serial: "pvc1".to_owned(),
+            },
             owner: Default::default(),
         };
-        ready(ids.iter().map(|id| (id.clone(), Lookup::Found(volume(id)))).collect()).boxed()
+        ready(
+            ids.iter()
+                .map(|id| (id.clone(), Lookup::Found(volume(id))))
+                .collect(),
+        )
+        .boxed()
     }
 
     fn describe_instances<'a>(
@@ -121,7 +134,12 @@ impl Provider for TestCloud {
             auto_restart: true,
             owner: Default::default(),
         };
-        ready(ids.iter().map(|id| (id.clone(), Lookup::Found(instance(id)))).collect()).boxed()
+        ready(
+            ids.iter()
+                .map(|id| (id.clone(), Lookup::Found(instance(id))))
+                .collect(),
+        )
+        .boxed()
     }
 
     fn jobs<'a>(
@@ -132,8 +150,15 @@ impl Provider for TestCloud {
         ready(Ok(Vec::new())).boxed()
     }
 
-    fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
-        self.0.lock().unwrap().orders.push(format!("detach {} from {}", request.volume(), request.holder()));
+    fn detach(
+        &self,
+        request: DetachRequest,
+    ) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
+        self.0.lock().unwrap().orders.push(format!(
+            "detach {} from {}",
+            request.volume(),
+            request.holder()
+        ));
         ready(Ok(DetachOutcome::Accepted)).boxed()
     }
 
@@ -142,15 +167,29 @@ impl Provider for TestCloud {
     }
 
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
-        ready(PreflightReport { rights: Vec::new(), failure: None }).boxed()
+        ready(PreflightReport {
+            rights: Vec::new(),
+            failure: None,
+        })
+        .boxed()
     }
 
-    fn force_detach(&self, request: ForceDetachRequest) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
-        self.0.lock().unwrap().orders.push(format!("force {}", request.order().volume()));
+    fn force_detach(
+        &self,
+        request: ForceDetachRequest,
+    ) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
+        self.0
+            .lock()
+            .unwrap()
+            .orders
+            .push(format!("force {}", request.order().volume()));
         ready(Ok(DetachOutcome::Accepted)).boxed()
     }
 
-    fn power_off(&self, request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+    fn power_off(
+        &self,
+        request: PowerOffRequest,
+    ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
         ready(self.order(format!("{:?} off {}", request.manner, request.instance))).boxed()
     }
 
@@ -162,9 +201,16 @@ impl Provider for TestCloud {
         ready(self.order(format!("on {instance}"))).boxed()
     }
 
-    fn snapshot(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
+    fn snapshot(
+        &self,
+        request: SnapshotRequest,
+    ) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
         let SnapshotRequest { volume, label, .. } = request;
-        self.0.lock().unwrap().orders.push(format!("snapshot {volume} as {label}"));
+        self.0
+            .lock()
+            .unwrap()
+            .orders
+            .push(format!("snapshot {volume} as {label}"));
         let answers = self.0.lock().unwrap();
         let begun = CloudSnapshot {
             id: "snap-1".to_owned(),
@@ -185,6 +231,10 @@ impl Provider for TestCloud {
         _instance: &'a InstanceId,
         _since: Timestamp,
     ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
-        ready(Ok(PowerFacts { jobs: Vec::new(), off_stays_off: false })).boxed()
+        ready(Ok(PowerFacts {
+            jobs: Vec::new(),
+            off_stays_off: false,
+        }))
+        .boxed()
     }
 }

@@ -37,16 +37,24 @@ impl Stage {
             assert!(server.register_crd(&serde_json::to_value(crd).unwrap()));
         }
         for namespace in [NS, "reattach-system"] {
-            server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+            server.insert(
+                &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            );
         }
         // Of a controller that was stopped and asked for a lease of 1 s alone: the next one leads after that.
-        server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        server.insert(
+            &json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 0}}));
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 0}}),
+        );
         let claim = server.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
         let volume = manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM);
         server.insert(&manifests::bound_to(volume, &claim));
-        Self { server, tasks: JoinSet::new(), stop: watch::channel(false).0 }
+        Self {
+            server,
+            tasks: JoinSet::new(),
+            stop: watch::channel(false).0,
+        }
     }
 
     /// Starts a controller with these providers, and lets it become leader.
@@ -63,10 +71,19 @@ impl Stage {
         let metrics = Metrics::register(&mut Registry::default());
         let controller = Controller::new(clients, providers, clock, settings, metrics);
         let stopped = self.stop.subscribe();
-        self.tasks.spawn(controller.run(watch::channel(false).0, stopped));
+        self.tasks
+            .spawn(controller.run(watch::channel(false).0, stopped));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let lease = self.get("coordination.k8s.io", "leases", "reattach-system", "reattach-controller");
-        assert_eq!(lease["spec"]["holderIdentity"], "controller-0/uid/1", "it leads");
+        let lease = self.get(
+            "coordination.k8s.io",
+            "leases",
+            "reattach-system",
+            "reattach-controller",
+        );
+        assert_eq!(
+            lease["spec"]["holderIdentity"], "controller-0/uid/1",
+            "it leads"
+        );
     }
 
     pub fn clock(&self) -> Clock {
@@ -74,13 +91,18 @@ impl Stage {
     }
 
     pub fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Arc<Value> {
-        self.server.read(group, plural, namespace, name).expect("it is there")
+        self.server
+            .read(group, plural, namespace, name)
+            .expect("it is there")
     }
 
     /// Puts an object there in the place of the one that is there, with its UID.
     pub fn put(&self, mut object: Value, group: &str, plural: &str) -> Arc<Value> {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+        let (namespace, name) = (
+            text(&object["metadata"]["namespace"]),
+            text(&object["metadata"]["name"]),
+        );
         if let Some(old) = self.server.read(group, plural, &namespace, &name) {
             object["metadata"]["uid"] = old["metadata"]["uid"].clone();
         }
@@ -103,8 +125,13 @@ impl Stage {
     /// The keys of the Node's taints.
     pub fn taints(&self) -> Vec<String> {
         let node = self.get("", "nodes", "", NODE);
-        let all = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
-        all.iter().map(|t| t["key"].as_str().unwrap_or_default().to_owned()).collect()
+        let all = node["spec"]["taints"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        all.iter()
+            .map(|t| t["key"].as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 
     /// A recovery of the claim in this phase; answers its UID.
@@ -127,7 +154,9 @@ impl Stage {
             volumes = json!([{"driver": DRIVER, "handle": HANDLE, "pods": [],
                 "mounts": [{"path": "/m", "dev": "8:1", "dead": true, "readOnly": false}]}]);
         }
-        let old = self.server.read("reattach.dev", "nodevolumereports", "", NODE);
+        let old = self
+            .server
+            .read("reattach.dev", "nodevolumereports", "", NODE);
         let spec = old.map_or_else(|| json!({"challenges": []}), |o| o["spec"].clone());
         let report = json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "metadata": {"name": NODE}, "spec": spec,
@@ -145,12 +174,17 @@ impl Stage {
             ..RequestMatch::default()
         };
         self.server.break_watches(&watches, WatchBreak::End);
-        self.server.add_fault(FaultRule::always(watches, Fault::Hang));
+        self.server
+            .add_fault(FaultRule::always(watches, Fault::Hang));
     }
 
     pub fn challenges(&self) -> Vec<Value> {
-        let report = self.server.read("reattach.dev", "nodevolumereports", "", NODE);
-        report.and_then(|r| r["spec"]["challenges"].as_array().cloned()).unwrap_or_default()
+        let report = self
+            .server
+            .read("reattach.dev", "nodevolumereports", "", NODE);
+        report
+            .and_then(|r| r["spec"]["challenges"].as_array().cloned())
+            .unwrap_or_default()
     }
 }
 

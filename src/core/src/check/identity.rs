@@ -11,7 +11,9 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     let volume = e.at(now).volume().ok();
     let bound = match (claim, volume.and_then(|v| v.claim_ref.as_ref())) {
         (Some(c), Some(of)) => {
-            of.claim == e.claim_name && of.uid.as_ref() == Some(&c.uid) && c.phase == ClaimPhase::Bound
+            of.claim == e.claim_name
+                && of.uid.as_ref() == Some(&c.uid)
+                && c.phase == ClaimPhase::Bound
         }
         _ => false,
     };
@@ -23,14 +25,25 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
         identity.is_some_and(|i| i.canonical.is_some() && i.canonical.as_ref() == handle),
         Violation::HandleNotCanonical,
     );
-    found.require(identity.is_some_and(|i| i.others.is_empty()), Violation::SharedCloudVolume);
-    found.require(identity.is_some_and(|i| i.region.is_none()), Violation::OtherRegion);
+    found.require(
+        identity.is_some_and(|i| i.others.is_empty()),
+        Violation::SharedCloudVolume,
+    );
+    found.require(
+        identity.is_some_and(|i| i.region.is_none()),
+        Violation::OtherRegion,
+    );
     let cloud = e.at(now).cloud_volume().ok();
     let tags = cloud.map(|c| &c.owner);
     let known_as = |name: &str| volume.is_some_and(|v| v.tagged_as.iter().any(|n| n == name));
-    let clusters = tags.into_iter().flat_map(|t| &t.clusters).collect::<Vec<_>>();
+    let clusters = tags
+        .into_iter()
+        .flat_map(|t| &t.clusters)
+        .collect::<Vec<_>>();
     let here = match identity.map(|i| &i.own_clusters) {
-        Some(OwnClusters::Known { names }) => names.is_empty() || clusters.iter().any(|c| names.contains(*c)),
+        Some(OwnClusters::Known { names }) => {
+            names.is_empty() || clusters.iter().any(|c| names.contains(*c))
+        }
         Some(OwnClusters::NotAsked | OwnClusters::Unread { .. }) | None => false,
     };
     found.require(
@@ -38,10 +51,14 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
         Violation::OtherCluster,
     );
     let made_for = match tags {
-        Some(t) if !t.volumes.is_empty() => {
-            t.volumes.iter().any(|pv| known_as(pv.as_str()) || volume.is_some_and(|v| v.name == *pv))
-        }
-        Some(t) => t.claim.as_ref().is_none_or(|c| *c == e.claim_name || known_as(&c.to_string())),
+        Some(t) if !t.volumes.is_empty() => t
+            .volumes
+            .iter()
+            .any(|pv| known_as(pv.as_str()) || volume.is_some_and(|v| v.name == *pv)),
+        Some(t) => t
+            .claim
+            .as_ref()
+            .is_none_or(|c| *c == e.claim_name || known_as(&c.to_string())),
         None => true,
     };
     found.require(made_for, Violation::MadeForAnother);
@@ -55,10 +72,21 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     let held = cloud.map_or(&[][..], |c| c.holders.as_slice());
     for instance in held.iter().chain([&plan.pins.holder]) {
         let is = |n: &crate::evidence::NodeFacts| n.instance.as_ref() == Some(instance);
-        let nodes = e.at(now).nodes().filter_map(|(_, read)| read.ok()).filter(|n| is(n)).count();
-        found.require(nodes <= 1, Violation::InstanceShared { instance: instance.clone() });
+        let nodes = e
+            .at(now)
+            .nodes()
+            .filter_map(|(_, read)| read.ok())
+            .filter(|n| is(n))
+            .count();
+        found.require(
+            nodes <= 1,
+            Violation::InstanceShared {
+                instance: instance.clone(),
+            },
+        );
         let seen = e.at(now).machines().is_ok_and(|all| {
-            all.iter().any(|m| m.instance == *instance && m.scope.is_some() && m.scope == e.cloud_scope)
+            all.iter()
+                .any(|m| m.instance == *instance && m.scope.is_some() && m.scope == e.cloud_scope)
         });
         let declared = e
             .declaration
@@ -66,11 +94,15 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
             .is_some_and(|d| d.holder == *instance && d.of_this_cluster && d.is_valid(now).is_ok());
         found.require(
             !held.contains(instance) || nodes == 1 || seen || declared,
-            Violation::HolderUnknown { instance: instance.clone() },
+            Violation::HolderUnknown {
+                instance: instance.clone(),
+            },
         );
         found.require(
             !strange || !held.contains(instance) || declared,
-            Violation::HolderOfOtherCluster { instance: instance.clone() },
+            Violation::HolderOfOtherCluster {
+                instance: instance.clone(),
+            },
         );
     }
 }

@@ -31,8 +31,14 @@ impl fmt::Display for Rule {
 
 /// A safety rule that a plan breaks. The sentences name the fields. Nothing of another namespace is named: people of the
 /// claim's namespace read them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "violation", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(
+    tag = "violation",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 #[allow(missing_docs)] // The sentences above the variants say what is broken.
 pub enum Violation {
     // S1: a volume is freed only from an instance that is proven not to write.
@@ -56,7 +62,10 @@ pub enum Violation {
         "S1: the pinned holder is not the cloud's only holder (pinned {pinned}; the cloud names {})",
         listed(holders)
     )]
-    HolderNotAlone { pinned: InstanceId, holders: Vec<InstanceId> },
+    HolderNotAlone {
+        pinned: InstanceId,
+        holders: Vec<InstanceId>,
+    },
     #[error("S1: the node that is called dead is Ready ({node})")]
     DeadNodeIsReady { node: NodeName },
     #[error("S1: the cluster is not known to hold pods away by admission")]
@@ -130,7 +139,9 @@ pub enum Violation {
     // S8: what is pinned is what there is.
     #[error("S8: the plan is of another version ({found}, not {PLAN_VERSION})")]
     OtherVersion { found: u32 },
-    #[error("S8: the plan's hash does not match its content (it names {hash}; its content has {content})")]
+    #[error(
+        "S8: the plan's hash does not match its content (it names {hash}; its content has {content})"
+    )]
     HashMismatch { hash: PlanHash, content: PlanHash },
     #[error("S8: the plan is for another claim ({claim})")]
     OtherClaim { claim: ObjectName },
@@ -148,7 +159,9 @@ pub enum Violation {
     NodeNotPinned { node: NodeName },
     #[error("S8: the VolumeAttachment is not the pinned one ({attachment})")]
     AttachmentNotPinned { attachment: String },
-    #[error("S8: the workload is not the pinned one, or its count changed (from {pinned} to {replicas})")]
+    #[error(
+        "S8: the workload is not the pinned one, or its count changed (from {pinned} to {replicas})"
+    )]
     WorkloadNotPinned { pinned: i32, replicas: i32 },
     // S9: nobody else is at work.
     #[error("S9: an out-of-service taint without exactly one end of it")]
@@ -260,7 +273,11 @@ fn listed(holders: &[InstanceId]) -> String {
     if holders.is_empty() {
         return "none".to_owned();
     }
-    holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    holders
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn behind(node: Option<&NodeName>) -> String {

@@ -35,33 +35,53 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
         return GuestView::Unknown { why };
     }
     if let Some(answer) = evidence.answers.get(node) {
-        let same_device = evidence.cloud_volume.shown().is_some_and(|c| c.identity == answer.identity);
-        let same_boot = evidence.at(now).node(node).is_ok_and(|n| n.boot_id == answer.boot_id);
-        let ours = evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
+        let same_device = evidence
+            .cloud_volume
+            .shown()
+            .is_some_and(|c| c.identity == answer.identity);
+        let same_boot = evidence
+            .at(now)
+            .node(node)
+            .is_ok_and(|n| n.boot_id == answer.boot_id);
+        let ours = evidence
+            .asked
+            .as_ref()
+            .is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
         if same_boot && same_device && ours {
             // An agent writes its report with each answer and on every change: what it lists may have come since.
             let inventory = evidence.at(now).guest(node).ok();
-            let came = inventory.is_some_and(|g| g.devices.iter().any(|d| d.identity == answer.identity));
+            let came =
+                inventory.is_some_and(|g| g.devices.iter().any(|d| d.identity == answer.identity));
             return match &answer.seen {
                 ScanResult::NoDevice | ScanResult::DeadMount { .. } if came => GuestView::Device,
                 ScanResult::NoDevice => GuestView::NoDevice { confirmed: true },
                 ScanResult::DeadMount { .. } => GuestView::DeadMount { confirmed: true },
-                ScanResult::InUse { .. } | ScanResult::Idle | ScanResult::Clean => GuestView::Device,
-                ScanResult::Unreadable { items } => {
-                    GuestView::Unknown { why: format!("unreadable: {}", items.join(", ")) }
+                ScanResult::InUse { .. } | ScanResult::Idle | ScanResult::Clean => {
+                    GuestView::Device
                 }
+                ScanResult::Unreadable { items } => GuestView::Unknown {
+                    why: format!("unreadable: {}", items.join(", ")),
+                },
             };
         }
     }
     let guest = match evidence.at(now).guest(node) {
         Ok(guest) => guest,
         Err(Missing::Absent) => {
-            return GuestView::Unknown { why: format!("no agent has reported from {node}") };
+            return GuestView::Unknown {
+                why: format!("no agent has reported from {node}"),
+            };
         }
         Err(Missing::TooOld { age_secs }) => {
-            return GuestView::Unknown { why: format!("the report is {age_secs} s old") };
+            return GuestView::Unknown {
+                why: format!("the report is {age_secs} s old"),
+            };
         }
-        Err(missing) => return GuestView::Unknown { why: missing.to_string() },
+        Err(missing) => {
+            return GuestView::Unknown {
+                why: missing.to_string(),
+            };
+        }
     };
     let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.at(now).csi()) else {
         return GuestView::Unknown {
@@ -72,7 +92,9 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
         return GuestView::Device;
     }
     if !guest.unreadable.is_empty() {
-        return GuestView::Unknown { why: format!("unreadable on {node}: {}", guest.unreadable.join(", ")) };
+        return GuestView::Unknown {
+            why: format!("unreadable on {node}: {}", guest.unreadable.join(", ")),
+        };
     }
     let mounts: Vec<_> = guest
         .csi_volumes
@@ -95,12 +117,16 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
 fn renamed(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Option<String> {
     let (cloud, csi) = (evidence.cloud_volume.shown()?, evidence.at(now).csi()?);
     let guest = evidence.at(now).guest(node).ok()?;
-    let named = |serial: &str| !serial.is_empty() && csi.handle.as_str().ends_with(&format!("-{serial}"));
+    let named =
+        |serial: &str| !serial.is_empty() && csi.handle.as_str().ends_with(&format!("-{serial}"));
     if guest.devices.iter().any(|d| d.identity == cloud.identity) || named(&cloud.identity.serial) {
         return None;
     }
     // The same device mounted is no question: the mount tells.
-    let device = guest.devices.iter().find(|d| named(&d.identity.serial) && d.users.mounts.is_empty())?;
+    let device = guest
+        .devices
+        .iter()
+        .find(|d| named(&d.identity.serial) && d.users.mounts.is_empty())?;
     Some(format!(
         "it has device {}, which volume handle {} names, and the cloud calls the volume {}; it seems to have been renamed",
         device.identity, csi.handle, cloud.identity

@@ -72,7 +72,11 @@ impl Diagnosis {
 
 /// What the truth table says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "verdict",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Verdict {
     /// The claim's pods are as they should be, or nobody wants the volume.
     #[error("nothing is wrong: {why}")]
@@ -144,7 +148,11 @@ pub struct StuckPod {
 
 /// Trouble of one of the five classes, with what a remedy needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "trouble", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "trouble",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Trouble {
     /// Class A.
     #[error(
@@ -213,7 +221,11 @@ impl Trouble {
 
 /// What keeps a VolumeAttachment from finishing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "cause", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "cause",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum StuckCause {
     /// The driver refused or failed the detach.
     #[error("the detach from {node} keeps failing: {error}")]
@@ -230,7 +242,9 @@ pub enum StuckCause {
         node: NodeName,
     },
     /// The PersistentVolume is gone, and external-attacher cannot detach without it.
-    #[error("PersistentVolume {pv} does not exist any more, so the detach from {node} cannot be carried out")]
+    #[error(
+        "PersistentVolume {pv} does not exist any more, so the detach from {node} cannot be carried out"
+    )]
     VolumeMissing {
         /// The node.
         node: NodeName,
@@ -272,7 +286,11 @@ pub enum StuckCause {
 
 /// What is waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "wait", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "wait",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum WaitReason {
     /// The provider has locked the volume. Escalate.
     #[error("the provider has locked the volume ({reason}); nothing can be detached until it lifts the lock{}", class.map(|c| format!(" (class {c} until then)")).unwrap_or_default())]
@@ -336,7 +354,11 @@ impl WaitReason {
 
 /// Trouble that no detach heals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "notOurs", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "notOurs",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum NotOurs {
     /// The claim does not exist.
     #[error("the claim does not exist")]
@@ -363,7 +385,9 @@ pub enum NotOurs {
         driver: String,
     },
     /// The driver is a provider's, and the handle is none that it gives.
-    #[error("{why}; driver {driver} gives no volume such a handle, so reattach touches nothing through it")]
+    #[error(
+        "{why}; driver {driver} gives no volume such a handle, so reattach touches nothing through it"
+    )]
     UnreadableHandle {
         /// The driver.
         driver: String,
@@ -379,7 +403,9 @@ pub enum NotOurs {
         handle: String,
     },
     /// A running pod on a Ready node holds it: a rollout of an RWO workload, or two workloads with one claim.
-    #[error("pod {pod} runs healthily on {node} and holds the volume; a second node must wait for it")]
+    #[error(
+        "pod {pod} runs healthily on {node} and holds the volume; a second node must wait for it"
+    )]
     HeldByLivePod {
         /// The pod.
         pod: ObjectName,

@@ -16,10 +16,16 @@ impl Table<'_> {
             let Some(node) = known(self.facts().node(&va.node), &what)? else {
                 return Ok(self.missing_node(&va.node));
             };
-            let holder = node.instance.as_ref().filter(|i| !node.ready && self.cloud.holders.contains(i));
+            let holder = node
+                .instance
+                .as_ref()
+                .filter(|i| !node.ready && self.cloud.holders.contains(i));
             if let Some(instance) = holder {
                 let instance = instance.clone();
-                return Ok(Some(ours(Trouble::DeadNode { node: va.node.clone(), instance })));
+                return Ok(Some(ours(Trouble::DeadNode {
+                    node: va.node.clone(),
+                    instance,
+                })));
             }
             if va.deleting_since.is_some()
                 && let Some(cause) = self.cannot_detach(va)
@@ -50,7 +56,13 @@ impl Table<'_> {
                 None => wait(WaitReason::Detaching { node }),
             }),
             (false, false) => Some(match &va.attach_error {
-                Some(error) => stuck(va, StuckCause::AttachError { node, error: error.clone() }),
+                Some(error) => stuck(
+                    va,
+                    StuckCause::AttachError {
+                        node,
+                        error: error.clone(),
+                    },
+                ),
                 None => wait(WaitReason::Attaching { node }),
             }),
             (false, true) => None,
@@ -61,18 +73,27 @@ impl Table<'_> {
     fn cannot_detach(&self, va: &AttachmentFacts) -> Option<StuckCause> {
         let node = va.node.clone();
         match &va.detach_error {
-            Some(error) if about_a_secret(error) => {
-                Some(StuckCause::SecretMissing { node, error: error.clone() })
-            }
-            Some(error) => Some(StuckCause::DetachError { node, error: error.clone() }),
-            None => self.driver_missing().map(|driver| StuckCause::DriverMissing { node, driver }),
+            Some(error) if about_a_secret(error) => Some(StuckCause::SecretMissing {
+                node,
+                error: error.clone(),
+            }),
+            Some(error) => Some(StuckCause::DetachError {
+                node,
+                error: error.clone(),
+            }),
+            None => self
+                .driver_missing()
+                .map(|driver| StuckCause::DriverMissing { node, driver }),
         }
     }
 
     /// The driver, if neither a CSIDriver object nor any of the nodes that were read knows it.
     fn driver_missing(&self) -> Option<String> {
         let volume = self.facts().volume().ok()?;
-        let csi = volume.csi.as_ref().filter(|_| volume.attach_required.is_none())?;
+        let csi = volume
+            .csi
+            .as_ref()
+            .filter(|_| volume.attach_required.is_none())?;
         let nobody = self.facts().nodes().all(|(_, read)| match read {
             Ok(node) => !node.csi_drivers.contains(&csi.driver),
             Err(Missing::Absent) => true,
@@ -97,9 +118,20 @@ pub(super) fn volume_missing(
     pv: &PvName,
     now: Timestamp,
 ) -> Result<Option<Verdict>, MissingFact> {
-    let attachments = known(evidence.at(now).attachments(), "the list of VolumeAttachments")?;
+    let attachments = known(
+        evidence.at(now).attachments(),
+        "the list of VolumeAttachments",
+    )?;
     let going = attachments.and_then(|all| all.iter().find(|a| a.deleting_since.is_some()));
-    Ok(going.map(|va| stuck(va, StuckCause::VolumeMissing { node: va.node.clone(), pv: pv.to_string() })))
+    Ok(going.map(|va| {
+        stuck(
+            va,
+            StuckCause::VolumeMissing {
+                node: va.node.clone(),
+                pv: pv.to_string(),
+            },
+        )
+    }))
 }
 
 /// external-attacher reads the Secret that `csi.storage.k8s.io/controller-publish-secret-name` names before it calls the
@@ -109,5 +141,9 @@ fn about_a_secret(error: &str) -> bool {
 }
 
 fn stuck(va: &AttachmentFacts, cause: StuckCause) -> Verdict {
-    ours(Trouble::StuckRecord { attachment: Some(va.uid.clone()), node: va.node.clone(), cause })
+    ours(Trouble::StuckRecord {
+        attachment: Some(va.uid.clone()),
+        node: va.node.clone(),
+        cause,
+    })
 }

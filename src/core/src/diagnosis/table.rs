@@ -2,7 +2,8 @@
 
 use super::records::volume_missing;
 use super::{
-    Class, Diagnosis, GuestView, MissingFact, NotOurs, StuckPod, Trouble, Verdict, WaitReason, guest_view,
+    Class, Diagnosis, GuestView, MissingFact, NotOurs, StuckPod, Trouble, Verdict, WaitReason,
+    guest_view,
 };
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
 use crate::evidence::{AttachmentFacts, Evidence, EvidenceAt, NodeFacts, PodFacts, Read};
@@ -21,35 +22,57 @@ pub fn diagnose(evidence: &Evidence, now: Timestamp) -> Diagnosis {
     let mut facts = Vec::new();
     let verdict = match judge(evidence, now, &mut facts) {
         Ok(verdict) => verdict,
-        Err(missing) => Verdict::Unclassified { missing: vec![missing] },
+        Err(missing) => Verdict::Unclassified {
+            missing: vec![missing],
+        },
     };
     Diagnosis { verdict, facts }
 }
 
-fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result<Verdict, MissingFact> {
+fn judge(
+    evidence: &Evidence,
+    now: Timestamp,
+    facts: &mut Vec<String>,
+) -> Result<Verdict, MissingFact> {
     let not_ours = |reason| Ok(Verdict::NotOurs { reason });
     let Some(claim) = known(evidence.at(now).claim(), "the claim")? else {
         return not_ours(NotOurs::NoClaim);
     };
-    let Some(pv_name) = &claim.volume_name else { return not_ours(NotOurs::Unbound) };
+    let Some(pv_name) = &claim.volume_name else {
+        return not_ours(NotOurs::Unbound);
+    };
     let Some(volume) = known(evidence.at(now).volume(), "the PersistentVolume")? else {
         // A claim that was bound is Lost then. Any other one only names what is not there.
         if claim.phase == ClaimPhase::Pending {
             return not_ours(NotOurs::Unbound);
         }
-        return Ok(volume_missing(evidence, pv_name, now)?
-            .unwrap_or(Verdict::NotOurs { reason: NotOurs::VolumeMissing { pv: pv_name.to_string() } }));
+        return Ok(
+            volume_missing(evidence, pv_name, now)?.unwrap_or(Verdict::NotOurs {
+                reason: NotOurs::VolumeMissing {
+                    pv: pv_name.to_string(),
+                },
+            }),
+        );
     };
     if let Err(problem) = binding(&evidence.claim_name, claim, volume) {
         return not_ours(NotOurs::Identity { problem });
     }
-    let Some(csi) = &volume.csi else { return not_ours(NotOurs::NotCsi { pv: pv_name.to_string() }) };
+    let Some(csi) = &volume.csi else {
+        return not_ours(NotOurs::NotCsi {
+            pv: pv_name.to_string(),
+        });
+    };
     if volume.attach_required == Some(false) {
-        return not_ours(NotOurs::AttachNotRequired { driver: csi.driver.to_string() });
+        return not_ours(NotOurs::AttachNotRequired {
+            driver: csi.driver.to_string(),
+        });
     }
     let Some(cloud_id) = &evidence.cloud_id else {
         if let Some(why) = evidence.unreadable_handle.clone() {
-            return not_ours(NotOurs::UnreadableHandle { driver: csi.driver.to_string(), why });
+            return not_ours(NotOurs::UnreadableHandle {
+                driver: csi.driver.to_string(),
+                why,
+            });
         }
         return not_ours(NotOurs::UnknownProvider {
             driver: csi.driver.to_string(),
@@ -57,17 +80,27 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
         });
     };
     let pods = known(evidence.at(now).pods(), "the list of pods")?.map_or(&[][..], Vec::as_slice);
-    let attachments = known(evidence.at(now).attachments(), "the list of VolumeAttachments")?
-        .map_or(&[][..], Vec::as_slice);
+    let attachments = known(
+        evidence.at(now).attachments(),
+        "the list of VolumeAttachments",
+    )?
+    .map_or(&[][..], Vec::as_slice);
     for a in attachments {
         facts.push(attachment_sentence(a));
     }
     let Some(cloud) = known(evidence.at(now).cloud_volume(), "the cloud volume")? else {
         facts.push(format!("the cloud does not know volume {cloud_id}"));
-        return not_ours(NotOurs::CloudVolumeGone { volume: cloud_id.to_string() });
+        return not_ours(NotOurs::CloudVolumeGone {
+            volume: cloud_id.to_string(),
+        });
     };
     facts.push(cloud_sentence(cloud));
-    let table = Table { evidence, now, attachments, cloud };
+    let table = Table {
+        evidence,
+        now,
+        attachments,
+        cloud,
+    };
     let verdict = table.behind_the_cloud(table.judge_pods(pods, facts)?);
     if verdict.is_of_a_class()
         && let Some(problem) = identity::not_ours(evidence, now)
@@ -93,9 +126,15 @@ impl<'a> Table<'a> {
 }
 
 impl Table<'_> {
-    fn judge_pods(&self, pods: &[PodFacts], facts: &mut Vec<String>) -> Result<Verdict, MissingFact> {
-        let live: Vec<&PodFacts> =
-            pods.iter().filter(|p| !p.is_finished() || p.deleting_since.is_some()).collect();
+    fn judge_pods(
+        &self,
+        pods: &[PodFacts],
+        facts: &mut Vec<String>,
+    ) -> Result<Verdict, MissingFact> {
+        let live: Vec<&PodFacts> = pods
+            .iter()
+            .filter(|p| !p.is_finished() || p.deleting_since.is_some())
+            .collect();
         // A pod that is Ready may still sit on a dead mount: look at the guest before calling it healthy.
         for pod in &live {
             let Some(node) = &pod.node else { continue };
@@ -115,7 +154,9 @@ impl Table<'_> {
         } else {
             "every pod that wants the volume is Ready"
         };
-        Ok(Verdict::Healthy { why: why.to_owned() })
+        Ok(Verdict::Healthy {
+            why: why.to_owned(),
+        })
     }
 
     /// A pod bound to a node. `None`: nothing is wrong with it.
@@ -140,7 +181,10 @@ impl Table<'_> {
         let held_here = self.cloud.holders.contains(&instance);
         if !node_facts.ready {
             if held_here && here.is_some() {
-                return Ok(Some(ours(Trouble::DeadNode { node: node.clone(), instance })));
+                return Ok(Some(ours(Trouble::DeadNode {
+                    node: node.clone(),
+                    instance,
+                })));
             }
             if let Some(verdict) = self.stuck_records()? {
                 return Ok(Some(verdict));
@@ -159,13 +203,20 @@ impl Table<'_> {
         let seen = guest_view(self.evidence, node, self.now);
         facts.push(view_sentence(node, &seen));
         let Some(va) = here else {
-            return Ok(if pod.ready { None } else { Some(self.no_attachment_here(node)?) });
+            return Ok(if pod.ready {
+                None
+            } else {
+                Some(self.no_attachment_here(node)?)
+            });
         };
         if pod.ready && !matches!(seen, GuestView::DeadMount { .. }) {
             return Ok(None);
         }
         if pod.deleting_since.is_some() && !matches!(seen, GuestView::DeadMount { .. }) {
-            return Ok(Some(wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: node.clone() })));
+            return Ok(Some(wait(WaitReason::PodTerminating {
+                pod: pod.name.clone(),
+                node: node.clone(),
+            })));
         }
         // An attach that fails because another instance has the volume is about that instance, not about this record.
         let elsewhere = !held_here && !self.cloud.holders.is_empty();
@@ -177,15 +228,28 @@ impl Table<'_> {
         }
         if !held_here {
             return Ok(Some(match self.cloud.holders.first() {
-                None => ours(Trouble::Lost { at, attachment: va.uid.clone() }),
+                None => ours(Trouble::Lost {
+                    at,
+                    attachment: va.uid.clone(),
+                }),
                 Some(_) => self.held_elsewhere(node)?,
             }));
         }
-        let csi_registered = self.facts().csi().is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
+        let csi_registered = self
+            .facts()
+            .csi()
+            .is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
         match seen {
             GuestView::NoDevice { .. } | GuestView::DeadMount { .. } if !csi_registered => {
-                let driver = self.facts().csi().map(|c| c.driver.to_string()).unwrap_or_default();
-                Ok(Some(wait(WaitReason::DriverNotRegistered { driver, node: node.clone() })))
+                let driver = self
+                    .facts()
+                    .csi()
+                    .map(|c| c.driver.to_string())
+                    .unwrap_or_default();
+                Ok(Some(wait(WaitReason::DriverNotRegistered {
+                    driver,
+                    node: node.clone(),
+                })))
             }
             GuestView::NoDevice { confirmed } => Ok(Some(ours(Trouble::Phantom {
                 at,
@@ -199,11 +263,15 @@ impl Table<'_> {
                 dead_mount: true,
                 confirmed,
             }))),
-            GuestView::Device => {
-                Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what: self.newest_message(pod) } }))
-            }
+            GuestView::Device => Ok(Some(Verdict::NotOurs {
+                reason: NotOurs::Other {
+                    what: self.newest_message(pod),
+                },
+            })),
             GuestView::Unknown { why } => match self.not_ours_event(pod) {
-                Some(what) => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what } })),
+                Some(what) => Ok(Some(Verdict::NotOurs {
+                    reason: NotOurs::Other { what },
+                })),
                 None => Err(MissingFact {
                     what: format!("what the machine behind {node} sees of the volume"),
                     why,
@@ -217,7 +285,9 @@ impl Table<'_> {
         if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
-        Ok(wait(WaitReason::Unscheduled { pod: pod.name.clone() }))
+        Ok(wait(WaitReason::Unscheduled {
+            pod: pod.name.clone(),
+        }))
     }
 
     /// The pod's node has no VolumeAttachment: who has the volume?
@@ -238,45 +308,66 @@ impl Table<'_> {
             if let Some(pod) = self.live_pod_on(&va.node) {
                 return Ok(match pod.deleting_since {
                     None => Verdict::NotOurs {
-                        reason: NotOurs::HeldByLivePod { pod: pod.name.clone(), node: va.node.clone() },
+                        reason: NotOurs::HeldByLivePod {
+                            pod: pod.name.clone(),
+                            node: va.node.clone(),
+                        },
                     },
-                    Some(_) => {
-                        wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: va.node.clone() })
-                    }
+                    Some(_) => wait(WaitReason::PodTerminating {
+                        pod: pod.name.clone(),
+                        node: va.node.clone(),
+                    }),
                 });
             }
-            return Ok(wait(WaitReason::Detaching { node: va.node.clone() }));
+            return Ok(wait(WaitReason::Detaching {
+                node: va.node.clone(),
+            }));
         }
         let spoken_for = |holder| {
-            self.attachments
-                .iter()
-                .any(|a| self.facts().node(&a.node).is_ok_and(|n| n.instance.as_ref() == Some(holder)))
+            self.attachments.iter().any(|a| {
+                self.facts()
+                    .node(&a.node)
+                    .is_ok_and(|n| n.instance.as_ref() == Some(holder))
+            })
         };
         match self.cloud.holders.iter().find(|h| !spoken_for(h)) {
-            Some(holder) => Ok(ours(Trouble::Orphan { holder: holder.clone(), wanted_by: node.clone() })),
+            Some(holder) => Ok(ours(Trouble::Orphan {
+                holder: holder.clone(),
+                wanted_by: node.clone(),
+            })),
             None => Ok(wait(WaitReason::Attaching { node: node.clone() })),
         }
     }
 
     fn live_pod_on(&self, node: &NodeName) -> Option<&PodFacts> {
         let pods = self.facts().pods().ok()?;
-        pods.iter().find(|p| p.node.as_ref() == Some(node) && !p.is_finished())
+        pods.iter()
+            .find(|p| p.node.as_ref() == Some(node) && !p.is_finished())
     }
 
     /// A lock or a job at the cloud turns what we could heal into a wait.
     fn behind_the_cloud(&self, verdict: Verdict) -> Verdict {
         let class = match &verdict {
             Verdict::Ours { trouble } => Some(trouble.class()),
-            Verdict::Wait { reason: WaitReason::Detaching { .. } } => Some(Class::D),
+            Verdict::Wait {
+                reason: WaitReason::Detaching { .. },
+            } => Some(Class::D),
             _ => return verdict,
         };
         match &self.cloud.state {
-            VolumeState::Locked { reason } => {
-                wait(WaitReason::ProviderLock { reason: reason.clone(), class })
-            }
-            VolumeState::Busy { doing } => wait(WaitReason::CloudBusy { doing: doing.clone() }),
-            VolumeState::Detaching => wait(WaitReason::CloudBusy { doing: "detaching".to_owned() }),
-            VolumeState::Other(word) => wait(WaitReason::CloudBusy { doing: word.clone() }),
+            VolumeState::Locked { reason } => wait(WaitReason::ProviderLock {
+                reason: reason.clone(),
+                class,
+            }),
+            VolumeState::Busy { doing } => wait(WaitReason::CloudBusy {
+                doing: doing.clone(),
+            }),
+            VolumeState::Detaching => wait(WaitReason::CloudBusy {
+                doing: "detaching".to_owned(),
+            }),
+            VolumeState::Other(word) => wait(WaitReason::CloudBusy {
+                doing: word.clone(),
+            }),
             // An attach or detach that has not finished explains a missing device by itself.
             VolumeState::Active => match self.pending_job() {
                 Some(action) => wait(WaitReason::CloudBusy { doing: action }),
@@ -289,15 +380,24 @@ impl Table<'_> {
     /// guest's kernel finds a new device a little later than the cloud says that it is attached.
     fn pending_job(&self) -> Option<String> {
         let jobs = self.facts().jobs().ok()?;
-        let fresh =
-            |j: &CloudJob| j.status != JobStatus::Failed && self.now.duration_since(j.created) < SETTLING;
-        let mut of_the_volume = jobs.iter().filter(|j| j.volume.as_ref() == Some(&self.cloud.id));
-        of_the_volume.find(|j| j.is_pending() || fresh(j)).map(|j| j.action.clone())
+        let fresh = |j: &CloudJob| {
+            j.status != JobStatus::Failed && self.now.duration_since(j.created) < SETTLING
+        };
+        let mut of_the_volume = jobs
+            .iter()
+            .filter(|j| j.volume.as_ref() == Some(&self.cloud.id));
+        of_the_volume
+            .find(|j| j.is_pending() || fresh(j))
+            .map(|j| j.action.clone())
     }
 
     fn newest_message(&self, pod: &PodFacts) -> String {
-        let event =
-            self.evidence.events.iter().rev().find(|e| e.pod == pod.name && e.reason.starts_with("Failed"));
+        let event = self
+            .evidence
+            .events
+            .iter()
+            .rev()
+            .find(|e| e.pod == pod.name && e.reason.starts_with("Failed"));
         match (event, &pod.waiting_reason) {
             (Some(event), _) => event.message.clone(),
             (None, Some(reason)) => format!("a container is {reason}"),
@@ -332,17 +432,25 @@ pub(super) fn wait(reason: WaitReason) -> Verdict {
 }
 
 fn still_runs(pod: &PodFacts, why: String) -> MissingFact {
-    MissingFact { what: format!("whether pod {} still runs", pod.name), why }
+    MissingFact {
+        what: format!("whether pod {} still runs", pod.name),
+        why,
+    }
 }
 
 /// The value, or none where there is none for certain.
 pub(super) fn known<'a, T>(read: Read<'a, T>, what: &str) -> Result<Option<&'a T>, MissingFact> {
-    Missing::or_absent(read)
-        .map_err(|missing| MissingFact { what: what.to_owned(), why: missing.to_string() })
+    Missing::or_absent(read).map_err(|missing| MissingFact {
+        what: what.to_owned(),
+        why: missing.to_string(),
+    })
 }
 
 fn attachment_sentence(a: &AttachmentFacts) -> String {
-    let mut text = format!("VolumeAttachment {} on {}: attached {}", a.name, a.node, a.attached);
+    let mut text = format!(
+        "VolumeAttachment {} on {}: attached {}",
+        a.name, a.node, a.attached
+    );
     if a.deleting_since.is_some() {
         text.push_str(", being deleted");
     }
@@ -353,28 +461,67 @@ fn attachment_sentence(a: &AttachmentFacts) -> String {
 }
 
 fn cloud_sentence(c: &CloudVolume) -> String {
-    let holders = c.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let holders = if holders.is_empty() { "nobody".to_owned() } else { format!("instance {holders}") };
-    format!("the cloud says volume {} ({}) is held by {holders}, state {}", c.id, c.label, c.state)
+    let holders = c
+        .holders
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let holders = if holders.is_empty() {
+        "nobody".to_owned()
+    } else {
+        format!("instance {holders}")
+    };
+    format!(
+        "the cloud says volume {} ({}) is held by {holders}, state {}",
+        c.id, c.label, c.state
+    )
 }
 
 fn pod_sentence(p: &PodFacts) -> String {
     let node = p.node.as_ref().map_or("no node", NodeName::as_str);
-    let ending = if p.deleting_since.is_some() { ", terminating" } else { "" };
-    format!("pod {} on {node}: {}, {}{ending}", p.name, p.phase, if p.ready { "Ready" } else { "not Ready" })
+    let ending = if p.deleting_since.is_some() {
+        ", terminating"
+    } else {
+        ""
+    };
+    format!(
+        "pod {} on {node}: {}, {}{ending}",
+        p.name,
+        p.phase,
+        if p.ready { "Ready" } else { "not Ready" }
+    )
 }
 
 fn node_sentence(n: &NodeFacts) -> String {
-    let instance = n.instance.as_ref().map_or("unknown".to_owned(), ToString::to_string);
-    format!("Node {} is {} (instance {instance})", n.name, if n.ready { "Ready" } else { "not Ready" })
+    let instance = n
+        .instance
+        .as_ref()
+        .map_or("unknown".to_owned(), ToString::to_string);
+    format!(
+        "Node {} is {} (instance {instance})",
+        n.name,
+        if n.ready { "Ready" } else { "not Ready" }
+    )
 }
 
 fn view_sentence(node: &NodeName, seen: &GuestView) -> String {
-    let by = |confirmed: &bool| if *confirmed { "answered" } else { "last reported" };
+    let by = |confirmed: &bool| {
+        if *confirmed {
+            "answered"
+        } else {
+            "last reported"
+        }
+    };
     match seen {
-        GuestView::NoDevice { confirmed } => format!("the agent on {node} {}: no device", by(confirmed)),
+        GuestView::NoDevice { confirmed } => {
+            format!("the agent on {node} {}: no device", by(confirmed))
+        }
         GuestView::DeadMount { confirmed } => {
-            format!("the agent on {node} {}: no device, a dead mount remains", by(confirmed))
+            format!(
+                "the agent on {node} {}: no device, a dead mount remains",
+                by(confirmed)
+            )
         }
         GuestView::Device => format!("the agent on {node} sees the device"),
         GuestView::Unknown { why } => format!("what {node} sees is not known: {why}"),

@@ -21,8 +21,10 @@ pub fn may_begin(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Result<(),
     let holder = &plan.pins.holder;
     let cloud = evidence.at(now).cloud_volume().ok();
     let held = cloud.is_none_or(|c| c.holders.contains(holder));
-    let lives =
-        evidence.at(now).node(&plan.pins.node).is_ok_and(|n| n.ready && n.instance.as_ref() == Some(holder));
+    let lives = evidence
+        .at(now)
+        .node(&plan.pins.node)
+        .is_ok_and(|n| n.ready && n.instance.as_ref() == Some(holder));
     if !held || lives {
         return Ok(());
     }
@@ -35,7 +37,10 @@ pub fn may_begin(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Result<(),
         Err(why) => Err(Refusal::NoProofYet {
             holder: holder.clone(),
             why: why.to_string(),
-            advice: format!("{}; or declare it: kubectl reattach declare", advice(&plan.trouble)),
+            advice: format!(
+                "{}; or declare it: kubectl reattach declare",
+                advice(&plan.trouble)
+            ),
         }),
     }
 }

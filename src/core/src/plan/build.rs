@@ -89,11 +89,20 @@ pub(crate) fn make(
     };
     let no_remedy = |advice: String| {
         let runbook = request.runbook.name.clone();
-        vec![Refusal::NoRemedy { class: trouble.class(), runbook, advice }]
+        vec![Refusal::NoRemedy {
+            class: trouble.class(),
+            runbook,
+            advice,
+        }]
     };
-    let Some(order) = request.runbook.order(trouble.class()) else { return Err(no_remedy(advice(trouble))) };
+    let Some(order) = request.runbook.order(trouble.class()) else {
+        return Err(no_remedy(advice(trouble)));
+    };
     if let Some(advice) = for_people(trouble, evidence) {
-        return Err(vec![Refusal::NeedsPeople { trouble: trouble.to_string(), advice }]);
+        return Err(vec![Refusal::NeedsPeople {
+            trouble: trouble.to_string(),
+            advice,
+        }]);
     }
     let target = Target::of(evidence, trouble, now).map_err(|r| vec![r])?;
     let closes_node = closes_node(order, evidence, trouble, now);
@@ -105,18 +114,29 @@ pub(crate) fn make(
         (holding, Releases::Everyone) => before_holding(evidence, &target.node, holding, now),
         (holding, Releases::OldHolder) => before_fencing(evidence, holding, now),
     });
-    refusals.extend(steps.iter().flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go, now)));
-    if let Trouble::Phantom { at, confirmed: false, .. } = trouble
+    refusals.extend(
+        steps
+            .iter()
+            .flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go, now)),
+    );
+    if let Trouble::Phantom {
+        at,
+        confirmed: false,
+        ..
+    } = trouble
         && !request.for_show
     {
-        refusals.push(Refusal::Unchallenged { node: at.node.to_string() });
+        refusals.push(Refusal::Unchallenged {
+            node: at.node.to_string(),
+        });
     }
     if !refusals.is_empty() {
         refusals.sort();
         refusals.dedup();
         return Err(refusals);
     }
-    let pins = pins(evidence, &target, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
+    let pins =
+        pins(evidence, &target, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
     let describe = Describe {
         claim: &evidence.claim_name,
         pod: target.pod.as_ref(),
@@ -146,7 +166,12 @@ pub(crate) fn make(
 
 /// Whether the hold is to be a taint on the node: the cluster is known to have no policy, and the holder's node is there and
 /// lives. What a dead node has is freed without a hold; a record or an orphan whose node may be gone cannot be.
-fn closes_node(order: &[RunbookStep], evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> bool {
+fn closes_node(
+    order: &[RunbookStep],
+    evidence: &Evidence,
+    trouble: &Trouble,
+    now: Timestamp,
+) -> bool {
     let policy = evidence.at(now).hold_policy();
     order.iter().any(|s| s.step == StepKind::Hold)
         && trouble.releases() == Releases::Everyone
@@ -165,8 +190,16 @@ fn possible(
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
     let policy = evidence.at(now).hold_policy();
     let gates = !fences || policy.is_ok();
-    let available = Available { allowed, gates, detaches: gates && !closes_node };
-    order.iter().filter(|s| (s.step.spec().available_if)(&available)).copied().collect()
+    let available = Available {
+        allowed,
+        gates,
+        detaches: gates && !closes_node,
+    };
+    order
+        .iter()
+        .filter(|s| (s.step.spec().available_if)(&available))
+        .copied()
+        .collect()
 }
 
 /// What a person can do about a class that the runbook does not heal.
@@ -191,9 +224,17 @@ pub(super) fn advice(trouble: &Trouble) -> String {
 
 /// What people must do about a cause that no step mends.
 fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
-    let Trouble::StuckRecord { attachment, cause, .. } = trouble else { return None };
+    let Trouble::StuckRecord {
+        attachment, cause, ..
+    } = trouble
+    else {
+        return None;
+    };
     let known = evidence.attachments.shown().map_or(&[][..], Vec::as_slice);
-    let name = known.iter().find(|a| Some(&a.uid) == attachment.as_ref()).map_or("NAME", |a| a.name.as_str());
+    let name = known
+        .iter()
+        .find(|a| Some(&a.uid) == attachment.as_ref())
+        .map_or("NAME", |a| a.name.as_str());
     let finalizer = format!(
         "kubectl patch volumeattachment {name} --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'"
     );
@@ -217,23 +258,49 @@ fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
     })
 }
 
-fn pins(evidence: &Evidence, target: &Target, tainting: bool, now: Timestamp) -> Result<Pins, Refusal> {
-    let missing =
-        |what: &str| Refusal::Missing { what: what.to_owned(), why: "it could not be pinned".to_owned() };
+fn pins(
+    evidence: &Evidence,
+    target: &Target,
+    tainting: bool,
+    now: Timestamp,
+) -> Result<Pins, Refusal> {
+    let missing = |what: &str| Refusal::Missing {
+        what: what.to_owned(),
+        why: "it could not be pinned".to_owned(),
+    };
     let claim = evidence.at(now).claim().map_err(|_| missing("the claim"))?;
-    let pv = evidence.at(now).volume().map_err(|_| missing("the PersistentVolume"))?;
-    let cloud = evidence.at(now).cloud_volume().map_err(|_| missing("the cloud volume"))?;
-    let attachments = evidence.at(now).attachments().map_err(|_| missing("the VolumeAttachments"))?;
+    let pv = evidence
+        .at(now)
+        .volume()
+        .map_err(|_| missing("the PersistentVolume"))?;
+    let cloud = evidence
+        .at(now)
+        .cloud_volume()
+        .map_err(|_| missing("the cloud volume"))?;
+    let attachments = evidence
+        .at(now)
+        .attachments()
+        .map_err(|_| missing("the VolumeAttachments"))?;
     let attachment = match &target.attachment {
         Some(uid) => {
             let va = attachments.iter().find(|a| a.uid == *uid);
             let va = va.ok_or_else(|| missing("the VolumeAttachment"))?;
-            Some(PinnedAttachment { name: va.name.clone(), uid: va.uid.clone() })
+            Some(PinnedAttachment {
+                name: va.name.clone(),
+                uid: va.uid.clone(),
+            })
         }
         None => None,
     };
-    let workload = evidence.at(now).workload().map_err(|_| missing("the workload"))?;
-    let mut pods: Vec<_> = workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect();
+    let workload = evidence
+        .at(now)
+        .workload()
+        .map_err(|_| missing("the workload"))?;
+    let mut pods: Vec<_> = workload
+        .pods
+        .iter()
+        .map(|p| (p.name.clone(), p.uid.clone()))
+        .collect();
     // The order in which an API lists them must not change the plan's hash.
     pods.sort();
     let node = evidence.at(now).node(&target.node).ok();
@@ -243,12 +310,21 @@ fn pins(evidence: &Evidence, target: &Target, tainting: bool, now: Timestamp) ->
                 return Err(missing(&format!("the pods on {}", target.node)));
             };
             let Ok(used) = evidence.at(now).node_claims(&target.node) else {
-                return Err(missing(&format!("the claims of the pods on {}", target.node)));
+                return Err(missing(&format!(
+                    "the claims of the pods on {}",
+                    target.node
+                )));
             };
             let claims: Vec<_> = used.iter().map(|c| c.claim.clone()).collect();
             let namespace = evidence.claim_name.namespace.as_str();
             let own = pv.csi.as_ref().map(CsiSource::unique_name);
-            Some(NodeWide::of(namespace, own.as_deref(), on_it, &node.volumes_attached, &claims))
+            Some(NodeWide::of(
+                namespace,
+                own.as_deref(),
+                on_it,
+                &node.volumes_attached,
+                &claims,
+            ))
         }
         None => None,
     };
@@ -273,5 +349,8 @@ fn pins(evidence: &Evidence, target: &Target, tainting: bool, now: Timestamp) ->
 /// cloud's job, external-attacher's next try.
 fn downtime(order: &[RunbookStep]) -> Downtime {
     let patience: u32 = order.iter().filter_map(|s| s.patience_seconds).sum();
-    Downtime { typical_seconds: 20, with_cloud_detach_seconds: 35 + patience }
+    Downtime {
+        typical_seconds: 20,
+        with_cloud_detach_seconds: 35 + patience,
+    }
 }

@@ -155,23 +155,39 @@ impl NodeWide {
         volumes: &[String],
         claims: &[ObjectName],
     ) -> Self {
-        let (mut named, others): (Vec<_>, Vec<_>) =
-            pods.iter().cloned().partition(|(name, _)| name.namespace == namespace);
+        let (mut named, others): (Vec<_>, Vec<_>) = pods
+            .iter()
+            .cloned()
+            .partition(|(name, _)| name.namespace == namespace);
         let mut other_pods: Vec<Uid> = others.into_iter().map(|(_, uid)| uid).collect();
-        let pin = |name: &String| if Some(name.as_str()) == own { name.clone() } else { volume_mark(name) };
+        let pin = |name: &String| {
+            if Some(name.as_str()) == own {
+                name.clone()
+            } else {
+                volume_mark(name)
+            }
+        };
         let mut volumes: Vec<String> = volumes.iter().map(pin).collect();
         // The order in which an API lists them must not change the plan's hash.
         named.sort();
         other_pods.sort();
         volumes.sort();
-        let (mut claims, others): (Vec<_>, Vec<_>) =
-            claims.iter().cloned().partition(|claim| claim.namespace == namespace);
+        let (mut claims, others): (Vec<_>, Vec<_>) = claims
+            .iter()
+            .cloned()
+            .partition(|claim| claim.namespace == namespace);
         let mut other_claims: Vec<String> = others.iter().map(claim_mark).collect();
         claims.sort();
         claims.dedup();
         other_claims.sort();
         other_claims.dedup();
-        Self { pods: named, other_pods, volumes, claims, other_claims }
+        Self {
+            pods: named,
+            other_pods,
+            volumes,
+            claims,
+            other_claims,
+        }
     }
 
     /// Whether the plan pins claims. Plans of earlier versions do not, and a node that is fenced has at least the plan's own.
@@ -198,7 +214,10 @@ impl NodeWide {
     /// The volumes that are pinned by their unique name.
     pub fn named_volumes(&self) -> impl Iterator<Item = &str> {
         // A unique name has the driver and the handle, with `^` between them.
-        self.volumes.iter().map(String::as_str).filter(|v| v.contains('^'))
+        self.volumes
+            .iter()
+            .map(String::as_str)
+            .filter(|v| v.contains('^'))
     }
 
     /// How many pods are pinned.
@@ -280,7 +299,11 @@ impl Plan {
 
     /// What has to let go before pods may use the volume. Where only the node is closed, pods may wait elsewhere.
     pub fn releases(&self) -> Releases {
-        if self.closes_node { Releases::OldHolder } else { self.trouble.releases() }
+        if self.closes_node {
+            Releases::OldHolder
+        } else {
+            self.trouble.releases()
+        }
     }
 
     /// The step that lets pods of the claim come again.

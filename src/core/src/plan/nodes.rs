@@ -55,13 +55,22 @@ pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<R
         NodeWord::Person { .. } => NodeRules::default(),
     };
     if let Some(annotation) = &node.maintenance {
-        out.push(Refusal::Maintenance { node: name.to_string(), annotation: annotation.clone() });
+        out.push(Refusal::Maintenance {
+            node: name.to_string(),
+            annotation: annotation.clone(),
+        });
     }
     if plan.fences() {
         if !rules.override_opt_outs {
             opt_outs(plan, evidence, now, &mut out);
         }
-        let judged = matches!(word, NodeWord::Person { saw_the_plan: true, .. });
+        let judged = matches!(
+            word,
+            NodeWord::Person {
+                saw_the_plan: true,
+                ..
+            }
+        );
         let proven = proof::of_the_whole_machine(evidence, &plan.pins.holder, now).is_ok();
         // What the cloud or a person says of the machine itself is explained by no partition.
         if !judged && !proven && plan.find(StepKind::PowerOff).is_some() {
@@ -78,7 +87,10 @@ fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refu
         Ok(claims) => {
             for claim in claims {
                 // The plan's own claim is judged by its policy and by the word of people, before.
-                let Some(what) = claim.opted_out.as_ref().filter(|_| claim.claim != evidence.claim_name)
+                let Some(what) = claim
+                    .opted_out
+                    .as_ref()
+                    .filter(|_| claim.claim != evidence.claim_name)
                 else {
                     continue;
                 };
@@ -86,8 +98,16 @@ fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refu
                 // The people of the plan's namespace read the refusal, and need not have the right to see other namespaces.
                 let refusal = Refusal::OptedOutOnNode {
                     node: node.to_string(),
-                    claim: if own { claim.claim.to_string() } else { "of another namespace".to_owned() },
-                    what: if own { what.clone() } else { "an annotation or its policy".to_owned() },
+                    claim: if own {
+                        claim.claim.to_string()
+                    } else {
+                        "of another namespace".to_owned()
+                    },
+                    what: if own {
+                        what.clone()
+                    } else {
+                        "an annotation or its policy".to_owned()
+                    },
                 };
                 if !out.contains(&refusal) {
                     out.push(refusal);
@@ -114,12 +134,18 @@ fn brakes(
     let down = match evidence.at(now).down() {
         Ok(down) => down,
         Err(missing) => {
-            out.push(Refusal::Missing { what: "which nodes are down".to_owned(), why: missing.to_string() });
+            out.push(Refusal::Missing {
+                what: "which nodes are down".to_owned(),
+                why: missing.to_string(),
+            });
             return;
         }
     };
     // Ready now, or newer than the list: then it has been down for no time at all.
-    let own = down.iter().find(|d| d.name == node.name).filter(|_| !node.ready);
+    let own = down
+        .iter()
+        .find(|d| d.name == node.name)
+        .filter(|_| !node.ready);
     let down_for = own.map_or(0, |d| d.down_for(now).as_secs());
     if down_for < i64::from(rules.patience_seconds) {
         out.push(Refusal::MayBeBooting {
@@ -129,12 +155,22 @@ fn brakes(
         });
     }
     if own.is_some_and(|d| !d.silent) {
-        out.push(Refusal::KubeletPosts { node: name.to_string() });
+        out.push(Refusal::KubeletPosts {
+            node: name.to_string(),
+        });
     }
     let together = down_together(down, name, now);
     if together.len() > usize::try_from(rules.most_together).unwrap_or(usize::MAX) {
-        let others = together.iter().filter(|n| *n != name).map(ToString::to_string).collect();
-        out.push(Refusal::DownTogether { node: name.to_string(), others, limit: rules.most_together });
+        let others = together
+            .iter()
+            .filter(|n| *n != name)
+            .map(ToString::to_string)
+            .collect();
+        out.push(Refusal::DownTogether {
+            node: name.to_string(),
+            others,
+            limit: rules.most_together,
+        });
     }
 }
 
@@ -144,9 +180,9 @@ pub fn may_touch_node_later(plan: &Plan, evidence: &Evidence, now: Timestamp) ->
     let first = plan.steps.first().filter(|s| s.kind == StepKind::Await);
     let ahead = first.map_or(0, |s| s.patience_seconds.unwrap_or(s.deadline_seconds));
     let waits_anyway = |r: &Refusal| match r {
-        Refusal::MayBeBooting { seconds, patience, .. } => {
-            i64::from(*patience).saturating_sub(*seconds) <= i64::from(ahead)
-        }
+        Refusal::MayBeBooting {
+            seconds, patience, ..
+        } => i64::from(*patience).saturating_sub(*seconds) <= i64::from(ahead),
         _ => false,
     };
     let mut all = may_touch_node(plan, evidence, now);

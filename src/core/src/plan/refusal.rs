@@ -10,8 +10,14 @@ use crate::loss::Loss;
 use serde::{Deserialize, Serialize};
 
 /// Why reattach will not act. The fields are what the sentences name. Each variant carries what the sentence needs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "refusal", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(
+    tag = "refusal",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 #[allow(missing_docs)] // The sentences above the variants name the fields.
 pub enum Refusal {
     /// S2: claims would be deleted by the scale to zero.
@@ -29,7 +35,9 @@ pub enum Refusal {
     #[error("claim {claim} of {workload} does not exist, so its pods would not come back")]
     ClaimMissing { workload: String, claim: String },
     /// S2: a generic ephemeral volume dies with its pod.
-    #[error("{workload} has the generic ephemeral volume {volume}, whose data is deleted with its pod")]
+    #[error(
+        "{workload} has the generic ephemeral volume {volume}, whose data is deleted with its pod"
+    )]
     EphemeralVolume { workload: String, volume: String },
     /// S2: an emptyDir dies with its pod.
     #[error(
@@ -40,7 +48,11 @@ pub enum Refusal {
     #[error(
         "{workload} has {replicas} replicas and all of them would stop; a person may accept that by naming the workload (--confirm-workload {short})"
     )]
-    ManyReplicas { workload: String, short: String, replicas: i32 },
+    ManyReplicas {
+        workload: String,
+        short: String,
+        replicas: i32,
+    },
     /// S2: an OrderedReady StatefulSet with several stuck pods never reaches zero.
     #[error("{workload} stops its pods in order and waits for each to be Ready, and {count} of them are not: scaling to zero would never finish", count = pods.len())]
     OrderedStuck { workload: String, pods: Vec<String> },
@@ -48,16 +60,24 @@ pub enum Refusal {
     #[error("{workload} is being rolled out ({what}); scaling to zero would complete the rollout")]
     RolloutInProgress { workload: String, what: String },
     /// S2: a preStop hook of a healthy pod would run.
-    #[error("pod {pod} is Ready and has a preStop hook (container {container}), which may do anything")]
+    #[error(
+        "pod {pod} is Ready and has a preStop hook (container {container}), which may do anything"
+    )]
     PreStopHook { pod: String, container: String },
     /// S2: an autoscaler that may keep the workload at zero.
-    #[error("HorizontalPodAutoscaler {name} has minReplicas 0, so a count of zero would not be ours alone")]
+    #[error(
+        "HorizontalPodAutoscaler {name} has minReplicas 0, so a count of zero would not be ours alone"
+    )]
     AutoscalerMinZero { name: String },
     /// S2: something else owns the count.
     #[error(
         "{manager} owns the replica count of {workload} ({evidence}) and would scale it back at once; pause it first"
     )]
-    CountManaged { workload: String, manager: String, evidence: String },
+    CountManaged {
+        workload: String,
+        manager: String,
+        evidence: String,
+    },
     /// S2: pods could not come back.
     #[error(
         "a pod made from the template of {workload} would be refused now ({why}), so the workload would not come back"
@@ -73,7 +93,9 @@ pub enum Refusal {
     #[error("whether a new pod of {workload} would be accepted is not known yet")]
     PodDryRunMissing { workload: String },
     /// The workload is at zero already, and not by us.
-    #[error("{workload} has 0 replicas already and carries no stamp of ours: someone else decided that")]
+    #[error(
+        "{workload} has 0 replicas already and carries no stamp of ours: someone else decided that"
+    )]
     AtZero { workload: String },
     /// Another recovery works on the same workload.
     #[error("{workload} is at zero by another recovery ({recovery}); wait for it")]
@@ -109,7 +131,9 @@ pub enum Refusal {
     #[error("the claim allows {modes:?}: a volume that several nodes may use is never detached")]
     SharedAccess { modes: Vec<AccessMode> },
     /// S1: no access mode.
-    #[error("the claim names no access mode, so it is not known whether one writer is all there may be")]
+    #[error(
+        "the claim names no access mode, so it is not known whether one writer is all there may be"
+    )]
     NoAccessMode,
     /// S1: several cloud holders.
     #[error("the cloud names {count} holders of the volume ({list}); with more than one nothing is touched", count = holders.len(), list = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
@@ -127,16 +151,28 @@ pub enum Refusal {
     Unchallenged { node: String },
     /// This build or runbook has no remedy for the class.
     #[error("class {class} is recognised, and runbook {runbook} does not heal it: {advice}")]
-    NoRemedy { class: Class, runbook: String, advice: String },
+    NoRemedy {
+        class: Class,
+        runbook: String,
+        advice: String,
+    },
     /// The cause is one that only people can mend.
     #[error("{trouble}: {advice}; it goes on by itself once that is done")]
     NeedsPeople { trouble: String, advice: String },
     /// S1: no proof yet, and no step of the plan can bring one about.
     #[error("there is no proof yet that instance {holder} cannot write ({why}); {advice}")]
-    NoProofYet { holder: InstanceId, why: String, advice: String },
+    NoProofYet {
+        holder: InstanceId,
+        why: String,
+        advice: String,
+    },
     /// S7: too much under way.
     #[error("{running} recoveries are under way {scope} and the budget is {limit}; this one waits")]
-    Budget { scope: String, running: u32, limit: u32 },
+    Budget {
+        scope: String,
+        running: u32,
+        limit: u32,
+    },
     /// S7: the cloud's API does not answer.
     #[error("the cloud's API does not answer ({why}); nothing is done without it")]
     ProviderOutage { why: String },
@@ -145,9 +181,15 @@ pub enum Refusal {
     OptedOut { what: String },
     /// S8: something that the plan pinned has changed.
     #[error("{what} changed since the plan was made (was {was}, is {is}); a new plan is needed")]
-    PinChanged { what: String, was: String, is: String },
+    PinChanged {
+        what: String,
+        was: String,
+        is: String,
+    },
     /// S9: someone else is at work on the node.
-    #[error("node {node} carries the taint {taint}: another remediator or a person is at work there")]
+    #[error(
+        "node {node} carries the taint {taint}: another remediator or a person is at work there"
+    )]
     OthersAtWork { node: String, taint: String },
     /// S2: no pod would come in the place of the one that goes.
     #[error(
@@ -158,7 +200,11 @@ pub enum Refusal {
     #[error(
         "pod {pod} is on node {node} and would go away with the fence, and {loss}; move the pod away or delete it yourself, and reattach goes on"
     )]
-    LostOnNode { node: String, pod: String, loss: Loss },
+    LostOnNode {
+        node: String,
+        pod: String,
+        loss: Loss,
+    },
     /// S10: it is not certain whose the claim, the volume or the machine is.
     #[error("{problem}")]
     Identity { problem: IdentityProblem },
@@ -168,7 +214,11 @@ pub enum Refusal {
         "{pods} of other namespaces on node {node} would go away with the fence and lose something for good; kubectl reattach plan names them to whoever may see them; once they are moved away or deleted, reattach goes on",
         pods = if *pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") }
     )]
-    LostElsewhereOnNode { node: String, pods: usize, may_pass: bool },
+    LostElsewhereOnNode {
+        node: String,
+        pods: usize,
+        may_pass: bool,
+    },
     /// Nobody's word reaches so far.
     #[error("{denial}")]
     Denied { denial: Denial },
@@ -181,17 +231,29 @@ pub enum Refusal {
     #[error(
         "claim {claim} is on node {node} and is opted out by {what}, so the node is not fenced; take the opt-out off, move the claim's pod away, or set spec.nodes.optOuts of the RecoveryPolicy to Override"
     )]
-    OptedOutOnNode { node: String, claim: String, what: String },
+    OptedOutOnNode {
+        node: String,
+        claim: String,
+        what: String,
+    },
     /// S7: the node may only be booting.
     #[error(
         "node {node} has been down for {seconds} s and may only be booting, so its machine is not powered off before {patience} s (spec.nodes.patienceSeconds); shut the machine down at the cloud if it must go faster"
     )]
-    MayBeBooting { node: String, seconds: i64, patience: u32 },
+    MayBeBooting {
+        node: String,
+        seconds: i64,
+        patience: u32,
+    },
     /// S7: the outage brake.
     #[error(
         "node {node} went down together with {list}, which points to the network, the control plane or a rollout, so none of them is powered off (spec.nodes.mostTogether is {limit}); mend that, or shut a machine down at the cloud that is dead for certain", list = others.join(", ")
     )]
-    DownTogether { node: String, others: Vec<String>, limit: u32 },
+    DownTogether {
+        node: String,
+        others: Vec<String>,
+        limit: u32,
+    },
     /// S7: the kubelet lives.
     #[error(
         "the kubelet of node {node} lives and posts that its node is not Ready, so its pods may write and its machine is not powered off unattended; mend the node (kubectl describe node {node}), or shut its machine down at the cloud if it must go"

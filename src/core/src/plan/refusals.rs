@@ -24,7 +24,11 @@ const OTHERS_TAINTS: [&str; 5] = [
 
 /// Refusals that hold for every remedy.
 pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Refusal> {
-    let Scope { node, releases, holder } = *scope;
+    let Scope {
+        node,
+        releases,
+        holder,
+    } = *scope;
     let mut out = identity::refusals(evidence, Some(holder), now);
     if let Some(claim) = present(evidence.at(now).claim(), "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
@@ -42,13 +46,17 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
             out.push(Refusal::SharedAccess { modes: shared });
         }
         if claim.deleting {
-            out.push(Refusal::ClaimDeleting { claim: evidence.claim_name.to_string() });
+            out.push(Refusal::ClaimDeleting {
+                claim: evidence.claim_name.to_string(),
+            });
         }
     }
     match evidence.at(now).cloud_volume() {
         Ok(cloud) => {
             if cloud.holders.len() > 1 {
-                out.push(Refusal::ManyHolders { holders: cloud.holders.clone() });
+                out.push(Refusal::ManyHolders {
+                    holders: cloud.holders.clone(),
+                });
             }
             if !matches!(cloud.state, VolumeState::Active | VolumeState::Detaching) {
                 out.push(Refusal::Missing {
@@ -61,10 +69,12 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
             what: "the cloud volume".into(),
             why: "the cloud does not know it".into(),
         }),
-        Err(Missing::TooOld { age_secs }) => {
-            out.push(Refusal::ProviderOutage { why: format!("its last answer is {age_secs} s old") })
-        }
-        Err(missing) => out.push(Refusal::ProviderOutage { why: missing.to_string() }),
+        Err(Missing::TooOld { age_secs }) => out.push(Refusal::ProviderOutage {
+            why: format!("its last answer is {age_secs} s old"),
+        }),
+        Err(missing) => out.push(Refusal::ProviderOutage {
+            why: missing.to_string(),
+        }),
     }
     match evidence.at(now).node(node) {
         Ok(facts) => {
@@ -73,15 +83,23 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
                     && !(facts.out_of_service_by_us && *t == OUT_OF_SERVICE_TAINT)
             };
             for taint in facts.taints.iter().filter(foreign) {
-                out.push(Refusal::OthersAtWork { node: node.to_string(), taint: taint.clone() });
+                out.push(Refusal::OthersAtWork {
+                    node: node.to_string(),
+                    taint: taint.clone(),
+                });
             }
         }
         Err(Missing::Absent) if releases == Releases::OldHolder => {}
-        _ => out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() }),
+        _ => out.push(Refusal::Missing {
+            what: format!("Node {node}"),
+            why: "no fresh read of it".into(),
+        }),
     }
-    if let Some(attachments) =
-        present(evidence.at(now).attachments(), "the list of VolumeAttachments", &mut out)
-    {
+    if let Some(attachments) = present(
+        evidence.at(now).attachments(),
+        "the list of VolumeAttachments",
+        &mut out,
+    ) {
         // Who waits elsewhere may keep a record of that, as long as it is not attached there.
         let waits = |a: &AttachmentFacts| releases == Releases::OldHolder && !a.attached;
         for other in attachments.iter().filter(|a| a.node != *node && !waits(a)) {
@@ -95,7 +113,11 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
 }
 
 /// Every refusal of scaling the workload to zero (S2), besides what would be lost ([`crate::loss::losses`]). `confirmed` is the workload that a person named, as `Kind/name`.
-pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Refusal> {
+pub fn before_scaling(
+    evidence: &Evidence,
+    confirmed: Option<&str>,
+    now: Timestamp,
+) -> Vec<Refusal> {
     with_workload(evidence, now, |w, out| {
         identity(w, out);
         shape(w, confirmed, out);
@@ -118,18 +140,31 @@ pub fn before_holding(
     let mut out = with_workload(evidence, now, |w, out| {
         unchanged(w, out);
         if let Some(what) = &w.rollout {
-            out.push(Refusal::RolloutInProgress { workload: w.workload.to_string(), what: what.clone() });
+            out.push(Refusal::RolloutInProgress {
+                workload: w.workload.to_string(),
+                what: what.clone(),
+            });
         }
-        let own = w.claims.iter().find(|(name, _)| *name == evidence.claim_name.name);
+        let own = w
+            .claims
+            .iter()
+            .find(|(name, _)| *name == evidence.claim_name.name);
         if let Some(what) = own.and_then(|(_, claim)| claim.as_ref()?.opted_out.as_ref()) {
             out.push(Refusal::OptedOut { what: what.clone() });
         }
         accepted(w, out);
         let released = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
-        pre_stop(w, released.iter().filter(|p| p.node.as_ref() == Some(node)), out);
+        pre_stop(
+            w,
+            released.iter().filter(|p| p.node.as_ref() == Some(node)),
+            out,
+        );
         foreign_pods(evidence, w, now, out);
         if let (Holding::ByTaint, Some(why)) = (holding, &w.template.ignores_taints) {
-            out.push(Refusal::IgnoresTaints { workload: w.workload.to_string(), why: why.clone() });
+            out.push(Refusal::IgnoresTaints {
+                workload: w.workload.to_string(),
+                why: why.clone(),
+            });
         }
     });
     if holding != Holding::ByTaint {
@@ -143,7 +178,10 @@ pub fn before_holding(
 pub fn before_fencing(evidence: &Evidence, holding: Holding, now: Timestamp) -> Vec<Refusal> {
     let mut out = with_workload(evidence, now, |w, out| {
         unchanged(w, out);
-        let own = w.claims.iter().find(|(name, _)| *name == evidence.claim_name.name);
+        let own = w
+            .claims
+            .iter()
+            .find(|(name, _)| *name == evidence.claim_name.name);
         if let Some(what) = own.and_then(|(_, claim)| claim.as_ref()?.opted_out.as_ref()) {
             out.push(Refusal::OptedOut { what: what.clone() });
         }
@@ -176,14 +214,19 @@ fn with_workload(
     let mut out = Vec::new();
     // A volume whose attach is still under way looks like one that its machine has lost; only the jobs tell.
     if let Err(why) = Missing::or_absent(evidence.at(now).jobs()) {
-        out.push(Refusal::Missing { what: "the provider's job history".into(), why: why.to_string() });
+        out.push(Refusal::Missing {
+            what: "the provider's job history".into(),
+            why: why.to_string(),
+        });
     }
     match evidence.at(now).workload() {
         Ok(w) => judge(w, &mut out),
         Err(Missing::Absent) => {
             let pods = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
             match pods.first() {
-                Some(pod) => out.push(Refusal::BarePod { pod: pod.name.to_string() }),
+                Some(pod) => out.push(Refusal::BarePod {
+                    pod: pod.name.to_string(),
+                }),
                 None => out.push(Refusal::Missing {
                     what: "the workload".into(),
                     why: "no pod leads to one".into(),
@@ -191,7 +234,10 @@ fn with_workload(
             }
         }
         Err(missing) => {
-            out.push(Refusal::Missing { what: "the workload".into(), why: missing.to_string() });
+            out.push(Refusal::Missing {
+                what: "the workload".into(),
+                why: missing.to_string(),
+            });
         }
     }
     out
@@ -199,7 +245,9 @@ fn with_workload(
 
 fn identity(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     if w.scaling == ScalePath::None {
-        out.push(Refusal::NotScalable { workload: w.workload.to_string() });
+        out.push(Refusal::NotScalable {
+            workload: w.workload.to_string(),
+        });
     }
     unchanged(w, out);
 }
@@ -208,13 +256,21 @@ fn identity(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
 fn unchanged(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     let workload = w.workload.to_string();
     if w.deleting {
-        out.push(Refusal::WorkloadDeleting { workload: workload.clone() });
+        out.push(Refusal::WorkloadDeleting {
+            workload: workload.clone(),
+        });
     }
     match &w.stamp {
         Some(Ok(stamp)) => {
-            out.push(Refusal::StampedByOther { workload, recovery: stamp.recovery.to_string() });
+            out.push(Refusal::StampedByOther {
+                workload,
+                recovery: stamp.recovery.to_string(),
+            });
         }
-        Some(Err(why)) => out.push(Refusal::StampUnreadable { workload, why: why.clone() }),
+        Some(Err(why)) => out.push(Refusal::StampUnreadable {
+            workload,
+            why: why.clone(),
+        }),
         None if w.replicas == 0 => out.push(Refusal::AtZero { workload }),
         None => {}
     }
@@ -224,7 +280,11 @@ fn shape(w: &WorkloadFacts, confirmed: Option<&str>, out: &mut Vec<Refusal>) {
     let workload = w.workload.to_string();
     let short = format!("{}/{}", w.workload.kind, w.workload.name.name);
     if w.replicas > 1 && !confirmed.is_some_and(|c| c.eq_ignore_ascii_case(&short)) {
-        out.push(Refusal::ManyReplicas { workload: workload.clone(), short, replicas: w.replicas });
+        out.push(Refusal::ManyReplicas {
+            workload: workload.clone(),
+            short,
+            replicas: w.replicas,
+        });
     }
     let unready: Vec<String> = w
         .pods
@@ -234,17 +294,26 @@ fn shape(w: &WorkloadFacts, confirmed: Option<&str>, out: &mut Vec<Refusal>) {
         .collect();
     let terminating = w.pods.iter().any(|p| p.deleting_since.is_some());
     if w.ordered && (unready.len() > 1 || terminating) {
-        out.push(Refusal::OrderedStuck { workload: workload.clone(), pods: unready });
+        out.push(Refusal::OrderedStuck {
+            workload: workload.clone(),
+            pods: unready,
+        });
     }
     if let Some(what) = &w.rollout {
-        out.push(Refusal::RolloutInProgress { workload, what: what.clone() });
+        out.push(Refusal::RolloutInProgress {
+            workload,
+            what: what.clone(),
+        });
     }
 }
 
 fn claims(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     for (name, claim) in &w.claims {
         let Some(claim) = claim else {
-            out.push(Refusal::ClaimMissing { workload: w.workload.to_string(), claim: name.clone() });
+            out.push(Refusal::ClaimMissing {
+                workload: w.workload.to_string(),
+                claim: name.clone(),
+            });
             continue;
         };
         if let Some(what) = &claim.opted_out {
@@ -259,25 +328,42 @@ fn accepted(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     match &w.pod_dry_run {
         Some(Ok(())) => {}
         Some(Err(PodRefusal { why, no_right })) => {
-            out.push(Refusal::PodWouldBeRefused { workload, why: why.clone(), no_right: *no_right });
+            out.push(Refusal::PodWouldBeRefused {
+                workload,
+                why: why.clone(),
+                no_right: *no_right,
+            });
         }
         None => out.push(Refusal::PodDryRunMissing { workload }),
     }
 }
 
 /// A preStop hook runs in a pod that is Ready and has to go.
-fn pre_stop<'a>(w: &WorkloadFacts, mut going: impl Iterator<Item = &'a PodFacts>, out: &mut Vec<Refusal>) {
+fn pre_stop<'a>(
+    w: &WorkloadFacts,
+    mut going: impl Iterator<Item = &'a PodFacts>,
+    out: &mut Vec<Refusal>,
+) {
     if let (Some(container), Some(pod)) = (w.template.pre_stop.first(), going.find(|p| p.ready)) {
-        out.push(Refusal::PreStopHook { pod: pod.name.to_string(), container: container.clone() });
+        out.push(Refusal::PreStopHook {
+            pod: pod.name.to_string(),
+            container: container.clone(),
+        });
     }
 }
 
 fn owners_of_the_count(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     for hpa in w.autoscalers.iter().filter(|h| h.min_replicas == 0) {
-        out.push(Refusal::AutoscalerMinZero { name: hpa.name.clone() });
+        out.push(Refusal::AutoscalerMinZero {
+            name: hpa.name.clone(),
+        });
     }
     // Argo CD's self-heal cannot be paused per object; the others need a pause that was verified.
-    for manager in w.managers.iter().filter(|m| !m.paused || m.kind == ManagerKind::ArgoCd) {
+    for manager in w
+        .managers
+        .iter()
+        .filter(|m| !m.paused || m.kind == ManagerKind::ArgoCd)
+    {
         out.push(Refusal::CountManaged {
             workload: w.workload.to_string(),
             manager: manager.kind.to_string(),
@@ -287,13 +373,24 @@ fn owners_of_the_count(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
 }
 
 fn foreign_pods(evidence: &Evidence, w: &WorkloadFacts, now: Timestamp, out: &mut Vec<Refusal>) {
-    let Some(pods) = present(evidence.at(now).pods(), "the list of pods", out) else { return };
-    for pod in pods.iter().filter(|p| !p.is_finished() && !w.pods.iter().any(|own| own.uid == p.uid)) {
-        out.push(Refusal::ForeignPod { pod: pod.name.to_string(), workload: w.workload.to_string() });
+    let Some(pods) = present(evidence.at(now).pods(), "the list of pods", out) else {
+        return;
+    };
+    for pod in pods
+        .iter()
+        .filter(|p| !p.is_finished() && !w.pods.iter().any(|own| own.uid == p.uid))
+    {
+        out.push(Refusal::ForeignPod {
+            pod: pod.name.to_string(),
+            workload: w.workload.to_string(),
+        });
     }
 }
 
 fn present<'a, T>(read: Read<'a, T>, what: &str, out: &mut Vec<Refusal>) -> Option<&'a T> {
-    let missing = |why: Missing| Refusal::Missing { what: what.to_owned(), why: why.to_string() };
+    let missing = |why: Missing| Refusal::Missing {
+        what: what.to_owned(),
+        why: why.to_string(),
+    };
     read.map_err(|why| out.push(missing(why))).ok()
 }

@@ -20,7 +20,9 @@ pub struct SoundPlan(Plan);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsound {
     /// Another version of reattach made it.
-    #[error("the plan is of version {found}, and this reattach runs plans of version {PLAN_VERSION} only")]
+    #[error(
+        "the plan is of version {found}, and this reattach runs plans of version {PLAN_VERSION} only"
+    )]
     Version {
         /// The plan's version.
         found: u32,
@@ -45,11 +47,16 @@ impl Plan {
     pub fn sound(self) -> Result<SoundPlan, Unsound> {
         // Of another version's plan not even the hash can be computed: fields that this version does not know are gone.
         if self.version != PLAN_VERSION {
-            return Err(Unsound::Version { found: self.version });
+            return Err(Unsound::Version {
+                found: self.version,
+            });
         }
         let content = self.computed_hash();
         if self.hash != content {
-            return Err(Unsound::Edited { hash: self.hash, content });
+            return Err(Unsound::Edited {
+                hash: self.hash,
+                content,
+            });
         }
         Ok(SoundPlan(self))
     }
@@ -75,10 +82,17 @@ pub fn may_have_freed<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> bool 
     let mut freeing = Vec::new();
     for entry in journal {
         match &entry.event {
-            Event::Started { step, proof: Some(_), .. } => freeing.push(*step),
+            Event::Started {
+                step,
+                proof: Some(_),
+                ..
+            } => freeing.push(*step),
             // A definite no of the target, or nothing was sent. "Observed not to have been applied" is no such answer: the
             // request may come late.
-            Event::Outcome { step, outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. } } => {
+            Event::Outcome {
+                step,
+                outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
+            } => {
                 if let Some(at) = freeing.iter().rposition(|s| s == step) {
                     freeing.remove(at);
                 }
@@ -103,18 +117,27 @@ pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<Str
     let mut orders: Vec<(StepIx, String, &str)> = Vec::new();
     for entry in journal {
         match &entry.event {
-            Event::Started { step, intent, proof: None, newest_job: Some(_) } => {
+            Event::Started {
+                step,
+                intent,
+                proof: None,
+                newest_job: Some(_),
+            } => {
                 orders.push((*step, intent.clone(), "its outcome is not known"));
             }
             Event::Outcome { step, outcome } => {
-                let Some(at) = orders.iter().rposition(|(ordered, ..)| ordered == step) else { continue };
+                let Some(at) = orders.iter().rposition(|(ordered, ..)| ordered == step) else {
+                    continue;
+                };
                 match outcome {
                     Outcome::NotApplied { .. } | Outcome::Withheld { .. } => {
                         orders.remove(at);
                     }
                     Outcome::Applied { .. } => orders[at].2 = "accepted",
                     Outcome::ObservedApplied { .. } => orders[at].2 = "seen to have been done",
-                    Outcome::ObservedNotApplied { .. } => orders[at].2 = "seen not to have been done",
+                    Outcome::ObservedNotApplied { .. } => {
+                        orders[at].2 = "seen not to have been done"
+                    }
                     Outcome::Unknown { .. } | Outcome::Repeatable { .. } => {}
                 }
             }
@@ -127,5 +150,8 @@ pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<Str
             | Event::Ended { .. } => {}
         }
     }
-    orders.into_iter().map(|(_, intent, end)| format!("{intent} ({end})")).collect()
+    orders
+        .into_iter()
+        .map(|(_, intent, end)| format!("{intent} ({end})"))
+        .collect()
 }

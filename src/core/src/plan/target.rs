@@ -21,23 +21,58 @@ impl Trouble {
     pub fn releases(&self) -> Releases {
         match self {
             Self::Phantom { .. } | Self::Lost { .. } => Releases::Everyone,
-            Self::DeadNode { .. } | Self::StuckRecord { .. } | Self::Orphan { .. } => Releases::OldHolder,
+            Self::DeadNode { .. } | Self::StuckRecord { .. } | Self::Orphan { .. } => {
+                Releases::OldHolder
+            }
         }
     }
 
     /// Whether it is the same trouble: class, node and holder.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::DeadNode { node: a, instance: i }, Self::DeadNode { node: b, instance: j }) => {
-                a == b && i == j
-            }
-            (Self::Phantom { at: a, attachment: u, .. }, Self::Phantom { at: b, attachment: v, .. })
-            | (Self::Lost { at: a, attachment: u }, Self::Lost { at: b, attachment: v }) => {
-                a.node == b.node && u == v
-            }
             (
-                Self::StuckRecord { attachment: u, node: a, .. },
-                Self::StuckRecord { attachment: v, node: b, .. },
+                Self::DeadNode {
+                    node: a,
+                    instance: i,
+                },
+                Self::DeadNode {
+                    node: b,
+                    instance: j,
+                },
+            ) => a == b && i == j,
+            (
+                Self::Phantom {
+                    at: a,
+                    attachment: u,
+                    ..
+                },
+                Self::Phantom {
+                    at: b,
+                    attachment: v,
+                    ..
+                },
+            )
+            | (
+                Self::Lost {
+                    at: a,
+                    attachment: u,
+                },
+                Self::Lost {
+                    at: b,
+                    attachment: v,
+                },
+            ) => a.node == b.node && u == v,
+            (
+                Self::StuckRecord {
+                    attachment: u,
+                    node: a,
+                    ..
+                },
+                Self::StuckRecord {
+                    attachment: v,
+                    node: b,
+                    ..
+                },
             ) => a == b && u == v,
             (Self::Orphan { holder: a, .. }, Self::Orphan { holder: b, .. }) => a == b,
             _ => false,
@@ -79,7 +114,8 @@ impl Target {
         let releases = trouble.releases();
         let on = |node: &NodeName| {
             let all = evidence.at(now).attachments().ok();
-            all.and_then(|all| all.iter().find(|a| a.node == *node)).map(|a| a.uid.clone())
+            all.and_then(|all| all.iter().find(|a| a.node == *node))
+                .map(|a| a.uid.clone())
         };
         Ok(match trouble {
             Trouble::Phantom { at, attachment, .. } | Trouble::Lost { at, attachment } => Self {
@@ -96,7 +132,11 @@ impl Target {
                 pod: None,
                 releases,
             },
-            Trouble::StuckRecord { attachment, node, cause } => Self {
+            Trouble::StuckRecord {
+                attachment,
+                node,
+                cause,
+            } => Self {
                 node: node.clone(),
                 holder: recorded_holder(evidence, node, cause, now)?,
                 attachment: attachment.clone(),
@@ -104,7 +144,10 @@ impl Target {
                 releases,
             },
             Trouble::Orphan { holder, wanted_by } => Self {
-                node: evidence.node_of_instance(holder).unwrap_or(wanted_by).clone(),
+                node: evidence
+                    .node_of_instance(holder)
+                    .unwrap_or(wanted_by)
+                    .clone(),
                 holder: holder.clone(),
                 attachment: None,
                 pod: None,
@@ -115,7 +158,11 @@ impl Target {
 
     /// Where the plan looks.
     pub fn scope(&self) -> Scope<'_> {
-        Scope { node: &self.node, releases: self.releases, holder: &self.holder }
+        Scope {
+            node: &self.node,
+            releases: self.releases,
+            holder: &self.holder,
+        }
     }
 }
 
@@ -127,9 +174,17 @@ fn recorded_holder(
     cause: &StuckCause,
     now: Timestamp,
 ) -> Result<InstanceId, Refusal> {
-    let missing = |what: String, why: &str| Refusal::Missing { what, why: why.to_owned() };
+    let missing = |what: String, why: &str| Refusal::Missing {
+        what,
+        why: why.to_owned(),
+    };
     if let Ok(facts) = evidence.at(now).node(node) {
-        let unknown = || missing(format!("the instance behind Node {node}"), "its providerID names none");
+        let unknown = || {
+            missing(
+                format!("the instance behind Node {node}"),
+                "its providerID names none",
+            )
+        };
         return facts.instance.clone().ok_or_else(unknown);
     }
     if !matches!(cause, StuckCause::NodeMissing { .. }) {

@@ -35,6 +35,10 @@ impl Plan {
         if !violations.is_empty() {
             return Err(vec![Refusal::Vetoed { violations }]);
         }
-        self.sound().map_err(|unsound| vec![Refusal::Vetoed { violations: vec![Violation::from(unsound)] }])
+        self.sound().map_err(|unsound| {
+            vec![Refusal::Vetoed {
+                violations: vec![Violation::from(unsound)],
+            }]
+        })
     }
 }

@@ -1,7 +1,9 @@
 //! *Declared*: a named human says that the holder cannot write. Their word is taken as long as no fact contradicts it.
 
 use super::handshake::veto_by_answer;
-use super::{FenceProof, Ground, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume};
+use super::{
+    FenceProof, Ground, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume,
+};
 use crate::evidence::Evidence;
 use crate::fact::Source;
 use crate::ids::InstanceId;
@@ -61,7 +63,12 @@ pub fn declared(
     declaration: &Declaration,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let invalid = |why: &str| Err(NoProof::Declaration { by: declaration.by.clone(), why: why.to_owned() });
+    let invalid = |why: &str| {
+        Err(NoProof::Declaration {
+            by: declaration.by.clone(),
+            why: why.to_owned(),
+        })
+    };
     if declaration.holder != *holder {
         return invalid("it is about another instance");
     }
@@ -72,7 +79,10 @@ pub fn declared(
     let mut grounds = nothing_lives(evidence, holder, now)?;
     // What it reported unasked may be from before its end; an answer to this recovery's question is a sign of life.
     for (name, node) in &evidence.nodes {
-        if node.shown().is_some_and(|n| n.instance.as_ref() == Some(holder)) {
+        if node
+            .shown()
+            .is_some_and(|n| n.instance.as_ref() == Some(holder))
+        {
             veto_by_answer(evidence, name, now)?;
         }
     }
@@ -82,11 +92,22 @@ pub fn declared(
         source: Source::Kubernetes("VolumeRecovery".to_owned()),
         at: declaration.at,
     });
-    let Declaration { by, reason, at, cluster_wide, .. } = declaration.clone();
+    let Declaration {
+        by,
+        reason,
+        at,
+        cluster_wide,
+        ..
+    } = declaration.clone();
     Ok(FenceProof::new(
         volume,
         holder,
-        ProofKind::Declared { by, reason, at, cluster_wide },
+        ProofKind::Declared {
+            by,
+            reason,
+            at,
+            cluster_wide,
+        },
         grounds,
         for_a_while(now),
         now,

@@ -2,8 +2,8 @@
 
 use super::reboot::{Asked, Clean, clean};
 use super::{
-    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
-    the_volume,
+    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing,
+    no_pod, the_volume,
 };
 use crate::evidence::Evidence;
 use crate::guest::ScanResult;
@@ -51,7 +51,10 @@ pub fn kubelet_handshake(
         None => None,
     };
     let (Some(facts), Some(fact)) = (facts, fact) else {
-        return Err(NoProof::Missing { what: format!("Node {node}"), why: "no such Node was read".into() });
+        return Err(NoProof::Missing {
+            what: format!("Node {node}"),
+            why: "no such Node was read".into(),
+        });
     };
     if !facts.ready {
         return Err(NoProof::NodeNotReady { node: node.clone() });
@@ -71,11 +74,25 @@ pub fn kubelet_handshake(
     let cloud = the_volume(evidence, holder, now)?;
     let grounds = vec![
         ground(&evidence.pods, "no pod with the claim is left"),
-        ground(fact, format!("kubelet on {node} does not report the volume in use")),
+        ground(
+            fact,
+            format!("kubelet on {node} does not report the volume in use"),
+        ),
         held_by(evidence, holder),
     ];
-    let kind = ProofKind::KubeletHandshake { node: node.clone(), no_user_since: unused.at, lease_renewed };
-    Ok(FenceProof::new(cloud, holder, kind, grounds, for_a_while(now), now))
+    let kind = ProofKind::KubeletHandshake {
+        node: node.clone(),
+        no_user_since: unused.at,
+        lease_renewed,
+    };
+    Ok(FenceProof::new(
+        cloud,
+        holder,
+        kind,
+        grounds,
+        for_a_while(now),
+        now,
+    ))
 }
 
 /// How long one mount attempt of kubelet may last: two minutes (`csiTimeout` in Kubernetes
@@ -102,30 +119,68 @@ pub fn answered_clean(
 ) -> Result<FenceProof, NoProof> {
     let away = held(evidence, node, recovery, now)?;
     no_pod(evidence, node, away, now)?;
-    let facts =
-        evidence.at(now).node(node).map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
+    let facts = evidence
+        .at(now)
+        .node(node)
+        .map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     if !facts.ready {
         return Err(NoProof::NodeNotReady { node: node.clone() });
     }
     is_holder(facts, holder)?;
-    if unused.lease.is_none() || asked_at < unused.at.saturating_add(ATTEMPT).unwrap_or(Timestamp::MAX) {
+    if unused.lease.is_none()
+        || asked_at < unused.at.saturating_add(ATTEMPT).unwrap_or(Timestamp::MAX)
+    {
         let why = "it was asked while a mount attempt could be under way".to_owned();
-        return Err(NoProof::NotClean { node: node.clone(), why });
+        return Err(NoProof::NotClean {
+            node: node.clone(),
+            why,
+        });
     }
-    let asked = Asked { at: asked_at, recovery };
-    let Clean { epoch, volume, grounds } = clean(evidence, node, facts, holder, asked, now)?;
-    let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: unused.at, epoch };
-    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
+    let asked = Asked {
+        at: asked_at,
+        recovery,
+    };
+    let Clean {
+        epoch,
+        volume,
+        grounds,
+    } = clean(evidence, node, facts, holder, asked, now)?;
+    let kind = ProofKind::AnsweredClean {
+        node: node.clone(),
+        no_user_since: unused.at,
+        epoch,
+    };
+    Ok(FenceProof::new(
+        volume,
+        holder,
+        kind,
+        grounds,
+        for_a_while(now),
+        now,
+    ))
 }
 
 /// An agent whose answer to the open question shows a user of the device vetoes: its machine lived when it was asked.
-pub(super) fn veto_by_answer(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
+pub(super) fn veto_by_answer(
+    evidence: &Evidence,
+    node: &NodeName,
+    now: Timestamp,
+) -> Result<(), NoProof> {
     if let Some(answer) = evidence.answers.get(node)
-        && evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
-        && evidence.at(now).node(node).is_ok_and(|n| n.boot_id == answer.boot_id)
+        && evidence
+            .asked
+            .as_ref()
+            .is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
+        && evidence
+            .at(now)
+            .node(node)
+            .is_ok_and(|n| n.boot_id == answer.boot_id)
         && let ScanResult::InUse { users } = &answer.seen
     {
-        return Err(NoProof::Veto { node: node.clone(), what: format!("{users:?}") });
+        return Err(NoProof::Veto {
+            node: node.clone(),
+            what: format!("{users:?}"),
+        });
     }
     Ok(())
 }
@@ -138,9 +193,15 @@ pub(super) fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Resu
         return Ok(());
     };
     let identity = evidence.cloud_volume.shown().map(|v| &v.identity);
-    if let Some(device) = guest.devices.iter().find(|d| Some(&d.identity) == identity && !d.users.is_empty())
+    if let Some(device) = guest
+        .devices
+        .iter()
+        .find(|d| Some(&d.identity) == identity && !d.users.is_empty())
     {
-        return Err(NoProof::Veto { node: node.clone(), what: format!("{:?}", device.users) });
+        return Err(NoProof::Veto {
+            node: node.clone(),
+            what: format!("{:?}", device.users),
+        });
     }
     let live = guest
         .csi_volumes
@@ -149,7 +210,10 @@ pub(super) fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Resu
         .flat_map(|v| &v.mounts)
         .find(|m| !m.dead);
     match live {
-        Some(mount) => Err(NoProof::Veto { node: node.clone(), what: format!("mounted at {}", mount.path) }),
+        Some(mount) => Err(NoProof::Veto {
+            node: node.clone(),
+            what: format!("mounted at {}", mount.path),
+        }),
         None => Ok(()),
     }
 }

@@ -148,7 +148,14 @@ impl FenceProof {
         holds: Holds,
         now: Timestamp,
     ) -> Self {
-        Self { volume: volume.id.clone(), holder: holder.clone(), kind, rests_on, holds, made_at: now }
+        Self {
+            volume: volume.id.clone(),
+            holder: holder.clone(),
+            kind,
+            rests_on,
+            holds,
+            made_at: now,
+        }
     }
 
     /// The volume that may be freed.
@@ -173,7 +180,12 @@ impl FenceProof {
 
     /// How old the oldest of these facts is at `now`.
     pub fn age(&self, now: Timestamp) -> SignedDuration {
-        let oldest = self.rests_on.iter().map(|g| g.at).min().unwrap_or(self.made_at);
+        let oldest = self
+            .rests_on
+            .iter()
+            .map(|g| g.at)
+            .min()
+            .unwrap_or(self.made_at);
         now.duration_since(oldest)
     }
 
@@ -217,7 +229,14 @@ impl ProofKind {
     /// Whether it allows to fence the node as a whole: the machine is off or gone, or a named human who may say so for the
     /// whole cluster says that it cannot write. What a living kubelet or agent says is about one volume.
     pub fn fences_the_node(&self) -> bool {
-        self.shows_off_or_gone() || matches!(self, Self::Declared { cluster_wide: true, .. })
+        self.shows_off_or_gone()
+            || matches!(
+                self,
+                Self::Declared {
+                    cluster_wide: true,
+                    ..
+                }
+            )
     }
 }
 
@@ -349,16 +368,26 @@ fn for_a_while(now: Timestamp) -> Holds {
 }
 
 fn ground<T>(fact: &Fact<T>, says: impl Into<String>) -> Ground {
-    Ground { says: says.into(), source: fact.source.clone(), at: fact.at }
+    Ground {
+        says: says.into(),
+        source: fact.source.clone(),
+        at: fact.at,
+    }
 }
 
 /// That the cloud names this holder and nobody else: see [`the_volume`].
 fn held_by(evidence: &Evidence, holder: &InstanceId) -> Ground {
-    ground(&evidence.cloud_volume, format!("instance {holder} holds it, and nobody else"))
+    ground(
+        &evidence.cloud_volume,
+        format!("instance {holder} holds it, and nobody else"),
+    )
 }
 
 fn missing(what: impl Into<String>, why: impl Into<String>) -> NoProof {
-    NoProof::Missing { what: what.into(), why: why.into() }
+    NoProof::Missing {
+        what: what.into(),
+        why: why.into(),
+    }
 }
 
 /// The value, or none where there is none for certain.
@@ -419,9 +448,21 @@ fn the_volume<'a>(
     let cloud = fresh(evidence.at(now).cloud_volume(), "the cloud volume")?
         .ok_or_else(|| missing("the cloud volume", "the cloud does not know it"))?;
     if cloud.holders != [holder.clone()] {
-        let found = cloud.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let found = if found.is_empty() { "nobody".into() } else { found };
-        return Err(NoProof::Holder { found, expected: holder.clone() });
+        let found = cloud
+            .holders
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let found = if found.is_empty() {
+            "nobody".into()
+        } else {
+            found
+        };
+        return Err(NoProof::Holder {
+            found,
+            expected: holder.clone(),
+        });
     }
     Ok(cloud)
 }
@@ -431,9 +472,13 @@ fn is_holder(node: &NodeFacts, holder: &InstanceId) -> Result<(), NoProof> {
     if node.instance.as_ref() == Some(holder) {
         return Ok(());
     }
-    let found =
-        node.instance.as_ref().map_or("no instance".into(), |i| format!("{i} behind Node {}", node.name));
-    Err(NoProof::Holder { found, expected: holder.clone() })
+    let found = node.instance.as_ref().map_or("no instance".into(), |i| {
+        format!("{i} behind Node {}", node.name)
+    });
+    Err(NoProof::Holder {
+        found,
+        expected: holder.clone(),
+    })
 }
 
 /// From where new pods of the claim are kept away.
@@ -447,10 +492,17 @@ enum Away {
 
 /// P1: no new pod can come to the holder's node. Either the workload is at zero and carries this recovery's stamp, or a pod
 /// made now would be given our gate, or the node carries our closing taint and the workload's pods do not tolerate it.
-fn held(evidence: &Evidence, node: &NodeName, recovery: &Uid, now: Timestamp) -> Result<Away, NoProof> {
+fn held(
+    evidence: &Evidence,
+    node: &NodeName,
+    recovery: &Uid,
+    now: Timestamp,
+) -> Result<Away, NoProof> {
     let no_hold = |why: String| Err(NoProof::NoHold { why });
     let workload = fresh(evidence.at(now).workload(), "the workload")?;
-    let Some(workload) = workload else { return no_hold("the workload is not there".into()) };
+    let Some(workload) = workload else {
+        return no_hold("the workload is not there".into());
+    };
     match &workload.stamp {
         Some(Ok(stamp)) if workload.replicas == 0 => {
             if stamp.recovery != *recovery {
@@ -464,14 +516,21 @@ fn held(evidence: &Evidence, node: &NodeName, recovery: &Uid, now: Timestamp) ->
         Some(Err(why)) => no_hold(why.clone()),
         _ => match workload.dry_run_held {
             Some(true) => Ok(Away::Everywhere),
-            _ if evidence.at(now).node(node).is_ok_and(|n| n.is_closed_by(recovery)) => {
+            _ if evidence
+                .at(now)
+                .node(node)
+                .is_ok_and(|n| n.is_closed_by(recovery)) =>
+            {
                 match &workload.template.ignores_taints {
                     None => Ok(Away::FromTheNode),
                     Some(why) => no_hold(format!("node {node} is closed by a taint, and {why}")),
                 }
             }
             Some(false) => no_hold("a pod made now would not be given the gate".into()),
-            None => no_hold(format!("{} has {} replicas", workload.workload, workload.replicas)),
+            None => no_hold(format!(
+                "{} has {} replicas",
+                workload.workload, workload.replicas
+            )),
         },
     }
 }
@@ -482,17 +541,25 @@ fn no_pod(evidence: &Evidence, node: &NodeName, away: Away, now: Timestamp) -> R
     let pods = fresh(evidence.at(now).pods(), "the list of pods")?;
     let kept = |p: &PodFacts| p.is_kept_from(node) || away == Away::FromTheNode && p.node.is_none();
     match pods.and_then(|p| p.iter().find(|p| !kept(p))) {
-        Some(pod) => Err(NoProof::PodPresent { pod: pod.name.to_string() }),
+        Some(pod) => Err(NoProof::PodPresent {
+            pod: pod.name.to_string(),
+        }),
         None => Ok(()),
     }
 }
 
 /// For proofs that the machine does not run: no Node of that instance may be Ready. A Node that was not read freshly
 /// is no answer either.
-fn nothing_lives(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Result<Vec<Ground>, NoProof> {
+fn nothing_lives(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Result<Vec<Ground>, NoProof> {
     let mut grounds = Vec::new();
     for (name, fact) in &evidence.nodes {
-        let Some(node) = fresh(evidence.at(now).node(name), &format!("Node {name}"))? else { continue };
+        let Some(node) = fresh(evidence.at(now).node(name), &format!("Node {name}"))? else {
+            continue;
+        };
         if node.instance.as_ref() != Some(holder) {
             continue;
         }

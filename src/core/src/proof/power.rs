@@ -40,7 +40,12 @@ pub fn gone(
     before: Option<&InstanceObservation>,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let Basis { volume, mut grounds, fact, instance } = basis(evidence, holder, now)?;
+    let Basis {
+        volume,
+        mut grounds,
+        fact,
+        instance,
+    } = basis(evidence, holder, now)?;
     let last_seen = match instance {
         Some(instance) if instance.state == InstanceState::Gone => None,
         Some(instance) => return Err(running(holder, "gone", &instance.state)),
@@ -56,11 +61,26 @@ pub fn gone(
                     && s.at < fact.at
                     && Some(&s.scope) == evidence.cloud_scope.as_ref()
             });
-            Some(seen.ok_or_else(|| NoProof::NeverSeen { holder: holder.clone() })?.at)
+            Some(
+                seen.ok_or_else(|| NoProof::NeverSeen {
+                    holder: holder.clone(),
+                })?
+                .at,
+            )
         }
     };
-    grounds.push(ground(fact, format!("instance {holder} does not exist any more")));
-    Ok(FenceProof::new(volume, holder, ProofKind::Gone { last_seen }, grounds, Holds::ForGood, now))
+    grounds.push(ground(
+        fact,
+        format!("instance {holder} does not exist any more"),
+    ));
+    Ok(FenceProof::new(
+        volume,
+        holder,
+        ProofKind::Gone { last_seen },
+        grounds,
+        Holds::ForGood,
+        now,
+    ))
 }
 
 /// Makes the *off* proof: the instance reads off, read off before in this recovery, and stays so: by a shutdown job that
@@ -74,17 +94,28 @@ pub fn off(
     before: Option<&InstanceObservation>,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let Basis { volume, mut grounds, fact, instance } = basis(evidence, holder, now)?;
+    let Basis {
+        volume,
+        mut grounds,
+        fact,
+        instance,
+    } = basis(evidence, holder, now)?;
     match instance {
         Some(instance) if instance.state == InstanceState::Off => {}
         Some(instance) => return Err(running(holder, "off", &instance.state)),
         None => return Err(missing(said_of(holder), "the cloud does not find it")),
     }
     let history = format!("the history of instance {holder}'s power");
-    let power = evidence.power.get(holder).ok_or_else(|| missing(history.clone(), "it was not read"))?;
+    let power = evidence
+        .power
+        .get(holder)
+        .ok_or_else(|| missing(history.clone(), "it was not read"))?;
     let facts = fresh(evidence.at(now).power(holder), &history)?;
     let facts = facts.ok_or_else(|| missing(history, "the cloud has none"))?;
-    let job = stays_off(facts).map_err(|why| NoProof::NoShutdown { holder: holder.clone(), why })?;
+    let job = stays_off(facts).map_err(|why| NoProof::NoShutdown {
+        holder: holder.clone(),
+        why,
+    })?;
     let since = job.as_ref().map(|(_, finished)| *finished);
     let first = before.filter(|s| {
         s.instance == *holder
@@ -93,11 +124,23 @@ pub fn off(
             && since.is_none_or(|finished| s.at >= finished)
             && Some(&s.scope) == evidence.cloud_scope.as_ref()
     });
-    let first = first.ok_or_else(|| NoProof::SeenOnce { holder: holder.clone() })?;
+    let first = first.ok_or_else(|| NoProof::SeenOnce {
+        holder: holder.clone(),
+    })?;
     grounds.push(ground(fact, format!("instance {holder} is off")));
     grounds.push(ground(power, "a shutdown finished and nothing boots it"));
-    let kind = ProofKind::Off { job: job.map(|(id, _)| id), first_seen: first.at };
-    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
+    let kind = ProofKind::Off {
+        job: job.map(|(id, _)| id),
+        first_seen: first.at,
+    };
+    Ok(FenceProof::new(
+        volume,
+        holder,
+        kind,
+        grounds,
+        for_a_while(now),
+        now,
+    ))
 }
 
 /// What both rest on: the volume with this holder alone, no living node of it, and the cloud's word on the instance.
@@ -108,34 +151,60 @@ struct Basis<'a> {
     instance: Option<&'a CloudInstance>,
 }
 
-fn basis<'a>(evidence: &'a Evidence, holder: &InstanceId, now: Timestamp) -> Result<Basis<'a>, NoProof> {
+fn basis<'a>(
+    evidence: &'a Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Result<Basis<'a>, NoProof> {
     let volume = the_volume(evidence, holder, now)?;
     let mut grounds = nothing_lives(evidence, holder, now)?;
     grounds.push(held_by(evidence, holder));
-    let fact = evidence.instances.get(holder).ok_or_else(|| missing(said_of(holder), "it was not read"))?;
+    let fact = evidence
+        .instances
+        .get(holder)
+        .ok_or_else(|| missing(said_of(holder), "it was not read"))?;
     let instance = fresh(evidence.at(now).instance(holder), &said_of(holder))?;
-    Ok(Basis { volume, grounds, fact, instance })
+    Ok(Basis {
+        volume,
+        grounds,
+        fact,
+        instance,
+    })
 }
 
 /// The shutdown job that keeps the instance off, with the time of its end; `None` where none is needed.
 fn stays_off(facts: &PowerFacts) -> Result<Option<(String, Timestamp)>, String> {
-    if let Some(on) = facts.jobs.iter().find(|j| j.change == PowerChange::On && j.is_pending()) {
+    if let Some(on) = facts
+        .jobs
+        .iter()
+        .find(|j| j.change == PowerChange::On && j.is_pending())
+    {
         return Err(format!("job {} boots it", on.id));
     }
     if facts.off_stays_off {
         return Ok(None);
     }
-    let shutdown = facts.jobs.iter().filter(|j| j.change == PowerChange::Off).max_by_key(|j| j.created);
-    let Some(shutdown) = shutdown else { return Err("no shutdown job is in the history".to_owned()) };
+    let shutdown = facts
+        .jobs
+        .iter()
+        .filter(|j| j.change == PowerChange::Off)
+        .max_by_key(|j| j.created);
+    let Some(shutdown) = shutdown else {
+        return Err("no shutdown job is in the history".to_owned());
+    };
     let (JobStatus::Finished, Some(finished)) = (&shutdown.status, shutdown.finished) else {
         return Err(format!("shutdown job {} has not finished", shutdown.id));
     };
     if shutdown.by.is_none() {
         return Err(format!("nobody is named for shutdown job {}", shutdown.id));
     }
-    let later = |j: &&crate::cloud::PowerJob| j.change == PowerChange::On && j.created >= shutdown.created;
+    let later =
+        |j: &&crate::cloud::PowerJob| j.change == PowerChange::On && j.created >= shutdown.created;
     match facts.jobs.iter().find(later) {
-        Some(on) => Err(format!("job {} booted it after shutdown job {}", on.id, shutdown.id)),
+        Some(on) => Err(format!(
+            "job {} booted it after shutdown job {}",
+            on.id, shutdown.id
+        )),
         None => Ok(Some((shutdown.id.clone(), finished))),
     }
 }
@@ -145,5 +214,9 @@ fn said_of(holder: &InstanceId) -> String {
 }
 
 fn running(holder: &InstanceId, needed: &str, state: &InstanceState) -> NoProof {
-    NoProof::Power { holder: holder.clone(), needed: needed.to_owned(), found: format!("{state:?}") }
+    NoProof::Power {
+        holder: holder.clone(),
+        needed: needed.to_owned(),
+        found: format!("{state:?}"),
+    }
 }

@@ -3,8 +3,8 @@
 use super::handshake::veto;
 use super::names::under_another_name;
 use super::{
-    FenceProof, Ground, NoProof, ProofKind, for_a_while, ground, held, held_by, is_holder, missing, no_pod,
-    the_volume,
+    FenceProof, Ground, NoProof, ProofKind, for_a_while, ground, held, held_by, is_holder, missing,
+    no_pod, the_volume,
 };
 use crate::cloud::CloudVolume;
 use crate::evidence::{Evidence, NodeFacts};
@@ -53,20 +53,47 @@ pub fn rebooted_and_clean(
 ) -> Result<FenceProof, NoProof> {
     let away = held(evidence, node, recovery, now)?;
     no_pod(evidence, node, away, now)?;
-    let facts =
-        evidence.at(now).node(node).map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
+    let facts = evidence
+        .at(now)
+        .node(node)
+        .map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     is_holder(facts, holder)?;
-    if before.boot.as_ref().is_none_or(|boot| *boot == facts.boot_id) {
-        return Err(NoProof::NotRebooted { node: node.clone(), boot: facts.boot_id.clone() });
+    if before
+        .boot
+        .as_ref()
+        .is_none_or(|boot| *boot == facts.boot_id)
+    {
+        return Err(NoProof::NotRebooted {
+            node: node.clone(),
+            boot: facts.boot_id.clone(),
+        });
     }
     let Some(at) = before.asked_at else {
         let why = "this leader has asked no question yet".to_owned();
-        return Err(NoProof::NotClean { node: node.clone(), why });
+        return Err(NoProof::NotClean {
+            node: node.clone(),
+            why,
+        });
     };
     let asked = Asked { at, recovery };
-    let Clean { epoch, volume, grounds } = clean(evidence, node, facts, holder, asked, now)?;
-    let kind = ProofKind::RebootedAndClean { node: node.clone(), boot: facts.boot_id.clone(), epoch };
-    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
+    let Clean {
+        epoch,
+        volume,
+        grounds,
+    } = clean(evidence, node, facts, holder, asked, now)?;
+    let kind = ProofKind::RebootedAndClean {
+        node: node.clone(),
+        boot: facts.boot_id.clone(),
+        epoch,
+    };
+    Ok(FenceProof::new(
+        volume,
+        holder,
+        kind,
+        grounds,
+        for_a_while(now),
+        now,
+    ))
 }
 
 /// That the agent of the holder's living Node answered this recovery's open challenge clean. No proof by itself: the
@@ -82,10 +109,15 @@ pub fn answers_clean(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<(), NoProof> {
-    let facts =
-        evidence.at(now).node(node).map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
+    let facts = evidence
+        .at(now)
+        .node(node)
+        .map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     is_holder(facts, holder)?;
-    let asked = Asked { at: asked_at, recovery };
+    let asked = Asked {
+        at: asked_at,
+        recovery,
+    };
     clean(evidence, node, facts, holder, asked, now).map(|_| ())
 }
 
@@ -107,8 +139,12 @@ pub(super) fn clean<'a>(
     now: Timestamp,
 ) -> Result<Clean<'a>, NoProof> {
     let fact = evidence.nodes.get(node);
-    let fact = fact.ok_or_else(|| missing(format!("Node {node}"), Missing::NeverRead.to_string()))?;
-    let not_clean = |why: String| NoProof::NotClean { node: node.clone(), why };
+    let fact =
+        fact.ok_or_else(|| missing(format!("Node {node}"), Missing::NeverRead.to_string()))?;
+    let not_clean = |why: String| NoProof::NotClean {
+        node: node.clone(),
+        why,
+    };
     let answer = answer_to(evidence, node, asked.recovery, &facts.boot_id).map_err(not_clean)?;
     if let Some(why) = too_old(answer, asked.at, facts, now) {
         return Err(not_clean(why));
@@ -118,9 +154,16 @@ pub(super) fn clean<'a>(
         return Err(not_clean("it was asked about another device".into()));
     }
     let guest = evidence.at(now).guest(node);
-    let guest =
-        guest.map_err(|why| missing(format!("the report of the agent on {node}"), why.to_string()))?;
-    let csi = evidence.at(now).csi().ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
+    let guest = guest.map_err(|why| {
+        missing(
+            format!("the report of the agent on {node}"),
+            why.to_string(),
+        )
+    })?;
+    let csi = evidence
+        .at(now)
+        .csi()
+        .ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
     if answer.seen == ScanResult::NoDevice
         && let Some(device) = under_another_name(evidence, guest, facts, csi, volume)
     {
@@ -130,7 +173,11 @@ pub(super) fn clean<'a>(
         )));
     }
     veto(evidence, node, now)?;
-    let says = if answer.seen == ScanResult::NoDevice { "no such device" } else { "nothing uses the device" };
+    let says = if answer.seen == ScanResult::NoDevice {
+        "no such device"
+    } else {
+        "nothing uses the device"
+    };
     let grounds = vec![
         Ground {
             says: format!("the agent on {node} answered: {says}"),
@@ -141,19 +188,36 @@ pub(super) fn clean<'a>(
         ground(fact, format!("{node} runs boot {}", facts.boot_id)),
         held_by(evidence, holder),
     ];
-    Ok(Clean { epoch: answer.epoch, volume, grounds })
+    Ok(Clean {
+        epoch: answer.epoch,
+        volume,
+        grounds,
+    })
 }
 
 /// Why an answer does not count any more. Its scan began after the question was journaled, so the time since then is the
 /// most that it can be old. By the machine's own clock it must not be older either than the machine's last sign of life.
-fn too_old(answer: &Answer, asked_at: Timestamp, node: &NodeFacts, now: Timestamp) -> Option<String> {
+fn too_old(
+    answer: &Answer,
+    asked_at: Timestamp,
+    node: &NodeFacts,
+    now: Timestamp,
+) -> Option<String> {
     let ago = now.duration_since(asked_at);
     if ago < SignedDuration::ZERO || ago > ANSWER_GOOD_FOR {
-        return Some(format!("it was asked {} s ago, which is too long", ago.as_secs()));
+        return Some(format!(
+            "it was asked {} s ago, which is too long",
+            ago.as_secs()
+        ));
     }
-    let before = node.lease_renewed.map(|renewed| renewed.duration_since(answer.scanned_at));
+    let before = node
+        .lease_renewed
+        .map(|renewed| renewed.duration_since(answer.scanned_at));
     let before = before.filter(|before| *before > ANSWER_GOOD_FOR)?;
-    Some(format!("it looked {} s before its kubelet's last sign of life", before.as_secs()))
+    Some(format!(
+        "it looked {} s before its kubelet's last sign of life",
+        before.as_secs()
+    ))
 }
 
 /// What the agent of this boot answered to the open question, if that is "no device" or "clean".
@@ -163,7 +227,11 @@ fn answer_to<'a>(
     recovery: &Uid,
     boot: &BootId,
 ) -> Result<&'a Answer, String> {
-    let Some((asked, epoch)) = evidence.asked.as_ref().filter(|(asked, _)| asked == recovery) else {
+    let Some((asked, epoch)) = evidence
+        .asked
+        .as_ref()
+        .filter(|(asked, _)| asked == recovery)
+    else {
         return Err("no challenge of this recovery is open".to_owned());
     };
     let answer = evidence.answers.get(node).ok_or("no answer")?;
@@ -175,12 +243,17 @@ fn answer_to<'a>(
     }
     match &answer.seen {
         ScanResult::NoDevice | ScanResult::Clean if answer.is_clean() => Ok(answer),
-        ScanResult::NoDevice | ScanResult::Clean => {
-            Err(format!("a {:?} agent cannot say that a device is clean", answer.level))
+        ScanResult::NoDevice | ScanResult::Clean => Err(format!(
+            "a {:?} agent cannot say that a device is clean",
+            answer.level
+        )),
+        ScanResult::DeadMount { paths } => {
+            Err(format!("dead mounts remain at {}", paths.join(", ")))
         }
-        ScanResult::DeadMount { paths } => Err(format!("dead mounts remain at {}", paths.join(", "))),
         ScanResult::InUse { users } => Err(format!("the device is in use: {users:?}")),
-        ScanResult::Idle => Err("the device is there; that nobody has it open was not shown".to_owned()),
+        ScanResult::Idle => {
+            Err("the device is there; that nobody has it open was not shown".to_owned())
+        }
         ScanResult::Unreadable { items } => Err(format!("it could not read {}", items.join(", "))),
     }
 }

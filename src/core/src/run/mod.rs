@@ -231,9 +231,13 @@ pub fn newest_job(effect: &Effect, evidence: &Evidence) -> Option<NewestJob> {
         Effect::CloudDetach { .. } | Effect::CloudForce { .. } => {
             evidence.jobs.shown()?.last().map(|job| &job.id)
         }
-        Effect::PowerOff { instance, .. } | Effect::PowerOn { instance, .. } => {
-            evidence.power.get(instance)?.shown()?.jobs.last().map(|job| &job.id)
-        }
+        Effect::PowerOff { instance, .. } | Effect::PowerOn { instance, .. } => evidence
+            .power
+            .get(instance)?
+            .shown()?
+            .jobs
+            .last()
+            .map(|job| &job.id),
         Effect::ScaleToZero { .. }
         | Effect::Restore { .. }
         | Effect::Hold

@@ -14,7 +14,10 @@ use jiff::SignedDuration;
 /// The next thing on the way forward. Before each effect policy, rights and approval are read again with the other evidence, so
 /// that a run whose mandate was withdrawn unwinds.
 pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
-    let step = state.current().and_then(|ix| plan.steps.get(ix.index())).map(|s| s.kind);
+    let step = state
+        .current()
+        .and_then(|ix| plan.steps.get(ix.index()))
+        .map(|s| s.kind);
     // What only puts back, or looks, needs no word.
     if step.is_none_or(|kind| kind.spec().needs_no_mandate()) {
         return forward(plan, state, evidence, cx);
@@ -23,7 +26,9 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         Ok(mandate) => match mandate.may_act(&plan.hash) {
             Ok(()) => return forward(plan, state, evidence, cx),
             Err(denial) if !denial.may_pass() => {
-                return Next::Record(Event::UnwindStarted { why: UnwindReason::Denied { denial } });
+                return Next::Record(Event::UnwindStarted {
+                    why: UnwindReason::Denied { denial },
+                });
             }
             Err(denial) => denial.to_string(),
         },
@@ -38,11 +43,20 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
 
 /// The next thing on the way forward, whatever the mandate says.
 fn forward(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
-    let Some(ix) = state.current() else { return Next::Record(Event::Ended { end: End::Recovered }) };
-    let Some(look) = StepCx::of(plan, state, evidence, cx, ix) else {
-        return Next::Record(Event::Ended { end: End::Recovered });
+    let Some(ix) = state.current() else {
+        return Next::Record(Event::Ended {
+            end: End::Recovered,
+        });
     };
-    let over = look.identity_lost().or_else(|| look.nothing_wrong()).or_else(|| look.machine_is_back());
+    let Some(look) = StepCx::of(plan, state, evidence, cx, ix) else {
+        return Next::Record(Event::Ended {
+            end: End::Recovered,
+        });
+    };
+    let over = look
+        .identity_lost()
+        .or_else(|| look.nothing_wrong())
+        .or_else(|| look.machine_is_back());
     if over.is_none()
         && let Some(spared) = look.node_is_spared()
     {
@@ -59,7 +73,11 @@ impl StepCx<'_> {
     /// S2: an effect by which pods go away is not issued while something would be lost with them. Asked for by the effect,
     /// and so for each step that has one, from the evidence that was read for it.
     fn unless_lost(&self, action: Action) -> Next {
-        let going = self.plan.steps.get(action.step.index()).map_or(PodsGo::None, |s| s.kind.spec().pods_go);
+        let going = self
+            .plan
+            .steps
+            .get(action.step.index())
+            .map_or(PodsGo::None, |s| s.kind.spec().pods_go);
         let lost = losses(self.evidence, &self.plan.pins.node, going, self.cx.now);
         match lost.iter().find(|r| !r.may_pass()).or(lost.first()) {
             None => Next::Act(action),
@@ -70,14 +88,23 @@ impl StepCx<'_> {
 
     /// S5: a step that can only wait, past its deadline, turns the run back.
     fn within_deadline(&self, proposal: Next) -> Next {
-        let deadline = later(self.entered, SignedDuration::from_secs(self.step.deadline_seconds.into()));
+        let deadline = later(
+            self.entered,
+            SignedDuration::from_secs(self.step.deadline_seconds.into()),
+        );
         let (why, until) = match proposal {
             Next::Wait { why, until } => (why, until),
             // An executor that was away starts nothing on an old decision. Restoring is never too late.
             Next::Act(_) if self.cx.now >= deadline && self.step.kind.spec().starts_work => {
                 let refused = match self.state.step(self.ix) {
-                    StepState::Issued { outcome: Outcome::NotApplied { why, .. }, .. } => why.clone(),
-                    StepState::Issued { outcome: Outcome::Withheld { shut }, .. } => shut.to_string(),
+                    StepState::Issued {
+                        outcome: Outcome::NotApplied { why, .. },
+                        ..
+                    } => why.clone(),
+                    StepState::Issued {
+                        outcome: Outcome::Withheld { shut },
+                        ..
+                    } => shut.to_string(),
                     _ => "an executor that starts it".to_owned(),
                 };
                 (refused, deadline)
@@ -85,7 +112,10 @@ impl StepCx<'_> {
             other => return other,
         };
         if self.cx.now < deadline {
-            return Next::Wait { why, until: until.min(deadline) };
+            return Next::Wait {
+                why,
+                until: until.min(deadline),
+            };
         }
         let seconds = self.step.deadline_seconds.into();
         // After PowerOn the volume is free; a machine that stays off is somebody's business and no reason to fail.
@@ -94,11 +124,19 @@ impl StepCx<'_> {
         }
         if self.step.kind == StepKind::Verify {
             // The workload is restored already: there is nothing to put back, only someone to tell.
-            let why = format!("the workload was restored and its pod is not Ready after {seconds} s: {why}");
-            return Next::Record(Event::Ended { end: End::Failed { why } });
+            let why = format!(
+                "the workload was restored and its pod is not Ready after {seconds} s: {why}"
+            );
+            return Next::Record(Event::Ended {
+                end: End::Failed { why },
+            });
         }
         Next::Record(Event::UnwindStarted {
-            why: UnwindReason::Deadline { step: self.ix, seconds, waiting_for: why },
+            why: UnwindReason::Deadline {
+                step: self.ix,
+                seconds,
+                waiting_for: why,
+            },
         })
     }
 
@@ -109,7 +147,9 @@ impl StepCx<'_> {
             return None;
         }
         let verdict = diagnose(self.evidence, self.cx.now).verdict;
-        let Verdict::Healthy { .. } = verdict else { return None };
+        let Verdict::Healthy { .. } = verdict else {
+            return None;
+        };
         Some(if self.step.kind == StepKind::Verify {
             self.completed(&verdict.to_string())
         } else {

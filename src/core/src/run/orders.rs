@@ -66,7 +66,9 @@ pub(crate) fn detach(
         Err(_) => return Fate::Unread("the cloud must be read to know what became of the detach"),
     };
     let jobs = evidence.at(cx.now).jobs().ok();
-    let read = jobs.map_or(evidence.cloud_volume.at, |_| evidence.cloud_volume.at.min(evidence.jobs.at));
+    let read = jobs.map_or(evidence.cloud_volume.at, |_| {
+        evidence.cloud_volume.at.min(evidence.jobs.at)
+    });
     if read < since {
         return Fate::Unread("the cloud must be read again to know what became of the detach");
     }
@@ -79,16 +81,27 @@ pub(crate) fn detach(
     match jobs {
         Some(jobs) => of_history(step, state, evidence, cx, detaches(jobs), read),
         None => {
-            let unread =
-                Fate::Unread("the provider's job history must be read to know what became of the detach");
+            let unread = Fate::Unread(
+                "the provider's job history must be read to know what became of the detach",
+            );
             // Some providers have no history of a volume that they do not find.
-            if found { unread } else { by_word(state, step, cx, read).unwrap_or(Fate::Unseen) }
+            if found {
+                unread
+            } else {
+                by_word(state, step, cx, read).unwrap_or(Fate::Unseen)
+            }
         }
     }
 }
 
 fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
-    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.kind == JobKind::Detach }).collect()
+    jobs.iter()
+        .map(|j| Job {
+            id: &j.id,
+            status: &j.status,
+            fits: j.kind == JobKind::Detach,
+        })
+        .collect()
 }
 
 /// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
@@ -134,11 +147,24 @@ pub(crate) fn power(
             "the history of the instance's power must be read to know what became of the order",
         );
     };
-    of_history(step, state, evidence, cx, of_power(&facts.jobs, change), fact.at)
+    of_history(
+        step,
+        state,
+        evidence,
+        cx,
+        of_power(&facts.jobs, change),
+        fact.at,
+    )
 }
 
 fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {
-    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.change == change }).collect()
+    jobs.iter()
+        .map(|j| Job {
+            id: &j.id,
+            status: &j.status,
+            fits: j.change == change,
+        })
+        .collect()
 }
 
 fn of_history(
@@ -150,7 +176,13 @@ fn of_history(
     read: Timestamp,
 ) -> Fate {
     let (newest, sent) = (state.newest_before(step), state.sent_at(step));
-    match by_jobs(newest, sent, evidence.orders_expire_after_seconds, &jobs, read) {
+    match by_jobs(
+        newest,
+        sent,
+        evidence.orders_expire_after_seconds,
+        &jobs,
+        read,
+    ) {
         Fate::Unseen => by_word(state, step, cx, read).unwrap_or(Fate::Unseen),
         known => known,
     }
@@ -164,7 +196,10 @@ fn by_jobs(
     jobs: &[Job<'_>],
     read: Timestamp,
 ) -> Fate {
-    if jobs.iter().any(|j| matches!(j.status, JobStatus::Scheduled | JobStatus::Started)) {
+    if jobs
+        .iter()
+        .any(|j| matches!(j.status, JobStatus::Scheduled | JobStatus::Started))
+    {
         return Fate::Pending;
     }
     let later: &[Job<'_>] = match newest {
@@ -177,17 +212,23 @@ fn by_jobs(
             at.and_then(|at| jobs.get(at + 1..)).unwrap_or_default()
         }
     };
-    let ended = |j: &&Job<'_>| j.fits && matches!(j.status, JobStatus::Finished | JobStatus::Failed);
+    let ended =
+        |j: &&Job<'_>| j.fits && matches!(j.status, JobStatus::Finished | JobStatus::Failed);
     if let Some(job) = later.iter().rev().find(ended) {
         let well = *job.status == JobStatus::Finished;
-        let seen =
-            format!("the provider's job {} {}", job.id, if well { "has finished" } else { "has failed" });
+        let seen = format!(
+            "the provider's job {} {}",
+            job.id,
+            if well { "has finished" } else { "has failed" }
+        );
         return Fate::Ended { seen, well };
     }
     if let (Some(sent), Some(secs)) = (sent, expires)
         && read.duration_since(sent) > SignedDuration::from_secs(secs)
     {
-        return Fate::Over(format!("the provider refuses requests that are older than {secs} s"));
+        return Fate::Over(format!(
+            "the provider refuses requests that are older than {secs} s"
+        ));
     }
     Fate::Unseen
 }
@@ -208,12 +249,22 @@ pub struct Sent<'a> {
 ///
 /// # Errors
 /// The sentence that says what is not known: the order may still have an effect.
-pub fn accounted_for(sent: &Sent<'_>, history: History<'_>, read: Timestamp) -> Result<String, String> {
+pub fn accounted_for(
+    sent: &Sent<'_>,
+    history: History<'_>,
+    read: Timestamp,
+) -> Result<String, String> {
     let jobs = match history {
         History::Detach(jobs) => detaches(jobs),
         History::Power(jobs, change) => of_power(jobs, change),
     };
-    match by_jobs(sent.newest_job, Some(sent.at), sent.expires_after_seconds, &jobs, read) {
+    match by_jobs(
+        sent.newest_job,
+        Some(sent.at),
+        sent.expires_after_seconds,
+        &jobs,
+        read,
+    ) {
         Fate::Ended { seen, .. } | Fate::Over(seen) => Ok(seen),
         Fate::Pending => Err("a job is under way at the provider".to_owned()),
         Fate::Unseen | Fate::Unread(_) | Fate::Unreachable => {
@@ -235,13 +286,21 @@ pub enum History<'a> {
 pub(crate) fn declared_over(state: &State, step: StepIx, cx: &Context<'_>) -> Option<String> {
     match by_word(state, step, cx, cx.now)? {
         Fate::Over(seen) => Some(seen),
-        Fate::Unread(_) | Fate::Unreachable | Fate::Pending | Fate::Ended { .. } | Fate::Unseen => None,
+        Fate::Unread(_) | Fate::Unreachable | Fate::Pending | Fate::Ended { .. } | Fate::Unseen => {
+            None
+        }
     }
 }
 
 /// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.
 fn by_word(state: &State, step: StepIx, cx: &Context<'_>, until: Timestamp) -> Option<Fate> {
     let sent = state.sent_at(step)?;
-    let word = cx.nothing_under_way.as_ref().filter(|word| word.at >= sent && word.at <= until)?;
-    Some(Fate::Over(format!("{} declared that nothing is under way: {}", word.by, word.reason)))
+    let word = cx
+        .nothing_under_way
+        .as_ref()
+        .filter(|word| word.at >= sent && word.at <= until)?;
+    Some(Fate::Over(format!(
+        "{} declared that nothing is under way: {}",
+        word.by, word.reason
+    )))
 }

@@ -18,7 +18,9 @@ const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
 
 /// How long to pause after the last of so many tries.
 pub(crate) fn backoff(attempts: u32) -> SignedDuration {
-    let factor = 1_i32.checked_shl(attempts.saturating_sub(1).min(6)).unwrap_or(1);
+    let factor = 1_i32
+        .checked_shl(attempts.saturating_sub(1).min(6))
+        .unwrap_or(1);
     RETRY.saturating_mul(factor).min(LONGEST_RETRY)
 }
 

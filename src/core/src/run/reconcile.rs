@@ -10,7 +10,12 @@ use crate::steps::{EffectClass, Lost, StepCx};
 pub(crate) const TAINT: &str = "the out-of-service taint";
 
 /// What to do about an outstanding effect. `None`: there is none.
-pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+pub(super) fn outstanding(
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+) -> Option<Next> {
     let ix = state.outstanding()?;
     let started = match state.step(ix) {
         StepState::Started { at } | StepState::Issued { started: at, .. } => *at,
@@ -22,9 +27,9 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
         Lost::Order(observe) => observe(&look, state.sent_at(ix).unwrap_or(cx.now)),
         Lost::NoEffect => look.unobserved("such a step has no effect"),
         Lost::MayBeIssuedAgain => match look.step.effect_class {
-            EffectClass::Repeatable | EffectClass::Conditional => {
-                look.unobserved("no reply was heard; the write names the object's UID and may be made again")
-            }
+            EffectClass::Repeatable | EffectClass::Conditional => look.unobserved(
+                "no reply was heard; the write names the object's UID and may be made again",
+            ),
             EffectClass::Once => match orders::declared_over(state, ix, cx) {
                 Some(seen) => look.observed(false, &seen),
                 None => look.poll(&lost(&format!("the effect of step {ix}"))),
@@ -34,9 +39,17 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
 }
 
 /// The wait for a request whose reply nobody heard, while it may still arrive.
-pub(crate) fn maybe_in_flight(state: &State, step: StepIx, cx: &Context<'_>, what: &str) -> Option<Next> {
+pub(crate) fn maybe_in_flight(
+    state: &State,
+    step: StepIx,
+    cx: &Context<'_>,
+    what: &str,
+) -> Option<Next> {
     let until = later(state.unheard_since(step)?, IN_FLIGHT);
-    (cx.now < until).then(|| Next::Wait { why: format!("{what} may still be on its way"), until })
+    (cx.now < until).then(|| Next::Wait {
+        why: format!("{what} may still be on its way"),
+        until,
+    })
 }
 
 /// What is waited for where nothing tells what became of an order.

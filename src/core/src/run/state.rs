@@ -85,7 +85,10 @@ pub fn open_steps<'a>(
     journal: impl IntoIterator<Item = &'a Entry>,
 ) -> Result<OpenSteps, Illegal> {
     let state = State::add_up(plan, journal)?;
-    Ok(OpenSteps { current: state.current(), outstanding: state.outstanding() })
+    Ok(OpenSteps {
+        current: state.current(),
+        outstanding: state.outstanding(),
+    })
 }
 
 /// The state of a run.
@@ -150,7 +153,10 @@ impl State {
         Self::add_up(plan, journal)
     }
 
-    fn add_up<'a>(plan: &Plan, journal: impl IntoIterator<Item = &'a Entry>) -> Result<Self, Illegal> {
+    fn add_up<'a>(
+        plan: &Plan,
+        journal: impl IntoIterator<Item = &'a Entry>,
+    ) -> Result<Self, Illegal> {
         let mut state = Self::before(plan);
         for entry in journal {
             state.add(plan, entry)?;
@@ -168,16 +174,24 @@ impl State {
 
     fn add(&mut self, plan: &Plan, entry: &Entry) -> Result<(), Illegal> {
         if entry.seq != self.next_seq {
-            return Err(Illegal::Sequence { expected: self.next_seq, found: entry.seq });
+            return Err(Illegal::Sequence {
+                expected: self.next_seq,
+                found: entry.seq,
+            });
         }
         if entry.term < self.term {
-            return Err(Illegal::Term { seq: entry.seq, term: entry.term, after: self.term });
+            return Err(Illegal::Term {
+                seq: entry.seq,
+                term: entry.term,
+                after: self.term,
+            });
         }
-        self.step_over(plan, entry).map_err(|why| Illegal::Transition {
-            seq: entry.seq,
-            event: format!("{:?}", entry.event),
-            why: why.to_owned(),
-        })?;
+        self.step_over(plan, entry)
+            .map_err(|why| Illegal::Transition {
+                seq: entry.seq,
+                event: format!("{:?}", entry.event),
+                why: why.to_owned(),
+            })?;
         self.next_seq += 1;
         self.term = entry.term;
         Ok(())
@@ -201,14 +215,20 @@ impl State {
                 self.accepted = true;
                 self.entered_at = Some(entry.at);
             }
-            Event::Started { step, newest_job, .. } => {
+            Event::Started {
+                step, newest_job, ..
+            } => {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
-                let planned = plan.steps.get(step.index()).ok_or("the plan has no such step")?;
+                let planned = plan
+                    .steps
+                    .get(step.index())
+                    .ok_or("the plan has no such step")?;
                 let (kind, spec) = (planned.kind, planned.kind.spec());
                 // An answer that has become too old is asked for again, from a later step.
-                let asks_again = kind == StepKind::Challenge && self.current().is_some_and(|now| *step < now);
+                let asks_again =
+                    kind == StepKind::Challenge && self.current().is_some_and(|now| *step < now);
                 if self.unwinding.is_none() && self.current() != Some(*step) && !asks_again {
                     return Err("it is not the current step");
                 }
@@ -216,10 +236,18 @@ impl State {
                     return Err("the run turned back, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
-                if !spec.goes_on && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
+                if !spec.goes_on
+                    && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied())
+                {
                     return Err("its effect is in force already");
                 }
-                let unknown = matches!(slot, StepState::Issued { outcome: Outcome::Repeatable { .. }, .. });
+                let unknown = matches!(
+                    slot,
+                    StepState::Issued {
+                        outcome: Outcome::Repeatable { .. },
+                        ..
+                    }
+                );
                 if unknown && planned.effect_class == EffectClass::Once {
                     return Err("what became of its effect is not known, and it is issued once");
                 }
@@ -241,20 +269,35 @@ impl State {
                 let slot = self.slot(*step)?;
                 let started = match slot {
                     StepState::Started { at } => *at,
-                    StepState::Issued { started, outcome: Outcome::Unknown { .. }, .. } => *started,
+                    StepState::Issued {
+                        started,
+                        outcome: Outcome::Unknown { .. },
+                        ..
+                    } => *started,
                     _ => return Err("no effect is outstanding"),
                 };
-                *slot = StepState::Issued { outcome: outcome.clone(), started, at: entry.at };
+                *slot = StepState::Issued {
+                    outcome: outcome.clone(),
+                    started,
+                    at: entry.at,
+                };
                 // S5: the time in which nobody knew what became of an order does not count against its step.
-                let order = plan.steps.get(step.index()).is_some_and(|s| s.kind.spec().is_order());
-                let observed =
-                    matches!(outcome, Outcome::ObservedApplied { .. } | Outcome::ObservedNotApplied { .. });
+                let order = plan
+                    .steps
+                    .get(step.index())
+                    .is_some_and(|s| s.kind.spec().is_order());
+                let observed = matches!(
+                    outcome,
+                    Outcome::ObservedApplied { .. } | Outcome::ObservedNotApplied { .. }
+                );
                 if order && observed {
                     self.entered_at = Some(entry.at);
                 }
                 let unheard = matches!(
                     outcome,
-                    Outcome::Unknown { .. } | Outcome::ObservedNotApplied { .. } | Outcome::Repeatable { .. }
+                    Outcome::Unknown { .. }
+                        | Outcome::ObservedNotApplied { .. }
+                        | Outcome::Repeatable { .. }
                 );
                 if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
                     *doubt = Some(started);
@@ -289,7 +332,8 @@ impl State {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
-                if *end == End::Recovered && (self.current().is_some() || self.unwinding.is_some()) {
+                if *end == End::Recovered && (self.current().is_some() || self.unwinding.is_some())
+                {
                     return Err("the steps are not finished");
                 }
                 if *end == End::Aborted && self.unwinding.is_none() {
@@ -303,7 +347,12 @@ impl State {
 
     /// A handshake that begins anew makes nothing of what an agent was asked before it: the question comes again.
     fn reopen_question(&mut self, plan: &Plan, seen: &UnusedSince, at: Timestamp) {
-        let Some(ix) = plan.find(StepKind::Challenge).filter(|_| self.unwinding.is_none()) else { return };
+        let Some(ix) = plan
+            .find(StepKind::Challenge)
+            .filter(|_| self.unwinding.is_none())
+        else {
+            return;
+        };
         if self.current() > Some(ix)
             && seen.lease.is_some()
             && let Ok(slot) = self.slot(ix)
@@ -315,7 +364,10 @@ impl State {
 
     /// The same state as if the run had not ended and nothing had been tried to put back yet.
     pub(super) fn reopened(&self, plan: &Plan) -> Self {
-        let mut state = Self { ended: None, ..self.clone() };
+        let mut state = Self {
+            ended: None,
+            ..self.clone()
+        };
         for kind in [StepKind::Restore, StepKind::Lift, StepKind::Untaint] {
             let Some(ix) = plan.find(kind) else { continue };
             for counts in [&mut state.attempts, &mut state.withheld] {
@@ -328,7 +380,9 @@ impl State {
     }
 
     fn slot(&mut self, step: StepIx) -> Result<&mut StepState, &'static str> {
-        self.steps.get_mut(step.index()).ok_or("the plan has no such step")
+        self.steps
+            .get_mut(step.index())
+            .ok_or("the plan has no such step")
     }
 
     fn close(&mut self, step: StepIx, skipped: bool, at: Timestamp) -> Result<(), &'static str> {
@@ -353,7 +407,10 @@ impl State {
 
     /// The first step that is not closed.
     pub fn current(&self) -> Option<StepIx> {
-        let at = self.steps.iter().position(|s| !matches!(s, StepState::Closed { .. }))?;
+        let at = self
+            .steps
+            .iter()
+            .position(|s| !matches!(s, StepState::Closed { .. }))?;
         u32::try_from(at).ok().map(StepIx)
     }
 
@@ -387,7 +444,10 @@ impl State {
     /// When the latest attempt of a step was journaled as started. None: there was none, or it was refused or withheld and none
     /// before it went unheard.
     pub fn sent_at(&self, step: StepIx) -> Option<Timestamp> {
-        self.sent.get(step.index()).and_then(|sent| sent.as_ref()).map(|(at, _)| *at)
+        self.sent
+            .get(step.index())
+            .and_then(|sent| sent.as_ref())
+            .map(|(at, _)| *at)
     }
 
     /// The newest job of the provider's history right before the latest attempt of a step. None: it was not journaled.
@@ -397,27 +457,31 @@ impl State {
 
     /// Whether this run powered the holder off: the order was accepted, or seen to have been carried out.
     pub fn powered_off(&self, plan: &Plan) -> bool {
-        plan.find(StepKind::PowerOff).is_some_and(|ix| match self.step(ix) {
-            StepState::Issued { outcome, .. } => outcome.applied(),
-            StepState::Closed { skipped } => !skipped && self.tries(ix) > 0,
-            StepState::Pending | StepState::Started { .. } => false,
-        })
+        plan.find(StepKind::PowerOff)
+            .is_some_and(|ix| match self.step(ix) {
+                StepState::Issued { outcome, .. } => outcome.applied(),
+                StepState::Closed { skipped } => !skipped && self.tries(ix) > 0,
+                StepState::Pending | StepState::Started { .. } => false,
+            })
     }
 
     /// Whether this run powered the holder off and did not get it powered on again.
     pub fn left_off(&self, plan: &Plan) -> bool {
-        let on = plan.find(StepKind::PowerOn).is_some_and(|ix| match self.step(ix) {
-            StepState::Issued { outcome, .. } => outcome.applied(),
-            StepState::Closed { skipped } => !skipped,
-            StepState::Pending | StepState::Started { .. } => false,
-        });
+        let on = plan
+            .find(StepKind::PowerOn)
+            .is_some_and(|ix| match self.step(ix) {
+                StepState::Issued { outcome, .. } => outcome.applied(),
+                StepState::Closed { skipped } => !skipped,
+                StepState::Pending | StepState::Started { .. } => false,
+            });
         self.powered_off(plan) && !on
     }
 
     /// Whether this run may have the lock of the plan's node: it began an effect on the whole node and has not ended.
     pub fn locks_the_node(&self, plan: &Plan) -> bool {
-        let begun =
-            StepKind::ALL.iter().any(|kind| kind.spec().locks_node && self.attempts_of(plan, *kind) > 0);
+        let begun = StepKind::ALL
+            .iter()
+            .any(|kind| kind.spec().locks_node && self.attempts_of(plan, *kind) > 0);
         begun && self.ended.is_none()
     }
 
@@ -426,7 +490,11 @@ impl State {
         let unknown = |s: &StepState| {
             matches!(
                 s,
-                StepState::Started { .. } | StepState::Issued { outcome: Outcome::Unknown { .. }, .. }
+                StepState::Started { .. }
+                    | StepState::Issued {
+                        outcome: Outcome::Unknown { .. },
+                        ..
+                    }
             )
         };
         let at = self.steps.iter().position(unknown)?;
@@ -435,46 +503,68 @@ impl State {
 
     /// Whether any effect was sent, or may have been.
     pub fn touched(&self) -> bool {
-        (0..).map(StepIx).zip(&self.steps).any(|(ix, _)| self.tries(ix) > 0)
+        (0..)
+            .map(StepIx)
+            .zip(&self.steps)
+            .any(|(ix, _)| self.tries(ix) > 0)
     }
 
     /// Whether the effect of a step of this kind may be in force: it was begun, and the step was not skipped.
     pub fn in_force(&self, plan: &Plan, kind: StepKind) -> bool {
-        let Some(ix) = plan.find(kind) else { return false };
-        !matches!(self.step(ix), StepState::Pending | StepState::Closed { skipped: true })
+        let Some(ix) = plan.find(kind) else {
+            return false;
+        };
+        !matches!(
+            self.step(ix),
+            StepState::Pending | StepState::Closed { skipped: true }
+        )
     }
 
     /// When the question that is open was journaled.
     pub fn challenged_at(&self, plan: &Plan) -> Option<Timestamp> {
         let ix = plan.find(StepKind::Challenge)?;
-        self.challenged.filter(|_| self.attempts(ix) > 0).map(|(at, _)| at)
+        self.challenged
+            .filter(|_| self.attempts(ix) > 0)
+            .map(|(at, _)| at)
     }
 
     /// The same, if it was journaled in this term, so that the time since then can be measured.
     pub fn challenged_in(&self, term: u64, plan: &Plan) -> Option<Timestamp> {
-        self.challenged_at(plan).filter(|_| self.challenged.is_some_and(|(_, of)| of == term))
+        self.challenged_at(plan)
+            .filter(|_| self.challenged.is_some_and(|(_, of)| of == term))
     }
 
     /// Whether what comes next turns on the provider's job history: a cloud detach is due, or one was asked for.
     pub fn needs_jobs(&self, plan: &Plan) -> bool {
-        let detaches = [StepKind::CloudDetach, StepKind::CloudForce].into_iter().filter_map(|k| plan.find(k));
+        let detaches = [StepKind::CloudDetach, StepKind::CloudForce]
+            .into_iter()
+            .filter_map(|k| plan.find(k));
         detaches.into_iter().any(|ix| match self.step(ix) {
             StepState::Pending => self.unwinding.is_none() && self.current() == Some(ix),
             StepState::Started { .. } | StepState::Issued { .. } => true,
             // A plain detach that one by force was to take over from may still be under way.
-            StepState::Closed { skipped } => *skipped && self.unwinding.is_some() && self.attempts(ix) > 0,
+            StepState::Closed { skipped } => {
+                *skipped && self.unwinding.is_some() && self.attempts(ix) > 0
+            }
         })
     }
 
     /// Whether what comes next turns on the snapshots that this recovery ordered.
     pub fn needs_snapshots(&self, plan: &Plan) -> bool {
-        let begun = |ix| matches!(self.step(ix), StepState::Started { .. } | StepState::Issued { .. });
+        let begun = |ix| {
+            matches!(
+                self.step(ix),
+                StepState::Started { .. } | StepState::Issued { .. }
+            )
+        };
         self.unwinding.is_none() && plan.find(StepKind::Snapshot).is_some_and(begun)
     }
 
     /// Whether a change to the workload or its pods is being weighed: everything that stands against it is read then.
     pub fn weighs_a_change(&self, plan: &Plan) -> bool {
-        let kind = self.current().and_then(|ix| Some((ix, plan.steps.get(ix.index())?.kind)));
+        let kind = self
+            .current()
+            .and_then(|ix| Some((ix, plan.steps.get(ix.index())?.kind)));
         self.unwinding.is_none()
             && match kind {
                 Some((ix, StepKind::ScaleToZero)) => {
@@ -487,7 +577,9 @@ impl State {
 
     /// Whether what comes next turns on the hold being in force, or on its end: it is probed then.
     pub fn needs_probe(&self, plan: &Plan) -> bool {
-        let kind = self.current().and_then(|ix| Some(plan.steps.get(ix.index())?.kind));
+        let kind = self
+            .current()
+            .and_then(|ix| Some(plan.steps.get(ix.index())?.kind));
         let lifted = plan.closing().is_some_and(|lift| self.attempts(lift) > 0);
         plan.holding() == Holding::ByGate
             && match kind {
@@ -518,7 +610,10 @@ impl State {
 
     /// The same, if it was journaled in this term: one leader's clock tells nothing of an interval on another's.
     pub fn unused_since_in(&self, term: u64) -> Option<&UnusedSince> {
-        self.unused_since.as_ref().filter(|(_, of)| *of == term).map(|(seen, _)| seen)
+        self.unused_since
+            .as_ref()
+            .filter(|(_, of)| *of == term)
+            .map(|(seen, _)| seen)
     }
 
     /// Why the run turned back, if it did.

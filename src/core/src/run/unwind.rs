@@ -43,11 +43,27 @@ pub(super) fn next(
 }
 
 /// After a scale to zero the workload gets its count back.
-fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &UnwindReason) -> Next {
-    let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
-    let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
-    let wait = |why: &str| Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) };
-    if state.unwinding_since().is_some_and(|at| evidence.workload.at < at) {
+fn restore(
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+    why: &UnwindReason,
+) -> Next {
+    let scale = plan
+        .find(StepKind::ScaleToZero)
+        .filter(|s| !matches!(state.step(*s), StepState::Pending));
+    let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else {
+        return end(why);
+    };
+    let wait = |why: &str| Next::Wait {
+        why: why.to_owned(),
+        until: later(cx.now, RETRY),
+    };
+    if state
+        .unwinding_since()
+        .is_some_and(|at| evidence.workload.at < at)
+    {
         return wait("the workload must be read again to restore it");
     }
     let w = match evidence.at(cx.now).workload() {
@@ -62,9 +78,10 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
             answer(state, restore)
         )),
         Some(next) => next,
-        None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => {
-            stuck(format!("{} is at 0 and the stamp that says how to restore it was edited", w.workload))
-        }
+        None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => stuck(format!(
+            "{} is at 0 and the stamp that says how to restore it was edited",
+            w.workload
+        )),
         // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
         None => maybe_in_flight(state, scale, cx, "the scale to zero").unwrap_or_else(|| end(why)),
     }
@@ -73,7 +90,9 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
 /// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
 /// since each line of the journal makes another version of the object that carries it. `None`: nothing is held.
 fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let lift = plan.find(StepKind::Lift).filter(|_| state.in_force(plan, StepKind::Hold))?;
+    let lift = plan
+        .find(StepKind::Lift)
+        .filter(|_| state.in_force(plan, StepKind::Hold))?;
     // An eviction whose reply was lost may still arrive; the pod would go while others may come.
     let release = plan.find(StepKind::Release);
     if let Some(wait) = release.and_then(|r| maybe_in_flight(state, r, cx, "the eviction")) {
@@ -97,9 +116,14 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Op
 /// What a person does when a hold cannot be lifted.
 fn by_hand(plan: &Plan, cx: &Context<'_>) -> String {
     if plan.closes_node {
-        return format!("kubectl taint node {} {}-", plan.pins.node, hold_taint(cx.recovery));
+        return format!(
+            "kubectl taint node {} {}-",
+            plan.pins.node,
+            hold_taint(cx.recovery)
+        );
     }
-    "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods".to_owned()
+    "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
+        .to_owned()
 }
 
 /// The out-of-service taint goes with the run that put it there. `None`: there is none of it. Once this run has taken its
@@ -113,7 +137,10 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
     if let Some(wait) = taint.and_then(|t| maybe_in_flight(state, t, cx, TAINT)) {
         return Some(wait);
     }
-    let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
+    let by_hand = format!(
+        "kubectl taint node {} {OUT_OF_SERVICE_TAINT}-",
+        plan.pins.node
+    );
     match untaint_next(untaint, plan, state, evidence, cx)? {
         Next::Act(_) if state.tries(untaint) >= MOST_RESTORES => Some(stuck(format!(
             "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
@@ -125,16 +152,26 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
 
 /// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
 /// would be pulled from under the next pod.
-fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let (step, at) =
-        asked(plan, state, StepKind::CloudForce).or_else(|| asked(plan, state, StepKind::CloudDetach))?;
-    let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
+fn detach_under_way(
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+) -> Option<Next> {
+    let (step, at) = asked(plan, state, StepKind::CloudForce)
+        .or_else(|| asked(plan, state, StepKind::CloudDetach))?;
+    let wait = |why: &str| {
+        Some(Next::Wait {
+            why: why.to_owned(),
+            until: later(cx.now, RETRY),
+        })
+    };
     match orders::detach(step, plan, state, evidence, cx, at) {
         Fate::Unread(what) => wait(what),
         Fate::Unreachable => wait(&unreachable("the detach")),
-        Fate::Pending => {
-            wait("the detach is under way at the cloud; nothing is restored before its end is known")
-        }
+        Fate::Pending => wait(
+            "the detach is under way at the cloud; nothing is restored before its end is known",
+        ),
         Fate::Ended { .. } | Fate::Over(_) => None,
         Fate::Unseen => match evidence.at(cx.now).cloud_volume() {
             // Accepted, and read back: the holder is gone and no job is pending.
@@ -152,11 +189,10 @@ fn asked(plan: &Plan, state: &State, kind: StepKind) -> Option<(StepIx, Timestam
         // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before one
         // that was refused or withheld. A detach that was only ever refused is not.
         StepState::Closed { skipped: true }
-        | StepState::Issued { outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, .. }
-            if state.sent_at(ix).is_some() =>
-        {
-            Some((ix, state.unwinding_since()?))
-        }
+        | StepState::Issued {
+            outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
+            ..
+        } if state.sent_at(ix).is_some() => Some((ix, state.unwinding_since()?)),
         _ => None,
     }
 }
@@ -164,23 +200,44 @@ fn asked(plan: &Plan, state: &State, kind: StepKind) -> Option<(StepIx, Timestam
 /// A machine that this run powered off is powered on again, where the policy wants that after a run that ends well: each end
 /// is one. `None`: nothing is left to do about it here. What cannot be done is handed to people by the run's last message.
 fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let on = plan.find(StepKind::PowerOn).filter(|_| state.powered_off(plan))?;
+    let on = plan
+        .find(StepKind::PowerOn)
+        .filter(|_| state.powered_off(plan))?;
     let off = plan.find(StepKind::PowerOff)?;
-    let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
+    let wait = |why: &str| {
+        Some(Next::Wait {
+            why: why.to_owned(),
+            until: later(cx.now, RETRY),
+        })
+    };
     match state.step(on) {
         StepState::Issued { outcome, .. } if outcome.applied() => return None,
         StepState::Closed { skipped: false } => return None,
-        StepState::Issued { outcome: Outcome::NotApplied { retry: false, .. }, .. } => return None,
-        StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } => {
+        StepState::Issued {
+            outcome: Outcome::NotApplied { retry: false, .. },
+            ..
+        } => return None,
+        StepState::Issued {
+            outcome: Outcome::NotApplied { why, .. },
+            at,
+            ..
+        } => {
             if state.tries(on) >= MOST_RESTORES {
                 return None;
             }
             let until = later(*at, backoff(state.attempts(on)));
             if cx.now < until {
-                return Some(Next::Wait { why: format!("powering on is tried again: {why}"), until });
+                return Some(Next::Wait {
+                    why: format!("powering on is tried again: {why}"),
+                    until,
+                });
             }
         }
-        StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. } => {
+        StepState::Issued {
+            outcome: Outcome::Withheld { shut },
+            at,
+            ..
+        } => {
             let until = later(*at, backoff(state.attempts(on)));
             if cx.now < until {
                 return Some(Next::Wait {
@@ -221,8 +278,12 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         Ok(i) => match &i.state {
             InstanceState::Off => {}
             InstanceState::Running | InstanceState::Gone => return None,
-            InstanceState::Stopping | InstanceState::Transitional(_) | InstanceState::Unknown(_) => {
-                return wait("the instance is on its way to off; it is powered on again after that");
+            InstanceState::Stopping
+            | InstanceState::Transitional(_)
+            | InstanceState::Unknown(_) => {
+                return wait(
+                    "the instance is on its way to off; it is powered on again after that",
+                );
             }
         },
         _ => return wait("the instance must be read to power it on again"),
@@ -230,14 +291,20 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
     Some(Next::Act(Action {
         step: on,
         intent: format!("power instance {} on again", plan.pins.holder),
-        effect: Effect::PowerOn { instance: plan.pins.holder.clone(), node: plan.pins.node.clone() },
+        effect: Effect::PowerOn {
+            instance: plan.pins.holder.clone(),
+            node: plan.pins.node.clone(),
+        },
     }))
 }
 
 /// The answer to the last try of a step, for a sentence about it.
 fn answer(state: &State, step: StepIx) -> String {
     match state.step(step) {
-        StepState::Issued { outcome: Outcome::NotApplied { why, .. }, .. } => format!(" ({why})"),
+        StepState::Issued {
+            outcome: Outcome::NotApplied { why, .. },
+            ..
+        } => format!(" ({why})"),
         _ => String::new(),
     }
 }
@@ -245,10 +312,15 @@ fn answer(state: &State, step: StepIx) -> String {
 /// The API server's answer to the last restoring write of a run, if it refused that write for good.
 pub fn refused_to_put_back<'a>(plan: &Plan, state: &'a State) -> Option<&'a str> {
     let steps = [StepKind::Restore, StepKind::Lift, StepKind::Untaint].into_iter();
-    steps.filter_map(|kind| plan.find(kind)).find_map(|ix| match state.step(ix) {
-        StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => Some(why.as_str()),
-        _ => None,
-    })
+    steps
+        .filter_map(|kind| plan.find(kind))
+        .find_map(|ix| match state.step(ix) {
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, retry: false },
+                ..
+            } => Some(why.as_str()),
+            _ => None,
+        })
 }
 
 /// What is left to put back of a run whose journal takes no more lines.
@@ -283,10 +355,15 @@ pub fn without_journal(
     labelled: bool,
 ) -> Left {
     let mut state = state.reopened(plan);
-    let aborted = Context { aborted_by: Some("a journal that cannot be written"), ..cx.clone() };
+    let aborted = Context {
+        aborted_by: Some("a journal that cannot be written"),
+        ..cx.clone()
+    };
     for _ in 0..IMAGINED {
         let events = match super::next(plan, &state, evidence, &aborted) {
-            Next::Record(Event::Ended { end: End::Stuck { why } }) => return Left::Person { why },
+            Next::Record(Event::Ended {
+                end: End::Stuck { why },
+            }) => return Left::Person { why },
             Next::Record(Event::Ended { .. }) | Next::Done(_) => return Left::Nothing,
             Next::Record(event) => vec![event],
             Next::Wait { why, .. } => return Left::Wait { why },
@@ -301,25 +378,39 @@ pub fn without_journal(
                     },
                     Event::Outcome {
                         step: action.step,
-                        outcome: Outcome::Applied { detail: "it is off".to_owned() },
+                        outcome: Outcome::Applied {
+                            detail: "it is off".to_owned(),
+                        },
                     },
                 ],
                 None => {
-                    let why =
-                        format!("what is left needs the journal, which cannot be written: {}", action.intent);
+                    let why = format!(
+                        "what is left needs the journal, which cannot be written: {}",
+                        action.intent
+                    );
                     return Left::Person { why };
                 }
             },
         };
         for event in events {
             let (seq, term) = (state.next_seq(), state.term());
-            let line = Entry { seq, at: since, term, by: String::new(), event };
+            let line = Entry {
+                seq,
+                at: since,
+                term,
+                by: String::new(),
+                event,
+            };
             if let Err(illegal) = state.apply(plan, &line) {
-                return Left::Person { why: illegal.to_string() };
+                return Left::Person {
+                    why: illegal.to_string(),
+                };
             }
         }
     }
-    Left::Wait { why: "what the run left is not settled yet".to_owned() }
+    Left::Wait {
+        why: "what the run left is not settled yet".to_owned(),
+    }
 }
 
 /// Whether the mark that a restoring effect takes off is off already. `None`: the effect does more than take a mark of ours
@@ -330,8 +421,12 @@ fn is_off(effect: &Effect, evidence: &Evidence, cx: &Context<'_>, labelled: bool
         // It is proposed only while the stamp is there.
         Effect::Restore { .. } => Some(false),
         Effect::Lift { pods } => Some(pods.is_empty() && !labelled),
-        Effect::OpenNode { node: name, .. } => Some(node(name).is_ok_and(|n| !n.is_closed_by(cx.recovery))),
-        Effect::Untaint { node: name, .. } => Some(node(name).is_ok_and(|n| !n.out_of_service_by_us)),
+        Effect::OpenNode { node: name, .. } => {
+            Some(node(name).is_ok_and(|n| !n.is_closed_by(cx.recovery)))
+        }
+        Effect::Untaint { node: name, .. } => {
+            Some(node(name).is_ok_and(|n| !n.out_of_service_by_us))
+        }
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }
@@ -350,18 +445,22 @@ fn is_off(effect: &Effect, evidence: &Evidence, cx: &Context<'_>, labelled: bool
 }
 
 fn stuck(why: String) -> Next {
-    Next::Record(Event::Ended { end: End::Stuck { why } })
+    Next::Record(Event::Ended {
+        end: End::Stuck { why },
+    })
 }
 
 fn end(why: &UnwindReason) -> Next {
     let end = match why {
-        UnwindReason::Aborted { .. } | UnwindReason::Withdrawn { .. } | UnwindReason::Denied { .. } => {
-            End::Aborted
-        }
+        UnwindReason::Aborted { .. }
+        | UnwindReason::Withdrawn { .. }
+        | UnwindReason::Denied { .. } => End::Aborted,
         other @ (UnwindReason::Deadline { .. }
         | UnwindReason::Refused { .. }
         | UnwindReason::Failed { .. }
-        | UnwindReason::TakenOver { .. }) => End::Failed { why: other.to_string() },
+        | UnwindReason::TakenOver { .. }) => End::Failed {
+            why: other.to_string(),
+        },
     };
     Next::Record(Event::Ended { end })
 }

@@ -31,10 +31,16 @@ pub(super) const SPEC: StepSpec = StepSpec {
 };
 
 fn describe(d: &Describe<'_>) -> Words {
-    let command = format!("kubectl get volumeattachment {} --watch", d.pins.attachment_name());
+    let command = format!(
+        "kubectl get volumeattachment {} --watch",
+        d.pins.attachment_name()
+    );
     if d.closes_node {
         return Words {
-            what: format!("wait until {} does not hold volume {} any more", d.pins.node, d.pins.volume),
+            what: format!(
+                "wait until {} does not hold volume {} any more",
+                d.pins.node, d.pins.volume
+            ),
             precondition: "no pod of the claim is on the node or can come to it",
             command,
             risk: "the CSI driver may be unable to detach; then the run turns back",
@@ -69,8 +75,10 @@ impl StepCx<'_> {
                 Releases::OldHolder => "the old holder's node, its VolumeAttachment and the cloud have all let go",
             });
         };
-        let patience =
-            self.step.patience_seconds.map(|s| later(self.entered, SignedDuration::from_secs(s.into())));
+        let patience = self
+            .step
+            .patience_seconds
+            .map(|s| later(self.entered, SignedDuration::from_secs(s.into())));
         match patience {
             Some(at) if self.cx.now >= at && self.detach_is_stuck() => self.skipped(&format!(
                 "Kubernetes' own detach is stuck after {} s: {why}",
@@ -86,14 +94,25 @@ impl StepCx<'_> {
         let kind = before.and_then(|ix| Some(self.plan.steps.get(ix.index())?.kind));
         self.step.patience_seconds.is_some()
             && kind == Some(StepKind::DeleteAttachment)
-            && before.is_some_and(|ix| matches!(self.state.step(ix), StepState::Closed { skipped: true }))
+            && before.is_some_and(|ix| {
+                matches!(self.state.step(ix), StepState::Closed { skipped: true })
+            })
     }
 
     /// The VolumeAttachment is going and has not gone, or has gone and the cloud still holds on. An order that deletes it
     /// itself need not wait for that.
     fn detach_is_stuck(&self) -> bool {
-        let Ok(all) = self.facts().attachments() else { return false };
-        let deletes = self.plan.find(StepKind::DeleteAttachment).is_some_and(|d| d > self.ix);
-        deletes || self.old_records(all).iter().all(|a| a.deleting_since.is_some())
+        let Ok(all) = self.facts().attachments() else {
+            return false;
+        };
+        let deletes = self
+            .plan
+            .find(StepKind::DeleteAttachment)
+            .is_some_and(|d| d > self.ix);
+        deletes
+            || self
+                .old_records(all)
+                .iter()
+                .all(|a| a.deleting_since.is_some())
     }
 }

@@ -47,18 +47,32 @@ impl StepCx<'_> {
             return self.completed("there is a proof that the node cannot write");
         }
         // A machine that was not asked may just not have found the device of a new attach yet.
-        let certain = |t: &Trouble| !matches!(t, Trouble::Phantom { confirmed: false, .. });
+        let certain = |t: &Trouble| {
+            !matches!(
+                t,
+                Trouble::Phantom {
+                    confirmed: false,
+                    ..
+                }
+            )
+        };
         if let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict
             && certain(&trouble)
             && !trouble.is_same(&self.plan.trouble)
         {
             return self.refused(&format!("the diagnosis changed: {trouble}"));
         }
-        let seconds = self.step.patience_seconds.unwrap_or(self.step.deadline_seconds);
+        let seconds = self
+            .step
+            .patience_seconds
+            .unwrap_or(self.step.deadline_seconds);
         let over = later(self.entered, SignedDuration::from_secs(seconds.into()));
         if self.cx.now >= over {
             return self.skipped(&format!("it did not heal by itself within {seconds} s"));
         }
-        wait("it may heal by itself".to_owned(), over.min(later(self.cx.now, CLOUD_POLL)))
+        wait(
+            "it may heal by itself".to_owned(),
+            over.min(later(self.cx.now, CLOUD_POLL)),
+        )
     }
 }

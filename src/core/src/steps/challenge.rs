@@ -42,7 +42,9 @@ fn describe(d: &Describe<'_>) -> Words {
     let node = &d.pins.node;
     let (what, precondition) = match d.pins.attachment {
         None => (
-            format!("if {node} is the holder's node and lives: ask its agent to look at the machine anew"),
+            format!(
+                "if {node} is the holder's node and lives: ask its agent to look at the machine anew"
+            ),
             "no pod of the claim is on the node, and none can come to it",
         ),
         Some(_) => (
@@ -93,7 +95,9 @@ impl StepCx<'_> {
             return wait("a mount attempt may still be under way".to_owned(), from);
         }
         let lacks = match self.proof() {
-            Ok(_) => return self.completed("the agent's answer shows that nothing uses the volume"),
+            Ok(_) => {
+                return self.completed("the agent's answer shows that nothing uses the volume");
+            }
             Err(lacks) => lacks,
         };
         if self.asked_just_now() {
@@ -119,11 +123,15 @@ impl StepCx<'_> {
 
     /// Where only an agent's answer can tell, and the one that is there has become too old, it is asked for again.
     pub(crate) fn asks_again(&self) -> Option<Next> {
-        let question = self.plan.find(StepKind::Challenge).filter(|ix| *ix < self.ix)?;
+        let question = self
+            .plan
+            .find(StepKind::Challenge)
+            .filter(|ix| *ix < self.ix)?;
         let csi = self.facts().csi()?;
         let node = self.facts().node(&self.plan.pins.node).ok()?;
         let unused = self.unused_since().filter(|n| n.lease.is_some())?;
-        let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();
+        let orphan =
+            matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();
         let from = later(unused.at, ATTEMPT);
         if !(orphan || self.evidence.lists_volume(&node.volumes_in_use, csi))
             || self.state.tries(question) >= MOST_QUESTIONS
@@ -132,7 +140,10 @@ impl StepCx<'_> {
             return None;
         }
         if !orphan && self.cx.now < from {
-            return Some(wait("a mount attempt may still be under way".to_owned(), from));
+            return Some(wait(
+                "a mount attempt may still be under way".to_owned(),
+                from,
+            ));
         }
         Some(self.question(question))
     }

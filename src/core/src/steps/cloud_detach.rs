@@ -68,31 +68,44 @@ impl StepCx<'_> {
             Some(jobs) => jobs.iter().any(CloudJob::is_pending),
             None => return self.poll("the provider's job history must be read"),
         };
-        let forced_next = self.plan.find(StepKind::CloudForce).is_some_and(|f| f > self.ix);
+        let forced_next = self
+            .plan
+            .find(StepKind::CloudForce)
+            .is_some_and(|f| f > self.ix);
         match self.state.step(self.ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => {
                 return if self.cloud_is_free(cloud) && !pending {
                     self.completed("the cloud names no holder and no job is pending")
                 } else if forced_next && self.cx.now >= later(*at, PLAIN_FOR) {
-                    self.skipped(&format!("the plain detach has not ended after {} s", PLAIN_FOR.as_secs()))
+                    self.skipped(&format!(
+                        "the plain detach has not ended after {} s",
+                        PLAIN_FOR.as_secs()
+                    ))
                 } else {
                     self.poll("the cloud's detach is under way")
                 };
             }
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, retry: false },
+                ..
+            } => {
                 return self.failed(why);
             }
-            StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }
-                if self.cx.now < later(*at, BUSY.max(self.backoff())) =>
-            {
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, .. },
+                at,
+                ..
+            } if self.cx.now < later(*at, BUSY.max(self.backoff())) => {
                 return wait(
                     format!("the cloud did not accept the detach ({why}); it is asked again"),
                     later(*at, BUSY.max(self.backoff())),
                 );
             }
-            StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. }
-                if self.cx.now < later(*at, self.backoff()) =>
-            {
+            StepState::Issued {
+                outcome: Outcome::Withheld { shut },
+                at,
+                ..
+            } if self.cx.now < later(*at, self.backoff()) => {
                 return wait(
                     format!("the detach was not sent ({shut}); it will be"),
                     later(*at, self.backoff()),
@@ -105,8 +118,8 @@ impl StepCx<'_> {
         }
         // A plain detach that does not end is what a forced one is for; it may be the driver's.
         if pending && !force {
-            let hangs =
-                cloud.state == VolumeState::Detaching && self.cx.now >= later(self.entered, PLAIN_FOR);
+            let hangs = cloud.state == VolumeState::Detaching
+                && self.cx.now >= later(self.entered, PLAIN_FOR);
             if forced_next && hangs {
                 let why = "another's detach has been under way for more than";
                 return self.skipped(&format!("{why} {} s", PLAIN_FOR.as_secs()));
@@ -123,8 +136,15 @@ impl StepCx<'_> {
             return self.poll("the VolumeAttachments must be read");
         };
         // One that is not going would be published again by external-attacher (measured).
-        if let Some(va) = self.old_records(attachments).iter().find(|a| a.deleting_since.is_none()) {
-            return self.poll(&format!("VolumeAttachment {} is not being deleted yet", va.name));
+        if let Some(va) = self
+            .old_records(attachments)
+            .iter()
+            .find(|a| a.deleting_since.is_none())
+        {
+            return self.poll(&format!(
+                "VolumeAttachment {} is not being deleted yet",
+                va.name
+            ));
         }
         if let Some(other) = general(self.evidence, &self.scope(), self.cx.now).first() {
             return self.poll(&other.to_string());
@@ -139,9 +159,8 @@ impl StepCx<'_> {
             return not_held;
         }
         match self.proof() {
-            Ok(proof) if force && !proof.shows_off_or_gone() => {
-                self.skipped("only an instance that is proven off or gone may lose a volume by force")
-            }
+            Ok(proof) if force && !proof.shows_off_or_gone() => self
+                .skipped("only an instance that is proven off or gone may lose a volume by force"),
             Ok(proof) => Next::Act(Action {
                 step: self.ix,
                 intent: format!(
@@ -150,7 +169,11 @@ impl StepCx<'_> {
                     pins.holder,
                     if force { " by force" } else { "" }
                 ),
-                effect: if force { Effect::CloudForce { proof } } else { Effect::CloudDetach { proof } },
+                effect: if force {
+                    Effect::CloudForce { proof }
+                } else {
+                    Effect::CloudDetach { proof }
+                },
             }),
             Err(missing) => self.asks_again().unwrap_or_else(|| self.poll(&missing)),
         }
@@ -159,7 +182,14 @@ impl StepCx<'_> {
     /// What became of a detach whose reply was lost: the cloud's history shows it. The holder alone does not: a request that is
     /// still on its way would be carried out on the next holder.
     pub(crate) fn detached(&self, started: Timestamp) -> Next {
-        let known = match orders::detach(self.ix, self.plan, self.state, self.evidence, self.cx, started) {
+        let known = match orders::detach(
+            self.ix,
+            self.plan,
+            self.state,
+            self.evidence,
+            self.cx,
+            started,
+        ) {
             Fate::Unread(what) => return self.poll(what),
             Fate::Unreachable => return self.poll(&unreachable("the detach")),
             Fate::Pending => return self.poll("a job of the volume is pending at the provider"),

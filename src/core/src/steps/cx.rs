@@ -35,7 +35,15 @@ impl<'a> StepCx<'a> {
     ) -> Option<Self> {
         let step = plan.steps.get(ix.index())?;
         let entered = state.entered_at().unwrap_or(cx.now);
-        Some(Self { plan, state, evidence, cx, ix, step, entered })
+        Some(Self {
+            plan,
+            state,
+            evidence,
+            cx,
+            ix,
+            step,
+            entered,
+        })
     }
 
     /// The evidence as it reads now.
@@ -56,7 +64,11 @@ impl StepCx<'_> {
 
     pub(crate) fn scope(&self) -> Scope<'_> {
         let pins = &self.plan.pins;
-        Scope { node: &pins.node, releases: self.plan.releases(), holder: &pins.holder }
+        Scope {
+            node: &pins.node,
+            releases: self.plan.releases(),
+            holder: &pins.holder,
+        }
     }
 
     /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
@@ -73,12 +85,18 @@ impl StepCx<'_> {
 
     /// The same where something was done already and the trouble may look different for that.
     pub(crate) fn trouble_is_over_untouched(&self) -> Option<Next> {
-        if self.state.touched() { None } else { self.trouble_is_over() }
+        if self.state.touched() {
+            None
+        } else {
+            self.trouble_is_over()
+        }
     }
 
     /// The step's write was refused for good, or it was refused or withheld and is issued again later.
     pub(crate) fn was_refused(&self) -> Option<Next> {
-        let StepState::Issued { outcome, at, .. } = self.state.step(self.ix) else { return None };
+        let StepState::Issued { outcome, at, .. } = self.state.step(self.ix) else {
+            return None;
+        };
         let why = match outcome {
             Outcome::NotApplied { why, retry: false } => return Some(self.failed(why)),
             Outcome::NotApplied { why, retry: true } => format!("tried again: {why}"),
@@ -96,10 +114,13 @@ impl StepCx<'_> {
     /// A step that the run can do without: its effect was accepted, or refused for good.
     pub(super) fn accepted_or_given_up(&self, accepted: &str) -> Option<Next> {
         match self.state.step(self.ix) {
-            StepState::Issued { outcome, .. } if outcome.applied() => Some(self.completed(accepted)),
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
-                Some(self.skipped(why))
+            StepState::Issued { outcome, .. } if outcome.applied() => {
+                Some(self.completed(accepted))
             }
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, retry: false },
+                ..
+            } => Some(self.skipped(why)),
             _ => None,
         }
     }
@@ -108,9 +129,10 @@ impl StepCx<'_> {
     pub(super) fn done_or_skipped(&self, seen: &str) -> Next {
         match self.state.step(self.ix) {
             StepState::Pending
-            | StepState::Issued { outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, .. }
-                if self.state.unheard_since(self.ix).is_none() =>
-            {
+            | StepState::Issued {
+                outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
+                ..
+            } if self.state.unheard_since(self.ix).is_none() => {
                 self.skipped(&format!("{seen}, by another recovery"))
             }
             // The write was accepted, or the reply to an attempt was lost: then the mark may be ours.
@@ -144,26 +166,40 @@ impl StepCx<'_> {
             Err(Missing::Absent) => "the workload was deleted".to_owned(),
             _ => return None,
         };
-        Some(Next::Record(Event::UnwindStarted { why: UnwindReason::TakenOver { what } }))
+        Some(Next::Record(Event::UnwindStarted {
+            why: UnwindReason::TakenOver { what },
+        }))
     }
 
     pub(crate) fn skipped(&self, why: &str) -> Next {
-        Next::Record(Event::Skipped { step: self.ix, why: why.to_owned() })
+        Next::Record(Event::Skipped {
+            step: self.ix,
+            why: why.to_owned(),
+        })
     }
 
     pub(crate) fn completed(&self, seen: &str) -> Next {
-        Next::Record(Event::Completed { step: self.ix, seen: seen.to_owned() })
+        Next::Record(Event::Completed {
+            step: self.ix,
+            seen: seen.to_owned(),
+        })
     }
 
     pub(crate) fn refused(&self, why: &str) -> Next {
         Next::Record(Event::UnwindStarted {
-            why: UnwindReason::Refused { step: self.ix, why: why.to_owned() },
+            why: UnwindReason::Refused {
+                step: self.ix,
+                why: why.to_owned(),
+            },
         })
     }
 
     pub(crate) fn failed(&self, why: &str) -> Next {
         Next::Record(Event::UnwindStarted {
-            why: UnwindReason::Failed { step: self.ix, why: why.to_owned() },
+            why: UnwindReason::Failed {
+                step: self.ix,
+                why: why.to_owned(),
+            },
         })
     }
 
@@ -174,13 +210,24 @@ impl StepCx<'_> {
     /// The outcome of the step's effect, as it was seen.
     pub(crate) fn observed(&self, applied: bool, seen: &str) -> Next {
         let seen = seen.to_owned();
-        let outcome =
-            if applied { Outcome::ObservedApplied { seen } } else { Outcome::ObservedNotApplied { seen } };
-        Next::Record(Event::Outcome { step: self.ix, outcome })
+        let outcome = if applied {
+            Outcome::ObservedApplied { seen }
+        } else {
+            Outcome::ObservedNotApplied { seen }
+        };
+        Next::Record(Event::Outcome {
+            step: self.ix,
+            outcome,
+        })
     }
 
     /// Nothing was seen of the step's effect, and nothing has to be.
     pub(crate) fn unobserved(&self, why: &str) -> Next {
-        Next::Record(Event::Outcome { step: self.ix, outcome: Outcome::Repeatable { why: why.to_owned() } })
+        Next::Record(Event::Outcome {
+            step: self.ix,
+            outcome: Outcome::Repeatable {
+                why: why.to_owned(),
+            },
+        })
     }
 }

@@ -35,7 +35,10 @@ fn describe(d: &Describe<'_>) -> Words {
             d.pins.attachment_name()
         ),
         precondition: "a proof that its holder cannot write; the hold is in force",
-        command: format!("kubectl delete volumeattachment {} --wait=false", d.pins.attachment_name()),
+        command: format!(
+            "kubectl delete volumeattachment {} --wait=false",
+            d.pins.attachment_name()
+        ),
         risk: "the CSI driver may be unable to detach; then the next step takes over",
         observed_by: "it has a deletionTimestamp or is gone",
     }
@@ -46,9 +49,10 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let (Some(attachments), Some(cloud)) =
-            (self.facts().attachments().ok(), self.facts().cloud_volume().ok())
-        else {
+        let (Some(attachments), Some(cloud)) = (
+            self.facts().attachments().ok(),
+            self.facts().cloud_volume().ok(),
+        ) else {
             return self.poll("VolumeAttachments and the cloud must be read");
         };
         let stays = |a: &&&AttachmentFacts| a.deleting_since.is_none();
@@ -61,10 +65,14 @@ impl StepCx<'_> {
             };
         };
         if !self.plan.pins.is_attachment(&va.uid) {
-            return self.refused(&format!("VolumeAttachment {} is not the pinned one", va.name));
+            return self.refused(&format!(
+                "VolumeAttachment {} is not the pinned one",
+                va.name
+            ));
         }
         if self.cloud_is_free(cloud) {
-            return self.skipped("the cloud names no holder: Kubernetes clears the record by itself");
+            return self
+                .skipped("the cloud names no holder: Kubernetes clears the record by itself");
         }
         if let Some(other) = self.was_refused() {
             return other;
@@ -79,9 +87,15 @@ impl StepCx<'_> {
             Ok(proof) => Next::Act(Action {
                 step: self.ix,
                 intent: format!("delete VolumeAttachment {} (UID {})", va.name, va.uid),
-                effect: Effect::DeleteAttachment { proof, name: va.name.clone(), uid: va.uid.clone() },
+                effect: Effect::DeleteAttachment {
+                    proof,
+                    name: va.name.clone(),
+                    uid: va.uid.clone(),
+                },
             }),
-            Err(lacks) => self.asks_again().unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
+            Err(lacks) => self
+                .asks_again()
+                .unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
         }
     }
 }

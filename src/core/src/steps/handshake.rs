@@ -15,7 +15,10 @@ impl StepCx<'_> {
         let seen = pods.is_some_and(|p| !self.no_user_left(p));
         let begun = self.state.unused_since().is_some_and(|n| n.lease.is_some());
         (seen && begun).then_some(Next::Record(Event::UnusedSince {
-            seen: UnusedSince { at: self.cx.now, lease: None },
+            seen: UnusedSince {
+                at: self.cx.now,
+                lease: None,
+            },
         }))
     }
 
@@ -28,13 +31,21 @@ impl StepCx<'_> {
     /// does under another leader.
     pub(crate) fn handshake_begins(&self) -> Option<Next> {
         let pods = self.facts().pods().ok()?;
-        let lease = self.facts().node(&self.plan.pins.node).ok().and_then(|n| n.lease_renewed);
+        let lease = self
+            .facts()
+            .node(&self.plan.pins.node)
+            .ok()
+            .and_then(|n| n.lease_renewed);
         let due = match self.unused_since() {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),
         };
-        (self.no_user_left(pods) && due)
-            .then_some(Next::Record(Event::UnusedSince { seen: UnusedSince { at: self.cx.now, lease } }))
+        (self.no_user_left(pods) && due).then_some(Next::Record(Event::UnusedSince {
+            seen: UnusedSince {
+                at: self.cx.now,
+                lease,
+            },
+        }))
     }
 
     /// Whether no pod of the claim is, or can come, where the volume has to be let go.

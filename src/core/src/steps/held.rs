@@ -23,9 +23,10 @@ impl StepCx<'_> {
     /// is gone does not.
     pub(crate) fn still_held(&self) -> Option<String> {
         let pins = &self.plan.pins;
-        let (Some(attachments), Some(cloud)) =
-            (self.facts().attachments().ok(), self.facts().cloud_volume().ok())
-        else {
+        let (Some(attachments), Some(cloud)) = (
+            self.facts().attachments().ok(),
+            self.facts().cloud_volume().ok(),
+        ) else {
             return Some("VolumeAttachments and the cloud must be read".to_owned());
         };
         let Some(csi) = self.facts().csi() else {
@@ -40,14 +41,24 @@ impl StepCx<'_> {
         // own list may stay behind for minutes after a failed detach.
         let whole = node.filter(|_| self.plan.releases() == Releases::Everyone);
         if whole.is_some_and(|n| self.evidence.lists_volume(&n.volumes_in_use, csi)) {
-            return Some(format!("kubelet on {} reports the volume in use", pins.node));
+            return Some(format!(
+                "kubelet on {} reports the volume in use",
+                pins.node
+            ));
         }
         if whole.is_some_and(|n| self.evidence.lists_volume(&n.volumes_attached, csi)) {
             return Some(format!("{} lists the volume in volumesAttached", pins.node));
         }
         if let Some(va) = self.old_records(attachments).first() {
-            let error = va.detach_error.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
-            return Some(format!("VolumeAttachment {} is still there{error}", va.name));
+            let error = va
+                .detach_error
+                .as_ref()
+                .map(|e| format!(" ({e})"))
+                .unwrap_or_default();
+            return Some(format!(
+                "VolumeAttachment {} is still there{error}",
+                va.name
+            ));
         }
         (!self.cloud_is_free(cloud)).then(|| "the cloud still names a holder".to_owned())
     }

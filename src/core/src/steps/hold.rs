@@ -27,7 +27,10 @@ pub(super) const SPEC: StepSpec = StepSpec {
     frees: false,
     pods_go: PodsGo::None,
     repeats: false,
-    undone_by: Some(UndoneBy { step: StepKind::Lift, why: "no pod may be left held" }),
+    undone_by: Some(UndoneBy {
+        step: StepKind::Lift,
+        why: "no pod may be left held",
+    }),
     starts_work: true,
     goes_on: false,
     reaches_node: false,
@@ -52,9 +55,15 @@ fn describe(d: &Describe<'_>) -> Words {
         };
     }
     Words {
-        what: format!("keep new pods of claim {} away by a scheduling gate", d.claim),
+        what: format!(
+            "keep new pods of claim {} away by a scheduling gate",
+            d.claim
+        ),
         precondition: "the cluster has the policy reattach-hold; a new pod of the workload would be accepted now",
-        command: format!("kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold=true", d.namespace()),
+        command: format!(
+            "kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold=true",
+            d.namespace()
+        ),
         risk: "none: only pods that are made while it lasts wait, and they are let go at its end",
         observed_by: "a dry-run create of a pod with the claim comes back with the gate",
     }
@@ -63,7 +72,10 @@ fn describe(d: &Describe<'_>) -> Words {
 impl StepCx<'_> {
     pub(crate) fn hold(&self) -> Next {
         // In the middle of an order it is there for the cloud's detach alone.
-        if self.ix.0 > 0 && self.plan.releases() == Releases::OldHolder && self.still_held().is_none() {
+        if self.ix.0 > 0
+            && self.plan.releases() == Releases::OldHolder
+            && self.still_held().is_none()
+        {
             return self.skipped("the volume is free already");
         }
         match self.state.step(self.ix) {
@@ -73,15 +85,21 @@ impl StepCx<'_> {
                     Some(Next::Wait { why, .. }) => wait(why, later(self.cx.now, PROBE)),
                     Some(other) => other,
                     None if self.plan.closes_node => self.completed("the taint is on the node"),
-                    None => {
-                        self.completed("a dry-run create of a pod with the claim comes back with the gate")
-                    }
+                    None => self.completed(
+                        "a dry-run create of a pod with the claim comes back with the gate",
+                    ),
                 }
             }
             _ => self
                 .was_refused()
                 .or_else(|| self.stands_against())
-                .unwrap_or_else(|| if self.plan.closes_node { self.close_node() } else { self.by_gate() }),
+                .unwrap_or_else(|| {
+                    if self.plan.closes_node {
+                        self.close_node()
+                    } else {
+                        self.by_gate()
+                    }
+                }),
         }
     }
 
@@ -103,7 +121,10 @@ impl StepCx<'_> {
         Next::Act(Action {
             step: self.ix,
             intent: format!("close Node {} to new pods", node.name),
-            effect: Effect::CloseNode { node: node.name.clone(), uid: node.uid.clone() },
+            effect: Effect::CloseNode {
+                node: node.name.clone(),
+                uid: node.uid.clone(),
+            },
         })
     }
 
@@ -118,7 +139,9 @@ impl StepCx<'_> {
         match self.facts().workload() {
             Ok(w) if w.dry_run_held == Some(true) => None,
             Ok(_) => {
-                Some(self.poll("a dry-run create of a pod with the claim does not come back with the gate"))
+                Some(self.poll(
+                    "a dry-run create of a pod with the claim does not come back with the gate",
+                ))
             }
             Err(Missing::Absent) => Some(self.refused("the workload is gone")),
             _ => Some(self.poll("the workload must be read")),
@@ -130,7 +153,11 @@ impl StepCx<'_> {
         let name = &self.plan.pins.node;
         match self.facts().since(since).node(name) {
             Ok(node) if node.is_closed_by(self.cx.recovery) => match self.facts().workload() {
-                Ok(w) => w.template.ignores_taints.as_ref().map(|why| self.refused(why)),
+                Ok(w) => w
+                    .template
+                    .ignores_taints
+                    .as_ref()
+                    .map(|why| self.refused(why)),
                 Err(Missing::Absent) => Some(self.refused("the workload is gone")),
                 _ => Some(self.poll("the workload must be read")),
             },
@@ -168,7 +195,10 @@ impl StepCx<'_> {
         match (holding, self.plan.releases()) {
             // Once a pod is released its successor may wait elsewhere, and the trouble look different for that.
             (Holding::ByTaint, _)
-                if self.plan.find(StepKind::Release).is_some_and(|ix| self.state.tries(ix) > 0) =>
+                if self
+                    .plan
+                    .find(StepKind::Release)
+                    .is_some_and(|ix| self.state.tries(ix) > 0) =>
             {
                 None
             }
@@ -180,8 +210,15 @@ impl StepCx<'_> {
     /// What stands against closing the node to new pods.
     pub(crate) fn not_to_be_closed(&self) -> Option<Next> {
         let refusals = may_touch_node(self.plan, self.evidence, self.cx.now);
-        let refusal = refusals.iter().find(|r| !r.may_pass()).or_else(|| refusals.first())?;
+        let refusal = refusals
+            .iter()
+            .find(|r| !r.may_pass())
+            .or_else(|| refusals.first())?;
         let say = refusal.to_string();
-        Some(if refusal.may_pass() { self.poll(&say) } else { self.refused(&say) })
+        Some(if refusal.may_pass() {
+            self.poll(&say)
+        } else {
+            self.refused(&say)
+        })
     }
 }

@@ -47,7 +47,10 @@ fn describe(d: &Describe<'_>) -> Words {
     Words {
         what: "end the hold: its label off, the gates off the pods that wait".to_owned(),
         precondition: "nobody holds the volume any more, and no job of it is pending",
-        command: format!("kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold-", d.namespace()),
+        command: format!(
+            "kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold-",
+            d.namespace()
+        ),
         risk: "none",
         observed_by: "no pod carries the gate, and a dry-run create comes back without it",
     }
@@ -81,22 +84,39 @@ pub(crate) fn lift_next(
         let open = |node: &NodeFacts| Action {
             step: lift,
             intent: format!("open Node {} to new pods again", node.name),
-            effect: Effect::OpenNode { node: node.name.clone(), uid: node.uid.clone() },
+            effect: Effect::OpenNode {
+                node: node.name.clone(),
+                uid: node.uid.clone(),
+            },
         };
-        return taint_off(lift, plan, state, evidence, cx, |node| node.is_closed_by(cx.recovery), open);
+        return taint_off(
+            lift,
+            plan,
+            state,
+            evidence,
+            cx,
+            |node| node.is_closed_by(cx.recovery),
+            open,
+        );
     }
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
     let Ok(pods) = evidence.at(cx.now).pods() else {
         return poll("the claim's pods must be read to lift the hold");
     };
-    let waiting: Vec<(ObjectName, Uid)> =
-        pods.iter().filter(|p| p.held).map(|p| (p.name.clone(), p.uid.clone())).collect();
+    let waiting: Vec<(ObjectName, Uid)> = pods
+        .iter()
+        .filter(|p| p.held)
+        .map(|p| (p.name.clone(), p.uid.clone()))
+        .collect();
     if let StepState::Issued { outcome, at, .. } = state.step(lift) {
         if evidence.pods.at < *at || evidence.workload.at < *at {
             return poll("the claim's pods must be read again");
         }
         // The probe is a witness against, not one that is needed: without a workload there is none.
-        let gated = evidence.workload.shown().is_some_and(|w| w.dry_run_held == Some(true));
+        let gated = evidence
+            .workload
+            .shown()
+            .is_some_and(|w| w.dry_run_held == Some(true));
         if outcome.applied() && waiting.is_empty() && !gated {
             return None;
         }

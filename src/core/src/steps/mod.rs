@@ -139,13 +139,22 @@ impl StepKind {
 
 // Checked when this crate is compiled. `Verify` is the last variant.
 const _: () = {
-    assert!(StepKind::Verify as usize + 1 == StepKind::ALL.len(), "StepKind::ALL lacks a step");
+    assert!(
+        StepKind::Verify as usize + 1 == StepKind::ALL.len(),
+        "StepKind::ALL lacks a step"
+    );
     let mut ix = 0;
     while ix < StepKind::ALL.len() {
         let spec = StepKind::ALL[ix].spec();
-        assert!(spec.kind as usize == ix, "a StepSpec or StepKind::ALL names another step");
         assert!(
-            !matches!((spec.effect_class, &spec.lost), (EffectClass::Once, Lost::MayBeIssuedAgain)),
+            spec.kind as usize == ix,
+            "a StepSpec or StepKind::ALL names another step"
+        );
+        assert!(
+            !matches!(
+                (spec.effect_class, &spec.lost),
+                (EffectClass::Once, Lost::MayBeIssuedAgain)
+            ),
             "a step of class once whose lost effect nothing observes"
         );
         ix += 1;

@@ -17,7 +17,9 @@ impl StepCx<'_> {
         match self.facts().node(&self.plan.pins.node) {
             Ok(node) => Ok(node),
             Err(Missing::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
-            _ => Err(Box::new(self.poll(&format!("Node {} must be read", self.plan.pins.node)))),
+            _ => Err(Box::new(
+                self.poll(&format!("Node {} must be read", self.plan.pins.node)),
+            )),
         }
     }
 
@@ -39,7 +41,11 @@ impl StepCx<'_> {
         }
         if let Some(refusal) = general(self.evidence, &self.scope(), self.cx.now).first() {
             let say = refusal.to_string();
-            return Some(if refusal.may_pass() { self.poll(&say) } else { self.refused(&say) });
+            return Some(if refusal.may_pass() {
+                self.poll(&say)
+            } else {
+                self.refused(&say)
+            });
         }
         let Some(listed) = &pins.node_wide else {
             return Some(self.refused("the plan does not list what is on the node"));
@@ -61,18 +67,31 @@ impl StepCx<'_> {
             return Some(self.refused(&format!("{pod} is on {} and not in the plan", pins.node)));
         }
         let Ok(claims) = self.facts().node_claims(&pins.node) else {
-            return Some(self.poll(&format!("the claims of the pods on {} must be read", pins.node)));
+            return Some(self.poll(&format!(
+                "the claims of the pods on {} must be read",
+                pins.node
+            )));
         };
         // A plan of an earlier version lists no claims.
-        let new = claims.iter().filter(|c| listed.pins_claims() && !listed.lists_claim(&c.claim)).count();
+        let new = claims
+            .iter()
+            .filter(|c| listed.pins_claims() && !listed.lists_claim(&c.claim))
+            .count();
         if new > 0 {
             let node = &pins.node;
-            return Some(
-                self.refused(&format!("{new} more of the claims in use on {node} than the plan has")),
-            );
+            return Some(self.refused(&format!(
+                "{new} more of the claims in use on {node} than the plan has"
+            )));
         }
-        let more = node.volumes_attached.iter().filter(|v| !listed.lists_volume(v)).count();
-        let why = format!("{more} more of the volumes that are attached to {} than the plan has", pins.node);
+        let more = node
+            .volumes_attached
+            .iter()
+            .filter(|v| !listed.lists_volume(v))
+            .count();
+        let why = format!(
+            "{more} more of the volumes that are attached to {} than the plan has",
+            pins.node
+        );
         (more > 0).then(|| self.refused(&why))
     }
 
@@ -98,7 +117,9 @@ impl StepCx<'_> {
                 outcome: Outcome::NotApplied { retry: true, .. } | Outcome::Withheld { .. },
                 ..
             } => true,
-            StepState::Started { .. } | StepState::Issued { .. } | StepState::Closed { .. } => false,
+            StepState::Started { .. } | StepState::Issued { .. } | StepState::Closed { .. } => {
+                false
+            }
         };
         if !due || !self.step.kind.spec().reaches_node {
             return None;
@@ -123,14 +144,20 @@ pub(crate) fn node_recovered(plan: &Plan, evidence: &Evidence, now: Timestamp) -
         if node.ready {
             return Some(format!("Node {} is Ready again", pins.node));
         }
-        if pins.boot_id.as_ref().is_some_and(|boot| *boot != node.boot_id) {
+        if pins
+            .boot_id
+            .as_ref()
+            .is_some_and(|boot| *boot != node.boot_id)
+        {
             return Some(format!("Node {} has booted again", pins.node));
         }
     }
     let instance = evidence.at(now).instance(&pins.holder).ok()?;
-    let runs = matches!(instance.state, InstanceState::Running | InstanceState::Transitional(_));
-    let declared =
-        matches!(&evidence.declaration, Some(d) if d.holder == pins.holder && d.is_valid(now).is_ok());
+    let runs = matches!(
+        instance.state,
+        InstanceState::Running | InstanceState::Transitional(_)
+    );
+    let declared = matches!(&evidence.declaration, Some(d) if d.holder == pins.holder && d.is_valid(now).is_ok());
     (runs && !declared).then(|| format!("instance {} runs again", pins.holder))
 }
 

@@ -15,8 +15,16 @@ impl StepCx<'_> {
         if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
             return Some(pin_changed("the claim's UID", &pins.claim, &claim.uid));
         }
-        let volume = e.at(self.cx.now).volume().ok().filter(|v| v.uid != pins.pv)?;
-        Some(pin_changed("the PersistentVolume's UID", &pins.pv, &volume.uid))
+        let volume = e
+            .at(self.cx.now)
+            .volume()
+            .ok()
+            .filter(|v| v.uid != pins.pv)?;
+        Some(pin_changed(
+            "the PersistentVolume's UID",
+            &pins.pv,
+            &volume.uid,
+        ))
     }
 
     /// S8: claim, volume, boot, VolumeAttachment and the cloud's volume must be the pinned ones.
@@ -49,9 +57,16 @@ impl StepCx<'_> {
             _ => cloud.holders == [pins.holder.clone()] || (may_go && free),
         };
         if !as_pinned {
-            return say("the cloud's holder", &pins.holder, &format!("{:?}", cloud.holders));
+            return say(
+                "the cloud's holder",
+                &pins.holder,
+                &format!("{:?}", cloud.holders),
+            );
         }
-        if cloud.id != pins.volume || cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
+        if cloud.id != pins.volume
+            || cloud.identity != pins.identity
+            || cloud.size_gib != pins.size_gib
+        {
             return say("the cloud volume", &pins.identity, &cloud.identity);
         }
         None
@@ -65,13 +80,21 @@ impl StepCx<'_> {
             return None;
         }
         if let Some(boot) = pins.boot_id.as_ref().filter(|boot| **boot != node.boot_id) {
-            return Some(pin_changed(&format!("the boot of {}", pins.node), boot, &node.boot_id));
+            return Some(pin_changed(
+                &format!("the boot of {}", pins.node),
+                boot,
+                &node.boot_id,
+            ));
         }
         if node.instance.as_ref() == Some(&pins.holder) {
             return None;
         }
         let is = node.instance.as_ref().map_or("unknown", |i| i.as_str());
-        Some(pin_changed(&format!("the instance behind {}", pins.node), &pins.holder, &is))
+        Some(pin_changed(
+            &format!("the instance behind {}", pins.node),
+            &pins.holder,
+            &is,
+        ))
     }
 
     /// Turns the run back where claim, volume or holder turn out not to be what the plan takes them for: others by name, or
@@ -82,12 +105,24 @@ impl StepCx<'_> {
             return None;
         }
         let found = refusals(self.evidence, Some(&self.plan.pins.holder), self.cx.now);
-        let lost = found.iter().find(|r| matches!(r, Refusal::Identity { .. })).map(ToString::to_string);
+        let lost = found
+            .iter()
+            .find(|r| matches!(r, Refusal::Identity { .. }))
+            .map(ToString::to_string);
         Some(self.refused(&lost.or_else(|| self.claim_change())?))
     }
 }
 
 /// S8: the sentence of a pin that does not hold any more.
-pub(crate) fn pin_changed(what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display) -> String {
-    Refusal::PinChanged { what: what.to_owned(), was: was.to_string(), is: is.to_string() }.to_string()
+pub(crate) fn pin_changed(
+    what: &str,
+    was: &dyn std::fmt::Display,
+    is: &dyn std::fmt::Display,
+) -> String {
+    Refusal::PinChanged {
+        what: what.to_owned(),
+        was: was.to_string(),
+        is: is.to_string(),
+    }
+    .to_string()
 }

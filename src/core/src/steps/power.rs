@@ -59,7 +59,10 @@ pub(super) const ON: StepSpec = StepSpec {
 
 fn describe_off(d: &Describe<'_>) -> Words {
     Words {
-        what: format!("power instance {} (node {}) off at the cloud", d.pins.holder, d.pins.node),
+        what: format!(
+            "power instance {} (node {}) off at the cloud",
+            d.pins.holder, d.pins.node
+        ),
         precondition: "the policy or a person allows it; the node is not Ready; its lock is ours; only the pods and volumes that this plan lists are there",
         command: d.commands.power_off.to_owned(),
         risk: "whatever still runs on the machine stops",
@@ -94,7 +97,10 @@ impl StepCx<'_> {
         Next::Act(Action {
             step: self.ix,
             intent: format!("power instance {} ({}) off", pins.holder, pins.node),
-            effect: Effect::PowerOff { instance: pins.holder.clone(), node: pins.node.clone() },
+            effect: Effect::PowerOff {
+                instance: pins.holder.clone(),
+                node: pins.node.clone(),
+            },
         })
     }
 
@@ -110,7 +116,10 @@ impl StepCx<'_> {
             Next::Act(Action {
                 step: self.ix,
                 intent: format!("power instance {} on again", pins.holder),
-                effect: Effect::PowerOn { instance: pins.holder.clone(), node: pins.node.clone() },
+                effect: Effect::PowerOn {
+                    instance: pins.holder.clone(),
+                    node: pins.node.clone(),
+                },
             })
         })
     }
@@ -128,8 +137,21 @@ impl StepCx<'_> {
     /// What became of an order about power whose reply was lost: the history of the instance's power tells; where the cloud
     /// boots nothing by itself, the instance's state does, too.
     fn powered(&self, started: Timestamp, change: PowerChange) -> Next {
-        let fate = orders::power(self.ix, self.plan, self.state, self.evidence, self.cx, change, started);
-        let shown = self.facts().since(started).instance(&self.plan.pins.holder).ok().map(|i| &i.state);
+        let fate = orders::power(
+            self.ix,
+            self.plan,
+            self.state,
+            self.evidence,
+            self.cx,
+            change,
+            started,
+        );
+        let shown = self
+            .facts()
+            .since(started)
+            .instance(&self.plan.pins.holder)
+            .ok()
+            .map(|i| &i.state);
         let wanted = match change {
             PowerChange::Off => InstanceState::Off,
             PowerChange::On => InstanceState::Running,
@@ -146,12 +168,15 @@ impl StepCx<'_> {
                 self.observed(true, "the instance is in the state that was ordered")
             }
             Fate::Over(seen) => match shown {
-                Some(now) => self.observed(*now == wanted, &format!("{seen}; the instance is {now:?}")),
+                Some(now) => {
+                    self.observed(*now == wanted, &format!("{seen}; the instance is {now:?}"))
+                }
                 // For the machine counts what has a person look at it: ordered off it may be off, ordered on it may not be on.
-                None if orders::is_unreachable(self.plan, self.evidence, self.cx.now) => self.observed(
-                    change == PowerChange::Off,
-                    &format!("{seen}; the instance could not be asked about and counts as off"),
-                ),
+                None if orders::is_unreachable(self.plan, self.evidence, self.cx.now) => self
+                    .observed(
+                        change == PowerChange::Off,
+                        &format!("{seen}; the instance could not be asked about and counts as off"),
+                    ),
                 None => self.poll("the instance must be read to know what became of the order"),
             },
             Fate::Unseen => self.poll(&lost("the order about the instance's power")),
@@ -161,5 +186,9 @@ impl StepCx<'_> {
 
 /// Whether the cloud never changes an instance's power by itself.
 pub(crate) fn state_tells(plan: &Plan, evidence: &Evidence) -> bool {
-    evidence.power.get(&plan.pins.holder).and_then(|f| f.shown()).is_some_and(|f| f.off_stays_off)
+    evidence
+        .power
+        .get(&plan.pins.holder)
+        .and_then(|f| f.shown())
+        .is_some_and(|f| f.off_stays_off)
 }

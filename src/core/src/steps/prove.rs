@@ -39,9 +39,15 @@ pub(super) const SPEC: StepSpec = StepSpec {
 
 fn describe(d: &Describe<'_>) -> Words {
     Words {
-        what: format!("wait for a proof that instance {} cannot write", d.pins.holder),
+        what: format!(
+            "wait for a proof that instance {} cannot write",
+            d.pins.holder
+        ),
         precondition: "none",
-        command: format!("kubectl reattach declare RECOVERY --holder {} --reason TEXT", d.pins.holder),
+        command: format!(
+            "kubectl reattach declare RECOVERY --holder {} --reason TEXT",
+            d.pins.holder
+        ),
         risk: "none; without a proof nothing is freed, and the run turns back at the deadline",
         observed_by: "gone, off by a finished shutdown (read twice), rebooted and clean, the kubelet's own word, or a named human's",
     }
@@ -56,13 +62,19 @@ impl StepCx<'_> {
             return self.skipped("the cloud does not name it as a holder any more");
         }
         // Booted again by the cloud or by somebody: no proof about the machine will come, and its kubelet does the rest.
-        let (node, dead) = (&self.plan.pins.node, matches!(self.plan.trouble, Trouble::DeadNode { .. }));
+        let (node, dead) = (
+            &self.plan.pins.node,
+            matches!(self.plan.trouble, Trouble::DeadNode { .. }),
+        );
         if dead && self.facts().node(node).is_ok_and(|n| n.ready) {
             return self.refused(&format!("Node {node} is Ready again"));
         }
         match self.proof() {
             Ok(proof) => {
-                let grounds = proof.rests_on().iter().map(|g| format!("{} ({})", g.says, g.source));
+                let grounds = proof
+                    .rests_on()
+                    .iter()
+                    .map(|g| format!("{} ({})", g.says, g.source));
                 self.completed(&grounds.collect::<Vec<_>>().join("; "))
             }
             Err(lacks) => self
@@ -92,9 +104,16 @@ impl StepCx<'_> {
     fn any_proof(&self) -> Result<FenceProof, String> {
         let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
         let mut lacks = Vec::new();
-        let node = e.at(now).node(&pins.node).ok().filter(|n| n.instance.as_ref() == Some(&pins.holder));
+        let node = e
+            .at(now)
+            .node(&pins.node)
+            .ok()
+            .filter(|n| n.instance.as_ref() == Some(&pins.holder));
         let asked = self.state.challenged_in(self.cx.term, self.plan);
-        if let Some(unused) = self.unused_since().filter(|_| node.is_some_and(|n| n.ready)) {
+        if let Some(unused) = self
+            .unused_since()
+            .filter(|_| node.is_some_and(|n| n.ready))
+        {
             match kubelet_handshake(e, &pins.node, &pins.holder, unused, self.cx.recovery, now) {
                 Ok(proof) => match self.unanswered(unused) {
                     None => return Ok(proof),
@@ -103,7 +122,15 @@ impl StepCx<'_> {
                 Err(why) => lacks.push(why.to_string()),
             }
             if let Some(asked) = asked {
-                match answered_clean(e, &pins.node, &pins.holder, unused, asked, self.cx.recovery, now) {
+                match answered_clean(
+                    e,
+                    &pins.node,
+                    &pins.holder,
+                    unused,
+                    asked,
+                    self.cx.recovery,
+                    now,
+                ) {
                     Ok(proof) => return Ok(proof),
                     Err(why) => lacks.push(why.to_string()),
                 }
@@ -121,9 +148,17 @@ impl StepCx<'_> {
             Err(_) => {}
         }
         // What the agent answered before the last mount attempt was over says nothing about that attempt.
-        if node.is_some() && self.unused_since().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
-            let before = Before { boot: pins.boot_id.clone(), asked_at: asked };
-            if let Ok(proof) = rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
+        if node.is_some()
+            && self
+                .unused_since()
+                .is_some_and(|n| asked >= Some(later(n.at, ATTEMPT)))
+        {
+            let before = Before {
+                boot: pins.boot_id.clone(),
+                asked_at: asked,
+            };
+            if let Ok(proof) =
+                rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
             {
                 return Ok(proof);
             }
@@ -153,14 +188,23 @@ impl StepCx<'_> {
     /// for it: kubelet reports what it mounts through Kubernetes, and nothing else that runs there. So its agent answers
     /// this recovery's question, asked when no pod of the claim was left. `None`: nothing is missing.
     pub(crate) fn unanswered(&self, unused: &UnusedSince) -> Option<String> {
-        let Trouble::Orphan { .. } = self.plan.trouble else { return None };
+        let Trouble::Orphan { .. } = self.plan.trouble else {
+            return None;
+        };
         let pins = &self.plan.pins;
         let asked = self.state.challenged_in(self.cx.term, self.plan);
         let Some(asked) = asked.filter(|at| *at >= unused.at) else {
             return Some(format!("the agent on {} has not been asked yet", pins.node));
         };
         let (holder, recovery) = (&pins.holder, self.cx.recovery);
-        let answer = answers_clean(self.evidence, &pins.node, holder, asked, recovery, self.cx.now);
+        let answer = answers_clean(
+            self.evidence,
+            &pins.node,
+            holder,
+            asked,
+            recovery,
+            self.cx.now,
+        );
         answer.err().map(|why| why.to_string())
     }
 }

@@ -29,9 +29,15 @@ pub(super) const SPEC: StepSpec = StepSpec {
 
 fn describe(d: &Describe<'_>) -> Words {
     Words {
-        what: format!("keep new pods off {} until the agent of its next boot answers clean", d.pins.node),
+        what: format!(
+            "keep new pods off {} until the agent of its next boot answers clean",
+            d.pins.node
+        ),
         precondition: "the node has no such taint yet",
-        command: format!("kubectl taint node {} reattach.dev/quarantine=RECOVERY:NoSchedule", d.pins.node),
+        command: format!(
+            "kubectl taint node {} reattach.dev/quarantine=RECOVERY:NoSchedule",
+            d.pins.node
+        ),
         risk: "none: the node is down",
         observed_by: "the taint is there",
     }
@@ -47,12 +53,17 @@ impl StepCx<'_> {
             return self.done_or_skipped("the node is in quarantine");
         }
         let over = self.accepted_or_given_up("the taint is written");
-        over.or_else(|| self.was_refused()).or_else(|| self.not_to_be_fenced()).unwrap_or_else(|| {
-            Next::Act(Action {
-                step: self.ix,
-                intent: format!("put Node {} in quarantine", node.name),
-                effect: Effect::Quarantine { node: node.name.clone(), uid: node.uid.clone() },
+        over.or_else(|| self.was_refused())
+            .or_else(|| self.not_to_be_fenced())
+            .unwrap_or_else(|| {
+                Next::Act(Action {
+                    step: self.ix,
+                    intent: format!("put Node {} in quarantine", node.name),
+                    effect: Effect::Quarantine {
+                        node: node.name.clone(),
+                        uid: node.uid.clone(),
+                    },
+                })
             })
-        })
     }
 }

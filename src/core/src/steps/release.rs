@@ -32,7 +32,10 @@ pub(super) const SPEC: StepSpec = StepSpec {
 
 fn describe(d: &Describe<'_>) -> Words {
     Words {
-        what: format!("evict the stuck pod of {}, so that its node lets the volume go", d.pins.workload),
+        what: format!(
+            "evict the stuck pod of {}, so that its node lets the volume go",
+            d.pins.workload
+        ),
         precondition: "the hold is in force; the pod is not Ready or its mount is dead; its node is Ready and runs the CSI driver; its owner makes a new one",
         command: format!(
             "kubectl -n {} delete pod {}",
@@ -49,7 +52,8 @@ impl StepCx<'_> {
         let Ok(pods) = self.facts().pods() else {
             return self.poll("the claim's pods must be read");
         };
-        if matches!(self.state.step(self.ix), StepState::Issued { at, .. } if self.evidence.pods.at < *at) {
+        if matches!(self.state.step(self.ix), StepState::Issued { at, .. } if self.evidence.pods.at < *at)
+        {
             return self.poll("the claim's pods must be read again");
         }
         if self.no_user_left(pods) {
@@ -64,7 +68,10 @@ impl StepCx<'_> {
         if let Some(refused) = self.was_refused() {
             return refused;
         }
-        match pods.iter().find(|p| !self.is_away(p) && p.deleting_since.is_none()) {
+        match pods
+            .iter()
+            .find(|p| !self.is_away(p) && p.deleting_since.is_none())
+        {
             Some(pod) => self.propose_release(pod),
             None => self.poll("kubelet takes the evicted pod down"),
         }
@@ -82,17 +89,32 @@ impl StepCx<'_> {
         if let Some(node) = pod.node.as_ref().filter(|n| **n != pins.node) {
             return self.refused(&pin_changed("the pod's node", &pins.node, node));
         }
-        if let Some(other) = self.not_held_since(self.entered).or_else(|| self.stands_against()) {
+        if let Some(other) = self
+            .not_held_since(self.entered)
+            .or_else(|| self.stands_against())
+        {
             return other;
         }
-        let dead_mount = matches!(self.plan.trouble, Trouble::Phantom { dead_mount: true, .. });
+        let dead_mount = matches!(
+            self.plan.trouble,
+            Trouble::Phantom {
+                dead_mount: true,
+                ..
+            }
+        );
         if pod.ready && !dead_mount {
-            return self.poll(&format!("pod {} is Ready and its mount is not known to be dead", pod.name));
+            return self.poll(&format!(
+                "pod {} is Ready and its mount is not known to be dead",
+                pod.name
+            ));
         }
         Next::Act(Action {
             step: self.ix,
             intent: format!("evict pod {} (UID {})", pod.name, pod.uid),
-            effect: Effect::Release { pod: pod.name.clone(), uid: pod.uid.clone() },
+            effect: Effect::Release {
+                pod: pod.name.clone(),
+                uid: pod.uid.clone(),
+            },
         })
     }
 }

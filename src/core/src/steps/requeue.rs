@@ -62,7 +62,10 @@ impl StepCx<'_> {
                 Outcome::Withheld { shut } => {
                     let again = later(*at, self.backoff());
                     if self.cx.now < again {
-                        return wait(format!("the touch was not sent ({shut}); it will be"), again);
+                        return wait(
+                            format!("the touch was not sent ({shut}); it will be"),
+                            again,
+                        );
                     }
                     self.touch_a_record()
                 }
@@ -81,12 +84,18 @@ impl StepCx<'_> {
         if let Some(doubt) = self.trouble_is_over_untouched().filter(|_| self.ix.0 == 0) {
             return doubt;
         }
-        let going = |a: &&AttachmentFacts| a.deleting_since.is_some() && self.plan.pins.is_attachment(&a.uid);
+        let going = |a: &&AttachmentFacts| {
+            a.deleting_since.is_some() && self.plan.pins.is_attachment(&a.uid)
+        };
         // At the beginning of an order only a failed try is worth another one.
         let failed = |a: &&AttachmentFacts| self.ix.0 > 0 || a.detach_error.is_some();
-        let waits =
-            |a: &&AttachmentFacts| self.plan.releases() == Releases::OldHolder && a.attach_error.is_some();
-        let found = attachments.iter().find(|a| going(a) && failed(a)).or(attachments.iter().find(waits));
+        let waits = |a: &&AttachmentFacts| {
+            self.plan.releases() == Releases::OldHolder && a.attach_error.is_some()
+        };
+        let found = attachments
+            .iter()
+            .find(|a| going(a) && failed(a))
+            .or(attachments.iter().find(waits));
         match found {
             Some(va) => Next::Act(Action {
                 step: self.ix,

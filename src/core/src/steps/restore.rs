@@ -54,20 +54,25 @@ impl StepCx<'_> {
                     self.completed("the count is restored and the stamp is off")
                 }
                 // Also one that was refused: what the run is for is done, and only the way back is left.
-                _ => restore_next(self.ix, self.plan, w, self.state, self.cx).unwrap_or_else(|| {
-                    if w.replicas == 0 {
-                        return self
-                            .taken_over()
-                            .unwrap_or_else(|| self.poll("the stamp must be read again"));
-                    }
-                    let why =
-                        format!("{} carries no stamp of ours any more: someone else restored it", w.workload);
-                    Next::Record(Event::Skipped { step: self.ix, why })
-                }),
+                _ => {
+                    restore_next(self.ix, self.plan, w, self.state, self.cx).unwrap_or_else(|| {
+                        if w.replicas == 0 {
+                            return self
+                                .taken_over()
+                                .unwrap_or_else(|| self.poll("the stamp must be read again"));
+                        }
+                        let why = format!(
+                            "{} carries no stamp of ours any more: someone else restored it",
+                            w.workload
+                        );
+                        Next::Record(Event::Skipped { step: self.ix, why })
+                    })
+                }
             },
-            Err(Missing::Absent) => {
-                Next::Record(Event::Skipped { step: self.ix, why: "the workload was deleted".to_owned() })
-            }
+            Err(Missing::Absent) => Next::Record(Event::Skipped {
+                step: self.ix,
+                why: "the workload was deleted".to_owned(),
+            }),
             _ => self.poll("the workload must be read"),
         }
     }
@@ -82,15 +87,24 @@ pub(crate) fn restore_next(
     state: &State,
     cx: &Context<'_>,
 ) -> Option<Next> {
-    let Some(Ok(stamp)) = &w.stamp else { return None };
+    let Some(Ok(stamp)) = &w.stamp else {
+        return None;
+    };
     stamp::own(stamp, &w.workload, cx.recovery)?;
     let again = match state.step(restore) {
-        StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } => {
-            Some((format!("the restoring write is tried again: {why}"), *at))
-        }
-        StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. } => {
-            Some((format!("the restoring write was not sent ({shut}); it will be"), *at))
-        }
+        StepState::Issued {
+            outcome: Outcome::NotApplied { why, .. },
+            at,
+            ..
+        } => Some((format!("the restoring write is tried again: {why}"), *at)),
+        StepState::Issued {
+            outcome: Outcome::Withheld { shut },
+            at,
+            ..
+        } => Some((
+            format!("the restoring write was not sent ({shut}); it will be"),
+            *at,
+        )),
         _ => None,
     };
     if let Some((why, at)) = again {

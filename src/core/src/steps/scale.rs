@@ -24,7 +24,10 @@ pub(super) const SPEC: StepSpec = StepSpec {
     frees: false,
     pods_go: PodsGo::WithTheCount,
     repeats: false,
-    undone_by: Some(UndoneBy { step: StepKind::Restore, why: "nothing may be left at zero" }),
+    undone_by: Some(UndoneBy {
+        step: StepKind::Restore,
+        why: "nothing may be left at zero",
+    }),
     starts_work: true,
     goes_on: false,
     reaches_node: false,
@@ -53,7 +56,10 @@ impl StepCx<'_> {
     fn scale_to_zero(&self) -> Next {
         match self.state.step(self.ix) {
             StepState::Issued { outcome, .. } if outcome.applied() => self.await_no_pods(),
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, retry: false },
+                ..
+            } => self.failed(why),
             // Two executors may both have issued it: one of them was told of a conflict, and it is in force.
             StepState::Issued { at, .. } if self.at_zero_by_us(*at) => self.await_no_pods(),
             _ => self.was_refused().unwrap_or_else(|| self.propose_scale()),
@@ -62,7 +68,8 @@ impl StepCx<'_> {
 
     fn at_zero_by_us(&self, since: Timestamp) -> bool {
         let workload = self.facts().workload().ok();
-        self.evidence.workload.at >= since && workload.is_some_and(|w| w.replicas == 0 && self.own_stamp(w))
+        self.evidence.workload.at >= since
+            && workload.is_some_and(|w| w.replicas == 0 && self.own_stamp(w))
     }
 
     fn propose_scale(&self) -> Next {
@@ -120,7 +127,11 @@ impl StepCx<'_> {
             Some(pin_changed(what, was, is))
         };
         if workload.workload.uid != pins.workload.uid {
-            return say("the workload's UID", &pins.workload.uid, &workload.workload.uid);
+            return say(
+                "the workload's UID",
+                &pins.workload.uid,
+                &workload.workload.uid,
+            );
         }
         if workload.replicas != pins.replicas {
             return say("the replica count", &pins.replicas, &workload.replicas);
@@ -128,8 +139,16 @@ impl StepCx<'_> {
         if workload.scaling == ScalePath::None {
             return say("how the workload scales", &"scalable", &"not scalable");
         }
-        if let Some(pod) = workload.pods.iter().find(|p| !pins.pods.iter().any(|(_, uid)| *uid == p.uid)) {
-            return say("the workload's pods", &"the pinned ones", &format!("also {}", pod.name));
+        if let Some(pod) = workload
+            .pods
+            .iter()
+            .find(|p| !pins.pods.iter().any(|(_, uid)| *uid == p.uid))
+        {
+            return say(
+                "the workload's pods",
+                &"the pinned ones",
+                &format!("also {}", pod.name),
+            );
         }
         self.volume_change()
     }
@@ -163,10 +182,17 @@ impl StepCx<'_> {
         match self.facts().workload() {
             Ok(w) => {
                 let stamped = matches!(&w.stamp, Some(Ok(s)) if s.recovery == *self.cx.recovery);
-                let seen = format!("{} has {} replicas, stamp of ours: {stamped}", w.workload, w.replicas);
+                let seen = format!(
+                    "{} has {} replicas, stamp of ours: {stamped}",
+                    w.workload, w.replicas
+                );
                 // A stamp without the zero (a crash between the two writes of the /scale path) counts as not applied; the
                 // effect is then issued again on the stamp that is there.
-                let applied = if to_zero { stamped && w.replicas == 0 } else { !stamped };
+                let applied = if to_zero {
+                    stamped && w.replicas == 0
+                } else {
+                    !stamped
+                };
                 self.observed(applied, &seen)
             }
             Err(Missing::Absent) => self.observed(!to_zero, "the workload is gone"),

@@ -70,10 +70,13 @@ impl StepCx<'_> {
         }
         match self.state.step(self.ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => self.await_snapshot(*at),
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
-                self.without_snapshot(why)
-            }
-            _ => self.was_refused().unwrap_or_else(|| self.propose_snapshot()),
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, retry: false },
+                ..
+            } => self.without_snapshot(why),
+            _ => self
+                .was_refused()
+                .unwrap_or_else(|| self.propose_snapshot()),
         }
     }
 
@@ -83,7 +86,9 @@ impl StepCx<'_> {
             Next::Act(_) => Next::Act(Action {
                 step: self.ix,
                 intent: format!("make a snapshot of volume {}", self.plan.pins.volume),
-                effect: Effect::Snapshot { volume: self.plan.pins.volume.clone() },
+                effect: Effect::Snapshot {
+                    volume: self.plan.pins.volume.clone(),
+                },
             }),
             other => other,
         }
@@ -111,18 +116,26 @@ impl StepCx<'_> {
     }
 
     fn without_snapshot(&self, why: &str) -> Next {
-        if self.step.best_effort { self.skipped(why) } else { self.failed(why) }
+        if self.step.best_effort {
+            self.skipped(why)
+        } else {
+            self.failed(why)
+        }
     }
 
     /// What became of the request for a snapshot whose reply was lost: a snapshot carries this recovery's label, or none does
     /// after a while. Where nothing could be read until the step's deadline, the step is over without an answer.
     fn snapshotted(&self, started: Timestamp) -> Next {
-        let deadline = later(started, SignedDuration::from_secs(self.step.deadline_seconds.into()));
+        let deadline = later(
+            started,
+            SignedDuration::from_secs(self.step.deadline_seconds.into()),
+        );
         let read = self.facts().since(started).snapshots().ok();
         match self.evidence.snapshots.as_ref().map(|f| f.at).zip(read) {
-            Some((_, all)) if !all.is_empty() => {
-                self.observed(true, &format!("snapshot {} carries this recovery's label", all[0].id))
-            }
+            Some((_, all)) if !all.is_empty() => self.observed(
+                true,
+                &format!("snapshot {} carries this recovery's label", all[0].id),
+            ),
             Some((at, _)) if at.duration_since(started) > IN_FLIGHT => {
                 self.observed(false, "no snapshot carries this recovery's label")
             }

@@ -167,7 +167,13 @@ impl Describe<'_> {
     /// The runbook's step as a step of the plan.
     pub(crate) fn planned(&self, step: &RunbookStep) -> PlannedStep {
         let spec = step.step.spec();
-        let Words { what, precondition, command, risk, observed_by } = (spec.describe)(self);
+        let Words {
+            what,
+            precondition,
+            command,
+            risk,
+            observed_by,
+        } = (spec.describe)(self);
         PlannedStep {
             kind: step.step,
             what,
@@ -191,7 +197,11 @@ impl Describe<'_> {
     pub(crate) fn scale_command(&self, replicas: i32) -> String {
         let w = &self.pins.workload;
         let kind = w.kind.to_lowercase();
-        format!("kubectl -n {} scale {kind}/{} --replicas={replicas}", self.namespace(), w.name.name)
+        format!(
+            "kubectl -n {} scale {kind}/{} --replicas={replicas}",
+            self.namespace(),
+            w.name.name
+        )
     }
 
     /// The command that shows the workload's pods as they change.

@@ -29,7 +29,10 @@ pub(super) const TAINT_SPEC: StepSpec = StepSpec {
     frees: false,
     pods_go: PodsGo::OfTheNode,
     repeats: false,
-    undone_by: Some(UndoneBy { step: StepKind::Untaint, why: "no taint may be left" }),
+    undone_by: Some(UndoneBy {
+        step: StepKind::Untaint,
+        why: "no taint may be left",
+    }),
     starts_work: true,
     goes_on: false,
     reaches_node: true,
@@ -78,7 +81,10 @@ fn describe_untaint(d: &Describe<'_>) -> Words {
     Words {
         what: format!("take our out-of-service taint off {} again", d.pins.node),
         precondition: "nothing of the node is attached any more; at once if the node is back",
-        command: format!("kubectl taint node {} node.kubernetes.io/out-of-service-", d.pins.node),
+        command: format!(
+            "kubectl taint node {} node.kubernetes.io/out-of-service-",
+            d.pins.node
+        ),
         risk: "none",
         observed_by: "the taint is gone",
     }
@@ -93,7 +99,8 @@ impl StepCx<'_> {
         if node.out_of_service_by_us {
             return self.done_or_skipped("the taint is there");
         }
-        if matches!(self.state.step(self.ix), StepState::Issued { outcome, .. } if outcome.applied()) {
+        if matches!(self.state.step(self.ix), StepState::Issued { outcome, .. } if outcome.applied())
+        {
             return self.completed("the taint is written");
         }
         if self.still_held().is_none() {
@@ -108,7 +115,11 @@ impl StepCx<'_> {
             Ok(proof) if proof.fences_the_node() => Next::Act(Action {
                 step: self.ix,
                 intent: format!("put the out-of-service taint on Node {}", node.name),
-                effect: Effect::TaintOutOfService { proof, node: node.name.clone(), uid: node.uid.clone() },
+                effect: Effect::TaintOutOfService {
+                    proof,
+                    node: node.name.clone(),
+                    uid: node.uid.clone(),
+                },
             }),
             Ok(_) => self.refused("the proof is about the volume and not about the whole node"),
             Err(lacks) => self.poll(&format!("no proof yet: {lacks}")),
@@ -126,7 +137,8 @@ impl StepCx<'_> {
             let why = if node.is_ok_and(|n| !n.volumes_attached.is_empty()) {
                 Some("other volumes of the node are still attached".to_owned())
             } else {
-                self.left_on_the_node().map(|pod| format!("pod {pod} is not deleted from the node yet"))
+                self.left_on_the_node()
+                    .map(|pod| format!("pod {pod} is not deleted from the node yet"))
             };
             if let Some(why) = why {
                 return wait(why, until.min(later(self.cx.now, CLOUD_POLL)));
@@ -142,7 +154,10 @@ impl StepCx<'_> {
     fn left_on_the_node(&self) -> Option<&ObjectName> {
         let pods = self.facts().pods().ok()?;
         let here = |p: &&PodFacts| p.node.as_ref() == Some(&self.plan.pins.node);
-        pods.iter().filter(here).find(|p| p.deleting_since.is_some()).map(|p| &p.name)
+        pods.iter()
+            .filter(here)
+            .find(|p| p.deleting_since.is_some())
+            .map(|p| &p.name)
     }
 }
 
@@ -164,7 +179,10 @@ pub(crate) fn untaint_next(
         |node| Action {
             step: untaint,
             intent: format!("take our out-of-service taint off Node {}", node.name),
-            effect: Effect::Untaint { node: node.name.clone(), uid: node.uid.clone() },
+            effect: Effect::Untaint {
+                node: node.name.clone(),
+                uid: node.uid.clone(),
+            },
         },
     )
 }

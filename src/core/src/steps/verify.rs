@@ -53,9 +53,11 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn verify(&self) -> Next {
-        let (Some(pods), Some(cloud), Some(attachments)) =
-            (self.facts().pods().ok(), self.facts().cloud_volume().ok(), self.facts().attachments().ok())
-        else {
+        let (Some(pods), Some(cloud), Some(attachments)) = (
+            self.facts().pods().ok(),
+            self.facts().cloud_volume().ok(),
+            self.facts().attachments().ok(),
+        ) else {
             return self.poll("pods, cloud and VolumeAttachments must be read");
         };
         let pins = &self.plan.pins;
@@ -68,16 +70,22 @@ impl StepCx<'_> {
             let waited_elsewhere = || self.instance_of(p).is_some_and(|i| *i != pins.holder);
             new || self.plan.releases() == Releases::OldHolder && waited_elsewhere()
         };
-        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
-            return self.another_trouble().unwrap_or_else(|| self.poll("no pod of the claim is Ready"));
+        let Some(pod) = pods
+            .iter()
+            .find(|p| p.ready && p.deleting_since.is_none() && counts(p))
+        else {
+            return self
+                .another_trouble()
+                .unwrap_or_else(|| self.poll("no pod of the claim is Ready"));
         };
         let instance = self.instance_of(pod);
-        let attached = attachments
-            .iter()
-            .any(|a| Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none());
+        let attached = attachments.iter().any(|a| {
+            Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none()
+        });
         if !attached || instance.is_none() || cloud.holders.iter().ne(instance) {
-            return self
-                .poll("the pod is Ready; its node must be the only holder by Kubernetes and by the cloud");
+            return self.poll(
+                "the pod is Ready; its node must be the only holder by Kubernetes and by the cloud",
+            );
         }
         let settled = later(pod.ready_since.unwrap_or(self.cx.now), SETTLED);
         if self.cx.now < settled && !self.is_settled_by_its_node(pod) {
@@ -96,7 +104,9 @@ impl StepCx<'_> {
     fn is_settled_by_its_node(&self, pod: &PodFacts) -> bool {
         let node = pod.node.as_ref().and_then(|n| self.facts().node(n).ok());
         let renewed = node.and_then(|n| n.lease_renewed);
-        renewed.zip(pod.ready_since).is_some_and(|(renewed, since)| renewed >= later(since, SETTLED))
+        renewed
+            .zip(pod.ready_since)
+            .is_some_and(|(renewed, since)| renewed >= later(since, SETTLED))
     }
 
     /// The old holder may have let go and the pod still not get the volume, such as where its own node has the old one's
@@ -105,12 +115,17 @@ impl StepCx<'_> {
         if self.cx.now < later(self.entered, ATTACHER_SYNCS) {
             return None;
         }
-        let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict else { return None };
+        let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict else {
+            return None;
+        };
         if trouble.class() == self.plan.class() {
             return None;
         }
-        let why = format!("what it was for is over, and what is left has an order of its own: {trouble}");
-        Some(Next::Record(Event::Ended { end: End::Failed { why } }))
+        let why =
+            format!("what it was for is over, and what is left has an order of its own: {trouble}");
+        Some(Next::Record(Event::Ended {
+            end: End::Failed { why },
+        }))
     }
 
     fn instance_of(&self, pod: &PodFacts) -> Option<&InstanceId> {

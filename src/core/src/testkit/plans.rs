@@ -26,7 +26,11 @@ impl Case {
     ///
     /// # Errors
     /// The refusals.
-    pub fn plan_as(&self, confirm_workload: Option<&str>, for_show: bool) -> Result<Plan, Vec<Refusal>> {
+    pub fn plan_as(
+        &self,
+        confirm_workload: Option<&str>,
+        for_show: bool,
+    ) -> Result<Plan, Vec<Refusal>> {
         self.plan_by(SCALE_TO_ZERO, confirm_workload, for_show)
     }
 
@@ -51,7 +55,10 @@ impl Case {
         let request = Request {
             runbook: &runbook,
             confirm_workload,
-            commands: Commands { detach: "linode-cli volumes detach 5551", ..Commands::default() },
+            commands: Commands {
+                detach: "linode-cli volumes detach 5551",
+                ..Commands::default()
+            },
             for_show,
             allowed: Default::default(),
         };

@@ -13,19 +13,42 @@ use reattach_core::testkit::Case;
 fn for_a_dead_node() -> (SoundPlan, Timestamp) {
     let mut dead = Case::deployment().holdable().node(|n| n.ready = false);
     let source = Source::Kubernetes("Pods".to_owned());
-    let (node, now) = (dead.evidence.nodes.keys().next().expect("a node").clone(), dead.now);
-    dead.evidence.node_losses.insert(node.clone(), Fact::present(Vec::new(), source.clone(), now));
-    dead.evidence.node_pods.insert(node.clone(), Fact::present(Vec::new(), source, now));
+    let (node, now) = (
+        dead.evidence.nodes.keys().next().expect("a node").clone(),
+        dead.now,
+    );
+    dead.evidence
+        .node_losses
+        .insert(node.clone(), Fact::present(Vec::new(), source.clone(), now));
+    dead.evidence
+        .node_pods
+        .insert(node.clone(), Fact::present(Vec::new(), source, now));
     dead = dead.alone_down(node.as_str());
-    (dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A").sound().expect("its hash"), now)
+    (
+        dead.plan_by(DEFAULT_RUNBOOK, None, false)
+            .expect("a plan for class A")
+            .sound()
+            .expect("its hash"),
+        now,
+    )
 }
 
 /// What follows the first lines of a journal, all of which are of the moment `at`.
 pub fn after(plan: &SoundPlan, events: Vec<Event>, case: &Case, at: Timestamp) -> Next {
-    let accepted = Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".to_owned() };
+    let accepted = Event::Accepted {
+        plan_hash: plan.hash.to_string(),
+        authority: "test".to_owned(),
+    };
     let lines = [accepted].into_iter().chain(events).zip(0..);
-    let journal: Vec<Entry> =
-        lines.map(|(event, seq)| Entry { seq, at, term: 1, by: "test".to_owned(), event }).collect();
+    let journal: Vec<Entry> = lines
+        .map(|(event, seq)| Entry {
+            seq,
+            at,
+            term: 1,
+            by: "test".to_owned(),
+            event,
+        })
+        .collect();
     let state = State::replay(plan, &journal).expect("a journal");
     let uid = Case::recovery();
     let cx = Context {
@@ -48,11 +71,23 @@ fn turns_back(next: &Next, because: &str) -> bool {
 #[test]
 fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
     let (plan, now) = for_a_dead_node();
-    let waited =
-        Event::Skipped { step: plan.find(StepKind::Await).expect("a step"), why: "patience".to_owned() };
-    let back = after(&plan, vec![waited.clone()], &Case::deployment().holdable(), now);
+    let waited = Event::Skipped {
+        step: plan.find(StepKind::Await).expect("a step"),
+        why: "patience".to_owned(),
+    };
+    let back = after(
+        &plan,
+        vec![waited.clone()],
+        &Case::deployment().holdable(),
+        now,
+    );
     assert!(turns_back(&back, "is Ready again"), "{back:?}");
-    let gone = after(&plan, vec![waited], &Case::deployment().holdable().node(|n| n.ready = false), now);
+    let gone = after(
+        &plan,
+        vec![waited],
+        &Case::deployment().holdable().node(|n| n.ready = false),
+        now,
+    );
     assert!(matches!(gone, Next::Wait { .. }), "{gone:?}");
 }
 
@@ -64,7 +99,9 @@ fn an_order_that_is_not_needed_is_skipped_up_to_its_verification() {
     let mut events = Vec::new();
     for (step, planned) in (0..).map(StepIx).zip(&plan.steps) {
         match after(&plan, events.clone(), &healed, now) {
-            Next::Record(Event::Completed { step: done, .. }) if planned.kind == StepKind::Verify => {
+            Next::Record(Event::Completed { step: done, .. })
+                if planned.kind == StepKind::Verify =>
+            {
                 assert_eq!(done, step);
             }
             Next::Record(event @ Event::Skipped { .. }) if planned.kind != StepKind::Verify => {
@@ -80,7 +117,12 @@ fn an_order_that_is_not_needed_is_skipped_up_to_its_verification() {
 #[test]
 fn a_device_that_is_not_there_yet_is_no_other_trouble() {
     let (plan, now) = for_a_dead_node();
-    let unasked = after(&plan, Vec::new(), &Case::deployment().holdable().unasked(), now);
+    let unasked = after(
+        &plan,
+        Vec::new(),
+        &Case::deployment().holdable().unasked(),
+        now,
+    );
     assert!(matches!(unasked, Next::Wait { .. }), "{unasked:?}");
     let asked = after(&plan, Vec::new(), &Case::deployment().holdable(), now);
     assert!(turns_back(&asked, "class B"), "{asked:?}");

@@ -2,7 +2,8 @@
 
 use super::clocks::until;
 use super::walk::{
-    QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan, phantom_without_policy,
+    QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan,
+    phantom_without_policy,
 };
 use jiff::SignedDuration;
 use reattach_core::authority::{Person, Reach};
@@ -16,12 +17,31 @@ use std::mem::discriminant;
 
 /// Runs that come to every kind of effect.
 fn runs() -> Vec<Walk> {
-    let held = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
-    let stuck = World { stuck: true, ..QUIET };
+    let held = || {
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE)
+    };
+    let stuck = World {
+        stuck: true,
+        ..QUIET
+    };
     vec![
         Walk::new(held(), QUIET),
-        Walk::new(held(), World { lingers: true, ..QUIET }),
-        Walk::new(held(), World { lingers: true, ..stuck }),
+        Walk::new(
+            held(),
+            World {
+                lingers: true,
+                ..QUIET
+            },
+        ),
+        Walk::new(
+            held(),
+            World {
+                lingers: true,
+                ..stuck
+            },
+        ),
         Walk::new(held(), stuck),
         Walk::new(dead_node(), QUIET),
         Walk::new(dead_node_off(), stuck),
@@ -49,7 +69,8 @@ fn stopped(which: impl Fn(&Effect) -> bool, change: impl Fn(&mut Walk)) {
     for (mut walk, effect) in moments(which) {
         change(&mut walk);
         let said = walk.ask();
-        let same = matches!(&said, Next::Act(a) if discriminant(&a.effect) == discriminant(&effect));
+        let same =
+            matches!(&said, Next::Act(a) if discriminant(&a.effect) == discriminant(&effect));
         assert!(!same, "{effect:?} all the same: {said:?}\n{}", walk.story());
     }
 }
@@ -58,20 +79,28 @@ fn stopped(which: impl Fn(&Effect) -> bool, change: impl Fn(&mut Walk)) {
 /// in force by that: what puts back belongs to steps that need nobody's.
 #[test]
 fn what_puts_back_belongs_to_steps_that_need_no_word() {
-    for mut walk in runs().into_iter().chain([Walk::new(phantom_without_policy(), QUIET)]) {
+    for mut walk in runs()
+        .into_iter()
+        .chain([Walk::new(phantom_without_policy(), QUIET)])
+    {
         walk.run(|walk, action| {
             let state = walk.state();
             if state.unwinding().is_some() {
                 return;
             }
             let kind = walk.plan.steps[state.current().unwrap().index()].kind;
-            assert_eq!(kind.spec().needs_no_mandate(), action.effect.puts_back(), "{kind:?}: {action:?}");
+            assert_eq!(
+                kind.spec().needs_no_mandate(),
+                action.effect.puts_back(),
+                "{kind:?}: {action:?}"
+            );
         });
     }
 }
 
 fn node(e: &mut Evidence, change: impl FnOnce(&mut reattach_core::evidence::NodeFacts)) {
-    if let Some(Known::Present(node)) = e.nodes.get_mut(&NodeName::from(NODE)).map(|f| &mut f.value) {
+    if let Some(Known::Present(node)) = e.nodes.get_mut(&NodeName::from(NODE)).map(|f| &mut f.value)
+    {
         change(node);
     }
 }
@@ -103,7 +132,8 @@ fn no_effect_begins_after_its_deadline() {
         |e| !puts_back(e),
         |walk| {
             let step = walk.state().current().unwrap();
-            let deadline = SignedDuration::from_secs(walk.plan.steps[step.index()].deadline_seconds.into());
+            let deadline =
+                SignedDuration::from_secs(walk.plan.steps[step.index()].deadline_seconds.into());
             let entered = walk.state().entered_at().unwrap();
             let late = (entered + deadline).duration_since(walk.case.now).as_secs();
             walk.clock_jumps(late.max(0));
@@ -124,14 +154,24 @@ fn no_pod_is_released_unless_the_hold_is_seen() {
 fn no_detach_while_the_record_is_not_going() {
     let (mut tried, all) = (0, moments(|e| matches!(e, Effect::CloudDetach { .. })));
     for (mut walk, effect) in all {
-        let here =
-            |e: &Evidence| e.attachments.shown().is_some_and(|a| a.iter().any(|a| a.node.as_str() == NODE));
+        let here = |e: &Evidence| {
+            e.attachments
+                .shown()
+                .is_some_and(|a| a.iter().any(|a| a.node.as_str() == NODE))
+        };
         if !here(&walk.case.evidence) {
             continue;
         }
         tried += 1;
-        walk.case = walk.case.clone().attachments(|all| all.iter_mut().for_each(|a| a.deleting_since = None));
-        assert!(!matches!(walk.ask(), Next::Act(_)), "{effect:?}\n{}", walk.story());
+        walk.case = walk
+            .case
+            .clone()
+            .attachments(|all| all.iter_mut().for_each(|a| a.deleting_since = None));
+        assert!(
+            !matches!(walk.ask(), Next::Act(_)),
+            "{effect:?}\n{}",
+            walk.story()
+        );
     }
     assert!(tried > 0);
 }
@@ -139,8 +179,12 @@ fn no_detach_while_the_record_is_not_going() {
 /// What was pinned is one boot: another one may have mounted the volume.
 #[test]
 fn another_boot_stops_every_effect_that_rests_on_the_pinned_one() {
-    let of_an_orphan =
-        |walk: &Walk| matches!(walk.plan.trouble, reattach_core::diagnosis::Trouble::Orphan { .. });
+    let of_an_orphan = |walk: &Walk| {
+        matches!(
+            walk.plan.trouble,
+            reattach_core::diagnosis::Trouble::Orphan { .. }
+        )
+    };
     let rests = |e: &Effect| {
         matches!(
             e,
@@ -167,17 +211,29 @@ fn a_taint_needs_the_word_over_the_node_once_more() {
     let taint = |e: &Effect| matches!(e, Effect::TaintOutOfService { .. });
     stopped(taint, |walk| {
         walk.case = walk.case.clone().mandate(|m| {
-            m.ceiling.iter_mut().for_each(|c| (c.nodes, c.power_off) = (None, false));
+            m.ceiling
+                .iter_mut()
+                .for_each(|c| (c.nodes, c.power_off) = (None, false));
         });
     });
-    stopped(taint, |walk| match walk.case.evidence.node_claims.get_mut(&NodeName::from(NODE)) {
-        Some(Fact { value: Known::Present(claims), .. }) => {
-            let mut neighbour = claims.first().cloned().expect("the plan's own");
-            neighbour.claim.name = "of-a-neighbour".into();
-            neighbour.opted_out = Some("namespace shop".into());
-            claims.push(neighbour);
+    stopped(taint, |walk| {
+        match walk
+            .case
+            .evidence
+            .node_claims
+            .get_mut(&NodeName::from(NODE))
+        {
+            Some(Fact {
+                value: Known::Present(claims),
+                ..
+            }) => {
+                let mut neighbour = claims.first().cloned().expect("the plan's own");
+                neighbour.claim.name = "of-a-neighbour".into();
+                neighbour.opted_out = Some("namespace shop".into());
+                claims.push(neighbour);
+            }
+            other => panic!("the claims are there: {other:?}"),
         }
-        other => panic!("the claims are there: {other:?}"),
     });
 }
 
@@ -187,12 +243,16 @@ fn a_ready_node_is_not_powered_off() {
     let mut walk = Walk::new(dead_node(), QUIET);
     walk.answer(
         |e| {
-            matches!(e, Effect::PowerOff { .. })
-                .then(|| Outcome::NotApplied { why: "busy".into(), retry: true })
+            matches!(e, Effect::PowerOff { .. }).then(|| Outcome::NotApplied {
+                why: "busy".into(),
+                retry: true,
+            })
         },
         |walk| {
             walk.clock_jumps(60);
-            assert!(matches!(walk.ask(), Next::Act(a) if matches!(a.effect, Effect::PowerOff { .. })));
+            assert!(
+                matches!(walk.ask(), Next::Act(a) if matches!(a.effect, Effect::PowerOff { .. }))
+            );
             node(&mut walk.case.evidence, |n| n.ready = true);
             let said = walk.ask();
             assert!(!matches!(&said, Next::Act(_)), "{said:?}");
@@ -205,29 +265,45 @@ fn a_ready_node_is_not_powered_off() {
 fn objects_of_the_same_name_stop_every_effect_of_the_way_forward() {
     let forward = |e: &Effect| !e.puts_back();
     stopped(forward, |walk| {
-        change(&mut walk.case.evidence.claim, |c| c.uid = Uid::from("another"));
+        change(&mut walk.case.evidence.claim, |c| {
+            c.uid = Uid::from("another")
+        });
         change(&mut walk.case.evidence.volume, |v| {
             if let Some(of) = &mut v.claim_ref {
                 of.uid = Some(Uid::from("another"));
             }
         });
     });
-    stopped(forward, |walk| change(&mut walk.case.evidence.volume, |v| v.uid = Uid::from("another")));
+    stopped(forward, |walk| {
+        change(&mut walk.case.evidence.volume, |v| {
+            v.uid = Uid::from("another")
+        })
+    });
 }
 
 /// A run that has come to this effect.
 fn before(case: Case, which: fn(&Effect) -> bool) -> Walk {
     let mut walk = Walk::new(case, QUIET);
-    until(&mut walk, |_, said| matches!(said, Next::Act(a) if which(&a.effect)));
+    until(
+        &mut walk,
+        |_, said| matches!(said, Next::Act(a) if which(&a.effect)),
+    );
     walk
 }
 
 fn turns_back(said: &Next) -> bool {
-    matches!(said, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { .. } }))
+    matches!(
+        said,
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::Refused { .. }
+        })
+    )
 }
 
 fn maintained(walk: &mut Walk) {
-    node(&mut walk.case.evidence, |n| n.maintenance = Some("reattach.dev/maintenance".into()));
+    node(&mut walk.case.evidence, |n| {
+        n.maintenance = Some("reattach.dev/maintenance".into())
+    });
 }
 
 /// The rules select other nodes.
@@ -246,15 +322,22 @@ fn what_stands_against_touching_a_node_waits_or_turns_back() {
     let table: [(Case, fn(&Effect) -> bool); 4] = [
         (dead_node(), |e| matches!(e, Effect::PowerOff { .. })),
         (dead_node_off(), |e| matches!(e, Effect::Quarantine { .. })),
-        (dead_node_off(), |e| matches!(e, Effect::TaintOutOfService { .. })),
-        (phantom_without_policy(), |e| matches!(e, Effect::CloseNode { .. })),
+        (dead_node_off(), |e| {
+            matches!(e, Effect::TaintOutOfService { .. })
+        }),
+        (phantom_without_policy(), |e| {
+            matches!(e, Effect::CloseNode { .. })
+        }),
     ];
     for (case, which) in table {
         let walk = before(case, which);
         let (mut maintenance, mut others) = (walk.clone(), walk);
         maintained(&mut maintenance);
         let said = maintenance.ask();
-        assert!(matches!(&said, Next::Wait { why, .. } if why.contains("maintenance")), "{said:?}");
+        assert!(
+            matches!(&said, Next::Wait { why, .. } if why.contains("maintenance")),
+            "{said:?}"
+        );
         unselected(&mut others);
         unselected(&mut maintenance);
         for walk in [others, maintenance] {
@@ -271,11 +354,23 @@ fn what_was_done_to_a_node_is_ended_without_a_word() {
     let mut taint = before(dead_node_off(), |e| matches!(e, Effect::Untaint { .. }));
     maintained(&mut taint);
     let said = taint.ask();
-    assert!(matches!(&said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. })), "{said:?}");
+    assert!(
+        matches!(&said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. })),
+        "{said:?}"
+    );
     let mut off = Walk::new(dead_node(), QUIET);
-    let accepted = || Outcome::Applied { detail: "200".into() };
-    off.answer(|e| matches!(e, Effect::PowerOff { .. }).then(accepted), maintained);
-    assert!(matches!(off.ask(), Next::Record(Event::Completed { .. })), "{:?}", off.ask());
+    let accepted = || Outcome::Applied {
+        detail: "200".into(),
+    };
+    off.answer(
+        |e| matches!(e, Effect::PowerOff { .. }).then(accepted),
+        maintained,
+    );
+    assert!(
+        matches!(off.ask(), Next::Record(Event::Completed { .. })),
+        "{:?}",
+        off.ask()
+    );
 }
 
 /// The permission to power machines off is taken back, or it is not known how far a person's right to it
@@ -283,11 +378,19 @@ fn what_was_done_to_a_node_is_ended_without_a_word() {
 #[test]
 fn a_power_off_needs_the_permission_once_more() {
     let mut walk = before(dead_node(), |e| matches!(e, Effect::PowerOff { .. }));
-    walk.case = walk.case.clone().mandate(|m| m.ceiling.iter_mut().for_each(|c| c.power_off = false));
+    walk.case = walk
+        .case
+        .clone()
+        .mandate(|m| m.ceiling.iter_mut().for_each(|c| c.power_off = false));
     assert!(turns_back(&walk.ask()), "{:?}", walk.ask());
-    let unread = Reach::Unknown { why: "no answer".into() };
+    let unread = Reach::Unknown {
+        why: "no answer".into(),
+    };
     walk.case = walk.case.clone().mandate(|m| {
-        m.power_off = Some(Person { name: "adam".into(), reach: unread });
+        m.power_off = Some(Person {
+            name: "adam".into(),
+            reach: unread,
+        });
     });
     assert!(matches!(walk.ask(), Next::Wait { .. }), "{:?}", walk.ask());
 }

@@ -16,7 +16,11 @@ fn rules(plan: &Plan, case: &Case) -> Vec<String> {
     let found = check(plan, &case.evidence, None, case.now);
     let sentence = |v: &Violation| {
         let text = v.to_string();
-        assert!(text.starts_with(&format!("{}: ", v.rule())), "{:?} is not the rule of: {text}", v.rule());
+        assert!(
+            text.starts_with(&format!("{}: ", v.rule())),
+            "{:?} is not the rule of: {text}",
+            v.rule()
+        );
         text
     };
     found.iter().map(sentence).collect()
@@ -30,16 +34,56 @@ fn remove(plan: &mut Plan, kind: StepKind) {
 type Mutation = (&'static str, fn(&mut Plan), &'static str);
 
 const MUTATIONS: &[Mutation] = &[
-    ("version", |p| p.version = 1, "S8: the plan is of another version"),
-    ("claim name", |p| p.claim.name = "other".into(), "S8: the plan is for another claim"),
-    ("claim UID", |p| p.pins.claim = "x".into(), "S8: the claim is not the pinned one"),
-    ("PV UID", |p| p.pins.pv = "x".into(), "S8: the PersistentVolume is not the pinned one"),
-    ("cloud volume", |p| p.pins.volume = "x".into(), "S8: the cloud volume is not the pinned one"),
-    ("identity", |p| p.pins.identity.serial = "x".into(), "S8: the cloud volume is not the pinned one"),
-    ("size", |p| p.pins.size_gib = 1, "S8: the cloud volume is not the pinned one"),
-    ("holder", |p| p.pins.holder = "x".into(), "S1: the pinned holder is not the cloud's only holder"),
-    ("node", |p| p.pins.node = "x".into(), "S8: the node is another machine or another boot"),
-    ("boot", |p| p.pins.boot_id = Some("x".into()), "S8: the node is another machine or another boot"),
+    (
+        "version",
+        |p| p.version = 1,
+        "S8: the plan is of another version",
+    ),
+    (
+        "claim name",
+        |p| p.claim.name = "other".into(),
+        "S8: the plan is for another claim",
+    ),
+    (
+        "claim UID",
+        |p| p.pins.claim = "x".into(),
+        "S8: the claim is not the pinned one",
+    ),
+    (
+        "PV UID",
+        |p| p.pins.pv = "x".into(),
+        "S8: the PersistentVolume is not the pinned one",
+    ),
+    (
+        "cloud volume",
+        |p| p.pins.volume = "x".into(),
+        "S8: the cloud volume is not the pinned one",
+    ),
+    (
+        "identity",
+        |p| p.pins.identity.serial = "x".into(),
+        "S8: the cloud volume is not the pinned one",
+    ),
+    (
+        "size",
+        |p| p.pins.size_gib = 1,
+        "S8: the cloud volume is not the pinned one",
+    ),
+    (
+        "holder",
+        |p| p.pins.holder = "x".into(),
+        "S1: the pinned holder is not the cloud's only holder",
+    ),
+    (
+        "node",
+        |p| p.pins.node = "x".into(),
+        "S8: the node is another machine or another boot",
+    ),
+    (
+        "boot",
+        |p| p.pins.boot_id = Some("x".into()),
+        "S8: the node is another machine or another boot",
+    ),
     (
         "attachment UID",
         |p| p.pins.attachment.as_mut().unwrap().uid = "x".into(),
@@ -50,18 +94,46 @@ const MUTATIONS: &[Mutation] = &[
         |p| p.pins.attachment.as_mut().unwrap().name = "x".into(),
         "S8: the VolumeAttachment is not the pinned one",
     ),
-    ("workload", |p| p.pins.workload.uid = "x".into(), "S8: the workload is not the pinned one"),
-    ("replicas", |p| p.pins.replicas = 2, "S8: the workload is not the pinned one, or its count changed"),
-    ("pods", |p| p.pins.pods.clear(), "S7: the workload's pods are not the pinned ones"),
+    (
+        "workload",
+        |p| p.pins.workload.uid = "x".into(),
+        "S8: the workload is not the pinned one",
+    ),
+    (
+        "replicas",
+        |p| p.pins.replicas = 2,
+        "S8: the workload is not the pinned one, or its count changed",
+    ),
+    (
+        "pods",
+        |p| p.pins.pods.clear(),
+        "S7: the workload's pods are not the pinned ones",
+    ),
     (
         "no scale",
         |p| remove(p, StepKind::ScaleToZero),
         "S1: a cloud detach without the claim held away first",
     ),
-    ("no restore", |p| remove(p, StepKind::Restore), "S2: a scale to zero without exactly one restore"),
-    ("restore first", |p| p.steps.swap(0, 5), "S2: a scale to zero without exactly one restore"),
-    ("two restores", |p| p.steps.push(p.steps[5].clone()), "S2: a scale to zero without exactly one restore"),
-    ("two scales", |p| p.steps.push(p.steps[0].clone()), "S2: a scale to zero without exactly one restore"),
+    (
+        "no restore",
+        |p| remove(p, StepKind::Restore),
+        "S2: a scale to zero without exactly one restore",
+    ),
+    (
+        "restore first",
+        |p| p.steps.swap(0, 5),
+        "S2: a scale to zero without exactly one restore",
+    ),
+    (
+        "two restores",
+        |p| p.steps.push(p.steps[5].clone()),
+        "S2: a scale to zero without exactly one restore",
+    ),
+    (
+        "two scales",
+        |p| p.steps.push(p.steps[0].clone()),
+        "S2: a scale to zero without exactly one restore",
+    ),
     (
         "no wait",
         |p| {
@@ -82,13 +154,21 @@ const MUTATIONS: &[Mutation] = &[
         },
         "S1: a cloud detach after pods may run again",
     ),
-    ("detach first", |p| p.steps.swap(0, 2), "S1: a cloud detach without the claim held away first"),
+    (
+        "detach first",
+        |p| p.steps.swap(0, 2),
+        "S1: a cloud detach without the claim held away first",
+    ),
     (
         "repeatable detach",
         |p| p.steps[2].effect_class = EffectClass::Repeatable,
         "S1: a cloud detach that could be repeated blindly",
     ),
-    ("no deadline", |p| p.steps[1].deadline_seconds = 0, "S5: a step without a deadline"),
+    (
+        "no deadline",
+        |p| p.steps[1].deadline_seconds = 0,
+        "S5: a step without a deadline",
+    ),
     (
         "diagnosis of another pod",
         |p| {
@@ -102,12 +182,36 @@ const MUTATIONS: &[Mutation] = &[
 
 /// The same for the plan that holds.
 const HOLD_MUTATIONS: &[Mutation] = &[
-    ("no hold", |p| remove(p, StepKind::Hold), "S1: a cloud detach without the claim held away first"),
-    ("no lift", |p| remove(p, StepKind::Lift), "S2: a hold without exactly one lift"),
-    ("two holds", |p| p.steps.push(p.steps[0].clone()), "S2: a hold without exactly one lift"),
-    ("lift first", |p| p.steps.swap(0, 9), "S2: a hold without exactly one lift"),
-    ("release first", |p| p.steps.swap(0, 1), "S1: a pod evicted while another may come"),
-    ("release last", |p| p.steps.push(p.steps[1].clone()), "S1: a pod evicted while another may come"),
+    (
+        "no hold",
+        |p| remove(p, StepKind::Hold),
+        "S1: a cloud detach without the claim held away first",
+    ),
+    (
+        "no lift",
+        |p| remove(p, StepKind::Lift),
+        "S2: a hold without exactly one lift",
+    ),
+    (
+        "two holds",
+        |p| p.steps.push(p.steps[0].clone()),
+        "S2: a hold without exactly one lift",
+    ),
+    (
+        "lift first",
+        |p| p.steps.swap(0, 9),
+        "S2: a hold without exactly one lift",
+    ),
+    (
+        "release first",
+        |p| p.steps.swap(0, 1),
+        "S1: a pod evicted while another may come",
+    ),
+    (
+        "release last",
+        |p| p.steps.push(p.steps[1].clone()),
+        "S1: a pod evicted while another may come",
+    ),
     (
         "an impatient wait",
         |p| p.steps[8].patience_seconds = Some(1),
@@ -141,12 +245,23 @@ const HOLD_MUTATIONS: &[Mutation] = &[
 
 /// The same for the plan that fences a node.
 const FENCE_MUTATIONS: &[Mutation] = &[
-    ("no taint", |p| remove(p, StepKind::TaintOutOfService), "S9: an out-of-service taint without"),
-    ("no untaint", |p| remove(p, StepKind::Untaint), "S9: an out-of-service taint without"),
+    (
+        "no taint",
+        |p| remove(p, StepKind::TaintOutOfService),
+        "S9: an out-of-service taint without",
+    ),
+    (
+        "no untaint",
+        |p| remove(p, StepKind::Untaint),
+        "S9: an out-of-service taint without",
+    ),
     (
         "untaint first",
         |p| {
-            let (taint, untaint) = (place(p, StepKind::TaintOutOfService), place(p, StepKind::Untaint));
+            let (taint, untaint) = (
+                place(p, StepKind::TaintOutOfService),
+                place(p, StepKind::Untaint),
+            );
             p.steps.swap(taint, untaint);
         },
         "S9: an out-of-service taint without",
@@ -159,8 +274,16 @@ const FENCE_MUTATIONS: &[Mutation] = &[
         },
         "S9: an out-of-service taint without",
     ),
-    ("no proof", |p| remove(p, StepKind::Prove), "S1: an out-of-service taint without a proof"),
-    ("nothing listed", |p| p.pins.node_wide = None, "S7: an effect on a whole node"),
+    (
+        "no proof",
+        |p| remove(p, StepKind::Prove),
+        "S1: an out-of-service taint without a proof",
+    ),
+    (
+        "nothing listed",
+        |p| p.pins.node_wide = None,
+        "S7: an effect on a whole node",
+    ),
     (
         "diagnosis of another node",
         |p| {
@@ -229,9 +352,16 @@ fn each_rule_taken_out_of_a_plan_is_missed() {
     let case = Case::statefulset();
     each_is_missed(&case, &case.plan().unwrap(), MUTATIONS);
     let case = case.holdable();
-    each_is_missed(&case, &case.plan_by("lightest-first", None, false).unwrap(), HOLD_MUTATIONS);
-    let by_ladder: [(Case, &[Mutation]); 3] =
-        [(dead_node(), FENCE_MUTATIONS), (detach_error(), RECORD_MUTATIONS), (orphan(), ORPHAN_MUTATIONS)];
+    each_is_missed(
+        &case,
+        &case.plan_by("lightest-first", None, false).unwrap(),
+        HOLD_MUTATIONS,
+    );
+    let by_ladder: [(Case, &[Mutation]); 3] = [
+        (dead_node(), FENCE_MUTATIONS),
+        (detach_error(), RECORD_MUTATIONS),
+        (orphan(), ORPHAN_MUTATIONS),
+    ];
     for (case, mutations) in by_ladder {
         each_is_missed(&case, &plan(&case, ALL).unwrap(), mutations);
     }
@@ -240,7 +370,8 @@ fn each_rule_taken_out_of_a_plan_is_missed() {
 /// The cloud may name nobody where the volume is lost, and nobody or the pinned holder where a record is stuck.
 #[test]
 fn the_holders_must_fit_the_diagnosis() {
-    let (nobody, pinned, another): (&[&str], &[&str], &[&str]) = (&[], &[INSTANCE], &[OTHER_INSTANCE]);
+    let (nobody, pinned, another): (&[&str], &[&str], &[&str]) =
+        (&[], &[INSTANCE], &[OTHER_INSTANCE]);
     let table = [
         (lost(), vec![nobody], vec![pinned, another]),
         (detach_error(), vec![nobody, pinned], vec![another]),
@@ -253,12 +384,18 @@ fn the_holders_must_fit_the_diagnosis() {
             rules(&plan, &case.clone().cloud(|c| c.holders = holders))
         };
         for holders in fitting {
-            assert_eq!(found(holders), Vec::<String>::new(), "{:?}, {holders:?}", plan.trouble);
+            assert_eq!(
+                found(holders),
+                Vec::<String>::new(),
+                "{:?}, {holders:?}",
+                plan.trouble
+            );
         }
         for holders in others {
             let found = found(holders);
-            let named =
-                found.iter().any(|v| v.starts_with("S1: the pinned holder is not the cloud's only holder"));
+            let named = found
+                .iter()
+                .any(|v| v.starts_with("S1: the pinned holder is not the cloud's only holder"));
             assert!(named, "{:?}, {holders:?}: {found:?}", plan.trouble);
         }
     }
@@ -269,19 +406,27 @@ fn the_holders_must_fit_the_diagnosis() {
 fn a_record_on_another_node_is_seen() {
     let seen = |plan: &Plan, case: &Case| {
         let found = rules(plan, case);
-        found
-            .iter()
-            .any(|v| *v == format!("S7: another node has a VolumeAttachment of the volume ({OTHER_NODE})"))
+        found.iter().any(|v| {
+            *v == format!("S7: another node has a VolumeAttachment of the volume ({OTHER_NODE})")
+        })
     };
     let elsewhere = |attached: bool| {
-        let other = reattach_core::evidence::AttachmentFacts { attached, ..attachment("x", OTHER_NODE) };
-        Case::statefulset().with_node(OTHER_NODE, OTHER_INSTANCE).attachments(|all| all.push(other))
+        let other = reattach_core::evidence::AttachmentFacts {
+            attached,
+            ..attachment("x", OTHER_NODE)
+        };
+        Case::statefulset()
+            .with_node(OTHER_NODE, OTHER_INSTANCE)
+            .attachments(|all| all.push(other))
     };
     let phantom = Case::statefulset().plan().unwrap();
     assert!(seen(&phantom, &elsewhere(true)) && seen(&phantom, &elsewhere(false)));
     let stuck = plan(&detach_error(), ALL).unwrap();
     assert!(!seen(&stuck, &detach_error()));
-    assert!(seen(&stuck, &detach_error().attachments(|all| all[1].attached = true)));
+    assert!(seen(
+        &stuck,
+        &detach_error().attachments(|all| all[1].attached = true)
+    ));
 }
 
 /// The claim and each claim of its workload can be opted out alone.
@@ -289,11 +434,16 @@ fn a_record_on_another_node_is_seen() {
 fn one_opted_out_claim_is_enough() {
     let plan = Case::statefulset().plan().unwrap();
     let mut claim = Case::statefulset();
-    super::walk::change(&mut claim.evidence.claim, |c| c.opted_out = Some("claim".into()));
-    let of_workload =
-        Case::statefulset().workload(|w| w.claims[0].1.as_mut().unwrap().opted_out = Some("claim".into()));
+    super::walk::change(&mut claim.evidence.claim, |c| {
+        c.opted_out = Some("claim".into())
+    });
+    let of_workload = Case::statefulset()
+        .workload(|w| w.claims[0].1.as_mut().unwrap().opted_out = Some("claim".into()));
     for case in [claim, of_workload] {
-        assert_eq!(rules(&plan, &case), ["S7: the claim, its namespace or its workload is opted out"]);
+        assert_eq!(
+            rules(&plan, &case),
+            ["S7: the claim, its namespace or its workload is opted out"]
+        );
     }
 }
 
@@ -315,7 +465,11 @@ fn another_remediator_on_the_node_is_seen() {
         assert_eq!(found(false, taints), Vec::<String>::new(), "{taints:?}");
     }
     assert_eq!(found(true, &[OUT]), Vec::<String>::new(), "our own");
-    let foreign = ["karpenter.sh/disrupted", "medik8s.io/remediation", "remediation.medik8s.io/x"];
+    let foreign = [
+        "karpenter.sh/disrupted",
+        "medik8s.io/remediation",
+        "remediation.medik8s.io/x",
+    ];
     for taints in foreign.map(|t| vec![t]).into_iter().chain([vec![OUT]]) {
         let named = taints[0];
         let expected = format!("S9: someone else is at work on the node (taint {named})");
@@ -350,13 +504,21 @@ fn each_is_missed(case: &Case, good: &Plan, mutations: &[Mutation]) {
 type Drift = (&'static str, fn(Case) -> Case, &'static str);
 
 const DRIFTS: [Drift; 26] = [
-    ("claim deleting", |c| c.claim(|c| c.deleting = true), "S8: the claim"),
+    (
+        "claim deleting",
+        |c| c.claim(|c| c.deleting = true),
+        "S8: the claim",
+    ),
     (
         "shared",
         |c| c.claim(|c| c.access_modes = vec![AccessMode::ReadWriteMany]),
         "S1: the claim is not for a single writer",
     ),
-    ("no access mode", |c| c.claim(|c| c.access_modes.clear()), "S1: the claim is not for a single writer"),
+    (
+        "no access mode",
+        |c| c.claim(|c| c.access_modes.clear()),
+        "S1: the claim is not for a single writer",
+    ),
     (
         "opted out",
         |c| c.claim(|c| c.opted_out = Some("claim".into())),
@@ -367,7 +529,11 @@ const DRIFTS: [Drift; 26] = [
         |c| c.cloud(|c| c.holders.push("7".into())),
         "S1: the pinned holder is not the cloud's only holder",
     ),
-    ("no holder", |c| c.cloud(|c| c.holders.clear()), "S1: the pinned holder is not the cloud's only holder"),
+    (
+        "no holder",
+        |c| c.cloud(|c| c.holders.clear()),
+        "S1: the pinned holder is not the cloud's only holder",
+    ),
     (
         "rebooted",
         |c| c.node(|n| n.boot_id = "later".into()),
@@ -380,7 +546,10 @@ const DRIFTS: [Drift; 26] = [
     ),
     (
         "second record",
-        |c| c.with_node(OTHER_NODE, OTHER_INSTANCE).attachments(|a| a.push(attachment("x", OTHER_NODE))),
+        |c| {
+            c.with_node(OTHER_NODE, OTHER_INSTANCE)
+                .attachments(|a| a.push(attachment("x", OTHER_NODE)))
+        },
         "S7: another node has a VolumeAttachment",
     ),
     (
@@ -403,18 +572,32 @@ const DRIFTS: [Drift; 26] = [
         |c| c.workload(|w| w.template.empty_dirs = vec!["x".into()]),
         "S2: an emptyDir would be lost",
     ),
-    ("rollout", |c| c.workload(|w| w.rollout = Some("x".into())), "S2: the workload is being changed"),
+    (
+        "rollout",
+        |c| c.workload(|w| w.rollout = Some("x".into())),
+        "S2: the workload is being changed",
+    ),
     (
         "autoscaler",
-        |c| c.workload(|w| w.autoscalers = vec![AutoscalerFacts { name: "x".into(), min_replicas: 0 }]),
+        |c| {
+            c.workload(|w| {
+                w.autoscalers = vec![AutoscalerFacts {
+                    name: "x".into(),
+                    min_replicas: 0,
+                }]
+            })
+        },
         "S2: an autoscaler",
     ),
     (
         "manager",
         |c| {
             c.workload(|w| {
-                w.managers =
-                    vec![ManagerFacts { kind: ManagerKind::Keda, evidence: "x".into(), paused: false }]
+                w.managers = vec![ManagerFacts {
+                    kind: ManagerKind::Keda,
+                    evidence: "x".into(),
+                    paused: false,
+                }]
             })
         },
         "S2: someone else owns the count",
@@ -423,16 +606,27 @@ const DRIFTS: [Drift; 26] = [
         "Argo CD",
         |c| {
             c.workload(|w| {
-                w.managers =
-                    vec![ManagerFacts { kind: ManagerKind::ArgoCd, evidence: "x".into(), paused: true }]
+                w.managers = vec![ManagerFacts {
+                    kind: ManagerKind::ArgoCd,
+                    evidence: "x".into(),
+                    paused: true,
+                }]
             })
         },
         "S2: someone else owns the count",
     ),
-    ("dry run", |c| c.workload(|w| w.pod_dry_run = None), "S2: a new pod is not known to be accepted"),
+    (
+        "dry run",
+        |c| c.workload(|w| w.pod_dry_run = None),
+        "S2: a new pod is not known to be accepted",
+    ),
     (
         "foreign owner",
-        |c| c.workload(|w| w.claims[0].1.as_mut().unwrap().owners = vec![Case::owner("Backup", "b")]),
+        |c| {
+            c.workload(|w| {
+                w.claims[0].1.as_mut().unwrap().owners = vec![Case::owner("Backup", "b")]
+            })
+        },
         "S2: a claim of the workload would not survive",
     ),
     (
@@ -440,13 +634,24 @@ const DRIFTS: [Drift; 26] = [
         |c| c.workload(|w| w.claims[0].1 = None),
         "S2: a claim of the workload would not survive",
     ),
-    ("ordered", |c| c.with_pod("redis-1", Some(NODE), true), "S2: ordered pods would never reach zero"),
+    (
+        "ordered",
+        |c| c.with_pod("redis-1", Some(NODE), true),
+        "S2: ordered pods would never reach zero",
+    ),
     (
         "preStop",
-        |c| c.pod_ready().workload(|w| w.template.pre_stop = vec!["x".into()]),
+        |c| {
+            c.pod_ready()
+                .workload(|w| w.template.pre_stop = vec!["x".into()])
+        },
         "S2: a healthy pod's preStop hook",
     ),
-    ("foreign pod", |c| c.with_pod("zz", Some(NODE), false), "S7: a pod outside the workload uses the claim"),
+    (
+        "foreign pod",
+        |c| c.with_pod("zz", Some(NODE), false),
+        "S7: a pod outside the workload uses the claim",
+    ),
     (
         "not scalable",
         |c| c.workload(|w| w.scaling = ScalePath::None),
@@ -477,26 +682,60 @@ const DRIFTS: [Drift; 26] = [
 #[test]
 fn each_drift_under_a_hold_is_seen() {
     let hook = |c: Case| c.workload(|w| w.template.pre_stop = vec!["x".into()]);
-    let case = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    let case = || {
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE)
+    };
     let made = plan(&case(), ALL).unwrap();
     let would_run = ["S2: a healthy pod's preStop hook would run"];
-    assert_eq!(rules(&made, &hook(case())), Vec::<String>::new(), "the pod is not Ready");
-    assert_eq!(rules(&made, &hook(case().pod(|p| p.ready = true))), would_run);
-    assert_eq!(rules(&made, &case().pod(|p| p.ready = true)), Vec::<String>::new(), "it has no hook");
+    assert_eq!(
+        rules(&made, &hook(case())),
+        Vec::<String>::new(),
+        "the pod is not Ready"
+    );
+    assert_eq!(
+        rules(&made, &hook(case().pod(|p| p.ready = true))),
+        would_run
+    );
+    assert_eq!(
+        rules(&made, &case().pod(|p| p.ready = true)),
+        Vec::<String>::new(),
+        "it has no hook"
+    );
     let elsewhere = case().pod(|p| (p.ready, p.node) = (true, Some(OTHER_NODE.into())));
-    assert_eq!(rules(&made, &hook(elsewhere)), Vec::<String>::new(), "it is not released");
+    assert_eq!(
+        rules(&made, &hook(elsewhere)),
+        Vec::<String>::new(),
+        "it is not released"
+    );
     // A node that is fenced has none released.
     let ready = hook(dead_node().pod(|p| p.ready = true));
-    assert_eq!(rules(&plan(&dead_node(), ALL).unwrap(), &ready), Vec::<String>::new());
+    assert_eq!(
+        rules(&plan(&dead_node(), ALL).unwrap(), &ready),
+        Vec::<String>::new()
+    );
 
     let found = rules(&made, &case().workload(|w| w.replicas = 0));
-    assert!(found.iter().any(|v| v == "S2: someone keeps the workload at zero"), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|v| v == "S2: someone keeps the workload at zero"),
+        "{found:?}"
+    );
     let found = rules(&made, &without_policy(case()));
-    assert_eq!(found, ["S1: the cluster is not known to hold pods away by admission"]);
+    assert_eq!(
+        found,
+        ["S1: the cluster is not known to hold pods away by admission"]
+    );
     let fence = without_policy(dead_node());
     let made = plan(&fence, ALL).unwrap();
     assert!(made.find(StepKind::Hold).is_none());
-    assert_eq!(rules(&made, &fence), Vec::<String>::new(), "it holds nothing");
+    assert_eq!(
+        rules(&made, &fence),
+        Vec::<String>::new(),
+        "it holds nothing"
+    );
 }
 
 /// A hook matters where a healthy pod would run it.
@@ -504,35 +743,71 @@ fn each_drift_under_a_hold_is_seen() {
 fn a_healthy_pod_without_a_hook_is_no_violation() {
     let made = Case::statefulset().plan().unwrap();
     let hook = |c: Case| c.workload(|w| w.template.pre_stop = vec!["x".into()]);
-    assert_eq!(rules(&made, &Case::statefulset().pod_ready()), Vec::<String>::new());
-    assert_eq!(rules(&made, &hook(Case::statefulset())), Vec::<String>::new());
+    assert_eq!(
+        rules(&made, &Case::statefulset().pod_ready()),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        rules(&made, &hook(Case::statefulset())),
+        Vec::<String>::new()
+    );
 }
 
 /// An autoscaler that always keeps a pod is no danger to a count of zero that is ours.
 #[test]
 fn an_autoscaler_that_keeps_a_pod_is_no_violation() {
-    let case = Case::statefulset()
-        .workload(|w| w.autoscalers = vec![AutoscalerFacts { name: "x".into(), min_replicas: 1 }]);
-    assert_eq!(rules(&Case::statefulset().plan().unwrap(), &case), Vec::<String>::new());
+    let case = Case::statefulset().workload(|w| {
+        w.autoscalers = vec![AutoscalerFacts {
+            name: "x".into(),
+            min_replicas: 1,
+        }]
+    });
+    assert_eq!(
+        rules(&Case::statefulset().plan().unwrap(), &case),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn a_volume_on_the_node_that_the_plan_does_not_list_is_seen() {
     let plan = super::walk::plan(&super::walk::dead_node(), super::walk::ALL).unwrap();
-    assert_eq!(rules(&plan, &super::walk::dead_node()), Vec::<String>::new());
-    let more =
-        super::walk::dead_node().node(|n| n.volumes_attached.push("kubernetes.io/csi/x^another".into()));
+    assert_eq!(
+        rules(&plan, &super::walk::dead_node()),
+        Vec::<String>::new()
+    );
+    let more = super::walk::dead_node().node(|n| {
+        n.volumes_attached
+            .push("kubernetes.io/csi/x^another".into())
+    });
     let found = rules(&plan, &more);
-    assert!(found.iter().any(|v| v.starts_with("S7: the plan does not list")), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|v| v.starts_with("S7: the plan does not list")),
+        "{found:?}"
+    );
 }
 
 #[test]
 fn a_claim_for_several_writers_is_seen() {
     use reattach_core::evidence::AccessMode::{ReadOnlyMany, ReadWriteMany, ReadWriteOnce};
     let plan = Case::statefulset().plan().unwrap();
-    for modes in [vec![], vec![ReadWriteMany], vec![ReadOnlyMany], vec![ReadWriteOnce, ReadWriteMany]] {
-        let found = rules(&plan, &Case::statefulset().claim(|c| c.access_modes = modes.clone()));
-        assert_eq!(found, [format!("S1: the claim is not for a single writer (access modes {modes:?})")]);
+    for modes in [
+        vec![],
+        vec![ReadWriteMany],
+        vec![ReadOnlyMany],
+        vec![ReadWriteOnce, ReadWriteMany],
+    ] {
+        let found = rules(
+            &plan,
+            &Case::statefulset().claim(|c| c.access_modes = modes.clone()),
+        );
+        assert_eq!(
+            found,
+            [format!(
+                "S1: the claim is not for a single writer (access modes {modes:?})"
+            )]
+        );
     }
 }
 
@@ -570,16 +845,26 @@ fn what_is_not_known_is_a_violation() {
 fn several_replicas_need_the_name_of_the_workload() {
     let case = Case::statefulset().workload(|w| w.replicas = 3);
     let plan = case.plan_as(Some("StatefulSet/redis"), false).unwrap();
-    assert_eq!(check(&plan, &case.evidence, Some("StatefulSet/redis"), case.now), []);
+    assert_eq!(
+        check(&plan, &case.evidence, Some("StatefulSet/redis"), case.now),
+        []
+    );
     for named in [None, Some("StatefulSet/other")] {
         let found = check(&plan, &case.evidence, named, case.now);
-        assert!(found.iter().any(|v| v.rule() == Rule::S2), "{named:?}: {found:?}");
+        assert!(
+            found.iter().any(|v| v.rule() == Rule::S2),
+            "{named:?}: {found:?}"
+        );
     }
 }
 
 /// The same for the plan with a snapshot and a detach by force.
 const SNAPSHOT_MUTATIONS: &[Mutation] = &[
-    ("no force", |p| remove(p, StepKind::CloudForce), "S3: a snapshot that could be repeated blindly"),
+    (
+        "no force",
+        |p| remove(p, StepKind::CloudForce),
+        "S3: a snapshot that could be repeated blindly",
+    ),
     (
         "repeatable snapshot",
         |p| snapshot(p).effect_class = EffectClass::Repeatable,
@@ -620,6 +905,13 @@ fn snapshot(plan: &mut Plan) -> &mut PlannedStep {
 #[test]
 fn a_snapshot_stands_once_and_right_before_force() {
     let case = orphan();
-    let plan = plan(&case, Allowed { snapshot: Snapshots::Required, ..ALL }).unwrap();
+    let plan = plan(
+        &case,
+        Allowed {
+            snapshot: Snapshots::Required,
+            ..ALL
+        },
+    )
+    .unwrap();
     each_is_missed(&case, &plan, SNAPSHOT_MUTATIONS);
 }

@@ -12,8 +12,17 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, s
 
 /// A kubelet that keeps the volume in `volumesInUse`: only an agent's answer can tell that nothing uses it.
 fn lingering(stuck: bool) -> Walk {
-    let world = World { lingers: true, stuck, ..QUIET };
-    Walk::new(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE), world)
+    let world = World {
+        lingers: true,
+        stuck,
+        ..QUIET
+    };
+    Walk::new(
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE),
+        world,
+    )
 }
 
 /// Takes the run on until `there`, at most 3,000 steps.
@@ -48,7 +57,10 @@ fn another_leader(walk: &mut Walk, ahead: i64) {
 }
 
 fn questions(walk: &Walk) -> usize {
-    walk.effects.iter().filter(|e| matches!(e, Effect::Challenge { .. })).count()
+    walk.effects
+        .iter()
+        .filter(|e| matches!(e, Effect::Challenge { .. }))
+        .count()
 }
 
 #[test]
@@ -58,10 +70,16 @@ fn two_minutes_are_not_measured_between_two_leaders() {
         until(&mut walk, |_, said| waits_for(said, "mount attempt"));
         let first = walk.state().unused_since().unwrap().at;
         another_leader(&mut walk, ahead);
-        assert!(!is_question(&walk.ask()), "one second after {first} by the first leader's clock");
+        assert!(
+            !is_question(&walk.ask()),
+            "one second after {first} by the first leader's clock"
+        );
         until(&mut walk, |_, said| is_question(said));
         let begun = walk.state().unused_since().unwrap().at;
-        assert!(walk.case.now >= begun + SignedDuration::from_mins(2), "by the second leader's clock alone");
+        assert!(
+            walk.case.now >= begun + SignedDuration::from_mins(2),
+            "by the second leader's clock alone"
+        );
         assert_eq!(walk.run(|_, _| {}), End::Recovered);
     }
 }
@@ -84,18 +102,33 @@ fn an_answer_to_another_leader_is_asked_for_again() {
 /// The node's clock is an hour ahead: what it says of itself is compared with what it says of itself.
 #[test]
 fn a_pod_on_a_node_whose_clock_is_ahead_is_recovered() {
-    let mut walk = Walk::new(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE), QUIET);
+    let mut walk = Walk::new(
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE),
+        QUIET,
+    );
     let verify = walk.plan.find(reattach_core::steps::StepKind::Verify);
     until(&mut walk, |walk, _| {
         let pods = walk.case.evidence.pods.shown().unwrap();
         walk.state().current() == verify && pods.iter().any(|p| p.ready)
     });
     let hour = SignedDuration::from_hours(1);
-    walk.case = walk.case.clone().pods(|pods| pods[0].ready_since = pods[0].ready_since.map(|t| t + hour));
+    walk.case = walk
+        .case
+        .clone()
+        .pods(|pods| pods[0].ready_since = pods[0].ready_since.map(|t| t + hour));
     assert!(matches!(walk.ask(), Next::Wait { .. }));
     let renewed = walk.case.now + hour + SignedDuration::from_secs(9);
-    walk.case = walk.case.clone().node_named(OTHER_NODE, |n| n.lease_renewed = Some(renewed));
-    assert!(matches!(walk.ask(), Next::Record(Event::Completed { .. })), "{:?}", walk.ask());
+    walk.case = walk
+        .case
+        .clone()
+        .node_named(OTHER_NODE, |n| n.lease_renewed = Some(renewed));
+    assert!(
+        matches!(walk.ask(), Next::Record(Event::Completed { .. })),
+        "{:?}",
+        walk.ask()
+    );
 }
 
 /// The cloud was busy for longer than an answer counts.
@@ -124,14 +157,27 @@ fn a_handshake_that_begins_anew_reopens_the_question() {
         walk.state().current() == walk.plan.find(reattach_core::steps::StepKind::Challenge)
     });
     let last = &walk.journal.last().unwrap().event;
-    assert!(matches!(last, Event::UnusedSince { seen: UnusedSince { lease: Some(_), .. } }), "{last:?}");
+    assert!(
+        matches!(
+            last,
+            Event::UnusedSince {
+                seen: UnusedSince { lease: Some(_), .. }
+            }
+        ),
+        "{last:?}"
+    );
 }
 
 fn at_zero() -> Evidence {
     let case = Case::deployment().pods(Vec::clear).workload(|w| {
         w.replicas = 0;
         let (workload, recovery) = (w.workload.uid.clone(), Case::recovery());
-        w.stamp = Some(Ok(Stamp { replicas: 1, workload, recovery, at: start() }));
+        w.stamp = Some(Ok(Stamp {
+            replicas: 1,
+            workload,
+            recovery,
+            at: start(),
+        }));
     });
     case.evidence
 }
@@ -140,9 +186,20 @@ fn at_zero() -> Evidence {
 #[test]
 fn a_proof_is_as_old_as_the_answer_it_rests_on() {
     let ago = |seconds| start() - SignedDuration::from_secs(seconds);
-    let no_user = UnusedSince { at: ago(3_400), lease: Some(ago(3_404)) };
+    let no_user = UnusedSince {
+        at: ago(3_400),
+        lease: Some(ago(3_404)),
+    };
     let made = |e: &Evidence, asked| {
-        answered_clean(e, &NODE.into(), &INSTANCE.into(), &no_user, ago(asked), &Case::recovery(), start())
+        answered_clean(
+            e,
+            &NODE.into(),
+            &INSTANCE.into(),
+            &no_user,
+            ago(asked),
+            &Case::recovery(),
+            start(),
+        )
     };
     for asked in [0, 30, 120] {
         let proof = made(&at_zero(), asked).unwrap();
@@ -152,7 +209,10 @@ fn a_proof_is_as_old_as_the_answer_it_rests_on() {
         assert!(made(&at_zero(), asked).is_err(), "asked {asked} s ago");
     }
     // One second before a mount attempt that was under way has to be over.
-    let early = UnusedSince { at: ago(149), ..no_user.clone() };
+    let early = UnusedSince {
+        at: ago(149),
+        ..no_user.clone()
+    };
     let asked = |asked| {
         answered_clean(
             &at_zero(),
@@ -168,7 +228,13 @@ fn a_proof_is_as_old_as_the_answer_it_rests_on() {
     assert!(asked(30).unwrap_err().to_string().contains("mount attempt"));
     // The machine's own clock: the look was long before its kubelet's last sign of life.
     let mut old = at_zero();
-    old.answers.get_mut(&NodeName::from(NODE)).unwrap().scanned_at = ago(3_000);
+    old.answers
+        .get_mut(&NodeName::from(NODE))
+        .unwrap()
+        .scanned_at = ago(3_000);
     let why = made(&old, 30).unwrap_err().to_string();
-    assert!(why.contains("2996 s before its kubelet's last sign of life"), "{why}");
+    assert!(
+        why.contains("2996 s before its kubelet's last sign of life"),
+        "{why}"
+    );
 }

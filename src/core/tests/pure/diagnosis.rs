@@ -32,17 +32,24 @@ struct Row {
 }
 
 fn row(name: &'static str, case: Case, class: impl Into<Option<Class>>, says: &'static str) -> Row {
-    Row { name, case, says, class: class.into() }
+    Row {
+        name,
+        case,
+        says,
+        class: class.into(),
+    }
 }
 
 /// The pod has been moved to the other node, which wants the volume.
 fn wanted_elsewhere(case: Case) -> Case {
-    case.with_node(OTHER_NODE, OTHER_INSTANCE).pod(|p| p.node = Some(OTHER_NODE.into()))
+    case.with_node(OTHER_NODE, OTHER_INSTANCE)
+        .pod(|p| p.node = Some(OTHER_NODE.into()))
 }
 
 /// A new pod waits on the other node while the old one runs on the first.
 fn rollout(case: Case) -> Case {
-    case.with_node(OTHER_NODE, OTHER_INSTANCE).with_pod("redis-new", Some(OTHER_NODE), true)
+    case.with_node(OTHER_NODE, OTHER_INSTANCE)
+        .with_pod("redis-new", Some(OTHER_NODE), true)
 }
 
 fn dead_node(case: Case) -> Case {
@@ -99,11 +106,22 @@ fn ours() -> Vec<Row> {
         ),
         row("b-no-device", d(), Class::B, B),
         row("b-no-device-statefulset", Case::statefulset(), Class::B, B),
-        row("b-no-device-by-last-report-only", d().unasked(), Class::B, B),
-        row("b-dead-mount-under-a-ready-pod", d().pod_ready().with_mount(true), Class::B, B_DEAD),
+        row(
+            "b-no-device-by-last-report-only",
+            d().unasked(),
+            Class::B,
+            B,
+        ),
+        row(
+            "b-dead-mount-under-a-ready-pod",
+            d().pod_ready().with_mount(true),
+            Class::B,
+            B_DEAD,
+        ),
         row(
             "b-dead-mount-under-a-terminating-pod",
-            d().with_mount(true).pod(|p| p.deleting_since = Some(start())),
+            d().with_mount(true)
+                .pod(|p| p.deleting_since = Some(start())),
             Class::B,
             B_DEAD,
         ),
@@ -133,10 +151,12 @@ fn ours() -> Vec<Row> {
         ),
         row(
             "d-detach-error-of-a-dead-node-that-holds-nothing",
-            dead_node(wanted_elsewhere(d())).cloud(|c| c.holders.clear()).attachment(|a| {
-                a.deleting_since = Some(start());
-                a.detach_error = Some("timeout".into());
-            }),
+            dead_node(wanted_elsewhere(d()))
+                .cloud(|c| c.holders.clear())
+                .attachment(|a| {
+                    a.deleting_since = Some(start());
+                    a.detach_error = Some("timeout".into());
+                }),
             Class::D,
             "class D: the detach from lke-1 keeps failing: timeout",
         ),
@@ -153,7 +173,9 @@ fn ours() -> Vec<Row> {
             "d-node-missing",
             {
                 let mut case = wanted_elsewhere(d());
-                case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
+                case.evidence
+                    .nodes
+                    .insert(NODE.into(), absent("Node lke-1"));
                 case
             },
             Class::D,
@@ -163,7 +185,9 @@ fn ours() -> Vec<Row> {
             "d-node-of-the-pod-missing",
             {
                 let mut case = d();
-                case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
+                case.evidence
+                    .nodes
+                    .insert(NODE.into(), absent("Node lke-1"));
                 case
             },
             Class::D,
@@ -171,7 +195,8 @@ fn ours() -> Vec<Row> {
         ),
         row(
             "e-orphan",
-            d().attachments(Vec::clear).cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]),
+            d().attachments(Vec::clear)
+                .cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]),
             Class::E,
             "class E: the cloud says instance 26000002 has the volume, and no VolumeAttachment speaks for that instance",
         ),
@@ -199,20 +224,32 @@ fn waits() -> Vec<Row> {
     vec![
         row(
             "wait-provider-lock",
-            d().cloud(|c| c.state = VolumeState::Locked { reason: "imaging".into() }),
+            d().cloud(|c| {
+                c.state = VolumeState::Locked {
+                    reason: "imaging".into(),
+                }
+            }),
             Class::B,
             "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class B until then)",
         ),
         row(
             "wait-provider-lock-during-detach",
             d().attachment(|a| a.deleting_since = Some(start()))
-                .cloud(|c| c.state = VolumeState::Locked { reason: "imaging".into() }),
+                .cloud(|c| {
+                    c.state = VolumeState::Locked {
+                        reason: "imaging".into(),
+                    }
+                }),
             Class::D,
             "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class D until then)",
         ),
         row(
             "wait-cloud-busy",
-            d().cloud(|c| c.state = VolumeState::Busy { doing: "resizing".into() }),
+            d().cloud(|c| {
+                c.state = VolumeState::Busy {
+                    doing: "resizing".into(),
+                }
+            }),
             None,
             "the cloud is busy with the volume (resizing)",
         ),
@@ -232,8 +269,11 @@ fn waits() -> Vec<Row> {
             "wait-cloud-job-pending",
             {
                 let mut case = d();
-                case.evidence.jobs =
-                    Fact::present(vec![job(JobStatus::Started)], Source::Cloud("linode".into()), start());
+                case.evidence.jobs = Fact::present(
+                    vec![job(JobStatus::Started)],
+                    Source::Cloud("linode".into()),
+                    start(),
+                );
                 case
             },
             None,
@@ -243,8 +283,11 @@ fn waits() -> Vec<Row> {
             "wait-cloud-job-just-ended",
             {
                 let mut case = d();
-                case.evidence.jobs =
-                    Fact::present(vec![job(JobStatus::Finished)], Source::Cloud("linode".into()), start());
+                case.evidence.jobs = Fact::present(
+                    vec![job(JobStatus::Finished)],
+                    Source::Cloud("linode".into()),
+                    start(),
+                );
                 case
             },
             None,
@@ -258,7 +301,8 @@ fn waits() -> Vec<Row> {
         ),
         row(
             "wait-attaching",
-            d().attachment(|a| a.attached = false).cloud(|c| c.holders.clear()),
+            d().attachment(|a| a.attached = false)
+                .cloud(|c| c.holders.clear()),
             None,
             "an attach to lke-1 is under way",
         ),
@@ -343,7 +387,9 @@ fn unclassified() -> Vec<Row> {
         ),
         row(
             "unclassified-unreadable",
-            d().answer(ScanResult::Unreadable { items: vec!["/sys/block".into()] }),
+            d().answer(ScanResult::Unreadable {
+                items: vec!["/sys/block".into()],
+            }),
             None,
             "not classified, because what the machine behind lke-1 sees of the volume: unreadable: /sys/block",
         ),
@@ -372,7 +418,9 @@ fn unclassified() -> Vec<Row> {
             "unclassified-pod-on-a-missing-node",
             {
                 let mut case = d().attachments(Vec::clear);
-                case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
+                case.evidence
+                    .nodes
+                    .insert(NODE.into(), absent("Node lke-1"));
                 case
             },
             None,
@@ -414,11 +462,18 @@ fn every_row_of_the_truth_table() {
         }
         let stored = std::fs::read_to_string(file(row.name)).unwrap_or_default();
         if stored != text {
-            wrong.push(format!("{}: the file is not current; run with REATTACH_BLESS=1", row.name));
+            wrong.push(format!(
+                "{}: the file is not current; run with REATTACH_BLESS=1",
+                row.name
+            ));
             continue;
         }
         let read: Fixture = serde_json::from_str(&stored).unwrap();
-        assert_eq!(read.evidence, fixture.evidence, "{} does not survive serialisation", row.name);
+        assert_eq!(
+            read.evidence, fixture.evidence,
+            "{} does not survive serialisation",
+            row.name
+        );
         let found = diagnose(&read.evidence, read.now);
         let (said, class) = (found.verdict.to_string(), found.class());
         if said != read.says || class != read.class {
@@ -428,7 +483,12 @@ fn every_row_of_the_truth_table() {
             ));
         }
     }
-    assert!(wrong.is_empty(), "{} rows are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} rows are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -454,11 +514,16 @@ fn a_phantom_of_a_shared_volume_is_named_and_refused() {
 /// No agent, and the event's own text is about something else.
 #[test]
 fn without_an_agent_the_event_may_say_that_it_is_not_ours() {
-    let mut case = Case::deployment()
-        .unasked()
-        .event("FailedMount", "MountVolume.SetUp failed for volume \"tls\" : secret \"redis-tls\" not found");
+    let mut case = Case::deployment().unasked().event(
+        "FailedMount",
+        "MountVolume.SetUp failed for volume \"tls\" : secret \"redis-tls\" not found",
+    );
     case.evidence.guests.clear();
-    assert!(case.diagnosis().verdict.to_string().starts_with("not ours"), "{}", case.diagnosis().verdict);
+    assert!(
+        case.diagnosis().verdict.to_string().starts_with("not ours"),
+        "{}",
+        case.diagnosis().verdict
+    );
 }
 
 /// The order in which pods, attachments and events are listed does not matter.
@@ -474,5 +539,12 @@ fn the_order_of_lists_does_not_matter() {
         }
         assert_eq!(case.diagnosis().verdict, before);
     }
-    assert!(case.evidence.attachments.shown().unwrap().iter().any(|a| a.name == ATTACHMENT));
+    assert!(
+        case.evidence
+            .attachments
+            .shown()
+            .unwrap()
+            .iter()
+            .any(|a| a.name == ATTACHMENT)
+    );
 }

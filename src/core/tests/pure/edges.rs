@@ -56,7 +56,13 @@ fn a_person_who_takes_over_wins_at_every_point() {
     for stuck in [false, true] {
         for (what, meddle, count) in meddlers {
             for n in 1..=length(stuck) {
-                let mut run = run(stuck, Faults { meddle: Some((n, meddle)), ..Faults::default() });
+                let mut run = run(
+                    stuck,
+                    Faults {
+                        meddle: Some((n, meddle)),
+                        ..Faults::default()
+                    },
+                );
                 let mut before = None;
                 while !run.meddled && run.world.now < 3_000 {
                     before = Some((run.world.replicas, run.world.stamp.clone()));
@@ -65,8 +71,14 @@ fn a_person_who_takes_over_wins_at_every_point() {
                     }
                 }
                 let at_zero = before == Some((0, Stamped::Ours));
-                let end =
-                    run.drive(3_600).or_else(|| Some(End::Stuck { why: "never ended".into() })).unwrap();
+                let end = run
+                    .drive(3_600)
+                    .or_else(|| {
+                        Some(End::Stuck {
+                            why: "never ended".into(),
+                        })
+                    })
+                    .unwrap();
                 assert!(
                     !matches!(&end, End::Stuck { why } if why == "never ended"),
                     "{what} after line {n}\n{}",
@@ -79,7 +91,14 @@ fn a_person_who_takes_over_wins_at_every_point() {
                     run.story()
                 );
                 if at_zero
-                    && run.has(|m| matches!(m, Event::UnwindStarted { why: UnwindReason::TakenOver { .. } }))
+                    && run.has(|m| {
+                        matches!(
+                            m,
+                            Event::UnwindStarted {
+                                why: UnwindReason::TakenOver { .. }
+                            }
+                        )
+                    })
                 {
                     assert_eq!(
                         run.world.replicas,
@@ -114,7 +133,11 @@ fn an_edited_stamp_at_zero_is_stuck() {
             let end = run.drive(3_600);
             if run.world.stamp == Stamped::Edited {
                 tried += 1;
-                assert!(matches!(end, Some(End::Stuck { .. })), "{end:?} after line {n}\n{}", run.story());
+                assert!(
+                    matches!(end, Some(End::Stuck { .. })),
+                    "{end:?} after line {n}\n{}",
+                    run.story()
+                );
                 assert_eq!(run.world.replicas, 0);
             }
         }
@@ -126,12 +149,48 @@ fn an_edited_stamp_at_zero_is_stuck() {
 fn every_step_that_only_waits_meets_its_deadline() {
     type Jam = (&'static str, bool, fn(&mut World), StepKind, i64);
     let jams: [Jam; 6] = [
-        ("the cloud cannot be read", false, |w| w.outage = true, StepKind::ScaleToZero, 300),
-        ("workload cannot be read", false, |w| w.blind.workload = true, StepKind::ScaleToZero, 300),
-        ("the cloud's detach never ends", true, |w| w.cloud_lag = 100_000, StepKind::CloudDetach, 300),
-        ("kubelet never lets go", false, |w| w.now += 1, StepKind::AwaitDetached, 600),
-        ("attachments cannot be read", false, |w| w.blind.attachments = true, StepKind::ScaleToZero, 300),
-        ("pods cannot be read", false, |w| w.blind.pods = true, StepKind::ScaleToZero, 300),
+        (
+            "the cloud cannot be read",
+            false,
+            |w| w.outage = true,
+            StepKind::ScaleToZero,
+            300,
+        ),
+        (
+            "workload cannot be read",
+            false,
+            |w| w.blind.workload = true,
+            StepKind::ScaleToZero,
+            300,
+        ),
+        (
+            "the cloud's detach never ends",
+            true,
+            |w| w.cloud_lag = 100_000,
+            StepKind::CloudDetach,
+            300,
+        ),
+        (
+            "kubelet never lets go",
+            false,
+            |w| w.now += 1,
+            StepKind::AwaitDetached,
+            600,
+        ),
+        (
+            "attachments cannot be read",
+            false,
+            |w| w.blind.attachments = true,
+            StepKind::ScaleToZero,
+            300,
+        ),
+        (
+            "pods cannot be read",
+            false,
+            |w| w.blind.pods = true,
+            StepKind::ScaleToZero,
+            300,
+        ),
     ];
     for (what, stuck, jam, kind, deadline) in jams {
         let mut world = World::new(stuck);
@@ -146,18 +205,32 @@ fn every_step_that_only_waits_meets_its_deadline() {
             }
         }
         let turned = run.journal.iter().find_map(|e| match &e.event {
-            Event::UnwindStarted { why: UnwindReason::Deadline { step, seconds, .. } } => {
-                Some((*step, *seconds))
-            }
+            Event::UnwindStarted {
+                why: UnwindReason::Deadline { step, seconds, .. },
+            } => Some((*step, *seconds)),
             _ => None,
         });
-        let (step, seconds) = turned.unwrap_or_else(|| panic!("{what}: no deadline\n{}", run.story()));
-        assert_eq!((plan().steps[step.index()].kind, seconds), (kind, deadline), "{what}");
+        let (step, seconds) =
+            turned.unwrap_or_else(|| panic!("{what}: no deadline\n{}", run.story()));
+        assert_eq!(
+            (plan().steps[step.index()].kind, seconds),
+            (kind, deadline),
+            "{what}"
+        );
         run.world.outage = false;
         run.world.blind = world::Blind::default();
         run.world.job = None;
-        assert!(matches!(run.drive(600), Some(End::Failed { .. })), "{what}\n{}", run.story());
-        assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None), "{what}\n{}", run.story());
+        assert!(
+            matches!(run.drive(600), Some(End::Failed { .. })),
+            "{what}\n{}",
+            run.story()
+        );
+        assert_eq!(
+            (run.world.replicas, &run.world.stamp),
+            (1, &Stamped::None),
+            "{what}\n{}",
+            run.story()
+        );
     }
 }
 
@@ -171,7 +244,11 @@ fn a_pod_that_never_gets_ready_fails_the_verification_with_the_workload_restored
     }
     run.world.cloud_lag = 100_000;
     let end = run.drive(2_000);
-    assert!(matches!(end, Some(End::Failed { .. })), "{end:?}\n{}", run.story());
+    assert!(
+        matches!(end, Some(End::Failed { .. })),
+        "{end:?}\n{}",
+        run.story()
+    );
     assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None));
 }
 
@@ -181,7 +258,11 @@ fn no_effect_starts_after_its_deadline() {
     let mut run = run(false, Faults::default());
     run.world.now = 100_000;
     run.world.lease = 100_000;
-    assert!(matches!(run.drive(600), Some(End::Failed { .. })), "{}", run.story());
+    assert!(
+        matches!(run.drive(600), Some(End::Failed { .. })),
+        "{}",
+        run.story()
+    );
     assert_eq!(run.effects, 0, "{}", run.story());
 }
 
@@ -196,7 +277,9 @@ fn a_change_before_the_first_effect_turns_back_without_an_effect() {
         ("no record", |w| w.va = None),
         ("no holder", |w| w.held = false),
         ("another pod", |w| w.pod.as_mut().unwrap().number = 2),
-        ("the pod is healthy now", |w| w.pod.as_mut().unwrap().ready_since = Some(0)),
+        ("the pod is healthy now", |w| {
+            w.pod.as_mut().unwrap().ready_since = Some(0)
+        }),
     ];
     for (what, change) in changes {
         let mut world = World::new(false);
@@ -224,7 +307,11 @@ fn a_node_that_reboots_in_the_middle_is_not_detached_from() {
     }
     run.world.boot = 2;
     let end = run.drive(3_600);
-    assert!(matches!(end, Some(End::Failed { .. })), "{end:?}\n{}", run.story());
+    assert!(
+        matches!(end, Some(End::Failed { .. })),
+        "{end:?}\n{}",
+        run.story()
+    );
     assert_eq!(run.world.detaches, 0);
     assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None));
 }
@@ -233,11 +320,26 @@ fn a_node_that_reboots_in_the_middle_is_not_detached_from() {
 #[test]
 fn what_cannot_be_read_is_never_taken_for_let_go() {
     let blinds = [
-        world::Blind { volume: true, ..world::Blind::default() },
-        world::Blind { node: true, ..world::Blind::default() },
-        world::Blind { attachments: true, ..world::Blind::default() },
-        world::Blind { workload: true, ..world::Blind::default() },
-        world::Blind { pods: true, ..world::Blind::default() },
+        world::Blind {
+            volume: true,
+            ..world::Blind::default()
+        },
+        world::Blind {
+            node: true,
+            ..world::Blind::default()
+        },
+        world::Blind {
+            attachments: true,
+            ..world::Blind::default()
+        },
+        world::Blind {
+            workload: true,
+            ..world::Blind::default()
+        },
+        world::Blind {
+            pods: true,
+            ..world::Blind::default()
+        },
     ];
     for stuck in [false, true] {
         for blind in blinds {
@@ -269,8 +371,12 @@ fn a_pod_that_appears_again_starts_the_handshake_anew() {
     }
     // A bare pod of the claim comes while the workload is at zero, and goes again before kubelet's next tick.
     run.world.pods_made += 1;
-    run.world.pod =
-        Some(world::Pod { number: run.world.pods_made, deleting: false, ready_since: None, gated: false });
+    run.world.pod = Some(world::Pod {
+        number: run.world.pods_made,
+        deleting: false,
+        ready_since: None,
+        gated: false,
+    });
     run.drive(1);
     run.world.pod = None;
     let gone = run.world.now;
@@ -288,7 +394,9 @@ fn a_handshake_without_a_lease_is_started_again() {
     let mut run = run(true, Faults::default());
     run.drive(2);
     run.world.blind.node = true;
-    while !run.has(|m| matches!(m, Event::Completed { step, .. } if step.0 == 0)) && run.world.now < 20 {
+    while !run.has(|m| matches!(m, Event::Completed { step, .. } if step.0 == 0))
+        && run.world.now < 20
+    {
         run.drive(1);
     }
     run.world.blind.node = false;
@@ -309,13 +417,24 @@ fn a_kubelet_that_stops_renewing_gives_no_proof() {
         run.world.lease = lease;
     }
     assert_eq!(run.world.detaches, 0, "{}", run.story());
-    assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None), "{}", run.story());
+    assert_eq!(
+        (run.world.replicas, &run.world.stamp),
+        (1, &Stamped::None),
+        "{}",
+        run.story()
+    );
 }
 
 /// Facts that were read before the effect was started tell nothing about it.
 #[test]
 fn facts_from_before_the_effect_do_not_tell_its_outcome() {
-    let mut run = run(false, Faults { crash_between: vec![1], ..Faults::default() });
+    let mut run = run(
+        false,
+        Faults {
+            crash_between: vec![1],
+            ..Faults::default()
+        },
+    );
     let before = run.world.evidence();
     assert!(matches!(run.look(), Step::Crashed));
     run.world.now += 5;
@@ -332,10 +451,16 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
     let mut stale = run.world.evidence();
     stale.workload = before.workload;
     stale.workload.at = at(-1);
-    assert!(matches!(next(plan(), &run.state, &stale, &cx), Next::Wait { .. }));
+    assert!(matches!(
+        next(plan(), &run.state, &stale, &cx),
+        Next::Wait { .. }
+    ));
     assert!(matches!(
         next(plan(), &run.state, &run.world.evidence(), &cx),
-        Next::Record(Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. })
+        Next::Record(Event::Outcome {
+            outcome: Outcome::ObservedApplied { .. },
+            ..
+        })
     ));
 }
 
@@ -351,6 +476,11 @@ fn without_an_accepted_plan_nothing_is_done() {
         withdrawn: None,
         now: at(0),
     };
-    let said = next(plan(), &State::new(plan()), &World::new(false).evidence(), &cx);
+    let said = next(
+        plan(),
+        &State::new(plan()),
+        &World::new(false).evidence(),
+        &cx,
+    );
     assert!(matches!(said, Next::Wait { .. }), "{said:?}");
 }

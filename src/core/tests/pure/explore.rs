@@ -21,9 +21,20 @@ const STRIDE: i64 = 61;
 #[derive(Debug)]
 enum Executor {
     Idle,
-    Decided { length: usize, next: Next },
-    Issuing { length: usize, action: Action, turned: bool },
-    Replying { length: usize, action: Action, outcome: Outcome },
+    Decided {
+        length: usize,
+        next: Next,
+    },
+    Issuing {
+        length: usize,
+        action: Action,
+        turned: bool,
+    },
+    Replying {
+        length: usize,
+        action: Action,
+        outcome: Outcome,
+    },
 }
 
 /// A value with its `Debug` text and the text's digest. Every state that contains the value is compared by them, so they are
@@ -37,7 +48,11 @@ struct Printed<T> {
 impl<T: std::fmt::Debug> Printed<T> {
     fn new(value: T) -> Rc<Self> {
         let text = format!("{value:?}");
-        Rc::new(Self { digest: digest(&text), value, text })
+        Rc::new(Self {
+            digest: digest(&text),
+            value,
+            text,
+        })
     }
 }
 
@@ -97,17 +112,33 @@ impl Global {
             meddles: budget[3],
             strides: if world_needs_patience { 3 } else { 2 },
         };
-        start.append(Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() }).unwrap()
+        start
+            .append(Event::Accepted {
+                plan_hash: plan.hash.to_string(),
+                authority: "test".into(),
+            })
+            .unwrap()
     }
 
     fn append(&self, event: Event) -> Result<Self, String> {
         let mut after = self.clone();
         let seq = u32::try_from(self.length).unwrap();
-        let entry = Entry { seq, at: at(self.world.now), term: 1, by: "x".into(), event };
+        let entry = Entry {
+            seq,
+            at: at(self.world.now),
+            term: 1,
+            by: "x".into(),
+            event,
+        };
         let mut state = (*self.state).clone();
-        state.apply(self.world.plan(), &entry).map_err(|e| e.to_string())?;
+        state
+            .apply(self.world.plan(), &entry)
+            .map_err(|e| e.to_string())?;
         after.digest = digest(&format!("{} {:?} {:?}", self.digest, entry.at, entry.event));
-        after.journal = Some(Rc::new(Line { event: entry.event, before: self.journal.clone() }));
+        after.journal = Some(Rc::new(Line {
+            event: entry.event,
+            before: self.journal.clone(),
+        }));
         (after.length, after.state) = (self.length + 1, Rc::new(state));
         Ok(after)
     }
@@ -123,7 +154,8 @@ impl Global {
     /// Decisions and replies on an old journal cannot be stored any more: their executors look again.
     fn normal(mut self) -> Self {
         for executor in &mut self.executors {
-            if let Executor::Decided { length, .. } | Executor::Replying { length, .. } = &executor.value
+            if let Executor::Decided { length, .. } | Executor::Replying { length, .. } =
+                &executor.value
                 && *length != self.length
             {
                 *executor = Printed::new(Executor::Idle);
@@ -138,7 +170,15 @@ impl Global {
     fn key(&self) -> (u64, u64) {
         let mut hasher = DefaultHasher::new();
         self.world.hash(&mut hasher);
-        (self.aborted, self.crashes, self.losses, self.aborts, self.meddles, self.strides).hash(&mut hasher);
+        (
+            self.aborted,
+            self.crashes,
+            self.losses,
+            self.aborts,
+            self.meddles,
+            self.strides,
+        )
+            .hash(&mut hasher);
         let world = hasher.finish();
         let delayed = self.delayed.as_ref().map(|request| request.digest);
         let [first, second] = &self.executors;
@@ -151,8 +191,15 @@ impl Global {
         let recovery = Case::recovery();
         let now = at(self.world.now);
         let under_way = self.delayed.is_some()
-            || self.executors.iter().any(|e| matches!(e.value, Executor::Issuing { .. }));
-        let word = Word { by: "grace".into(), reason: "nothing is under way".into(), at: now };
+            || self
+                .executors
+                .iter()
+                .any(|e| matches!(e.value, Executor::Issuing { .. }));
+        let word = Word {
+            by: "grace".into(),
+            reason: "nothing is under way".into(),
+            at: now,
+        };
         let cx = Context {
             recovery: &recovery,
             aborted_by: self.aborted.then_some("ada"),
@@ -170,21 +217,26 @@ impl Global {
     /// `length`: the journal's when it was sent.
     fn arrive(&mut self, effect: &Effect, turned: bool, length: usize) -> Result<Outcome, String> {
         // The label is on the object that carries the journal: each line makes another version of it.
-        let labels =
-            matches!(effect, Effect::Hold) || matches!(effect, Effect::Lift { .. }) && self.world.hold;
+        let labels = matches!(effect, Effect::Hold)
+            || matches!(effect, Effect::Lift { .. }) && self.world.hold;
         if labels && length != self.length {
-            return Ok(Outcome::NotApplied { why: "409".into(), retry: true });
+            return Ok(Outcome::NotApplied {
+                why: "409".into(),
+                retry: true,
+            });
         }
-        let other_detach = self.delayed.as_ref().is_some_and(|request| is_detach(&request.value.0));
+        let other_detach = self
+            .delayed
+            .as_ref()
+            .is_some_and(|request| is_detach(&request.value.0));
         if is_detach(effect) && other_detach {
             return Err("two cloud detaches in flight".into());
         }
         let before = (self.world.replicas, self.world.hold);
         let outcome = self.world.issue(effect, turned)?;
-        let issuing = self
-            .executors
-            .iter()
-            .any(|e| matches!(&e.value, Executor::Issuing { action, .. } if is_detach(&action.effect)));
+        let issuing = self.executors.iter().any(
+            |e| matches!(&e.value, Executor::Issuing { action, .. } if is_detach(&action.effect)),
+        );
         let lifted = before.1 && !self.world.hold;
         if (self.world.replicas > before.0 || lifted) && (other_detach || issuing) {
             return Err("restored while a cloud detach is outstanding".into());
@@ -204,13 +256,25 @@ impl Global {
             Executor::Idle => {
                 let next = decision.get_or_insert_with(|| self.decide()).clone();
                 if matches!(next, Next::Record(_) | Next::Act(_)) {
-                    moves.push(("look", Ok(self.with(which, Executor::Decided { length, next }))));
+                    moves.push((
+                        "look",
+                        Ok(self.with(which, Executor::Decided { length, next })),
+                    ));
                 }
             }
-            Executor::Decided { next: Next::Record(event), .. } => {
-                moves.push(("record", self.with(which, Executor::Idle).append(event.clone())));
+            Executor::Decided {
+                next: Next::Record(event),
+                ..
+            } => {
+                moves.push((
+                    "record",
+                    self.with(which, Executor::Idle).append(event.clone()),
+                ));
             }
-            Executor::Decided { next: Next::Act(action), .. } => {
+            Executor::Decided {
+                next: Next::Act(action),
+                ..
+            } => {
                 let started = Event::Started {
                     step: action.step,
                     intent: action.intent.clone(),
@@ -218,15 +282,26 @@ impl Global {
                     newest_job: newest_job(&action.effect, &self.world.evidence()),
                 };
                 let turned = self.state.unwinding().is_some();
-                let issuing = Executor::Issuing { length: length + 1, action: action.clone(), turned };
+                let issuing = Executor::Issuing {
+                    length: length + 1,
+                    action: action.clone(),
+                    turned,
+                };
                 moves.push(("start", self.with(which, issuing).append(started)));
             }
             Executor::Decided { .. } => {}
-            Executor::Issuing { length, action, turned } => {
-                self.issue_moves(which, *length, action, *turned, moves)
-            }
-            Executor::Replying { action, outcome, .. } => {
-                let event = Event::Outcome { step: action.step, outcome: outcome.clone() };
+            Executor::Issuing {
+                length,
+                action,
+                turned,
+            } => self.issue_moves(which, *length, action, *turned, moves),
+            Executor::Replying {
+                action, outcome, ..
+            } => {
+                let event = Event::Outcome {
+                    step: action.step,
+                    outcome: outcome.clone(),
+                };
                 moves.push(("reply", self.with(which, Executor::Idle).append(event)));
                 if self.crashes > 0 {
                     let mut after = self.with(which, Executor::Idle);
@@ -237,9 +312,20 @@ impl Global {
         }
     }
 
-    fn issue_moves(&self, which: usize, length: usize, action: &Action, turned: bool, moves: &mut Moves) {
+    fn issue_moves(
+        &self,
+        which: usize,
+        length: usize,
+        action: &Action,
+        turned: bool,
+        moves: &mut Moves,
+    ) {
         let unknown = || Outcome::Unknown { why: "lost".into() };
-        let replying = |outcome| Executor::Replying { length, action: action.clone(), outcome };
+        let replying = |outcome| Executor::Replying {
+            length,
+            action: action.clone(),
+            outcome,
+        };
         let mut arrived = self.with(which, Executor::Idle);
         let outcome = arrived.arrive(&action.effect, turned, length);
         let outcome = match outcome {
@@ -308,8 +394,9 @@ impl Global {
             }),
             ("mount", World::mount),
         ];
-        for (name, act) in
-            world.into_iter().filter(|(name, _)| larger() || matches!(*name, "Kubernetes" | "cloud"))
+        for (name, act) in world
+            .into_iter()
+            .filter(|(name, _)| larger() || matches!(*name, "Kubernetes" | "cloud"))
         {
             let mut after = self.clone();
             act(&mut after.world);
@@ -317,11 +404,25 @@ impl Global {
                 moves.push((name, Ok(after)));
             }
         }
-        let writes = self.delayed.as_ref().is_some_and(|request| !is_detach(&request.value.0));
-        let in_flight = writes || self.executors.iter().any(|e| matches!(e.value, Executor::Issuing { .. }));
+        let writes = self
+            .delayed
+            .as_ref()
+            .is_some_and(|request| !is_detach(&request.value.0));
+        let in_flight = writes
+            || self
+                .executors
+                .iter()
+                .any(|e| matches!(e.value, Executor::Issuing { .. }));
         // Executors act at once; only one that waits lets time pass.
-        let idle = self.executors.iter().all(|e| matches!(e.value, Executor::Idle));
-        let waits = idle && matches!(decision.get_or_insert_with(|| self.decide()), Next::Wait { .. });
+        let idle = self
+            .executors
+            .iter()
+            .all(|e| matches!(e.value, Executor::Idle));
+        let waits = idle
+            && matches!(
+                decision.get_or_insert_with(|| self.decide()),
+                Next::Wait { .. }
+            );
         if self.strides > 0 && !in_flight && waits {
             let mut after = self.clone();
             after.strides -= 1;
@@ -335,11 +436,16 @@ impl Global {
         }
         // Between the last look and the arrival of a cloud detach nothing can see a person: the cloud cannot compare.
         let detaching = self.executors.iter().any(|e| match &e.value {
-            Executor::Decided { next: Next::Act(action), .. } | Executor::Issuing { action, .. } => {
-                is_detach(&action.effect)
+            Executor::Decided {
+                next: Next::Act(action),
+                ..
             }
+            | Executor::Issuing { action, .. } => is_detach(&action.effect),
             _ => false,
-        }) || self.delayed.as_ref().is_some_and(|request| is_detach(&request.value.0));
+        }) || self
+            .delayed
+            .as_ref()
+            .is_some_and(|request| is_detach(&request.value.0));
         if self.meddles > 0 && self.world.stamp == Stamped::Ours && !detaching {
             let mut after = self.clone();
             after.meddles -= 1;
@@ -354,7 +460,9 @@ impl Global {
         let ours = matches!(self.world.job, Some((Issuer::Us, _)));
         match self.state.ended() {
             Some(End::Stuck { why }) => Some(format!("stuck without a reason to: {why}")),
-            Some(_) if self.state.outstanding().is_some() => Some("ended with an outstanding effect".into()),
+            Some(_) if self.state.outstanding().is_some() => {
+                Some("ended with an outstanding effect".into())
+            }
             Some(_) if ours => Some("ended while our cloud detach is in flight".into()),
             Some(_) if self.world.stamp == Stamped::Ours => {
                 Some("ended with our stamp on the workload".into())
@@ -378,7 +486,12 @@ struct Found {
 /// Depth first, with the way to a broken promise.
 fn explore(start: Global, limit: usize) -> Found {
     let mut seen = HashSet::new();
-    let mut found = Found { states: 0, ends: BTreeMap::new(), most_detaches: 0, whole: true };
+    let mut found = Found {
+        states: 0,
+        ends: BTreeMap::new(),
+        most_detaches: 0,
+        whole: true,
+    };
     let mut way: Vec<&'static str> = Vec::new();
     let mut stack: Vec<(usize, &'static str, Global)> = vec![(0, "start", start.normal())];
     while let Some((depth, name, global)) = stack.pop() {
@@ -394,18 +507,28 @@ fn explore(start: Global, limit: usize) -> Found {
         }
         found.most_detaches = found.most_detaches.max(global.world.detaches);
         if let Some(broken) = global.objection() {
-            panic!("{broken}\n{way:?}\n{:#?}\n{:?}", global.events(), global.world);
+            panic!(
+                "{broken}\n{way:?}\n{:#?}\n{:?}",
+                global.events(),
+                global.world
+            );
         }
         if let Some(end) = global.state.ended() {
             let text = format!("{end:?}");
-            *found.ends.entry(text.split([' ', '{']).next().unwrap_or("").to_owned()).or_default() += 1;
+            *found
+                .ends
+                .entry(text.split([' ', '{']).next().unwrap_or("").to_owned())
+                .or_default() += 1;
         }
         for (name, after) in global.moves() {
             match after {
                 Ok(after) => stack.push((depth + 1, name, after.normal())),
                 Err(broken) => {
                     let events = global.events();
-                    panic!("{broken} at {name:?}\n{way:?}\n{events:#?}\n{:?}", global.world)
+                    panic!(
+                        "{broken} at {name:?}\n{way:?}\n{events:#?}\n{:?}",
+                        global.world
+                    )
                 }
             }
         }
@@ -420,7 +543,11 @@ fn check(name: &str, world: World, budget: [u32; 4]) -> Found {
     println!(
         "{name}: {} states explored ({}), no rule broken; ends {:?}; at most {} cloud detaches; {:.1} s",
         found.states,
-        if found.whole { "all" } else { "bounded, depth first" },
+        if found.whole {
+            "all"
+        } else {
+            "bounded, depth first"
+        },
         found.ends,
         found.most_detaches,
         begun.elapsed().as_secs_f32()
@@ -443,14 +570,22 @@ fn two_executors_with_a_healthy_driver() {
 #[test]
 fn two_executors_with_a_stuck_driver_and_crashes() {
     let budget = if larger() { [2, 2, 0, 0] } else { [1, 0, 0, 0] };
-    let found = check("two executors, stuck driver, crashes", World::new(true), budget);
+    let found = check(
+        "two executors, stuck driver, crashes",
+        World::new(true),
+        budget,
+    );
     assert!(found.most_detaches >= 1 || !found.whole);
 }
 
 #[test]
 fn two_executors_with_a_stuck_driver_and_an_abort() {
     let budget = if larger() { [1, 1, 1, 1] } else { [0, 0, 1, 0] };
-    let found = check("two executors, stuck driver, abort", World::new(true), budget);
+    let found = check(
+        "two executors, stuck driver, abort",
+        World::new(true),
+        budget,
+    );
     assert!(found.ends.contains_key("Aborted") || !found.whole);
 }
 
@@ -463,20 +598,32 @@ fn two_executors_and_a_person_who_takes_over() {
 #[test]
 fn two_executors_that_hold_with_a_healthy_driver() {
     let budget = if larger() { [2, 2, 1, 0] } else { [0, 1, 1, 0] };
-    let found = check("two executors, hold, healthy driver", World::held_by_gate(false), budget);
+    let found = check(
+        "two executors, hold, healthy driver",
+        World::held_by_gate(false),
+        budget,
+    );
     assert!(found.ends.contains_key("Aborted") || !found.whole);
 }
 
 #[test]
 fn two_executors_that_hold_with_a_stuck_driver_and_crashes() {
     let budget = if larger() { [2, 2, 0, 0] } else { [1, 0, 0, 0] };
-    let found = check("two executors, hold, stuck driver, crashes", World::held_by_gate(true), budget);
+    let found = check(
+        "two executors, hold, stuck driver, crashes",
+        World::held_by_gate(true),
+        budget,
+    );
     assert!(found.most_detaches >= 1 || !found.whole);
 }
 
 #[test]
 fn two_executors_that_hold_with_a_stuck_driver_and_an_abort() {
     let budget = if larger() { [1, 1, 1, 0] } else { [0, 0, 1, 0] };
-    let found = check("two executors, hold, stuck driver, abort", World::held_by_gate(true), budget);
+    let found = check(
+        "two executors, hold, stuck driver, abort",
+        World::held_by_gate(true),
+        budget,
+    );
     assert!(found.ends.contains_key("Aborted") || !found.whole);
 }

@@ -5,7 +5,8 @@ use crate::properties::{cases, runner};
 use jiff::SignedDuration;
 use proptest::prelude::*;
 use reattach_core::cloud::{
-    CloudScope, CloudVolume, DeviceIdentity, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob,
+    CloudScope, CloudVolume, DeviceIdentity, InstanceState, JobStatus, PowerChange, PowerFacts,
+    PowerJob,
 };
 use reattach_core::evidence::NodeFacts;
 use reattach_core::fact::{Fact, Known, Source};
@@ -14,8 +15,8 @@ use reattach_core::guest::{
 };
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
-    Before, Declaration, FenceProof, InstanceObservation, NoProof, ProofKind, declared, gone, of_the_machine,
-    off, rebooted_and_clean,
+    Before, Declaration, FenceProof, InstanceObservation, NoProof, ProofKind, declared, gone,
+    of_the_machine, off, rebooted_and_clean,
 };
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, device, start};
@@ -39,7 +40,13 @@ enum Kind {
     Declared,
 }
 
-const KINDS: [Kind; 5] = [Kind::Gone, Kind::NotFound, Kind::Off, Kind::Rebooted, Kind::Declared];
+const KINDS: [Kind; 5] = [
+    Kind::Gone,
+    Kind::NotFound,
+    Kind::Off,
+    Kind::Rebooted,
+    Kind::Declared,
+];
 
 fn ago(seconds: i64) -> jiff::Timestamp {
     start() - SignedDuration::from_secs(seconds)
@@ -84,15 +91,30 @@ fn fixture(kind: Kind) -> Fixture {
         (Kind::NotFound, value) => *value = Known::Absent,
         _ => {}
     }
-    let power = PowerFacts { jobs: vec![shutdown()], off_stays_off: false };
-    e.power.insert(INSTANCE.into(), Fact::present(power, cloud(), start()));
-    let state = Some(if kind == Kind::Off { InstanceState::Off } else { InstanceState::Running });
-    let before =
-        InstanceObservation { instance: INSTANCE.into(), scope: CloudScope("a".into()), state, at: ago(20) };
+    let power = PowerFacts {
+        jobs: vec![shutdown()],
+        off_stays_off: false,
+    };
+    e.power
+        .insert(INSTANCE.into(), Fact::present(power, cloud(), start()));
+    let state = Some(if kind == Kind::Off {
+        InstanceState::Off
+    } else {
+        InstanceState::Running
+    });
+    let before = InstanceObservation {
+        instance: INSTANCE.into(),
+        scope: CloudScope("a".into()),
+        state,
+        at: ago(20),
+    };
     Fixture {
         case,
         before: Some(before),
-        boot: Before { boot: Some("an earlier boot".into()), asked_at: Some(ago(5)) },
+        boot: Before {
+            boot: Some("an earlier boot".into()),
+            asked_at: Some(ago(5)),
+        },
         declaration: Declaration {
             holder: INSTANCE.into(),
             by: "oncall@example.com".into(),
@@ -109,7 +131,9 @@ fn prove(kind: Kind, s: &Fixture) -> Result<FenceProof, NoProof> {
     match kind {
         Kind::Gone | Kind::NotFound => gone(e, holder, s.before.as_ref(), now),
         Kind::Off => off(e, holder, s.before.as_ref(), now),
-        Kind::Rebooted => rebooted_and_clean(e, &NODE.into(), holder, &s.boot, &Case::recovery(), now),
+        Kind::Rebooted => {
+            rebooted_and_clean(e, &NODE.into(), holder, &s.boot, &Case::recovery(), now)
+        }
         Kind::Declared => declared(e, holder, &s.declaration, now),
     }
 }
@@ -122,13 +146,28 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
             // A human may declare what the cloud could prove too; "gone" and "not found" are two ways to one proof.
             let fits = of == at
                 || of == Kind::Declared && at != Kind::Rebooted
-                || matches!((of, at), (Kind::Gone, Kind::NotFound) | (Kind::NotFound, Kind::Gone));
-            assert_eq!(made.is_ok(), fits, "{of:?} in the fixture of {at:?}: {made:?}");
+                || matches!(
+                    (of, at),
+                    (Kind::Gone, Kind::NotFound) | (Kind::NotFound, Kind::Gone)
+                );
+            assert_eq!(
+                made.is_ok(),
+                fits,
+                "{of:?} in the fixture of {at:?}: {made:?}"
+            );
         }
         let proof = prove(of, &fixture(of)).unwrap();
-        assert_eq!((proof.volume().as_str(), proof.holder()), ("5551", &INSTANCE.into()));
-        assert!(!proof.rests_on().is_empty() && proof.age(start()) <= SignedDuration::from_secs(30));
-        assert_eq!(proof.shows_off_or_gone(), matches!(of, Kind::Gone | Kind::NotFound | Kind::Off));
+        assert_eq!(
+            (proof.volume().as_str(), proof.holder()),
+            ("5551", &INSTANCE.into())
+        );
+        assert!(
+            !proof.rests_on().is_empty() && proof.age(start()) <= SignedDuration::from_secs(30)
+        );
+        assert_eq!(
+            proof.shows_off_or_gone(),
+            matches!(of, Kind::Gone | Kind::NotFound | Kind::Off)
+        );
         assert_eq!(proof.fences_the_node(), of != Kind::Rebooted, "{of:?}");
     }
 }
@@ -138,10 +177,15 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
 fn not_found_proves_nothing_of_a_node_where_only_the_volume_was_described() {
     let mut fixture = fixture(Kind::NotFound);
     before(&mut fixture, |s| s.state = None);
-    let never = NoProof::NeverSeen { holder: INSTANCE.into() };
+    let never = NoProof::NeverSeen {
+        holder: INSTANCE.into(),
+    };
     assert_eq!(prove(Kind::NotFound, &fixture), Err(never));
     fixture.case.evidence.nodes.clear();
-    assert!(prove(Kind::NotFound, &fixture).is_ok(), "no Node stands for it");
+    assert!(
+        prove(Kind::NotFound, &fixture).is_ok(),
+        "no Node stands for it"
+    );
 }
 
 #[test]
@@ -176,7 +220,11 @@ fn what_is_just_young_enough_counts() {
     for (seconds, counts) in [(120, true), (121, false)] {
         node(&mut looked, |n| n.lease_renewed = Some(ago(4)));
         answer(&mut looked, |a| a.scanned_at = ago(4 + seconds));
-        assert_eq!(prove(Kind::Rebooted, &looked).is_ok(), counts, "{seconds} s");
+        assert_eq!(
+            prove(Kind::Rebooted, &looked).is_ok(),
+            counts,
+            "{seconds} s"
+        );
     }
 }
 
@@ -189,26 +237,45 @@ fn a_machine_without_a_proof_is_refused_for_what_the_cloud_says() {
         change(&mut s);
         of_the_machine(&s.case.evidence, &INSTANCE.into(), s.case.now).unwrap_err()
     };
-    assert!(matches!(refused(Kind::NotFound, |_| {}), NoProof::NeverSeen { .. }));
-    assert!(matches!(refused(Kind::Off, |_| {}), NoProof::SeenOnce { .. }));
+    assert!(matches!(
+        refused(Kind::NotFound, |_| {}),
+        NoProof::NeverSeen { .. }
+    ));
+    assert!(matches!(
+        refused(Kind::Off, |_| {}),
+        NoProof::SeenOnce { .. }
+    ));
     let runs = refused(Kind::Off, |s| power(s, InstanceState::Running));
-    assert!(matches!(&runs, NoProof::Power { needed, .. } if needed == "off"), "{runs:?}");
+    assert!(
+        matches!(&runs, NoProof::Power { needed, .. } if needed == "off"),
+        "{runs:?}"
+    );
 }
 
 /// The journal says what the agent answered: that there is no such device, or that nothing uses it.
 #[test]
 fn the_ground_says_what_the_agent_answered() {
-    for (seen, says) in
-        [(ScanResult::NoDevice, "no such device"), (ScanResult::Clean, "nothing uses the device")]
-    {
+    for (seen, says) in [
+        (ScanResult::NoDevice, "no such device"),
+        (ScanResult::Clean, "nothing uses the device"),
+    ] {
         let mut s = fixture(Kind::Rebooted);
         answer(&mut s, |a| (a.seen, a.level) = (seen.clone(), Level::Full));
         let proof = prove(Kind::Rebooted, &s).unwrap();
-        assert!(proof.rests_on().iter().any(|g| g.says.ends_with(says)), "{:?}", proof.rests_on());
+        assert!(
+            proof.rests_on().iter().any(|g| g.says.ends_with(says)),
+            "{:?}",
+            proof.rests_on()
+        );
     }
 }
 
-type Change = (&'static str, &'static [Kind], fn(&mut Fixture), &'static str);
+type Change = (
+    &'static str,
+    &'static [Kind],
+    fn(&mut Fixture),
+    &'static str,
+);
 
 /// Changes a fact where it is there: another spoil may have taken it away.
 fn each<T>(fact: Option<&mut Fact<T>>, change: impl FnOnce(&mut T)) {
@@ -218,7 +285,10 @@ fn each<T>(fact: Option<&mut Fact<T>>, change: impl FnOnce(&mut T)) {
 }
 
 fn jobs(s: &mut Fixture, change: impl FnOnce(&mut PowerFacts)) {
-    each(s.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)), change);
+    each(
+        s.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)),
+        change,
+    );
 }
 
 fn job(s: &mut Fixture, change: impl FnOnce(&mut PowerJob)) {
@@ -242,7 +312,12 @@ fn before(s: &mut Fixture, change: impl FnOnce(&mut InstanceObservation)) {
 }
 
 fn answer(s: &mut Fixture, change: impl FnOnce(&mut Answer)) {
-    s.case.evidence.answers.get_mut(&NODE.into()).map(change).unwrap_or_default();
+    s.case
+        .evidence
+        .answers
+        .get_mut(&NODE.into())
+        .map(change)
+        .unwrap_or_default();
 }
 
 fn guest(s: &mut Fixture, change: impl FnOnce(&mut GuestInventory)) {
@@ -250,20 +325,33 @@ fn guest(s: &mut Fixture, change: impl FnOnce(&mut GuestInventory)) {
 }
 
 fn in_use() -> GuestDevice {
-    let users = DeviceUsers { openers: vec!["771 cryptsetup".into()], ..DeviceUsers::default() };
+    let users = DeviceUsers {
+        openers: vec!["771 cryptsetup".into()],
+        ..DeviceUsers::default()
+    };
     GuestDevice { users, ..device() }
 }
 
 /// A device of the volume's size with a name that nothing on the node explains.
 fn stranger() -> GuestDevice {
-    GuestDevice { identity: DeviceIdentity { serial: "an-earlier-name".into() }, ..device() }
+    GuestDevice {
+        identity: DeviceIdentity {
+            serial: "an-earlier-name".into(),
+        },
+        ..device()
+    }
 }
 
 /// The cloud calls the volume otherwise now, and the agent was asked for that name.
 fn renamed(s: &mut Fixture) {
     volume(s, |v| v.identity.serial = "pvc-renamed".into());
     answer(s, |a| a.identity.serial = "pvc-renamed".into());
-    guest(s, |g| g.devices = vec![GuestDevice { size_bytes: 1, ..device() }]);
+    guest(s, |g| {
+        g.devices = vec![GuestDevice {
+            size_bytes: 1,
+            ..device()
+        }]
+    });
 }
 
 fn a_pod(s: &mut Fixture) {
@@ -276,7 +364,9 @@ fn stale<T>(fact: &mut Fact<T>) {
 }
 
 fn unknown<T>(fact: &mut Fact<T>) {
-    fact.value = Known::Unknown { why: "the line is cut".into() };
+    fact.value = Known::Unknown {
+        why: "the line is cut".into(),
+    };
 }
 
 const ALL: &[Kind] = &KINDS;
@@ -288,55 +378,211 @@ const WORD: &[Kind] = &[Kind::Declared];
 
 /// What is done to the fixture, to whose proof it matters, and a word of the refusal that must name it.
 const SPOILS: &[Change] = &[
-    ("volume stale", ALL, |s| stale(&mut s.case.evidence.cloud_volume), "the cloud volume"),
-    ("volume unknown", ALL, |s| unknown(&mut s.case.evidence.cloud_volume), "the cloud volume"),
-    ("volume absent", ALL, |s| s.case.evidence.cloud_volume.value = Known::Absent, "the cloud volume"),
-    ("two holders", ALL, |s| volume(s, |v| v.holders.push(OTHER_INSTANCE.into())), "holder"),
-    ("other holder", ALL, |s| volume(s, |v| v.holders = vec![OTHER_INSTANCE.into()]), "holder"),
-    ("no holder", ALL, |s| volume(s, |v| v.holders.clear()), "nobody"),
-    ("node stale", ALL, |s| s.case.evidence.nodes.values_mut().for_each(stale), "Node"),
-    ("node unknown", ALL, |s| s.case.evidence.nodes.values_mut().for_each(unknown), "Node"),
-    ("node Ready", DEAD, |s| node(s, |n| n.ready = true), "is Ready"),
-    ("instance stale", CLOUD, |s| s.case.evidence.instances.values_mut().for_each(stale), "instance"),
-    ("instance unknown", CLOUD, |s| s.case.evidence.instances.values_mut().for_each(unknown), "instance"),
-    ("instance not read", CLOUD, |s| s.case.evidence.instances.clear(), "not read"),
-    ("instance runs", CLOUD, |s| power(s, InstanceState::Running), "Running"),
-    ("instance stops", CLOUD, |s| power(s, InstanceState::Stopping), "Stopping"),
-    ("instance boots", CLOUD, |s| power(s, InstanceState::Transitional("booting".into())), "booting"),
-    ("a new word", CLOUD, |s| power(s, InstanceState::Unknown("x".into())), "Unknown"),
-    ("never seen", &[Kind::NotFound], |s| s.before = None, "was seen there before"),
+    (
+        "volume stale",
+        ALL,
+        |s| stale(&mut s.case.evidence.cloud_volume),
+        "the cloud volume",
+    ),
+    (
+        "volume unknown",
+        ALL,
+        |s| unknown(&mut s.case.evidence.cloud_volume),
+        "the cloud volume",
+    ),
+    (
+        "volume absent",
+        ALL,
+        |s| s.case.evidence.cloud_volume.value = Known::Absent,
+        "the cloud volume",
+    ),
+    (
+        "two holders",
+        ALL,
+        |s| volume(s, |v| v.holders.push(OTHER_INSTANCE.into())),
+        "holder",
+    ),
+    (
+        "other holder",
+        ALL,
+        |s| volume(s, |v| v.holders = vec![OTHER_INSTANCE.into()]),
+        "holder",
+    ),
+    (
+        "no holder",
+        ALL,
+        |s| volume(s, |v| v.holders.clear()),
+        "nobody",
+    ),
+    (
+        "node stale",
+        ALL,
+        |s| s.case.evidence.nodes.values_mut().for_each(stale),
+        "Node",
+    ),
+    (
+        "node unknown",
+        ALL,
+        |s| s.case.evidence.nodes.values_mut().for_each(unknown),
+        "Node",
+    ),
+    (
+        "node Ready",
+        DEAD,
+        |s| node(s, |n| n.ready = true),
+        "is Ready",
+    ),
+    (
+        "instance stale",
+        CLOUD,
+        |s| s.case.evidence.instances.values_mut().for_each(stale),
+        "instance",
+    ),
+    (
+        "instance unknown",
+        CLOUD,
+        |s| s.case.evidence.instances.values_mut().for_each(unknown),
+        "instance",
+    ),
+    (
+        "instance not read",
+        CLOUD,
+        |s| s.case.evidence.instances.clear(),
+        "not read",
+    ),
+    (
+        "instance runs",
+        CLOUD,
+        |s| power(s, InstanceState::Running),
+        "Running",
+    ),
+    (
+        "instance stops",
+        CLOUD,
+        |s| power(s, InstanceState::Stopping),
+        "Stopping",
+    ),
+    (
+        "instance boots",
+        CLOUD,
+        |s| power(s, InstanceState::Transitional("booting".into())),
+        "booting",
+    ),
+    (
+        "a new word",
+        CLOUD,
+        |s| power(s, InstanceState::Unknown("x".into())),
+        "Unknown",
+    ),
+    (
+        "never seen",
+        &[Kind::NotFound],
+        |s| s.before = None,
+        "was seen there before",
+    ),
     (
         "seen with another credential",
         &[Kind::NotFound, Kind::Off],
         |s| s.case.evidence.cloud_scope = Some(CloudScope("b".into())),
         "seen",
     ),
-    ("credential not known", &[Kind::NotFound, Kind::Off], |s| s.case.evidence.cloud_scope = None, "seen"),
+    (
+        "credential not known",
+        &[Kind::NotFound, Kind::Off],
+        |s| s.case.evidence.cloud_scope = None,
+        "seen",
+    ),
     (
         "another was seen",
         &[Kind::NotFound, Kind::Off],
         |s| before(s, |b| b.instance = OTHER_INSTANCE.into()),
         "seen",
     ),
-    ("seen only now", &[Kind::NotFound, Kind::Off], |s| before(s, |b| b.at = start()), "seen"),
+    (
+        "seen only now",
+        &[Kind::NotFound, Kind::Off],
+        |s| before(s, |b| b.at = start()),
+        "seen",
+    ),
     ("off seen once", OFF, |s| s.before = None, "only once"),
-    ("seen running before", OFF, |s| before(s, |b| b.state = Some(InstanceState::Running)), "only once"),
-    ("seen off before its shutdown", OFF, |s| before(s, |b| b.at = ago(50)), "only once"),
-    ("no history", OFF, |s| s.case.evidence.power.clear(), "history"),
-    ("history stale", OFF, |s| s.case.evidence.power.values_mut().for_each(stale), "history"),
-    ("history unknown", OFF, |s| s.case.evidence.power.values_mut().for_each(unknown), "history"),
+    (
+        "seen running before",
+        OFF,
+        |s| before(s, |b| b.state = Some(InstanceState::Running)),
+        "only once",
+    ),
+    (
+        "seen off before its shutdown",
+        OFF,
+        |s| before(s, |b| b.at = ago(50)),
+        "only once",
+    ),
+    (
+        "no history",
+        OFF,
+        |s| s.case.evidence.power.clear(),
+        "history",
+    ),
+    (
+        "history stale",
+        OFF,
+        |s| s.case.evidence.power.values_mut().for_each(stale),
+        "history",
+    ),
+    (
+        "history unknown",
+        OFF,
+        |s| s.case.evidence.power.values_mut().for_each(unknown),
+        "history",
+    ),
     (
         "history absent",
         OFF,
-        |s| s.case.evidence.power.values_mut().for_each(|f| f.value = Known::Absent),
+        |s| {
+            s.case
+                .evidence
+                .power
+                .values_mut()
+                .for_each(|f| f.value = Known::Absent)
+        },
         "history",
     ),
-    ("no shutdown job", OFF, |s| jobs(s, |p| p.jobs.clear()), "no shutdown job"),
-    ("shutdown failed", OFF, |s| job(s, |j| j.status = JobStatus::Failed), "has not finished"),
-    ("shutdown runs", OFF, |s| job(s, |j| j.status = JobStatus::Started), "has not finished"),
-    ("shutdown by nobody", OFF, |s| job(s, |j| j.by = None), "nobody is named"),
-    ("booted after it", OFF, |s| booted(s, JobStatus::Finished), "booted it after"),
-    ("being booted", OFF, |s| booted(s, JobStatus::Scheduled), "boots it"),
+    (
+        "no shutdown job",
+        OFF,
+        |s| jobs(s, |p| p.jobs.clear()),
+        "no shutdown job",
+    ),
+    (
+        "shutdown failed",
+        OFF,
+        |s| job(s, |j| j.status = JobStatus::Failed),
+        "has not finished",
+    ),
+    (
+        "shutdown runs",
+        OFF,
+        |s| job(s, |j| j.status = JobStatus::Started),
+        "has not finished",
+    ),
+    (
+        "shutdown by nobody",
+        OFF,
+        |s| job(s, |j| j.by = None),
+        "nobody is named",
+    ),
+    (
+        "booted after it",
+        OFF,
+        |s| booted(s, JobStatus::Finished),
+        "booted it after",
+    ),
+    (
+        "being booted",
+        OFF,
+        |s| booted(s, JobStatus::Scheduled),
+        "boots it",
+    ),
     (
         "being booted by a job from before the shutdown",
         OFF,
@@ -349,26 +595,94 @@ const SPOILS: &[Change] = &[
         |s| booted_at(s, JobStatus::Finished, ago(60)),
         "booted it after",
     ),
-    ("pods stale", BOOT, |s| stale(&mut s.case.evidence.pods), "list of pods"),
-    ("pods unknown", BOOT, |s| unknown(&mut s.case.evidence.pods), "list of pods"),
+    (
+        "pods stale",
+        BOOT,
+        |s| stale(&mut s.case.evidence.pods),
+        "list of pods",
+    ),
+    (
+        "pods unknown",
+        BOOT,
+        |s| unknown(&mut s.case.evidence.pods),
+        "list of pods",
+    ),
     ("a pod", BOOT, a_pod, "pod"),
-    ("not at zero", BOOT, |s| workload(s, |w| w.replicas = 1), "not held away"),
-    ("no stamp", BOOT, |s| workload(s, |w| w.stamp = None), "not held away"),
-    ("workload stale", BOOT, |s| stale(&mut s.case.evidence.workload), "the workload"),
-    ("workload unknown", BOOT, |s| unknown(&mut s.case.evidence.workload), "the workload"),
+    (
+        "not at zero",
+        BOOT,
+        |s| workload(s, |w| w.replicas = 1),
+        "not held away",
+    ),
+    (
+        "no stamp",
+        BOOT,
+        |s| workload(s, |w| w.stamp = None),
+        "not held away",
+    ),
+    (
+        "workload stale",
+        BOOT,
+        |s| stale(&mut s.case.evidence.workload),
+        "the workload",
+    ),
+    (
+        "workload unknown",
+        BOOT,
+        |s| unknown(&mut s.case.evidence.workload),
+        "the workload",
+    ),
     ("no node", BOOT, |s| s.case.evidence.nodes.clear(), "Node"),
-    ("another machine", BOOT, |s| node(s, |n| n.instance = Some(OTHER_INSTANCE.into())), "holder"),
-    ("no report", BOOT, |s| s.case.evidence.guests.clear(), "report of the agent"),
-    ("report of another boot", BOOT, |s| node(s, |n| n.boot_id = "newer".into()), "from boot"),
+    (
+        "another machine",
+        BOOT,
+        |s| node(s, |n| n.instance = Some(OTHER_INSTANCE.into())),
+        "holder",
+    ),
+    (
+        "no report",
+        BOOT,
+        |s| s.case.evidence.guests.clear(),
+        "report of the agent",
+    ),
+    (
+        "report of another boot",
+        BOOT,
+        |s| node(s, |n| n.boot_id = "newer".into()),
+        "from boot",
+    ),
     (
         "same boot",
         BOOT,
-        |s| s.boot.boot = s.case.evidence.at(start()).node(&NODE.into()).ok().map(|n| n.boot_id.clone()),
+        |s| {
+            s.boot.boot = s
+                .case
+                .evidence
+                .at(start())
+                .node(&NODE.into())
+                .ok()
+                .map(|n| n.boot_id.clone())
+        },
         "has not rebooted",
     ),
-    ("not asked by this leader", BOOT, |s| s.boot.asked_at = None, "asked no question yet"),
-    ("asked long ago", BOOT, |s| s.boot.asked_at = Some(ago(121)), "it was asked 121 s ago"),
-    ("asked in the future", BOOT, |s| s.boot.asked_at = Some(ago(-1)), "too long"),
+    (
+        "not asked by this leader",
+        BOOT,
+        |s| s.boot.asked_at = None,
+        "asked no question yet",
+    ),
+    (
+        "asked long ago",
+        BOOT,
+        |s| s.boot.asked_at = Some(ago(121)),
+        "it was asked 121 s ago",
+    ),
+    (
+        "asked in the future",
+        BOOT,
+        |s| s.boot.asked_at = Some(ago(-1)),
+        "too long",
+    ),
     (
         "looked long ago by its own clock",
         BOOT,
@@ -381,7 +695,12 @@ const SPOILS: &[Change] = &[
         |s| guest(s, |g| g.devices = vec![in_use()]),
         "sees the volume in use",
     ),
-    ("the device under the handle's name", BOOT, renamed, "under an earlier name"),
+    (
+        "the device under the handle's name",
+        BOOT,
+        renamed,
+        "under an earlier name",
+    ),
     (
         "a device of its size that nothing explains",
         BOOT,
@@ -391,29 +710,85 @@ const SPOILS: &[Change] = &[
     (
         "an agent that sees writes",
         WORD,
-        |s| s.case = s.case.clone().answer(ScanResult::InUse { users: in_use().users }),
+        |s| {
+            s.case = s.case.clone().answer(ScanResult::InUse {
+                users: in_use().users,
+            })
+        },
         "sees the volume in use",
     ),
-    ("nothing to compare", BOOT, |s| s.boot = Before::default(), "has not rebooted"),
-    ("not asked", BOOT, |s| s.case.evidence.asked = None, "no challenge"),
-    ("asked by another", BOOT, |s| s.case.evidence.asked = Some(("x".into(), 1)), "no challenge"),
-    ("asked again", BOOT, |s| s.case.evidence.asked = Some((Case::recovery(), 99)), "another question"),
-    ("no answer", BOOT, |s| s.case.evidence.answers.clear(), "no answer"),
-    ("about another device", BOOT, |s| answer(s, |a| a.identity.serial = "x".into()), "another device"),
-    ("answer of another boot", BOOT, |s| answer(s, |a| a.boot_id = "x".into()), "from boot x"),
+    (
+        "nothing to compare",
+        BOOT,
+        |s| s.boot = Before::default(),
+        "has not rebooted",
+    ),
+    (
+        "not asked",
+        BOOT,
+        |s| s.case.evidence.asked = None,
+        "no challenge",
+    ),
+    (
+        "asked by another",
+        BOOT,
+        |s| s.case.evidence.asked = Some(("x".into(), 1)),
+        "no challenge",
+    ),
+    (
+        "asked again",
+        BOOT,
+        |s| s.case.evidence.asked = Some((Case::recovery(), 99)),
+        "another question",
+    ),
+    (
+        "no answer",
+        BOOT,
+        |s| s.case.evidence.answers.clear(),
+        "no answer",
+    ),
+    (
+        "about another device",
+        BOOT,
+        |s| answer(s, |a| a.identity.serial = "x".into()),
+        "another device",
+    ),
+    (
+        "answer of another boot",
+        BOOT,
+        |s| answer(s, |a| a.boot_id = "x".into()),
+        "from boot x",
+    ),
     (
         "a dead mount",
         BOOT,
-        |s| answer(s, |a| a.seen = ScanResult::DeadMount { paths: vec!["/x".into()] }),
+        |s| {
+            answer(s, |a| {
+                a.seen = ScanResult::DeadMount {
+                    paths: vec!["/x".into()],
+                }
+            })
+        },
         "dead mounts",
     ),
     (
         "in use",
         BOOT,
-        |s| answer(s, |a| a.seen = ScanResult::InUse { users: DeviceUsers::default() }),
+        |s| {
+            answer(s, |a| {
+                a.seen = ScanResult::InUse {
+                    users: DeviceUsers::default(),
+                }
+            })
+        },
         "in use",
     ),
-    ("idle", BOOT, |s| answer(s, |a| a.seen = ScanResult::Idle), "the device is there"),
+    (
+        "idle",
+        BOOT,
+        |s| answer(s, |a| a.seen = ScanResult::Idle),
+        "the device is there",
+    ),
     (
         "clean by a basic agent",
         BOOT,
@@ -423,14 +798,45 @@ const SPOILS: &[Change] = &[
     (
         "unreadable",
         BOOT,
-        |s| answer(s, |a| a.seen = ScanResult::Unreadable { items: vec!["/proc".into()] }),
+        |s| {
+            answer(s, |a| {
+                a.seen = ScanResult::Unreadable {
+                    items: vec!["/proc".into()],
+                }
+            })
+        },
         "could not read",
     ),
-    ("of another instance", WORD, |s| s.declaration.holder = OTHER_INSTANCE.into(), "another instance"),
-    ("by nobody", WORD, |s| s.declaration.by = " ".into(), "names nobody"),
-    ("without a reason", WORD, |s| s.declaration.reason.clear(), "no reason"),
-    ("of yesterday", WORD, |s| s.declaration.at = ago(3601), "last hour"),
-    ("of tomorrow", WORD, |s| s.declaration.at = ago(-1), "last hour"),
+    (
+        "of another instance",
+        WORD,
+        |s| s.declaration.holder = OTHER_INSTANCE.into(),
+        "another instance",
+    ),
+    (
+        "by nobody",
+        WORD,
+        |s| s.declaration.by = " ".into(),
+        "names nobody",
+    ),
+    (
+        "without a reason",
+        WORD,
+        |s| s.declaration.reason.clear(),
+        "no reason",
+    ),
+    (
+        "of yesterday",
+        WORD,
+        |s| s.declaration.at = ago(3601),
+        "last hour",
+    ),
+    (
+        "of tomorrow",
+        WORD,
+        |s| s.declaration.at = ago(-1),
+        "last hour",
+    ),
 ];
 
 fn power(s: &mut Fixture, state: InstanceState) {
@@ -442,7 +848,8 @@ fn power(s: &mut Fixture, state: InstanceState) {
         auto_restart: true,
         owner: Default::default(),
     };
-    e.instances.insert(INSTANCE.into(), Fact::present(there, cloud(), start()));
+    e.instances
+        .insert(INSTANCE.into(), Fact::present(there, cloud(), start()));
 }
 
 fn booted(s: &mut Fixture, status: JobStatus) {
@@ -450,24 +857,46 @@ fn booted(s: &mut Fixture, status: JobStatus) {
 }
 
 fn booted_at(s: &mut Fixture, status: JobStatus, created: jiff::Timestamp) {
-    let on = PowerJob { id: "j2".into(), change: PowerChange::On, status, created, ..shutdown() };
+    let on = PowerJob {
+        id: "j2".into(),
+        change: PowerChange::On,
+        status,
+        created,
+        ..shutdown()
+    };
     jobs(s, |p| p.jobs.push(on));
 }
 
 /// Devices that the node's other volumes account for are not the volume under another name, whatever their size.
 #[test]
 fn a_neighbours_device_is_not_taken_for_the_volume() {
-    let named = |serial: &str| GuestDevice { identity: DeviceIdentity { serial: serial.into() }, ..device() };
+    let named = |serial: &str| GuestDevice {
+        identity: DeviceIdentity {
+            serial: serial.into(),
+        },
+        ..device()
+    };
     let mut s = fixture(Kind::Rebooted);
     guest(&mut s, |g| g.devices = vec![named("pvc-neighbour")]);
-    assert!(prove(Kind::Rebooted, &s).is_err(), "nothing says whose it is");
+    assert!(
+        prove(Kind::Rebooted, &s).is_err(),
+        "nothing says whose it is"
+    );
     let mut attached = s.clone();
     let listed = "kubernetes.io/csi/linodebs.csi.linode.com^6001-pvc-neighbour";
     node(&mut attached, |n| n.volumes_attached.push(listed.into()));
-    assert!(prove(Kind::Rebooted, &attached).is_ok(), "Kubernetes attached it for another volume");
+    assert!(
+        prove(Kind::Rebooted, &attached).is_ok(),
+        "Kubernetes attached it for another volume"
+    );
     let mounted = |dev: &str, dead: bool| {
         let mut mounted = s.clone();
-        let mount = GuestMount { path: "/x".into(), dev: dev.to_owned(), dead, read_only: false };
+        let mount = GuestMount {
+            path: "/x".into(),
+            dev: dev.to_owned(),
+            dead,
+            read_only: false,
+        };
         guest(&mut mounted, |g| {
             g.csi_volumes = vec![GuestCsiVolume {
                 pv: None,
@@ -480,12 +909,24 @@ fn a_neighbours_device_is_not_taken_for_the_volume() {
         prove(Kind::Rebooted, &mounted)
     };
     let dev = device().dev;
-    assert!(mounted(&dev, false).is_ok(), "kubelet mounted it for another volume");
-    assert!(mounted(&dev, true).is_err(), "a dead mount is over a device that is gone");
-    assert!(mounted("8:99", false).is_err(), "the mount is of another device");
+    assert!(
+        mounted(&dev, false).is_ok(),
+        "kubelet mounted it for another volume"
+    );
+    assert!(
+        mounted(&dev, true).is_err(),
+        "a dead mount is over a device that is gone"
+    );
+    assert!(
+        mounted("8:99", false).is_err(),
+        "the mount is of another device"
+    );
     let mut root = s;
     guest(&mut root, |g| g.devices[0].users.mounts = vec!["/".into()]);
-    assert!(prove(Kind::Rebooted, &root).is_ok(), "the machine booted from it");
+    assert!(
+        prove(Kind::Rebooted, &root).is_ok(),
+        "the machine booted from it"
+    );
 }
 
 /// Every single item that a proof rests on, spoiled alone: no proof, and the refusal names the item.
@@ -518,11 +959,19 @@ fn every_spoiled_item_is_refused_by_name() {
 #[test]
 fn where_off_stays_off_no_job_is_needed() {
     let mut s = fixture(Kind::Off);
-    jobs(&mut s, |p| *p = PowerFacts { jobs: Vec::new(), off_stays_off: true });
+    jobs(&mut s, |p| {
+        *p = PowerFacts {
+            jobs: Vec::new(),
+            off_stays_off: true,
+        }
+    });
     let proof = prove(Kind::Off, &s).unwrap();
     assert!(matches!(proof.kind(), ProofKind::Off { job: None, .. }));
     booted(&mut s, JobStatus::Started);
-    assert!(matches!(prove(Kind::Off, &s), Err(NoProof::NoShutdown { .. })));
+    assert!(matches!(
+        prove(Kind::Off, &s),
+        Err(NoProof::NoShutdown { .. })
+    ));
 }
 
 /// A device that is there is no obstacle where an agent that may open it found it clean; the word of a basic one is none.
@@ -570,9 +1019,15 @@ fn sound(kind: Kind, s: &Fixture) -> Result<(), &'static str> {
     let fresh = |at: jiff::Timestamp| now.duration_since(at) <= SignedDuration::from_secs(30);
     let need = |ok: bool, what: &'static str| if ok { Ok(()) } else { Err(what) };
     let volume = e.cloud_volume.shown().ok_or("no volume")?;
-    need(fresh(e.cloud_volume.at) && volume.holders == [INSTANCE.into()], "holder")?;
-    let ready =
-        e.nodes.values().filter_map(|n| n.shown()).any(|n| n.ready && n.instance == Some(INSTANCE.into()));
+    need(
+        fresh(e.cloud_volume.at) && volume.holders == [INSTANCE.into()],
+        "holder",
+    )?;
+    let ready = e
+        .nodes
+        .values()
+        .filter_map(|n| n.shown())
+        .any(|n| n.ready && n.instance == Some(INSTANCE.into()));
     let instance = e.instances.get(&InstanceId::from(INSTANCE));
     let seen = s
         .before
@@ -582,16 +1037,25 @@ fn sound(kind: Kind, s: &Fixture) -> Result<(), &'static str> {
         Kind::Gone | Kind::NotFound => {
             let fact = instance.filter(|f| fresh(f.at)).ok_or("instance")?;
             let gone = fact.shown().map(|i| i.state.clone()) == Some(InstanceState::Gone);
-            need(!ready && (gone || fact.value == Known::Absent && seen.is_some()), "gone")
+            need(
+                !ready && (gone || fact.value == Known::Absent && seen.is_some()),
+                "gone",
+            )
         }
         Kind::Off => {
             let fact = instance.filter(|f| fresh(f.at)).ok_or("instance")?;
             let is_off = fact.shown().map(|i| i.state.clone()) == Some(InstanceState::Off);
             let twice = seen.is_some_and(|b| b.state == Some(InstanceState::Off) && b.at < fact.at);
-            let job = e.power.get(&InstanceId::from(INSTANCE)).and_then(|p| p.shown()).is_some_and(|p| {
-                p.jobs.iter().any(|j| j.change == PowerChange::Off && j.finished.is_some())
-                    && p.jobs.iter().all(|j| j.change == PowerChange::Off)
-            });
+            let job = e
+                .power
+                .get(&InstanceId::from(INSTANCE))
+                .and_then(|p| p.shown())
+                .is_some_and(|p| {
+                    p.jobs
+                        .iter()
+                        .any(|j| j.change == PowerChange::Off && j.finished.is_some())
+                        && p.jobs.iter().all(|j| j.change == PowerChange::Off)
+                });
             need(!ready && is_off && twice && job, "off")
         }
         Kind::Rebooted => {
@@ -600,7 +1064,10 @@ fn sound(kind: Kind, s: &Fixture) -> Result<(), &'static str> {
             let zero = e.workload.shown().is_some_and(|w| w.replicas == 0);
             let empty = e.pods.shown().is_none_or(Vec::is_empty);
             let clean = answer.seen == ScanResult::Clean && answer.level == Level::Full;
-            need(asked && zero && empty && (clean || answer.seen == ScanResult::NoDevice), "clean")
+            need(
+                asked && zero && empty && (clean || answer.seen == ScanResult::NoDevice),
+                "clean",
+            )
         }
         Kind::Declared => need(!ready && !s.declaration.reason.is_empty(), "declared"),
     }

@@ -16,7 +16,9 @@ use reattach_core::identity::{ClaimPhase, ClaimRef, OtherUse};
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::proof::{Declaration, UnusedSince};
 use reattach_core::run::{Effect, Next};
-use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name};
+use reattach_core::testkit::{
+    Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name,
+};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -24,9 +26,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 fn moments() -> &'static [Walk] {
     static MOMENTS: OnceLock<Vec<Walk>> = OnceLock::new();
     MOMENTS.get_or_init(|| {
-        let phantom = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
-        let stuck = World { stuck: true, ..QUIET };
-        let lingers = World { lingers: true, ..QUIET };
+        let phantom = || {
+            Case::statefulset()
+                .holdable()
+                .with_node(OTHER_NODE, OTHER_INSTANCE)
+        };
+        let stuck = World {
+            stuck: true,
+            ..QUIET
+        };
+        let lingers = World {
+            lingers: true,
+            ..QUIET
+        };
         let runs: [(Case, World); 10] = [
             (dead_node(), QUIET),
             (dead_node_off(), stuck),
@@ -95,7 +107,10 @@ fn edit<T>(fact: &mut Fact<T>, with: impl FnOnce(&mut T)) {
 }
 
 fn node(c: &mut Case, with: impl FnOnce(&mut NodeFacts)) {
-    edit(c.evidence.nodes.get_mut(&NodeName::from(NODE)).unwrap(), with);
+    edit(
+        c.evidence.nodes.get_mut(&NodeName::from(NODE)).unwrap(),
+        with,
+    );
 }
 
 fn the_node(c: &mut Case) -> &mut Fact<NodeFacts> {
@@ -111,7 +126,10 @@ fn state(c: &mut Case, state: &InstanceState) {
 }
 
 fn job(c: &mut Case, with: impl Fn(&mut Vec<PowerJob>)) {
-    c.evidence.power.values_mut().for_each(|f| edit(f, |p| with(&mut p.jobs)));
+    c.evidence
+        .power
+        .values_mut()
+        .for_each(|f| edit(f, |p| with(&mut p.jobs)));
 }
 
 fn pod(c: &mut Case, on: Option<&str>, held: bool) {
@@ -130,7 +148,8 @@ fn pod(c: &mut Case, on: Option<&str>, held: bool) {
             waiting_reason: None,
             held: false,
         });
-        (new.uid, new.node, new.held, new.ready) = ("late".into(), on.map(NodeName::from), held, false);
+        (new.uid, new.node, new.held, new.ready) =
+            ("late".into(), on.map(NodeName::from), held, false);
         pods.push(new);
     });
 }
@@ -151,10 +170,22 @@ const SPOILS: [Spoil; 82] = [
     |c| unknown(&mut c.evidence.cloud_volume),
     |c| gone(&mut c.evidence.cloud_volume),
     |c| edit(&mut c.evidence.cloud_volume, |v| v.holders.clear()),
-    |c| edit(&mut c.evidence.cloud_volume, |v| v.holders = vec![OTHER_INSTANCE.into()]),
-    |c| edit(&mut c.evidence.cloud_volume, |v| v.holders.push(OTHER_INSTANCE.into())),
+    |c| {
+        edit(&mut c.evidence.cloud_volume, |v| {
+            v.holders = vec![OTHER_INSTANCE.into()]
+        })
+    },
+    |c| {
+        edit(&mut c.evidence.cloud_volume, |v| {
+            v.holders.push(OTHER_INSTANCE.into())
+        })
+    },
     |c| edit(&mut c.evidence.cloud_volume, |v| v.id = "7".into()),
-    |c| edit(&mut c.evidence.cloud_volume, |v| v.identity.serial = "another".into()),
+    |c| {
+        edit(&mut c.evidence.cloud_volume, |v| {
+            v.identity.serial = "another".into()
+        })
+    },
     |c| old(the_node(c)),
     |c| unknown(the_node(c)),
     |c| gone(the_node(c)),
@@ -164,7 +195,12 @@ const SPOILS: [Spoil; 82] = [
     |c| node(c, |n| n.instance = None),
     |c| node(c, |n| n.boot_id = "another boot".into()),
     |c| node(c, |n| n.volumes_in_use = vec![volume_name()]),
-    |c| node(c, |n| n.volumes_attached.push("kubernetes.io/csi/x^another".into())),
+    |c| {
+        node(c, |n| {
+            n.volumes_attached
+                .push("kubernetes.io/csi/x^another".into())
+        })
+    },
     |c| node(c, |n| n.lease_renewed = None),
     |c| node(c, |n| n.lease_renewed = Some(Timestamp::UNIX_EPOCH)),
     |c| node(c, |n| n.taints.push("medik8s.io/remediation".into())),
@@ -184,9 +220,21 @@ const SPOILS: [Spoil; 82] = [
     |c| edit(&mut c.evidence.workload, |w| w.dry_run_held = Some(false)),
     |c| old(&mut c.evidence.attachments),
     |c| edit(&mut c.evidence.attachments, Vec::clear),
-    |c| edit(&mut c.evidence.attachments, |a| a.iter_mut().for_each(|a| a.uid = "another".into())),
-    |c| edit(&mut c.evidence.attachments, |a| a.iter_mut().for_each(|a| a.deleting_since = None)),
-    |c| edit(&mut c.evidence.attachments, |a| a.iter_mut().for_each(|a| a.attached = true)),
+    |c| {
+        edit(&mut c.evidence.attachments, |a| {
+            a.iter_mut().for_each(|a| a.uid = "another".into())
+        })
+    },
+    |c| {
+        edit(&mut c.evidence.attachments, |a| {
+            a.iter_mut().for_each(|a| a.deleting_since = None)
+        })
+    },
+    |c| {
+        edit(&mut c.evidence.attachments, |a| {
+            a.iter_mut().for_each(|a| a.attached = true)
+        })
+    },
     |c| machines(c, old),
     |c| machines(c, unknown),
     |c| machines(c, gone),
@@ -197,7 +245,11 @@ const SPOILS: [Spoil; 82] = [
     |c| state(c, &InstanceState::Gone),
     |c| state(c, &InstanceState::Transitional("booting".into())),
     |c| job(c, Vec::clear),
-    |c| job(c, |jobs| jobs.iter_mut().for_each(|j| j.status = JobStatus::Started)),
+    |c| {
+        job(c, |jobs| {
+            jobs.iter_mut().for_each(|j| j.status = JobStatus::Started)
+        })
+    },
     |c| job(c, |jobs| jobs.iter_mut().for_each(|j| j.by = None)),
     |c| {
         let now = c.now;
@@ -214,7 +266,12 @@ const SPOILS: [Spoil; 82] = [
     },
     |c| c.evidence.power.clear(),
     |c| c.evidence.sightings.clear(),
-    |c| c.evidence.sightings.iter_mut().for_each(|s| s.scope = CloudScope("another account".into())),
+    |c| {
+        c.evidence
+            .sightings
+            .iter_mut()
+            .for_each(|s| s.scope = CloudScope("another account".into()))
+    },
     |c| c.evidence.sightings = vec![sighting(Some(InstanceState::Off), c.now)],
     |c| c.evidence.cloud_scope = None,
     |c| word(c, INSTANCE, "jane", "unplugged", 60),
@@ -222,11 +279,23 @@ const SPOILS: [Spoil; 82] = [
     |c| word(c, INSTANCE, " ", "unplugged", 60),
     |c| word(c, INSTANCE, "jane", "unplugged", 7_200),
     |c| node(c, |n| n.taints.clear()),
-    |c| node(c, |n| n.taints = vec!["hold.reattach.dev/another-recovery".into()]),
-    |c| edit(&mut c.evidence.workload, |w| w.template.ignores_taints = Some("it tolerates all".into())),
+    |c| {
+        node(c, |n| {
+            n.taints = vec!["hold.reattach.dev/another-recovery".into()]
+        })
+    },
+    |c| {
+        edit(&mut c.evidence.workload, |w| {
+            w.template.ignores_taints = Some("it tolerates all".into())
+        })
+    },
     |c| old(&mut c.evidence.claim),
     |c| edit(&mut c.evidence.claim, |c| c.phase = ClaimPhase::Pending),
-    |c| edit(&mut c.evidence.claim, |c| c.volume_name = Some("another".into())),
+    |c| {
+        edit(&mut c.evidence.claim, |c| {
+            c.volume_name = Some("another".into())
+        })
+    },
     |c| old(&mut c.evidence.volume),
     |c| edit(&mut c.evidence.volume, |v| v.claim_ref = None),
     |c| claim_ref(c, |of| of.claim.namespace = "another".into()),
@@ -235,10 +304,17 @@ const SPOILS: [Spoil; 82] = [
     |c| old(&mut c.evidence.identity),
     |c| unknown(&mut c.evidence.identity),
     |c| edit(&mut c.evidence.identity, |i| i.canonical = None),
-    |c| edit(&mut c.evidence.identity, |i| i.canonical = Some("5551-another".into())),
     |c| {
         edit(&mut c.evidence.identity, |i| {
-            i.others.push(OtherUse::InlineAttachment { name: "csi-9".into(), node: OTHER_NODE.into() });
+            i.canonical = Some("5551-another".into())
+        })
+    },
+    |c| {
+        edit(&mut c.evidence.identity, |i| {
+            i.others.push(OtherUse::InlineAttachment {
+                name: "csi-9".into(),
+                node: OTHER_NODE.into(),
+            });
         });
     },
     |c| {
@@ -247,30 +323,46 @@ const SPOILS: [Spoil; 82] = [
     },
     |c| unknown(&mut c.evidence.machines),
     |c| edit(&mut c.evidence.machines, Vec::clear),
-    |c| edit(&mut c.evidence.machines, |all| all.iter_mut().for_each(|m| m.scope = None)),
+    |c| {
+        edit(&mut c.evidence.machines, |all| {
+            all.iter_mut().for_each(|m| m.scope = None)
+        })
+    },
 ];
 
 fn claim_ref(c: &mut Case, with: impl FnOnce(&mut ClaimRef)) {
-    edit(&mut c.evidence.volume, |v| v.claim_ref.as_mut().map(with).unwrap_or_default());
+    edit(&mut c.evidence.volume, |v| {
+        v.claim_ref.as_mut().map(with).unwrap_or_default()
+    });
 }
 
 /// Whether claim, volume and holder are those that are meant. Written down a second time, from DESIGN's S10.
 fn is_ours(e: &Evidence, holder: &InstanceId, now: Timestamp) -> bool {
-    let (Some(Some(claim)), Some(Some(volume)), Some(Some(identity))) =
-        (fresh(Some(&e.claim), now), fresh(Some(&e.volume), now), fresh(Some(&e.identity), now))
-    else {
+    let (Some(Some(claim)), Some(Some(volume)), Some(Some(identity))) = (
+        fresh(Some(&e.claim), now),
+        fresh(Some(&e.volume), now),
+        fresh(Some(&e.identity), now),
+    ) else {
         return false;
     };
     let bound = volume.claim_ref.as_ref().is_some_and(|of| {
-        of.claim == e.claim_name && of.uid.as_ref() == Some(&claim.uid) && claim.phase == ClaimPhase::Bound
+        of.claim == e.claim_name
+            && of.uid.as_ref() == Some(&claim.uid)
+            && claim.phase == ClaimPhase::Bound
     });
     let handle = volume.csi.as_ref().map(|c| &c.handle);
     let the_only_one =
         identity.canonical.as_ref() == handle && handle.is_some() && identity.others.is_empty();
-    let nodes = e.nodes.values().filter_map(|f| fresh(Some(f), now).flatten());
-    let nodes = nodes.filter(|n| n.instance.as_ref() == Some(holder)).count();
+    let nodes = e
+        .nodes
+        .values()
+        .filter_map(|f| fresh(Some(f), now).flatten());
+    let nodes = nodes
+        .filter(|n| n.instance.as_ref() == Some(holder))
+        .count();
     let seen = fresh(Some(&e.machines), now).flatten().is_some_and(|all| {
-        all.iter().any(|m| m.instance == *holder && m.scope.is_some() && m.scope == e.cloud_scope)
+        all.iter()
+            .any(|m| m.instance == *holder && m.scope.is_some() && m.scope == e.cloud_scope)
     });
     bound
         && claim.volume_name.as_ref() == Some(&volume.name)
@@ -325,27 +417,40 @@ fn machine_is_down(e: &Evidence, holder: &InstanceId, now: Timestamp) -> Option<
         Some(Some(i)) if i.state == InstanceState::Gone => true,
         Some(None) => earlier(None, Timestamp::MIN),
         Some(Some(i)) if i.state == InstanceState::Off => {
-            let jobs = fresh(e.power.get(holder), now).flatten().map_or(&[][..], |p| p.jobs.as_slice());
-            let off = jobs.iter().filter(|j| j.change == PowerChange::Off).max_by_key(|j| j.created);
+            let jobs = fresh(e.power.get(holder), now)
+                .flatten()
+                .map_or(&[][..], |p| p.jobs.as_slice());
+            let off = jobs
+                .iter()
+                .filter(|j| j.change == PowerChange::Off)
+                .max_by_key(|j| j.created);
             off.is_some_and(|off| {
                 let on = jobs.iter().any(|j| {
                     j.change == PowerChange::On
                         && (j.created >= off.created
                             || matches!(j.status, JobStatus::Started | JobStatus::Scheduled))
                 });
-                let end = off.finished.filter(|_| off.status == JobStatus::Finished && off.by.is_some());
+                let end = off
+                    .finished
+                    .filter(|_| off.status == JobStatus::Finished && off.by.is_some());
                 !on && end.is_some_and(|end| earlier(Some(&InstanceState::Off), end))
             })
         }
         _ => false,
     };
-    if down { Some(true) } else { said.then_some(false) }
+    if down {
+        Some(true)
+    } else {
+        said.then_some(false)
+    }
 }
 
 /// Whether the holder's living kubelet, or its agent, shows that nothing there uses the volume or can begin to.
 fn volume_is_unused(walk: &Walk, no_user: Option<&UnusedSince>, now: Timestamp) -> bool {
     let (e, pins) = (&walk.case.evidence, &walk.plan.pins);
-    let Some(Some(node)) = fresh(e.nodes.get(&pins.node), now) else { return false };
+    let Some(Some(node)) = fresh(e.nodes.get(&pins.node), now) else {
+        return false;
+    };
     let Some(no_user) = no_user else { return false };
     let (held, closed) = (is_held(walk), is_closed(walk));
     let pods = match fresh(Some(&e.pods), now) {
@@ -357,7 +462,9 @@ fn volume_is_unused(walk: &Walk, no_user: Option<&UnusedSince>, now: Timestamp) 
         Some(node) => *node != pins.node,
     };
     let answer = e.answers.get(&pins.node).filter(|a| {
-        e.asked.as_ref().is_some_and(|(r, n)| r.as_str() == RECOVERY && *r == a.recovery && *n == a.epoch)
+        e.asked
+            .as_ref()
+            .is_some_and(|(r, n)| r.as_str() == RECOVERY && *r == a.recovery && *n == a.epoch)
             && a.boot_id == node.boot_id
     });
     if answer.is_some_and(|a| matches!(a.seen, ScanResult::InUse { .. })) {
@@ -368,11 +475,15 @@ fn volume_is_unused(walk: &Walk, no_user: Option<&UnusedSince>, now: Timestamp) 
         ScanResult::Clean => a.level == Level::Full,
         _ => false,
     });
-    let renewed = node.lease_renewed.zip(no_user.lease).is_some_and(|(new, old)| new > old);
+    let renewed = node
+        .lease_renewed
+        .zip(no_user.lease)
+        .is_some_and(|(new, old)| new > old);
     let handshake = !node.volumes_in_use.contains(&volume_name()) && renewed;
     let asked = walk.state().challenged_at(&walk.plan);
     let recent = |at: Timestamp| (0..=120).contains(&now.duration_since(at).as_secs());
-    let later = asked.is_some_and(|at| at.duration_since(no_user.at).as_secs() >= 120 && recent(at));
+    let later =
+        asked.is_some_and(|at| at.duration_since(no_user.at).as_secs() >= 120 && recent(at));
     let rebooted = pins.boot_id.as_ref() != Some(&node.boot_id);
     node.instance.as_ref() == Some(&pins.holder)
         && (held || closed)
@@ -390,8 +501,12 @@ fn is_held(walk: &Walk) -> bool {
 fn is_closed(walk: &Walk) -> bool {
     let (e, now) = (&walk.case.evidence, walk.case.now);
     let taint = format!("hold.reattach.dev/{RECOVERY}");
-    fresh(e.nodes.get(&walk.plan.pins.node), now).flatten().is_some_and(|n| n.taints.contains(&taint))
-        && fresh(Some(&e.workload), now).flatten().is_some_and(|w| w.template.ignores_taints.is_none())
+    fresh(e.nodes.get(&walk.plan.pins.node), now)
+        .flatten()
+        .is_some_and(|n| n.taints.contains(&taint))
+        && fresh(Some(&e.workload), now)
+            .flatten()
+            .is_some_and(|w| w.template.ignores_taints.is_none())
 }
 
 fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
@@ -400,7 +515,10 @@ fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
         return Err("the cloud is not known".into());
     };
     if cloud.holders != [pins.holder.clone()] || cloud.id != pins.volume {
-        return Err(format!("the cloud says {:?} of {}", cloud.holders, cloud.id));
+        return Err(format!(
+            "the cloud says {:?} of {}",
+            cloud.holders, cloud.id
+        ));
     }
     if !is_ours(e, &pins.holder, now) {
         return Err("it is not certain whose it is".into());
@@ -409,7 +527,9 @@ fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
     let state = walk.state();
     let ok = match frees {
         Frees::Node => {
-            let dead = fresh(e.nodes.get(&pins.node), now).flatten().is_some_and(|n| !n.ready);
+            let dead = fresh(e.nodes.get(&pins.node), now)
+                .flatten()
+                .is_some_and(|n| !n.ready);
             dead && down.is_some()
         }
         Frees::Volume { force: true } => down == Some(true),
@@ -418,7 +538,11 @@ fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
             away && (down.is_some() || volume_is_unused(walk, state.unused_since(), now))
         }
     };
-    if ok { Ok(()) } else { Err(format!("machine down: {down:?}")) }
+    if ok {
+        Ok(())
+    } else {
+        Err(format!("machine down: {down:?}"))
+    }
 }
 
 fn propose(walk: &Walk) -> Option<Effect> {
@@ -444,7 +568,11 @@ fn every_spoil_matters_somewhere() {
         // A fact that may be so: the pod waits elsewhere or is held, the record is gone, a human or the cloud says more.
         24, 27, 29, 30, 36, 39, 46, 47, 57, 58, 59, 60, 61, 21,
     ];
-    for (i, spoil) in SPOILS.iter().enumerate().filter(|(i, _)| !harmless.contains(i)) {
+    for (i, spoil) in SPOILS
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| !harmless.contains(i))
+    {
         let stopped = moments().iter().any(|walk| {
             let mut walk = walk.clone();
             spoil(&mut walk.case);
@@ -484,5 +612,8 @@ fn nothing_is_freed_without_what_supports_it() {
         .unwrap_or_else(|e| panic!("{e}"));
     let freeing = freeing.into_inner();
     println!("{freeing} of {all} proposed a freeing effect, each supported");
-    assert!(freeing > all / 100, "the cases hardly ever get to a freeing effect: {freeing}");
+    assert!(
+        freeing > all / 100,
+        "the cases hardly ever get to a freeing effect: {freeing}"
+    );
 }

@@ -17,7 +17,11 @@ enum Gap {
 
 fn spoil<T>(fact: &mut Fact<T>, gap: Gap) {
     match gap {
-        Gap::Unknown => fact.value = Known::Unknown { why: "the source timed out".into() },
+        Gap::Unknown => {
+            fact.value = Known::Unknown {
+                why: "the source timed out".into(),
+            }
+        }
         Gap::Absent => fact.value = Known::Absent,
         Gap::Stale => fact.at -= SignedDuration::from_secs(31),
         Gap::Future => fact.at += SignedDuration::from_secs(31),
@@ -41,23 +45,40 @@ const ITEMS: [Item; 6] = [
 ];
 
 fn confirmed(case: &Case) -> bool {
-    matches!(case.diagnosis().verdict, Verdict::Ours { trouble: Trouble::Phantom { confirmed: true, .. } })
+    matches!(
+        case.diagnosis().verdict,
+        Verdict::Ours {
+            trouble: Trouble::Phantom {
+                confirmed: true,
+                ..
+            }
+        }
+    )
 }
 
 #[test]
 fn a_missing_item_never_leaves_a_plan_and_is_named() {
     for base in [Case::deployment(), Case::statefulset()] {
-        assert!(confirmed(&base) && base.plan().is_ok(), "the unspoiled case must be plannable");
+        assert!(
+            confirmed(&base) && base.plan().is_ok(),
+            "the unspoiled case must be plannable"
+        );
         for (name, spoil) in ITEMS {
             for gap in [Gap::Unknown, Gap::Stale, Gap::Future, Gap::Absent] {
                 let mut case = base.clone();
                 spoil(&mut case.evidence, gap);
-                assert!(!confirmed(&case), "{name} {gap:?}: still a confirmed phantom");
+                assert!(
+                    !confirmed(&case),
+                    "{name} {gap:?}: still a confirmed phantom"
+                );
                 assert!(case.plan().is_err(), "{name} {gap:?}: a plan was made");
                 let said = case.diagnosis().verdict.to_string();
                 // A list that is absent is an empty list: nobody wants the volume, or nothing is attached.
                 let empty_list = gap == Gap::Absent && matches!(name, "pod" | "VolumeAttachment");
-                assert!(said.contains(name) || empty_list, "{name} {gap:?} is not named: {said}");
+                assert!(
+                    said.contains(name) || empty_list,
+                    "{name} {gap:?} is not named: {said}"
+                );
                 if gap != Gap::Absent {
                     assert!(
                         matches!(case.diagnosis().verdict, Verdict::Unclassified { .. }),
@@ -75,8 +96,15 @@ fn a_missing_workload_is_refused_by_name() {
         let mut case = Case::deployment();
         spoil(&mut case.evidence.workload, gap);
         let refusals = case.plan().unwrap_err();
-        let all = refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        assert!(all.contains("workload") || all.contains("no owner"), "{gap:?}: {all}");
+        let all = refusals
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("; ");
+        assert!(
+            all.contains("workload") || all.contains("no owner"),
+            "{gap:?}: {all}"
+        );
     }
 }
 
@@ -95,17 +123,27 @@ fn a_missing_answer_leaves_an_unconfirmed_phantom_that_is_shown_and_not_executed
         assert!(!confirmed(&case), "case {n}");
         let refusals = case.plan().unwrap_err();
         assert!(
-            refusals.iter().any(|r| r.to_string().contains("has not yet answered")),
+            refusals
+                .iter()
+                .any(|r| r.to_string().contains("has not yet answered")),
             "case {n}: {refusals:?}"
         );
-        assert!(case.plan_as(None, true).is_ok(), "case {n}: a plan for show is possible");
+        assert!(
+            case.plan_as(None, true).is_ok(),
+            "case {n}: a plan for show is possible"
+        );
     }
 }
 
 #[test]
 fn an_answer_about_another_volume_is_none() {
     let mut case = Case::deployment();
-    case.evidence.answers.get_mut(&NODE.into()).unwrap().identity.serial = "pvc-other".into();
+    case.evidence
+        .answers
+        .get_mut(&NODE.into())
+        .unwrap()
+        .identity
+        .serial = "pvc-other".into();
     assert!(!confirmed(&case));
 }
 
@@ -114,8 +152,14 @@ fn without_report_and_answer_nothing_is_classified() {
     for gap in [Gap::Unknown, Gap::Absent] {
         let mut case = Case::deployment().unasked();
         spoil(case.evidence.guests.get_mut(&NODE.into()).unwrap(), gap);
-        assert!(matches!(case.diagnosis().verdict, Verdict::Unclassified { .. }), "{gap:?}");
-        assert!(case.plan_as(None, true).is_err(), "{gap:?}: not even for show");
+        assert!(
+            matches!(case.diagnosis().verdict, Verdict::Unclassified { .. }),
+            "{gap:?}"
+        );
+        assert!(
+            case.plan_as(None, true).is_err(),
+            "{gap:?}: not even for show"
+        );
     }
 }
 
@@ -126,7 +170,15 @@ fn without_the_job_history_there_is_no_plan() {
         let mut case = Case::deployment();
         spoil(&mut case.evidence.jobs, gap);
         let refusals = case.plan().unwrap_err();
-        assert!(refusals.iter().any(|r| r.to_string().contains("job history")), "{gap:?}: {refusals:?}");
-        assert!(refusals.iter().all(reattach_core::plan::Refusal::may_pass), "{gap:?}: it only waits");
+        assert!(
+            refusals
+                .iter()
+                .any(|r| r.to_string().contains("job history")),
+            "{gap:?}: {refusals:?}"
+        );
+        assert!(
+            refusals.iter().all(reattach_core::plan::Refusal::may_pass),
+            "{gap:?}: it only waits"
+        );
     }
 }

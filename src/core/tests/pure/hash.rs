@@ -27,11 +27,20 @@ fn later(mut case: Case, seconds: i64) -> Case {
 fn time_and_versions_do_not_count() {
     let hash = Case::deployment().plan().unwrap().hash;
     for seconds in [1, 60, 86_400] {
-        assert_eq!(later(Case::deployment(), seconds).plan().unwrap().hash, hash, "{seconds} s later");
+        assert_eq!(
+            later(Case::deployment(), seconds).plan().unwrap().hash,
+            hash,
+            "{seconds} s later"
+        );
     }
-    let busy =
-        Case::deployment().workload(|w| w.resource_version = "999".into()).node(|n| n.lease_renewed = None);
-    assert_eq!(busy.plan().unwrap().hash, hash, "versions and leases change all the time");
+    let busy = Case::deployment()
+        .workload(|w| w.resource_version = "999".into())
+        .node(|n| n.lease_renewed = None);
+    assert_eq!(
+        busy.plan().unwrap().hash,
+        hash,
+        "versions and leases change all the time"
+    );
 }
 
 #[test]
@@ -45,7 +54,9 @@ fn what_is_shown_is_what_is_executed() {
 
 #[test]
 fn the_order_in_which_pods_are_listed_does_not_count() {
-    let case = Case::deployment().with_pod("redis-2", Some(NODE), true).workload(|w| w.replicas = 2);
+    let case = Case::deployment()
+        .with_pod("redis-2", Some(NODE), true)
+        .workload(|w| w.replicas = 2);
     let turned = case.clone().workload(|w| w.pods.reverse());
     let plan = |c: &Case| c.plan_as(Some("Deployment/redis"), false).unwrap();
     assert_eq!(plan(&case).hash, plan(&turned).hash);
@@ -93,7 +104,10 @@ fn every_pin_step_and_name_counts() {
     for (n, change) in changes.iter().enumerate() {
         let mut plan = good.clone();
         change(&mut plan);
-        assert!(seen.insert(plan.computed_hash()), "change {n} gives a hash that was there before");
+        assert!(
+            seen.insert(plan.computed_hash()),
+            "change {n} gives a hash that was there before"
+        );
     }
 }
 

@@ -22,7 +22,11 @@ fn lines(stuck: bool) -> usize {
 
 fn assert_nothing_held(run: &Run, what: &str) {
     assert!(!run.world.hold, "{what}: the label is on\n{}", run.story());
-    assert!(!run.world.pod.as_ref().is_some_and(|p| p.gated), "{what}: a pod is gated\n{}", run.story());
+    assert!(
+        !run.world.pod.as_ref().is_some_and(|p| p.gated),
+        "{what}: a pod is gated\n{}",
+        run.story()
+    );
     assert_eq!(run.world.replicas, 1, "{what}: scaled\n{}", run.story());
 }
 
@@ -40,7 +44,10 @@ fn a_driver_that_cannot_detach_gets_one_cloud_detach_with_the_proof() {
     let mut run = run(true, Faults::default());
     run.assert_recovered("stuck unpublish", 1);
     assert_eq!(run.world.detaches, 1);
-    assert!(run.has(|m| matches!(m, Event::Started { proof: Some(_), .. })), "the proof is journaled");
+    assert!(
+        run.has(|m| matches!(m, Event::Started { proof: Some(_), .. })),
+        "the proof is journaled"
+    );
     assert_nothing_held(&run, "stuck unpublish");
 }
 
@@ -48,12 +55,24 @@ fn a_driver_that_cannot_detach_gets_one_cloud_detach_with_the_proof() {
 fn a_crash_at_any_line_or_effect_is_survived() {
     for stuck in [false, true] {
         for n in 1..=lines(stuck) {
-            let mut run = run(stuck, Faults { crash_after: vec![n], ..Faults::default() });
+            let mut run = run(
+                stuck,
+                Faults {
+                    crash_after: vec![n],
+                    ..Faults::default()
+                },
+            );
             run.assert_recovered(&format!("crash after line {n}, stuck {stuck}"), 1);
             assert_nothing_held(&run, "after a crash");
         }
         for n in 1..=4 {
-            let mut run = run(stuck, Faults { crash_between: vec![n], ..Faults::default() });
+            let mut run = run(
+                stuck,
+                Faults {
+                    crash_between: vec![n],
+                    ..Faults::default()
+                },
+            );
             run.assert_recovered(&format!("crash after effect {n}, stuck {stuck}"), 1);
             assert_nothing_held(&run, "after a crash");
         }
@@ -62,9 +81,20 @@ fn a_crash_at_any_line_or_effect_is_survived() {
 
 #[test]
 fn a_lost_reply_is_observed() {
-    for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy, Reply::Shut] {
+    for reply in [
+        Reply::LostBefore,
+        Reply::LostAfter,
+        Reply::Busy,
+        Reply::Shut,
+    ] {
         for n in 1..=4 {
-            let mut run = run(true, Faults { replies: vec![(n, reply)], ..Faults::default() });
+            let mut run = run(
+                true,
+                Faults {
+                    replies: vec![(n, reply)],
+                    ..Faults::default()
+                },
+            );
             run.assert_recovered(&format!("{reply:?} at effect {n}"), 1);
             assert_nothing_held(&run, "after a lost reply");
         }
@@ -75,7 +105,13 @@ fn a_lost_reply_is_observed() {
 fn an_abort_at_any_line_lifts_the_hold() {
     for stuck in [false, true] {
         for n in 1..lines(stuck) {
-            let mut run = run(stuck, Faults { abort_after: Some(n), ..Faults::default() });
+            let mut run = run(
+                stuck,
+                Faults {
+                    abort_after: Some(n),
+                    ..Faults::default()
+                },
+            );
             let end = run.drive(3_600);
             assert!(
                 matches!(end, Some(End::Aborted | End::Recovered)),
@@ -89,16 +125,31 @@ fn an_abort_at_any_line_lifts_the_hold() {
 
 #[test]
 fn a_release_that_is_refused_turns_back_and_lifts() {
-    let mut run = run(false, Faults { replies: vec![(2, Reply::Refused)], ..Faults::default() });
+    let mut run = run(
+        false,
+        Faults {
+            replies: vec![(2, Reply::Refused)],
+            ..Faults::default()
+        },
+    );
     let end = run.drive(3_600);
-    assert!(matches!(&end, Some(End::Failed { why }) if why.contains("forbidden")), "{end:?}");
+    assert!(
+        matches!(&end, Some(End::Failed { why }) if why.contains("forbidden")),
+        "{end:?}"
+    );
     assert_nothing_held(&run, "refused");
 }
 
 #[test]
 fn a_disruption_budget_that_never_yields_is_named_at_the_deadline() {
     let replies = (2..60).map(|n| (n, Reply::Busy)).collect();
-    let mut run = run(false, Faults { replies, ..Faults::default() });
+    let mut run = run(
+        false,
+        Faults {
+            replies,
+            ..Faults::default()
+        },
+    );
     let end = run.drive(3_600);
     assert!(
         matches!(&end, Some(End::Failed { why }) if why.contains("busy") && why.contains("300 s")),
@@ -111,37 +162,76 @@ fn a_disruption_budget_that_never_yields_is_named_at_the_deadline() {
 #[test]
 fn a_cluster_without_the_policy_closes_the_node() {
     let mut case = Case::deployment().holdable();
-    let refusals = |case: &Case| case.plan_by("lightest-first", None, false).err().unwrap_or_default();
+    let refusals = |case: &Case| {
+        case.plan_by("lightest-first", None, false)
+            .err()
+            .unwrap_or_default()
+    };
     let by_gate = case.plan_by("lightest-first", None, false).expect("a plan");
     assert!(!by_gate.closes_node);
     let fact = case.evidence.hold_policy.take().expect("the policy");
-    assert!(matches!(refusals(&case)[..], [Refusal::Missing { .. }]), "not asked is no answer");
+    assert!(
+        matches!(refusals(&case)[..], [Refusal::Missing { .. }]),
+        "not asked is no answer"
+    );
     case.evidence.hold_policy = Some(Fact::unknown("503", fact.source.clone(), fact.at));
-    assert!(matches!(refusals(&case)[..], [Refusal::Missing { .. }]), "no answer is none either");
+    assert!(
+        matches!(refusals(&case)[..], [Refusal::Missing { .. }]),
+        "no answer is none either"
+    );
 
     case.evidence.hold_policy = Some(Fact::absent(fact.source, fact.at));
     let mut plan = case.plan_by("lightest-first", None, false).expect("a plan");
     assert!(plan.closes_node);
     assert_eq!(plan.holding(), Holding::ByTaint);
-    assert_eq!(plan.find(StepKind::CloudDetach), None, "pods may start elsewhere");
+    assert_eq!(
+        plan.find(StepKind::CloudDetach),
+        None,
+        "pods may start elsewhere"
+    );
     assert_eq!(check(&plan, &case.evidence, None, case.now), []);
-    assert!(plan.steps[0].what.contains("off lke-1 by a taint"), "{}", plan.steps[0].what);
-    assert!(plan.steps[0].command.contains("hold.reattach.dev/"), "{}", plan.steps[0].command);
+    assert!(
+        plan.steps[0].what.contains("off lke-1 by a taint"),
+        "{}",
+        plan.steps[0].what
+    );
+    assert!(
+        plan.steps[0].command.contains("hold.reattach.dev/"),
+        "{}",
+        plan.steps[0].command
+    );
 
     // The checker would not let a cloud detach pass here, nor this plan on pods that a taint does not keep away.
-    let detach = by_gate.steps.iter().find(|s| s.kind == StepKind::CloudDetach).expect("the step");
+    let detach = by_gate
+        .steps
+        .iter()
+        .find(|s| s.kind == StepKind::CloudDetach)
+        .expect("the step");
     plan.steps.insert(3, detach.clone());
     plan.hash = plan.computed_hash();
     let found = check(&plan, &case.evidence, None, case.now);
-    assert!(found.iter().any(|v| v.rule() == Rule::S1 && v.to_string().contains("other nodes")), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|v| v.rule() == Rule::S1 && v.to_string().contains("other nodes")),
+        "{found:?}"
+    );
     let all = "its pods tolerate every taint".to_owned();
     let case = case.workload(|w| w.template.ignores_taints = Some(all.clone()));
     let workload = "Deployment default/redis".to_owned();
-    assert_eq!(refusals(&case), [Refusal::IgnoresTaints { workload, why: all }]);
+    assert_eq!(
+        refusals(&case),
+        [Refusal::IgnoresTaints { workload, why: all }]
+    );
     plan.steps.remove(3);
     plan.hash = plan.computed_hash();
     let found = check(&plan, &case.evidence, None, case.now);
-    assert!(found.iter().any(|v| v.to_string().contains("would not keep")), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|v| v.to_string().contains("would not keep")),
+        "{found:?}"
+    );
 }
 
 /// A record whose node may be gone cannot be held by a taint on it.
@@ -160,6 +250,12 @@ fn replicas_and_their_owners_are_no_business_of_a_hold() {
         w.deletes_claims_when_scaled = true;
     });
     let plan = case.plan_by("lightest-first", None, false).expect("a plan");
-    assert_eq!(reattach_core::check::check(&plan, &case.evidence, None, case.now), []);
-    assert!(case.plan().is_err(), "the founding runbook refuses the same");
+    assert_eq!(
+        reattach_core::check::check(&plan, &case.evidence, None, case.now),
+        []
+    );
+    assert!(
+        case.plan().is_err(),
+        "the founding runbook refuses the same"
+    );
 }

@@ -64,7 +64,10 @@ const VOLUMES: [Row; 10] = [
     (
         || {
             d().identity(|i| {
-                i.region = Some(OtherRegion { asked: "us-east".into(), is: "eu-central".into() })
+                i.region = Some(OtherRegion {
+                    asked: "us-east".into(),
+                    is: "eu-central".into(),
+                })
             })
         },
         "PersistentVolume pvc-redis asks for us-east, and the cloud has its volume in eu-central",
@@ -105,11 +108,20 @@ fn a_volume_that_may_be_another_claims_is_not_ours() {
     for (case, sentence) in VOLUMES {
         let case = case();
         let said = case.diagnosis().verdict;
-        assert!(matches!(said, Verdict::NotOurs { .. }) && said.to_string().contains(sentence), "{said}");
+        assert!(
+            matches!(said, Verdict::NotOurs { .. }) && said.to_string().contains(sentence),
+            "{said}"
+        );
         let found = check(&made, &case.evidence, None, case.now);
-        assert!(found.iter().any(|v| v.rule() == Rule::S10), "{sentence}: {found:?}");
+        assert!(
+            found.iter().any(|v| v.rule() == Rule::S10),
+            "{sentence}: {found:?}"
+        );
         let text = serde_json::to_string(&case.diagnosis()).unwrap();
-        assert!(!text.contains("evil") && !text.contains("shop"), "a name of another namespace: {text}");
+        assert!(
+            !text.contains("evil") && !text.contains("shop"),
+            "a name of another namespace: {text}"
+        );
     }
 }
 
@@ -120,16 +132,29 @@ fn a_claim_that_is_not_bound_is_told_from_other_doubts() {
     for (n, (case, sentence)) in VOLUMES.iter().enumerate() {
         let case = case();
         let about_it = n < OF_THE_BINDING;
-        assert_eq!(binding_in(&case.evidence, case.now).is_err(), about_it, "{sentence}");
+        assert_eq!(
+            binding_in(&case.evidence, case.now).is_err(),
+            about_it,
+            "{sentence}"
+        );
         let verdict = case.diagnosis().verdict;
-        let Verdict::NotOurs { reason: NotOurs::Identity { problem } } = verdict else { panic!("{verdict}") };
+        let Verdict::NotOurs {
+            reason: NotOurs::Identity { problem },
+        } = verdict
+        else {
+            panic!("{verdict}")
+        };
         assert_eq!(problem.is_about_the_binding(), about_it, "{problem}");
         if about_it {
             let (mut no_claim, mut no_volume) = (case.clone(), case);
             no_claim.evidence.claim.value = Known::Unknown { why: "503".into() };
             no_volume.evidence.volume.value = Known::Unknown { why: "503".into() };
             for unread in [no_claim, no_volume] {
-                assert_eq!(binding_in(&unread.evidence, unread.now), Ok(()), "said by who reads it");
+                assert_eq!(
+                    binding_in(&unread.evidence, unread.now),
+                    Ok(()),
+                    "said by who reads it"
+                );
             }
         }
     }
@@ -141,30 +166,53 @@ fn a_claim_that_is_not_bound_is_told_from_other_doubts() {
 fn other_uses_are_told_while_the_cloud_does_not_answer() {
     let mut case = d().identity(|i| (i.canonical, i.others) = (None, vec![other()]));
     let told = |case: &Case| refusals(&case.evidence, None, case.now);
-    assert!(matches!(&told(&case)[..], [Refusal::Missing { why, .. }] if why.contains("makes no handle")));
+    assert!(
+        matches!(&told(&case)[..], [Refusal::Missing { why, .. }] if why.contains("makes no handle"))
+    );
     case.evidence.cloud_volume.value = Known::Unknown { why: "503".into() };
     let found = told(&case);
-    assert!(matches!(found.iter().find_map(problem), Some(IdentityProblem::ManyVolumes { .. })), "{found:?}");
-    assert!(!found.iter().any(|r| matches!(r, Refusal::Missing { .. })), "{found:?}");
+    assert!(
+        matches!(
+            found.iter().find_map(problem),
+            Some(IdentityProblem::ManyVolumes { .. })
+        ),
+        "{found:?}"
+    );
+    assert!(
+        !found.iter().any(|r| matches!(r, Refusal::Missing { .. })),
+        "{found:?}"
+    );
 }
 
 /// Evidence that was saved says the same of the owner when it is read again.
 #[test]
 fn what_the_tags_said_survives_being_saved() {
-    let known = OwnClusters::Known { names: ["lke13311".into()].into() };
+    let known = OwnClusters::Known {
+        names: ["lke13311".into()].into(),
+    };
     let unread = OwnClusters::Unread { why: "502".into() };
     for own in [known, unread, OwnClusters::NotAsked] {
         let case = d().identity(|i| i.own_clusters = own);
         let text = serde_json::to_string(&case.evidence).unwrap();
-        assert_eq!(serde_json::from_str::<Evidence>(&text).unwrap(), case.evidence);
+        assert_eq!(
+            serde_json::from_str::<Evidence>(&text).unwrap(),
+            case.evidence
+        );
     }
 }
 
 /// A healthy claim stays healthy, whatever its volume is called.
 #[test]
 fn a_renamed_volume_of_a_healthy_pod_is_no_trouble() {
-    let case = d().pod_ready().device_in_use().identity(|i| i.canonical = Some("5551-renamed".into()));
-    assert!(matches!(case.diagnosis().verdict, Verdict::Healthy { .. }), "{}", case.diagnosis().verdict);
+    let case = d()
+        .pod_ready()
+        .device_in_use()
+        .identity(|i| i.canonical = Some("5551-renamed".into()));
+    assert!(
+        matches!(case.diagnosis().verdict, Verdict::Healthy { .. }),
+        "{}",
+        case.diagnosis().verdict
+    );
 }
 
 #[test]
@@ -173,7 +221,10 @@ fn what_nobody_read_is_no_plan() {
     let (source, at) = (case.evidence.identity.source.clone(), case.now);
     case.evidence.identity = Fact::unknown("403", source, at);
     let refusals = case.plan_by("lightest-first", None, false).unwrap_err();
-    assert!(matches!(&refusals[..], [Refusal::Missing { why, .. }] if why == "403"), "{refusals:?}");
+    assert!(
+        matches!(&refusals[..], [Refusal::Missing { why, .. }] if why == "403"),
+        "{refusals:?}"
+    );
 }
 
 #[test]
@@ -182,9 +233,20 @@ fn a_machine_of_two_nodes_is_refused_and_both_are_named() {
     let double = case.evidence.nodes[&NODE.into()].clone();
     case.evidence.nodes.insert("a-double".into(), double);
     let refusals = case.plan_by("lightest-first", None, false).unwrap_err();
-    let said: Vec<_> = refusals.iter().filter_map(problem).map(ToString::to_string).collect();
-    assert!(said[0].starts_with("Nodes a-double, lke-1 all have the providerID"), "{refusals:?}");
-    assert_eq!(case.evidence.node_of_instance(&reattach_core::testkit::INSTANCE.into()), None);
+    let said: Vec<_> = refusals
+        .iter()
+        .filter_map(problem)
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        said[0].starts_with("Nodes a-double, lke-1 all have the providerID"),
+        "{refusals:?}"
+    );
+    assert_eq!(
+        case.evidence
+            .node_of_instance(&reattach_core::testkit::INSTANCE.into()),
+        None
+    );
 }
 
 fn refused(case: &Case) -> Vec<IdentityProblem> {
@@ -197,10 +259,13 @@ fn refused(case: &Case) -> Vec<IdentityProblem> {
 /// The machine is gone, which would be a proof: it may still be somebody else's.
 #[test]
 fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
-    let foreign = [IdentityProblem::ForeignHolder { holder: FORMER_INSTANCE.into() }];
+    let foreign = [IdentityProblem::ForeignHolder {
+        holder: FORMER_INSTANCE.into(),
+    }];
     assert_eq!(refused(&orphan()), []);
     assert_eq!(refused(&orphan().machines(Vec::clear)), foreign);
-    let elsewhere = orphan().machines(|all| all[2].scope.as_mut().unwrap().0 = "another account".into());
+    let elsewhere =
+        orphan().machines(|all| all[2].scope.as_mut().unwrap().0 = "another account".into());
     assert_eq!(refused(&elsewhere), foreign);
     let unscoped = orphan().machines(|all| all[2].scope = None);
     assert_eq!(refused(&unscoped), foreign);
@@ -245,13 +310,22 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
 /// Any spelling of a name in Node status that comes to the volume counts as the volume.
 #[test]
 fn another_spelling_in_volumes_in_use_counts() {
-    let alias = CsiSource { driver: "linodebs.csi.linode.com".into(), handle: "5551-x".into() };
+    let alias = CsiSource {
+        driver: "linodebs.csi.linode.com".into(),
+        handle: "5551-x".into(),
+    };
     let case = d().identity(|i| i.aliases = [alias.unique_name()].into());
     let csi = case.evidence.at(case.now).csi().unwrap();
     assert!(case.evidence.lists_volume(&[alias.unique_name()], csi));
     assert!(case.evidence.is_volume(&alias.driver, &alias.handle, csi));
-    assert!(!case.evidence.lists_volume(&["kubernetes.io/csi/linodebs.csi.linode.com^5552-x".into()], csi));
-    assert_eq!(CsiSource::of_unique_name(&csi.unique_name()).as_ref(), Some(csi));
+    assert!(!case.evidence.lists_volume(
+        &["kubernetes.io/csi/linodebs.csi.linode.com^5552-x".into()],
+        csi
+    ));
+    assert_eq!(
+        CsiSource::of_unique_name(&csi.unique_name()).as_ref(),
+        Some(csi)
+    );
 }
 
 /// An orphan on a machine that lives: its Node lists nothing, and only its agent can see what kubelet does not report.
@@ -263,18 +337,42 @@ pub fn living_orphan() -> Case {
 fn a_living_machine_is_asked_before_an_orphan_is_freed() {
     let mut walk = Walk::new(living_orphan(), QUIET);
     walk.run(|_, _| {});
-    assert_eq!(walk.kinds()[..3], ["Hold", "Challenge", "CloudDetach"], "{}", walk.story());
+    assert_eq!(
+        walk.kinds()[..3],
+        ["Hold", "Challenge", "CloudDetach"],
+        "{}",
+        walk.story()
+    );
 
     let others: [fn() -> Option<ScanResult>; 4] = [
         || None,
         || Some(ScanResult::Idle),
-        || Some(ScanResult::DeadMount { paths: vec!["/m".into()] }),
-        || Some(ScanResult::Unreadable { items: vec!["/proc".into()] }),
+        || {
+            Some(ScanResult::DeadMount {
+                paths: vec!["/m".into()],
+            })
+        },
+        || {
+            Some(ScanResult::Unreadable {
+                items: vec!["/proc".into()],
+            })
+        },
     ];
     for says in others {
-        let mut walk = Walk::new(living_orphan(), World { holder_says: Some(says), ..QUIET });
+        let mut walk = Walk::new(
+            living_orphan(),
+            World {
+                holder_says: Some(says),
+                ..QUIET
+            },
+        );
         walk.run(|_, _| {});
-        assert!(!walk.kinds().contains(&"CloudDetach".to_owned()), "{:?}\n{}", says(), walk.story());
+        assert!(
+            !walk.kinds().contains(&"CloudDetach".to_owned()),
+            "{:?}\n{}",
+            says(),
+            walk.story()
+        );
     }
 }
 
@@ -282,8 +380,7 @@ fn a_living_machine_is_asked_before_an_orphan_is_freed() {
 /// reports the volume in use.
 #[test]
 fn an_answer_during_a_mount_attempt_is_no_proof_of_a_reboot() {
-    let detaches =
-        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloudDetach { .. }));
+    let detaches = |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloudDetach { .. }));
     let mut walk = Walk::new(living_orphan(), QUIET);
     super::clocks::until(&mut walk, |_, said| detaches(said));
     let booted = |walk: &Walk, in_use: &[String]| {
@@ -293,10 +390,16 @@ fn an_answer_during_a_mount_attempt_is_no_proof_of_a_reboot() {
         });
         let e = &mut walk.case.evidence;
         e.answers.get_mut(&"lke-9".into()).unwrap().boot_id = "later".into();
-        super::walk::change(e.guests.get_mut(&"lke-9".into()).unwrap(), |g| g.boot_id = "later".into());
+        super::walk::change(e.guests.get_mut(&"lke-9".into()).unwrap(), |g| {
+            g.boot_id = "later".into()
+        });
         walk.ask()
     };
-    assert!(detaches(&booted(&walk, &[])), "kubelet does not use it: {:?}", booted(&walk, &[]));
+    assert!(
+        detaches(&booted(&walk, &[])),
+        "kubelet does not use it: {:?}",
+        booted(&walk, &[])
+    );
     let said = booted(&walk, &[reattach_core::testkit::volume_name()]);
     assert!(!detaches(&said), "{said:?}");
 }
@@ -308,10 +411,15 @@ fn a_run_turns_back_when_the_binding_is_lost() {
     walk.run(|walk, action| {
         if matches!(action.effect, Effect::Release { .. }) {
             let mut lost = walk.clone();
-            lost.case = lost.case.volume(|v| v.claim_ref.as_mut().unwrap().uid = Some("another".into()));
+            lost.case = lost
+                .case
+                .volume(|v| v.claim_ref.as_mut().unwrap().uid = Some("another".into()));
             let next = lost.ask();
             let said = format!("{next:?}");
-            assert!(matches!(next, Next::Record(_)) && said.contains("UnwindStarted"), "{said}");
+            assert!(
+                matches!(next, Next::Record(_)) && said.contains("UnwindStarted"),
+                "{said}"
+            );
             assert!(said.contains("bound to an earlier claim"), "{said}");
         }
     });
@@ -321,17 +429,27 @@ fn a_run_turns_back_when_the_binding_is_lost() {
 fn a_stuck_record_is_not_taken_for_another_nodes_machine() {
     let case = super::walk::node_missing();
     assert_eq!(refused(&case), []);
-    let other = case.machines(|all| *all = vec![machine(("lke-7", reattach_core::testkit::INSTANCE))]);
+    let other =
+        case.machines(|all| *all = vec![machine(("lke-7", reattach_core::testkit::INSTANCE))]);
     let found = refused(&other);
-    assert!(matches!(&found[..], [IdentityProblem::OtherNode { .. }]), "{found:?}");
+    assert!(
+        matches!(&found[..], [IdentityProblem::OtherNode { .. }]),
+        "{found:?}"
+    );
     // A machine may have been several Nodes, one after the other.
     let seen_as = |nodes: &[&str]| {
-        let seen = nodes.iter().map(|n| machine((n, reattach_core::testkit::INSTANCE))).collect();
+        let seen = nodes
+            .iter()
+            .map(|n| machine((n, reattach_core::testkit::INSTANCE)))
+            .collect();
         refused(&super::walk::node_missing().machines(|all| *all = seen))
     };
     for nodes in [["lke-7", NODE], [NODE, "lke-7"]] {
         assert_eq!(seen_as(&nodes), [], "{nodes:?}");
     }
     let found = seen_as(&["lke-7", "lke-8"]);
-    assert!(matches!(&found[..], [IdentityProblem::OtherNode { .. }]), "{found:?}");
+    assert!(
+        matches!(&found[..], [IdentityProblem::OtherNode { .. }]),
+        "{found:?}"
+    );
 }

@@ -18,7 +18,11 @@ use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE, start};
 pub fn power_off_unheard() -> Walk {
     let mut walk = Walk::with(dead_node(), QUIET, ALL);
     walk.answer(
-        |e| matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Unknown { why: "no answer".into() }),
+        |e| {
+            matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Unknown {
+                why: "no answer".into(),
+            })
+        },
         |_| {},
     );
     walk
@@ -27,7 +31,11 @@ pub fn power_off_unheard() -> Walk {
 /// What the machine says to a person's abort, and to a word that nothing is under way.
 pub fn asked(walk: &Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
     let recovery = Case::recovery();
-    let cx = Context { aborted_by, nothing_under_way: word.cloned(), ..walk.context(&recovery) };
+    let cx = Context {
+        aborted_by,
+        nothing_under_way: word.cloned(),
+        ..walk.context(&recovery)
+    };
     next(&walk.plan, &walk.state(), &walk.case.evidence, &cx)
 }
 
@@ -53,7 +61,12 @@ pub fn shutdown(walk: &mut Walk, status: JobStatus) {
         created: now,
         finished,
     };
-    let power = walk.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    let power = walk
+        .case
+        .evidence
+        .power
+        .get_mut(&InstanceId::from(INSTANCE))
+        .unwrap();
     change(power, |p| p.jobs.push(job));
 }
 
@@ -63,7 +76,10 @@ fn a_lost_power_off_is_not_called_observed_without_a_look() {
     for seconds in [0, 61, 3_600] {
         walk.pass(seconds);
         let said = walk.ask();
-        assert!(matches!(&said, Next::Wait { .. }), "{seconds} s after the lost reply: {said:?}");
+        assert!(
+            matches!(&said, Next::Wait { .. }),
+            "{seconds} s after the lost reply: {said:?}"
+        );
     }
 }
 
@@ -73,31 +89,63 @@ fn an_abort_after_a_lost_power_off_waits_for_the_order() {
     for seconds in [0, 61, 3_600] {
         walk.pass(seconds);
         let said = settled(&mut walk, Some("jane"), None);
-        assert!(matches!(&said, Next::Wait { .. }), "{seconds} s after the lost reply: {said:?}");
+        assert!(
+            matches!(&said, Next::Wait { .. }),
+            "{seconds} s after the lost reply: {said:?}"
+        );
     }
     // It arrives after all.
     shutdown(&mut walk, JobStatus::Started);
-    assert!(matches!(settled(&mut walk, Some("jane"), None), Next::Wait { .. }));
-    let power = walk.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    assert!(matches!(
+        settled(&mut walk, Some("jane"), None),
+        Next::Wait { .. }
+    ));
+    let power = walk
+        .case
+        .evidence
+        .power
+        .get_mut(&InstanceId::from(INSTANCE))
+        .unwrap();
     change(power, |p| p.jobs.clear());
     shutdown(&mut walk, JobStatus::Finished);
     settled(&mut walk, Some("jane"), None);
-    let seen =
-        |e: &&Entry| matches!(&e.event, Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
+    let seen = |e: &&Entry| {
+        matches!(
+            &e.event,
+            Event::Outcome {
+                outcome: Outcome::ObservedApplied { .. },
+                ..
+            }
+        )
+    };
     assert!(walk.journal.iter().any(|e| seen(&e)), "{}", walk.story());
 }
 
 #[test]
 fn a_person_ends_the_wait_for_an_order_that_was_lost() {
     let mut walk = power_off_unheard();
-    let word = |at| Word { by: "grace".into(), reason: "support looked".into(), at };
+    let word = |at| Word {
+        by: "grace".into(),
+        reason: "support looked".into(),
+        at,
+    };
     let early = word(walk.case.now - SignedDuration::from_secs(1));
     walk.pass(4_000);
-    assert!(matches!(settled(&mut walk, None, Some(&early)), Next::Wait { .. }), "said before the order");
+    assert!(
+        matches!(settled(&mut walk, None, Some(&early)), Next::Wait { .. }),
+        "said before the order"
+    );
     let late = word(walk.case.now + SignedDuration::from_secs(60));
-    assert!(matches!(settled(&mut walk, None, Some(&late)), Next::Wait { .. }), "its time is still to come");
+    assert!(
+        matches!(settled(&mut walk, None, Some(&late)), Next::Wait { .. }),
+        "its time is still to come"
+    );
     let good = word(walk.case.now);
-    assert!(matches!(settled(&mut walk, None, Some(&good)), Next::Act(_)), "{}", walk.story());
+    assert!(
+        matches!(settled(&mut walk, None, Some(&good)), Next::Act(_)),
+        "{}",
+        walk.story()
+    );
     let said = walk.journal.iter().any(
         |e| matches!(&e.event, Event::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } if seen.contains("grace")),
     );
@@ -108,9 +156,21 @@ fn a_person_ends_the_wait_for_an_order_that_was_lost() {
 fn a_detach_that_nobody_accounts_for_is_waited_for() {
     for reply in [Reply::LostBefore] {
         for aborted in [false, true] {
-            let faults = Faults { replies: vec![(2, reply)], nobody_declares: true, ..Faults::default() };
+            let faults = Faults {
+                replies: vec![(2, reply)],
+                nobody_declares: true,
+                ..Faults::default()
+            };
             let mut run = run(true, faults);
-            while !run.has(|m| matches!(m, Event::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
+            while !run.has(|m| {
+                matches!(
+                    m,
+                    Event::Outcome {
+                        outcome: Outcome::Unknown { .. },
+                        ..
+                    }
+                )
+            }) {
                 assert_eq!(run.drive(1), None);
             }
             run.faults.abort_after = aborted.then_some(0);
@@ -125,12 +185,18 @@ fn a_detach_that_nobody_accounts_for_is_waited_for() {
 
 #[test]
 fn a_detach_whose_job_shows_needs_nobody() {
-    let faults = Faults { replies: vec![(2, Reply::LostAfter)], nobody_declares: true, ..Faults::default() };
+    let faults = Faults {
+        replies: vec![(2, Reply::LostAfter)],
+        nobody_declares: true,
+        ..Faults::default()
+    };
     let mut run = run(true, faults);
     assert_eq!(run.drive(3_600), Some(End::Recovered), "{}", run.story());
     let detach = run.world.plan().find(StepKind::CloudDetach).unwrap();
     let newest = run.journal.iter().find_map(|e| match &e.event {
-        Event::Started { step, newest_job, .. } if *step == detach => Some(newest_job.clone()),
+        Event::Started {
+            step, newest_job, ..
+        } if *step == detach => Some(newest_job.clone()),
         _ => None,
     });
     assert_eq!(newest, Some(Some(NewestJob::Nothing)), "{}", run.story());
@@ -142,23 +208,38 @@ fn a_run_that_turns_back_powers_the_machine_on() {
     for refused in [false, true] {
         let mut walk = Walk::with(dead_node(), QUIET, ALL);
         walk.answer(
-            |e| matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Applied { detail: "200".into() }),
+            |e| {
+                matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Applied {
+                    detail: "200".into(),
+                })
+            },
             |_| {},
         );
         assert!(walk.state().powered_off(&walk.plan));
         // Accepted, and not begun: nothing is powered on before the shutdown has ended.
         shutdown(&mut walk, JobStatus::Started);
-        assert!(matches!(settled(&mut walk, Some("jane"), None), Next::Wait { .. }), "{}", walk.story());
+        assert!(
+            matches!(settled(&mut walk, Some("jane"), None), Next::Wait { .. }),
+            "{}",
+            walk.story()
+        );
         let id = InstanceId::from(INSTANCE);
-        change(walk.case.evidence.power.get_mut(&id).unwrap(), |p| p.jobs.clear());
+        change(walk.case.evidence.power.get_mut(&id).unwrap(), |p| {
+            p.jobs.clear()
+        });
         shutdown(&mut walk, JobStatus::Finished);
         change(walk.case.evidence.instances.get_mut(&id).unwrap(), |i| {
             i.state = reattach_core::cloud::InstanceState::Off;
         });
         walk.pass(1);
         let said = settled(&mut walk, Some("jane"), None);
-        let Next::Act(action) = said else { panic!("{said:?}\n{}", walk.story()) };
-        assert!(matches!(action.effect, Effect::PowerOn { .. }), "{action:?}");
+        let Next::Act(action) = said else {
+            panic!("{said:?}\n{}", walk.story())
+        };
+        assert!(
+            matches!(action.effect, Effect::PowerOn { .. }),
+            "{action:?}"
+        );
         walk.record(Event::Started {
             step: action.step,
             intent: action.intent,
@@ -166,22 +247,47 @@ fn a_run_that_turns_back_powers_the_machine_on() {
             newest_job: Some(NewestJob::Job { id: "78".into() }),
         });
         let outcome = if refused {
-            Outcome::NotApplied { why: "forbidden".into(), retry: false }
+            Outcome::NotApplied {
+                why: "forbidden".into(),
+                retry: false,
+            }
         } else {
-            Outcome::Applied { detail: "200".into() }
+            Outcome::Applied {
+                detail: "200".into(),
+            }
         };
-        walk.record(Event::Outcome { step: action.step, outcome });
-        assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
+        walk.record(Event::Outcome {
+            step: action.step,
+            outcome,
+        });
+        assert_eq!(
+            settled(&mut walk, Some("jane"), None),
+            Next::Done(End::Aborted),
+            "{}",
+            walk.story()
+        );
         assert_eq!(walk.state().left_off(&walk.plan), refused);
     }
 }
 
 /// A run whose cloud detach got no reply, ten seconds ago.
 pub fn detach_unheard() -> Walk {
-    let case = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
-    let mut walk = Walk::new(case, World { stuck: true, ..QUIET });
+    let case = Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE);
+    let mut walk = Walk::new(
+        case,
+        World {
+            stuck: true,
+            ..QUIET
+        },
+    );
     walk.answer(
-        |e| matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Unknown { why: "no answer".into() }),
+        |e| {
+            matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Unknown {
+                why: "no answer".into(),
+            })
+        },
         |_| {},
     );
     walk.pass(10);
@@ -200,7 +306,11 @@ pub fn leave_the_cluster(walk: &mut Walk) {
 #[test]
 fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
     let mut walk = detach_unheard();
-    let word = |at| Word { by: "grace".into(), reason: "support looked".into(), at };
+    let word = |at| Word {
+        by: "grace".into(),
+        reason: "support looked".into(),
+        at,
+    };
     let early = word(walk.case.now - SignedDuration::from_secs(3_600));
     leave_the_cluster(&mut walk);
     let (now, e) = (walk.case.now, &mut walk.case.evidence);
@@ -210,14 +320,31 @@ fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
     e.jobs = Fact::unknown("nobody was asked", unknown(), now);
     for word in [None, Some(&early)] {
         let said = settled(&mut walk, Some("jane"), word);
-        let Next::Wait { why, .. } = said else { panic!("{said:?}\n{}", walk.story()) };
+        let Next::Wait { why, .. } = said else {
+            panic!("{said:?}\n{}", walk.story())
+        };
         assert!(why.contains("--nothing-under-way"), "{why}");
     }
     let said = settled(&mut walk, Some("jane"), Some(&word(now)));
-    assert!(matches!(&said, Next::Act(a) if a.effect.puts_back()), "{said:?}\n{}", walk.story());
-    let applied =
-        |e: &Entry| matches!(&e.event, Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
-    assert!(!walk.journal.iter().any(applied), "nobody looked\n{}", walk.story());
+    assert!(
+        matches!(&said, Next::Act(a) if a.effect.puts_back()),
+        "{said:?}\n{}",
+        walk.story()
+    );
+    let applied = |e: &Entry| {
+        matches!(
+            &e.event,
+            Event::Outcome {
+                outcome: Outcome::ObservedApplied { .. },
+                ..
+            }
+        )
+    };
+    assert!(
+        !walk.journal.iter().any(applied),
+        "nobody looked\n{}",
+        walk.story()
+    );
 }
 
 /// Neither the cluster nor the cloud has the volume any more: a detach that arrives finds nothing. That the
@@ -229,9 +356,21 @@ fn a_detach_is_over_with_its_volume() {
     let table: [(&str, Option<Spoil>, bool); 5] = [
         ("never seen", None, false),
         ("seen before", Some(|_| {}), true),
-        ("another instance", Some(|s| s.instance = "26000077".into()), false),
-        ("another account", Some(|s| s.scope = CloudScope("another".into())), false),
-        ("not seen before that look", Some(|s| s.at += SignedDuration::from_secs(600)), false),
+        (
+            "another instance",
+            Some(|s| s.instance = "26000077".into()),
+            false,
+        ),
+        (
+            "another account",
+            Some(|s| s.scope = CloudScope("another".into())),
+            false,
+        ),
+        (
+            "not seen before that look",
+            Some(|s| s.at += SignedDuration::from_secs(600)),
+            false,
+        ),
     ];
     for (name, seen, over) in table {
         let mut walk = detach_unheard();
@@ -284,29 +423,62 @@ fn the_history_of_another_volume_ends_no_wait() {
 fn a_word_tells_no_outcome_by_another_volumes_holders() {
     let mut walk = detach_unheard();
     let now = walk.case.now;
-    walk.case = walk.case.clone().volume(|v| v.uid = "pv-2".into()).cloud(|c| {
-        (c.id, c.holders) = ("6661".into(), Vec::new());
-    });
+    walk.case = walk
+        .case
+        .clone()
+        .volume(|v| v.uid = "pv-2".into())
+        .cloud(|c| {
+            (c.id, c.holders) = ("6661".into(), Vec::new());
+        });
     walk.case.evidence.cloud_id = Some("6661".into());
-    let word = Word { by: "grace".into(), reason: "support looked".into(), at: now };
+    let word = Word {
+        by: "grace".into(),
+        reason: "support looked".into(),
+        at: now,
+    };
     let said = settled(&mut walk, Some("jane"), Some(&word));
-    assert!(matches!(&said, Next::Act(a) if a.effect.puts_back()), "{said:?}\n{}", walk.story());
+    assert!(
+        matches!(&said, Next::Act(a) if a.effect.puts_back()),
+        "{said:?}\n{}",
+        walk.story()
+    );
     let told: Vec<_> = walk
         .journal
         .iter()
         .filter_map(|e| match &e.event {
-            Event::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } => Some(seen.as_str()),
-            Event::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } => panic!("{seen}"),
+            Event::Outcome {
+                outcome: Outcome::ObservedNotApplied { seen },
+                ..
+            } => Some(seen.as_str()),
+            Event::Outcome {
+                outcome: Outcome::ObservedApplied { seen },
+                ..
+            } => panic!("{seen}"),
             _ => None,
         })
         .collect();
-    assert!(told.len() == 1 && told[0].ends_with("the cloud could not be asked"), "{told:?}");
+    assert!(
+        told.len() == 1 && told[0].ends_with("the cloud could not be asked"),
+        "{told:?}"
+    );
 }
 
 fn job(id: &str, action: &str, status: JobStatus, created: Timestamp) -> CloudJob {
     let (volume, instance) = (Some("5551".into()), Some(INSTANCE.into()));
-    let kind = if action == "volume_detach" { JobKind::Detach } else { JobKind::Attach };
-    CloudJob { id: id.into(), kind, action: action.into(), status, volume, instance, created }
+    let kind = if action == "volume_detach" {
+        JobKind::Detach
+    } else {
+        JobKind::Attach
+    };
+    CloudJob {
+        id: id.into(),
+        kind,
+        action: action.into(),
+        status,
+        volume,
+        instance,
+        created,
+    }
 }
 
 /// An order whose journal is gone is accounted for by a later job of its kind that has ended, and by nothing
@@ -319,10 +491,19 @@ fn only_a_later_job_of_its_kind_accounts_for_an_order() {
     let before = NewestJob::Job { id: "2".into() };
     let notice = || JobStatus::Other("notification".into());
     let known = |seen: &str| Ok(seen.to_owned());
-    let unseen = || Err("the provider's history does not show it, so it may still arrive".to_owned());
+    let unseen =
+        || Err("the provider's history does not show it, so it may still arrive".to_owned());
     let table = [
-        (Some(&before), vec![(detach, Finished), (attach, Finished)], unseen()),
-        (Some(&before), vec![(attach, Finished), (detach, Finished)], unseen()),
+        (
+            Some(&before),
+            vec![(detach, Finished), (attach, Finished)],
+            unseen(),
+        ),
+        (
+            Some(&before),
+            vec![(attach, Finished), (detach, Finished)],
+            unseen(),
+        ),
         (
             Some(&before),
             vec![(attach, Finished), (attach, Finished), (detach, Finished)],
@@ -333,8 +514,16 @@ fn only_a_later_job_of_its_kind_accounts_for_an_order() {
             vec![(attach, Finished), (attach, Finished), (detach, Failed)],
             known("the provider's job 3 has failed"),
         ),
-        (Some(&before), vec![(detach, Finished), (attach, Finished), (attach, Finished)], unseen()),
-        (Some(&before), vec![(detach, Finished), (attach, Finished), (detach, notice())], unseen()),
+        (
+            Some(&before),
+            vec![(detach, Finished), (attach, Finished), (attach, Finished)],
+            unseen(),
+        ),
+        (
+            Some(&before),
+            vec![(detach, Finished), (attach, Finished), (detach, notice())],
+            unseen(),
+        ),
         (
             Some(&before),
             vec![(attach, Finished), (detach, Scheduled)],
@@ -347,11 +536,19 @@ fn only_a_later_job_of_its_kind_accounts_for_an_order() {
         ),
         // The provider has forgotten the job that was the newest one.
         (Some(&before), vec![(detach, Finished)], unseen()),
-        (Some(&NewestJob::Nothing), vec![(detach, Finished)], known("the provider's job 1 has finished")),
+        (
+            Some(&NewestJob::Nothing),
+            vec![(detach, Finished)],
+            known("the provider's job 1 has finished"),
+        ),
         (None, vec![(detach, Finished)], unseen()),
     ];
     for (newest_job, history, expected) in table {
-        let sent = Sent { at: sent_at, newest_job, expires_after_seconds: None };
+        let sent = Sent {
+            at: sent_at,
+            newest_job,
+            expires_after_seconds: None,
+        };
         let jobs: Vec<CloudJob> = history
             .into_iter()
             .zip(1..)
@@ -369,7 +566,11 @@ fn only_a_later_job_of_its_kind_accounts_for_an_order() {
 /// still takes.
 #[test]
 fn an_order_is_over_once_the_provider_refuses_its_age() {
-    let sent = Sent { at: start(), newest_job: None, expires_after_seconds: Some(300) };
+    let sent = Sent {
+        at: start(),
+        newest_job: None,
+        expires_after_seconds: Some(300),
+    };
     for (seconds, over) in [(0, false), (299, false), (300, false), (301, true)] {
         let read = start() + SignedDuration::from_secs(seconds);
         let said = accounted_for(&sent, History::Power(&[], PowerChange::Off), read);

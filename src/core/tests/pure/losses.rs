@@ -15,7 +15,9 @@ use reattach_core::workload::WorkloadFacts;
 
 /// What makes pods go away, and a case whose plan has such a step.
 fn makers() -> [(&'static str, Case, fn(&Case) -> Result<Plan, Vec<Refusal>>); 3] {
-    let held = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    let held = Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE);
     [
         ("the count", Case::statefulset(), |c| c.plan()),
         ("an eviction", held, |c| plan(c, ALL)),
@@ -31,7 +33,9 @@ const LOSSES: [Row; 6] = [
         another_claim,
         |r| matches!(r, Refusal::ClaimDeleting { claim } if claim == "wal"),
     ),
-    ("a claim of a foreign owner", foreign_owner, |r| matches!(r, Refusal::ClaimForeignOwner { .. })),
+    ("a claim of a foreign owner", foreign_owner, |r| {
+        matches!(r, Refusal::ClaimForeignOwner { .. })
+    }),
     (
         "a generic ephemeral volume",
         |w| w.template.ephemeral_volumes.push("scratch".into()),
@@ -64,7 +68,12 @@ fn another_claim(w: &mut WorkloadFacts) {
 }
 
 fn foreign_owner(w: &mut WorkloadFacts) {
-    w.claims[0].1.as_mut().unwrap().owners.push(Case::owner("Job", "x"));
+    w.claims[0]
+        .1
+        .as_mut()
+        .unwrap()
+        .owners
+        .push(Case::owner("Job", "x"));
 }
 
 #[test]
@@ -87,7 +96,11 @@ fn each_loss_is_refused_by_each_way_to_make_a_pod_go() {
         });
         assert!(made(&accepted).is_ok(), "{by}: its owner accepts the loss");
         accepted = accepted.workload(|w| w.deletes_claims_when_scaled = true);
-        assert_eq!(made(&accepted).is_ok(), by != "the count", "{by}: no pod beyond the count goes");
+        assert_eq!(
+            made(&accepted).is_ok(),
+            by != "the count",
+            "{by}: no pod beyond the count goes"
+        );
     }
 }
 
@@ -95,7 +108,10 @@ fn each_loss_is_refused_by_each_way_to_make_a_pod_go() {
 #[test]
 fn each_loss_stops_a_run_before_its_first_pod_goes() {
     let goes = |e: &Effect| {
-        matches!(e, Effect::Release { .. } | Effect::PowerOff { .. } | Effect::TaintOutOfService { .. })
+        matches!(
+            e,
+            Effect::Release { .. } | Effect::PowerOff { .. } | Effect::TaintOutOfService { .. }
+        )
     };
     for (by, case, _) in makers().into_iter().skip(1) {
         for (name, spoil, _) in LOSSES {
@@ -103,16 +119,25 @@ fn each_loss_stops_a_run_before_its_first_pod_goes() {
             walk.case = walk.case.clone().workload(spoil);
             let end = walk.run(|_, _| {});
             assert!(matches!(end, End::Failed { .. }), "{name} by {by}: {end:?}");
-            assert!(!walk.effects.iter().any(goes), "{name} by {by}: {:?}", walk.kinds());
+            assert!(
+                !walk.effects.iter().any(goes),
+                "{name} by {by}: {:?}",
+                walk.kinds()
+            );
             assert!(walk.is_clean(), "{name} by {by}");
         }
     }
 }
 
 fn lost(mut case: Case, loss: Loss) -> Case {
-    let losses = vec![PodLoss { pod: reattach_core::ids::ObjectName::new("default", "neighbour"), loss }];
+    let losses = vec![PodLoss {
+        pod: reattach_core::ids::ObjectName::new("default", "neighbour"),
+        loss,
+    }];
     let source = Source::Kubernetes("Pods on the node".into());
-    case.evidence.node_losses.insert(NODE.into(), Fact::present(losses, source, case.now));
+    case.evidence
+        .node_losses
+        .insert(NODE.into(), Fact::present(losses, source, case.now));
     case
 }
 
@@ -120,13 +145,30 @@ fn lost(mut case: Case, loss: Loss) -> Case {
 #[test]
 fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
     for (loss, may_pass) in [
-        (Loss::ClaimDeleting { claim: "salaries".into() }, false),
-        (Loss::ClaimOfPod { claim: "salaries".into() }, false),
-        (Loss::NotRemade { why: "Job salaries is at its backoffLimit".into() }, true),
+        (
+            Loss::ClaimDeleting {
+                claim: "salaries".into(),
+            },
+            false,
+        ),
+        (
+            Loss::ClaimOfPod {
+                claim: "salaries".into(),
+            },
+            false,
+        ),
+        (
+            Loss::NotRemade {
+                why: "Job salaries is at its backoffLimit".into(),
+            },
+            true,
+        ),
     ] {
         let mut case = lost(dead_node(), loss.clone());
         for fact in case.evidence.node_losses.values_mut() {
-            change(fact, |all| all[0].pod = reattach_core::ids::ObjectName::new("payroll", "salaries-0"));
+            change(fact, |all| {
+                all[0].pod = reattach_core::ids::ObjectName::new("payroll", "salaries-0")
+            });
         }
         let refusals = plan(&case, ALL).unwrap_err();
         let [refusal @ Refusal::LostElsewhereOnNode { pods: 1, .. }] = &refusals[..] else {
@@ -134,12 +176,22 @@ fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
         };
         assert_eq!(refusal.may_pass(), may_pass);
         let text = format!("{refusal} {}", serde_json::to_string(refusal).unwrap());
-        assert!(!text.contains("payroll") && !text.contains("salaries"), "{text}");
+        assert!(
+            !text.contains("payroll") && !text.contains("salaries"),
+            "{text}"
+        );
         let mut walk = Walk::new(dead_node_off(), QUIET);
         walk.case.evidence.node_losses = case.evidence.node_losses.clone();
         let end = walk.run(|_, _| {});
-        assert!(matches!(&end, End::Failed { why } if !why.contains("payroll")), "{end:?}");
-        let effects = walk.effects.iter().filter(|e| !matches!(e, Effect::Quarantine { .. })).count();
+        assert!(
+            matches!(&end, End::Failed { why } if !why.contains("payroll")),
+            "{end:?}"
+        );
+        let effects = walk
+            .effects
+            .iter()
+            .filter(|e| !matches!(e, Effect::Quarantine { .. }))
+            .count();
         assert_eq!(effects, 0, "{:?}", walk.kinds());
     }
 }
@@ -147,10 +199,18 @@ fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
 #[test]
 fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
     let losses = [
-        Loss::ClaimDeleting { claim: "data".into() },
-        Loss::ClaimOfPod { claim: "data".into() },
-        Loss::EphemeralVolume { volume: "scratch".into() },
-        Loss::NotRemade { why: "no controller owns it".into() },
+        Loss::ClaimDeleting {
+            claim: "data".into(),
+        },
+        Loss::ClaimOfPod {
+            claim: "data".into(),
+        },
+        Loss::EphemeralVolume {
+            volume: "scratch".into(),
+        },
+        Loss::NotRemade {
+            why: "no controller owns it".into(),
+        },
     ];
     for loss in losses {
         let refusals = plan(&lost(dead_node(), loss.clone()), ALL).unwrap_err();
@@ -164,7 +224,12 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
             None,
             dead_node().now,
         );
-        assert!(found.iter().any(|v| v.to_string().contains("another pod on the node")), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .any(|v| v.to_string().contains("another pod on the node")),
+            "{found:?}"
+        );
         for case in [dead_node(), dead_node_off()] {
             let mut walk = Walk::new(case, QUIET);
             walk.case = lost(walk.case.clone(), loss.clone());
@@ -174,7 +239,9 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
                 "{loss}: {end:?}"
             );
             assert!(
-                walk.effects.iter().all(|e| matches!(e, Effect::Quarantine { .. })),
+                walk.effects
+                    .iter()
+                    .all(|e| matches!(e, Effect::Quarantine { .. })),
                 "{:?}",
                 walk.kinds()
             );
@@ -183,12 +250,24 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
     // The claim's own pods are judged by their workload, which knows the claims that they use.
     for (loss, judged) in [
         (Loss::NotRemade { why: "x".into() }, true),
-        (Loss::ClaimOfPod { claim: "redis-data".into() }, true),
-        (Loss::ClaimOfPod { claim: "backups".into() }, false),
+        (
+            Loss::ClaimOfPod {
+                claim: "redis-data".into(),
+            },
+            true,
+        ),
+        (
+            Loss::ClaimOfPod {
+                claim: "backups".into(),
+            },
+            false,
+        ),
     ] {
         let mut own = lost(dead_node(), loss.clone());
-        if let Some(Fact { value: reattach_core::fact::Known::Present(all), .. }) =
-            own.evidence.node_losses.get_mut(&NODE.into())
+        if let Some(Fact {
+            value: reattach_core::fact::Known::Present(all),
+            ..
+        }) = own.evidence.node_losses.get_mut(&NODE.into())
         {
             all[0].pod = own.evidence.workload.shown().unwrap().pods[0].name.clone();
         }
@@ -199,20 +278,46 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
 /// A loss that may pass is waited for; one that may not turns the run back at once, whatever else would be lost.
 #[test]
 fn a_loss_that_cannot_pass_is_not_waited_for() {
-    let passes = || Loss::NotRemade { why: "Job salaries is at its backoffLimit".into() };
-    let stays = || Loss::ClaimDeleting { claim: "data".into() };
+    let passes = || Loss::NotRemade {
+        why: "Job salaries is at its backoffLimit".into(),
+    };
+    let stays = || Loss::ClaimDeleting {
+        claim: "data".into(),
+    };
     let mut walk = Walk::new(dead_node(), QUIET);
-    until(&mut walk, |_, said| matches!(said, Next::Act(a) if matches!(a.effect, Effect::PowerOff { .. })));
-    for (losses, waits) in [(vec![passes()], true), (vec![stays()], false), (vec![passes(), stays()], false)]
-    {
+    until(
+        &mut walk,
+        |_, said| matches!(said, Next::Act(a) if matches!(a.effect, Effect::PowerOff { .. })),
+    );
+    for (losses, waits) in [
+        (vec![passes()], true),
+        (vec![stays()], false),
+        (vec![passes(), stays()], false),
+    ] {
         let mut walk = walk.clone();
-        let fact = walk.case.evidence.node_losses.get_mut(&NODE.into()).unwrap();
-        let pod = |loss| PodLoss { pod: reattach_core::ids::ObjectName::new("default", "neighbour"), loss };
+        let fact = walk
+            .case
+            .evidence
+            .node_losses
+            .get_mut(&NODE.into())
+            .unwrap();
+        let pod = |loss| PodLoss {
+            pod: reattach_core::ids::ObjectName::new("default", "neighbour"),
+            loss,
+        };
         change(fact, |all| *all = losses.iter().cloned().map(pod).collect());
         let said = walk.ask();
-        let refused =
-            matches!(&said, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { .. } }));
-        assert_eq!((matches!(said, Next::Wait { .. }), refused), (waits, !waits), "{losses:?}: {said:?}");
+        let refused = matches!(
+            &said,
+            Next::Record(Event::UnwindStarted {
+                why: UnwindReason::Refused { .. }
+            })
+        );
+        assert_eq!(
+            (matches!(said, Next::Wait { .. }), refused),
+            (waits, !waits),
+            "{losses:?}: {said:?}"
+        );
     }
 }
 
@@ -230,10 +335,26 @@ fn what_neighbours_would_lose_must_be_known() {
 
 #[test]
 fn every_step_says_which_pods_go() {
-    let going: Vec<_> =
-        [StepKind::ScaleToZero, StepKind::Release, StepKind::PowerOff, StepKind::TaintOutOfService]
-            .map(|kind| kind.spec().pods_go)
-            .to_vec();
-    assert_eq!(going, [PodsGo::WithTheCount, PodsGo::OfTheClaim, PodsGo::OfTheNode, PodsGo::OfTheNode]);
-    assert_eq!(StepKind::DeleteAttachment.spec().pods_go, PodsGo::None, "a record goes, and no pod");
+    let going: Vec<_> = [
+        StepKind::ScaleToZero,
+        StepKind::Release,
+        StepKind::PowerOff,
+        StepKind::TaintOutOfService,
+    ]
+    .map(|kind| kind.spec().pods_go)
+    .to_vec();
+    assert_eq!(
+        going,
+        [
+            PodsGo::WithTheCount,
+            PodsGo::OfTheClaim,
+            PodsGo::OfTheNode,
+            PodsGo::OfTheNode
+        ]
+    );
+    assert_eq!(
+        StepKind::DeleteAttachment.spec().pods_go,
+        PodsGo::None,
+        "a record goes, and no pod"
+    );
 }

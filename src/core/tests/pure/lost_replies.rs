@@ -19,8 +19,14 @@ use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE};
 /// Whether the machine records that the effect was applied. `None`: it records nothing yet.
 fn observed(said: &Next) -> Option<bool> {
     match said {
-        Next::Record(Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. }) => Some(true),
-        Next::Record(Event::Outcome { outcome: Outcome::ObservedNotApplied { .. }, .. }) => Some(false),
+        Next::Record(Event::Outcome {
+            outcome: Outcome::ObservedApplied { .. },
+            ..
+        }) => Some(true),
+        Next::Record(Event::Outcome {
+            outcome: Outcome::ObservedNotApplied { .. },
+            ..
+        }) => Some(false),
         Next::Wait { .. } => None,
         other => panic!("{other:?}"),
     }
@@ -32,25 +38,44 @@ fn waits_for_a_word(said: &Next) -> bool {
 }
 
 pub fn begun(kind: StepKind) -> Event {
-    Event::Started { step: plan().find(kind).unwrap(), intent: "scale".into(), proof: None, newest_job: None }
+    Event::Started {
+        step: plan().find(kind).unwrap(),
+        intent: "scale".into(),
+        proof: None,
+        newest_job: None,
+    }
 }
 
 /// The journal of a scale to zero that was applied, in a run that turned back.
 pub fn scaled_and_aborted() -> Vec<Event> {
-    let outcome = Outcome::Applied { detail: "200".into() };
+    let outcome = Outcome::Applied {
+        detail: "200".into(),
+    };
     vec![
         begun(StepKind::ScaleToZero),
-        Event::Outcome { step: plan().find(StepKind::ScaleToZero).unwrap(), outcome },
-        Event::UnwindStarted { why: UnwindReason::Aborted { by: "jane".into() } },
+        Event::Outcome {
+            step: plan().find(StepKind::ScaleToZero).unwrap(),
+            outcome,
+        },
+        Event::UnwindStarted {
+            why: UnwindReason::Aborted { by: "jane".into() },
+        },
     ]
 }
 
 /// What the machine says of a scale to zero, and of a restore, whose replies were lost.
 fn of_scaling(world: &World, change: impl Fn(&mut Case)) -> [Option<bool>; 2] {
-    let mut case = Case { evidence: world.evidence(), now: at(world.now) };
+    let mut case = Case {
+        evidence: world.evidence(),
+        now: at(world.now),
+    };
     change(&mut case);
-    let restore = scaled_and_aborted().into_iter().chain([begun(StepKind::Restore)]).collect();
-    [vec![begun(StepKind::ScaleToZero)], restore].map(|events| observed(&after(plan(), events, &case, at(0))))
+    let restore = scaled_and_aborted()
+        .into_iter()
+        .chain([begun(StepKind::Restore)])
+        .collect();
+    [vec![begun(StepKind::ScaleToZero)], restore]
+        .map(|events| observed(&after(plan(), events, &case, at(0))))
 }
 
 /// A stamp without the zero is left by a crash between the two writes of the /scale path: the effect is issued again.
@@ -63,8 +88,16 @@ fn stamp_and_count_show_whether_a_scaling_was_applied() {
         (Stamped::None, 1, false, true),
         (Stamped::Another, 0, false, true),
     ] {
-        let world = World { stamp: stamp.clone(), replicas, ..World::new(false) };
-        assert_eq!(of_scaling(&world, |_| {}), [Some(to_zero), Some(restore)], "{stamp:?}, {replicas}");
+        let world = World {
+            stamp: stamp.clone(),
+            replicas,
+            ..World::new(false)
+        };
+        assert_eq!(
+            of_scaling(&world, |_| {}),
+            [Some(to_zero), Some(restore)],
+            "{stamp:?}, {replicas}"
+        );
     }
 }
 
@@ -95,15 +128,30 @@ fn an_ended_detach_was_applied_unless_the_cloud_names_the_holder() {
         instance: None,
         created: walk.case.now,
     };
-    walk.case.evidence.jobs = Fact::present(vec![job], Source::Cloud("linode".into()), walk.case.now);
-    for (holders, applied) in
-        [(vec![holder], false), (vec![InstanceId::from(OTHER_INSTANCE)], true), (Vec::new(), true)]
-    {
-        change(&mut walk.case.evidence.cloud_volume, |c| c.holders.clone_from(&holders));
-        assert_eq!(observed(&walk.ask()), Some(applied), "{holders:?}: {:?}", walk.ask());
+    walk.case.evidence.jobs =
+        Fact::present(vec![job], Source::Cloud("linode".into()), walk.case.now);
+    for (holders, applied) in [
+        (vec![holder], false),
+        (vec![InstanceId::from(OTHER_INSTANCE)], true),
+        (Vec::new(), true),
+    ] {
+        change(&mut walk.case.evidence.cloud_volume, |c| {
+            c.holders.clone_from(&holders)
+        });
+        assert_eq!(
+            observed(&walk.ask()),
+            Some(applied),
+            "{holders:?}: {:?}",
+            walk.ask()
+        );
     }
     walk.case.evidence.cloud_volume.value = Known::Absent;
-    assert_eq!(observed(&walk.ask()), Some(true), "the cloud has no such volume: {:?}", walk.ask());
+    assert_eq!(
+        observed(&walk.ask()),
+        Some(true),
+        "the cloud has no such volume: {:?}",
+        walk.ask()
+    );
     walk.case.evidence.cloud_volume.value = Known::Unknown { why: "503".into() };
     assert_eq!(observed(&walk.ask()), None);
 }
@@ -115,14 +163,21 @@ fn power_unheard(kind: StepKind) -> Walk {
     }
     let mut walk = Walk::new(dead_node(), QUIET);
     let lost = |e: &Effect| {
-        matches!(e, Effect::PowerOn { .. }).then(|| Outcome::Unknown { why: "no answer".into() })
+        matches!(e, Effect::PowerOn { .. }).then(|| Outcome::Unknown {
+            why: "no answer".into(),
+        })
     };
     walk.answer(lost, |_| {});
     walk
 }
 
 fn instance(walk: &mut Walk, state: Option<InstanceState>) {
-    let fact = walk.case.evidence.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    let fact = walk
+        .case
+        .evidence
+        .instances
+        .get_mut(&InstanceId::from(INSTANCE))
+        .unwrap();
     match state {
         Some(state) => change(fact, |i| i.state = state),
         None => fact.value = Known::Unknown { why: "503".into() },
@@ -130,7 +185,12 @@ fn instance(walk: &mut Walk, state: Option<InstanceState>) {
 }
 
 pub fn off_stays_off(walk: &mut Walk, stays: bool) {
-    let power = walk.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    let power = walk
+        .case
+        .evidence
+        .power
+        .get_mut(&InstanceId::from(INSTANCE))
+        .unwrap();
     change(power, |p| p.off_stays_off = stays);
 }
 
@@ -155,7 +215,11 @@ fn the_state_of_an_instance_shows_an_order_only_where_nothing_else_changes_it() 
         off_stays_off(&mut walk, stays_off);
         instance(&mut walk, Some(state.clone()));
         let said = walk.ask();
-        assert_eq!(observed(&said), applied, "{kind:?}, {stays_off}, {state:?}: {said:?}");
+        assert_eq!(
+            observed(&said),
+            applied,
+            "{kind:?}, {stays_off}, {state:?}: {said:?}"
+        );
         assert!(applied.is_some() || waits_for_a_word(&said), "{said:?}");
     }
 }
@@ -165,7 +229,11 @@ fn the_state_of_an_instance_shows_an_order_only_where_nothing_else_changes_it() 
 #[test]
 fn after_a_persons_word_the_instance_shows_what_an_order_did() {
     use InstanceState::{Off, Running};
-    let word = |walk: &Walk| Word { by: "grace".into(), reason: "I looked".into(), at: walk.case.now };
+    let word = |walk: &Walk| Word {
+        by: "grace".into(),
+        reason: "I looked".into(),
+        at: walk.case.now,
+    };
     for (kind, state, reachable, applied) in [
         (StepKind::PowerOff, Some(Off), true, Some(true)),
         (StepKind::PowerOff, Some(Running), true, Some(false)),
@@ -184,7 +252,11 @@ fn after_a_persons_word_the_instance_shows_what_an_order_did() {
             assert!(waits_for_a_word(&walk.ask()), "{:?}", walk.ask());
         }
         let said = asked(&walk, None, Some(&word(&walk)));
-        assert_eq!(observed(&said), applied, "{kind:?}, {state:?}, reachable {reachable}: {said:?}");
+        assert_eq!(
+            observed(&said),
+            applied,
+            "{kind:?}, {state:?}, reachable {reachable}: {said:?}"
+        );
     }
 }
 
@@ -193,20 +265,30 @@ fn after_a_persons_word_the_instance_shows_what_an_order_did() {
 fn an_accepted_detach_is_waited_for_until_the_cloud_shows_its_end() {
     let forced = |walk: &mut Walk| {
         walk.pass(61);
-        until(walk, |walk, _| walk.state().current() == walk.plan.find(StepKind::CloudForce));
+        until(walk, |walk, _| {
+            walk.state().current() == walk.plan.find(StepKind::CloudForce)
+        });
     };
     let plain: fn(&mut Walk) = |_| {};
     for taken_over in [plain, forced] {
-        for (named, under_way, lifts) in
-            [(true, false, false), (true, true, false), (false, true, false), (false, false, true)]
-        {
+        for (named, under_way, lifts) in [
+            (true, false, false),
+            (true, true, false),
+            (false, true, false),
+            (false, false, true),
+        ] {
             let mut walk = super::steps::accepted();
             taken_over(&mut walk);
             pending(&mut walk, under_way);
             super::steps::holders(&mut walk, if named { &["26000009"] } else { &[] });
             let said = super::late::settled(&mut walk, Some("jane"), None);
             let puts_back = matches!(&said, Next::Act(a) if a.effect.puts_back());
-            assert_eq!(puts_back, lifts, "holder {named}, job {under_way}: {said:?}\n{}", walk.story());
+            assert_eq!(
+                puts_back,
+                lifts,
+                "holder {named}, job {under_way}: {said:?}\n{}",
+                walk.story()
+            );
             assert!(under_way || lifts || waits_for_a_word(&said), "{said:?}");
         }
     }

@@ -1,6 +1,10 @@
 //! Tests of the pure core: tables, properties and explored state spaces. One binary, so that it links once.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::type_complexity)] // Tests may panic and take the time.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::type_complexity
+)] // Tests may panic and take the time.
 
 mod authority;
 mod awaiting;

@@ -2,7 +2,9 @@
 //! reads the class that the plan shows and hashes.
 
 use super::steps::phantom;
-use super::walk::{ALL, By, QUIET, Walk, World, dead_node, dead_node_off, orphan, phantom_without_policy};
+use super::walk::{
+    ALL, By, QUIET, Walk, World, dead_node, dead_node_off, orphan, phantom_without_policy,
+};
 use reattach_core::consent::Word;
 use reattach_core::journal::{Event, Outcome};
 use reattach_core::plan::{Allowed, Plan, Snapshots};
@@ -14,13 +16,36 @@ use std::collections::BTreeSet;
 
 /// Runs that make, together, every effect that touches no replica.
 fn runs() -> Vec<Walk> {
-    let snapshot = Allowed { snapshot: Snapshots::Required, ..ALL };
+    let snapshot = Allowed {
+        snapshot: Snapshots::Required,
+        ..ALL
+    };
     vec![
-        Walk::new(phantom(), World { stuck: true, ..QUIET }),
-        Walk::new(phantom(), World { lingers: true, ..QUIET }),
+        Walk::new(
+            phantom(),
+            World {
+                stuck: true,
+                ..QUIET
+            },
+        ),
+        Walk::new(
+            phantom(),
+            World {
+                lingers: true,
+                ..QUIET
+            },
+        ),
         Walk::new(phantom_without_policy(), QUIET),
         Walk::new(dead_node(), QUIET),
-        Walk::with(dead_node_off(), World { hangs: Some(By::Us), stuck: true, ..QUIET }, snapshot),
+        Walk::with(
+            dead_node_off(),
+            World {
+                hangs: Some(By::Us),
+                stuck: true,
+                ..QUIET
+            },
+            snapshot,
+        ),
         Walk::new(orphan(), QUIET),
     ]
 }
@@ -37,11 +62,17 @@ fn kinds(mut walk: Walk) -> BTreeSet<StepKind> {
 /// The same run by a plan in which the steps of this kind are of class *once*.
 fn with_once(mut walk: Walk, kind: StepKind) -> Walk {
     let mut plan = Plan::clone(&walk.plan);
-    plan.steps.iter_mut().filter(|s| s.kind == kind).for_each(|s| s.effect_class = EffectClass::Once);
+    plan.steps
+        .iter_mut()
+        .filter(|s| s.kind == kind)
+        .for_each(|s| s.effect_class = EffectClass::Once);
     plan.hash = plan.computed_hash();
     walk.plan = plan.sound().unwrap();
     let plan_hash = walk.plan.hash.to_string();
-    walk.journal[0].event = Event::Accepted { plan_hash, authority: "test".to_owned() };
+    walk.journal[0].event = Event::Accepted {
+        plan_hash,
+        authority: "test".to_owned(),
+    };
     walk
 }
 
@@ -69,8 +100,15 @@ fn a_lost_effect_of_class_once_is_never_issued_again() {
         for kind in kinds(run.clone()) {
             let mut walk = with_once(run.clone(), kind);
             super::clocks::until(&mut walk, |walk, said| kind_of(walk, said) == Some(kind));
-            let Next::Act(action) = walk.ask() else { unreachable!() };
-            walk.issue(action, Outcome::Unknown { why: "no answer".into() });
+            let Next::Act(action) = walk.ask() else {
+                unreachable!()
+            };
+            walk.issue(
+                action,
+                Outcome::Unknown {
+                    why: "no answer".into(),
+                },
+            );
             tried.insert(kind);
             for _ in 0..800 {
                 match walk.ask() {
@@ -79,7 +117,11 @@ fn a_lost_effect_of_class_once_is_never_issued_again() {
                     Next::Done(_) => break,
                     Next::Act(action) => {
                         let again = walk.plan.steps[action.step.index()].kind == kind;
-                        assert!(!again || is_known(&walk, kind), "run {ix}, {kind:?}\n{}", walk.story());
+                        assert!(
+                            !again || is_known(&walk, kind),
+                            "run {ix}, {kind:?}\n{}",
+                            walk.story()
+                        );
                         break;
                     }
                 }
@@ -110,20 +152,42 @@ fn a_lost_effect_of_class_once_is_never_issued_again() {
 #[test]
 fn a_word_ends_the_wait_for_a_lost_effect_of_class_once() {
     let mut walk = with_once(Walk::new(phantom(), QUIET), StepKind::Release);
-    super::clocks::until(&mut walk, |walk, said| kind_of(walk, said) == Some(StepKind::Release));
-    let Next::Act(action) = walk.ask() else { unreachable!() };
-    let early = Word { by: "grace".into(), reason: "support looked".into(), at: walk.case.now };
+    super::clocks::until(&mut walk, |walk, said| {
+        kind_of(walk, said) == Some(StepKind::Release)
+    });
+    let Next::Act(action) = walk.ask() else {
+        unreachable!()
+    };
+    let early = Word {
+        by: "grace".into(),
+        reason: "support looked".into(),
+        at: walk.case.now,
+    };
     walk.pass(1);
-    walk.issue(action, Outcome::Unknown { why: "no answer".into() });
+    walk.issue(
+        action,
+        Outcome::Unknown {
+            why: "no answer".into(),
+        },
+    );
     walk.pass(10);
-    let late = Word { at: walk.case.now, ..early.clone() };
+    let late = Word {
+        at: walk.case.now,
+        ..early.clone()
+    };
     let recovery = Case::recovery();
     let said = |walk: &Walk, word: &Word| {
-        let cx = Context { nothing_under_way: Some(word.clone()), ..walk.context(&recovery) };
+        let cx = Context {
+            nothing_under_way: Some(word.clone()),
+            ..walk.context(&recovery)
+        };
         next(&walk.plan, &walk.state(), &walk.case.evidence, &cx)
     };
     let waits = said(&walk, &early);
-    assert!(matches!(&waits, Next::Wait { why, .. } if why.contains("--nothing-under-way")), "{waits:?}");
+    assert!(
+        matches!(&waits, Next::Wait { why, .. } if why.contains("--nothing-under-way")),
+        "{waits:?}"
+    );
     let told = said(&walk, &late);
     assert!(
         matches!(&told, Next::Record(Event::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. }) if seen.contains("grace")),
@@ -136,16 +200,34 @@ fn a_word_ends_the_wait_for_a_lost_effect_of_class_once() {
 fn the_state_refuses_another_try_of_a_lost_effect_of_class_once() {
     let begun = |kind: StepKind, class_once: bool| {
         let run = Walk::new(phantom(), QUIET);
-        let mut walk = if class_once { with_once(run, kind) } else { run };
+        let mut walk = if class_once {
+            with_once(run, kind)
+        } else {
+            run
+        };
         super::clocks::until(&mut walk, |walk, said| kind_of(walk, said) == Some(kind));
-        let Next::Act(action) = walk.ask() else { unreachable!() };
+        let Next::Act(action) = walk.ask() else {
+            unreachable!()
+        };
         let step = action.step;
-        walk.issue(action.clone(), Outcome::Unknown { why: "no answer".into() });
+        walk.issue(
+            action.clone(),
+            Outcome::Unknown {
+                why: "no answer".into(),
+            },
+        );
         walk.record(Event::Outcome {
             step,
-            outcome: Outcome::Repeatable { why: "a line of another version".into() },
+            outcome: Outcome::Repeatable {
+                why: "a line of another version".into(),
+            },
         });
-        walk.issue(action, Outcome::Applied { detail: "200".into() });
+        walk.issue(
+            action,
+            Outcome::Applied {
+                detail: "200".into(),
+            },
+        );
         State::replay(&walk.plan, &walk.journal)
     };
     assert!(begun(StepKind::Hold, false).is_ok());

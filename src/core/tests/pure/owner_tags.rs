@@ -19,12 +19,15 @@ fn tagged(change: impl FnOnce(&mut OwnerTags)) -> Case {
 }
 
 fn known(names: &[&str]) -> OwnClusters {
-    OwnClusters::Known { names: names.iter().map(|n| (*n).into()).collect() }
+    OwnClusters::Known {
+        names: names.iter().map(|n| (*n).into()).collect(),
+    }
 }
 
 /// A volume of these clusters, in a cluster whose machines are of those.
 fn of_clusters(volume: &[&str], own: OwnClusters) -> Case {
-    tagged(|t| volume.iter().for_each(|name| t.add_cluster(name))).identity(|i| i.own_clusters = own)
+    tagged(|t| volume.iter().for_each(|name| t.add_cluster(name)))
+        .identity(|i| i.own_clusters = own)
 }
 
 fn made_for(volumes: &[&str], claim: Option<(&str, &str)>) -> Case {
@@ -41,13 +44,17 @@ fn accepting(case: Case, name: &str) -> Case {
 }
 
 fn refusals(case: &Case) -> Vec<Refusal> {
-    case.plan_by("lightest-first", None, false).err().unwrap_or_default()
+    case.plan_by("lightest-first", None, false)
+        .err()
+        .unwrap_or_default()
 }
 
 /// The checker's verdict on the plan that was made before the tags said so.
 fn vetoed(case: &Case) -> bool {
     let made = good().plan_by("lightest-first", None, false).unwrap();
-    check(&made, &case.evidence, None, case.now).iter().any(|v| v.rule() == Rule::S10)
+    check(&made, &case.evidence, None, case.now)
+        .iter()
+        .any(|v| v.rule() == Rule::S10)
 }
 
 /// A case, the sentence that refuses it, and the name by which a person accepts it.
@@ -97,16 +104,27 @@ fn a_volume_that_is_tagged_as_anothers_is_refused() {
     for (case, sentence, name) in CONTRADICTIONS {
         let case = case();
         let found = refusals(&case);
-        let [Refusal::Identity { problem }] = &found[..] else { panic!("{sentence}: {found:?}") };
+        let [Refusal::Identity { problem }] = &found[..] else {
+            panic!("{sentence}: {found:?}")
+        };
         assert!(problem.to_string().contains(sentence), "{problem}");
-        assert!(!problem.is_about_the_binding() && !found[0].may_pass(), "{problem}");
+        assert!(
+            !problem.is_about_the_binding() && !found[0].may_pass(),
+            "{problem}"
+        );
         let text = serde_json::to_string(&found).unwrap();
-        assert!(!text.contains("evil"), "a name of another namespace: {text}");
+        assert!(
+            !text.contains("evil"),
+            "a name of another namespace: {text}"
+        );
         assert_eq!(serde_json::from_str::<Vec<Refusal>>(&text).unwrap(), found);
         assert!(vetoed(&case), "{sentence}");
 
         let another = accepting(case.clone(), "another");
-        assert!(!refusals(&another).is_empty() && vetoed(&another), "accepted: another name than {name}");
+        assert!(
+            !refusals(&another).is_empty() && vetoed(&another),
+            "accepted: another name than {name}"
+        );
         let case = accepting(case, name);
         assert_eq!(refusals(&case), [], "accepted: {name}");
         assert!(!vetoed(&case), "accepted: {name}");
@@ -140,7 +158,9 @@ fn tags_that_fit_or_are_missing_refuse_nothing() {
 
 #[test]
 fn a_cluster_that_could_not_be_compared_is_waited_for() {
-    let unread = OwnClusters::Unread { why: "linode: read instance 26000001: 502".to_owned() };
+    let unread = OwnClusters::Unread {
+        why: "linode: read instance 26000001: 502".to_owned(),
+    };
     for (own, why) in [(unread, "502"), (OwnClusters::NotAsked, "not read")] {
         let case = of_clusters(&["lke99999"], own);
         let found = refusals(&case);
@@ -164,7 +184,11 @@ fn a_holder_that_is_tagged_as_another_clusters_is_refused() {
     };
     let case = holder(&["lke99999"], known(&["lke13311"]));
     let found = refusals(&case);
-    let [Refusal::Identity { problem: problem @ IdentityProblem::HolderOfOtherCluster { .. } }] = &found[..]
+    let [
+        Refusal::Identity {
+            problem: problem @ IdentityProblem::HolderOfOtherCluster { .. },
+        },
+    ] = &found[..]
     else {
         panic!("{found:?}")
     };
@@ -187,7 +211,9 @@ fn a_holder_that_is_tagged_as_another_clusters_is_refused() {
     };
     assert!(vouched(INSTANCE, true) && !vouched(INSTANCE, false) && !vouched("another", true));
 
-    let unread = OwnClusters::Unread { why: "502".to_owned() };
+    let unread = OwnClusters::Unread {
+        why: "502".to_owned(),
+    };
     for case in [
         holder(&["lke13311"], known(&["lke13311"])),
         holder(&["lke13311", "lke99999"], known(&["lke13311", "lke5"])),
@@ -205,7 +231,9 @@ fn a_holder_that_is_tagged_as_another_clusters_is_refused() {
 /// Tags are read again before each effect; a run whose volume is another cluster's turns back.
 #[test]
 fn a_run_turns_back_when_the_tags_name_another_cluster() {
-    let start = good().with_node(OTHER_NODE, "26000002").identity(|i| i.own_clusters = known(&["lke13311"]));
+    let start = good()
+        .with_node(OTHER_NODE, "26000002")
+        .identity(|i| i.own_clusters = known(&["lke13311"]));
     let mut released = false;
     Walk::new(start, QUIET).run(|walk, action| {
         if matches!(action.effect, Effect::Release { .. }) {
@@ -214,7 +242,10 @@ fn a_run_turns_back_when_the_tags_name_another_cluster() {
             lost.case = lost.case.cloud(|c| c.owner.add_cluster("lke99999"));
             let next = lost.ask();
             let said = format!("{next:?}");
-            assert!(matches!(next, Next::Record(_)) && said.contains("UnwindStarted"), "{said}");
+            assert!(
+                matches!(next, Next::Record(_)) && said.contains("UnwindStarted"),
+                "{said}"
+            );
             assert!(said.contains("tagged as cluster lke99999's"), "{said}");
         }
     });
@@ -230,7 +261,10 @@ fn names_in_tags_are_bounded() {
         tags.add_volume(&format!("{n}-{}", "x".repeat(10_000)));
     }
     tags.set_claim(&"n".repeat(10_000), &"c".repeat(10_000));
-    assert_eq!((tags.clusters.len(), tags.volumes.len()), (OwnerTags::NAMES, OwnerTags::NAMES));
+    assert_eq!(
+        (tags.clusters.len(), tags.volumes.len()),
+        (OwnerTags::NAMES, OwnerTags::NAMES)
+    );
     let text = serde_json::to_string(&tags).unwrap();
     assert!(
         text.chars().count() < (2 * OwnerTags::NAMES + 2) * (OwnerTags::NAME_CHARS + 4) + 100,

@@ -11,7 +11,10 @@ use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 /// A run right before its first effect of this kind.
 fn before(case: Case, world: World, kind: fn(&Effect) -> bool) -> Walk {
     let mut walk = Walk::new(case, world);
-    until(&mut walk, |_, said| matches!(said, Next::Act(a) if kind(&a.effect)));
+    until(
+        &mut walk,
+        |_, said| matches!(said, Next::Act(a) if kind(&a.effect)),
+    );
     walk
 }
 
@@ -24,32 +27,47 @@ fn releases(effect: &Effect) -> bool {
 }
 
 fn phantom() -> Case {
-    Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE)
+    Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE)
 }
 
 type Change = (&'static str, fn(&mut Walk), &'static str);
 
 fn holders(walk: &mut Walk, holders: &[&str]) {
     let holders = holders.iter().map(|h| (*h).into()).collect();
-    change(&mut walk.case.evidence.cloud_volume, |c| c.holders = holders);
+    change(&mut walk.case.evidence.cloud_volume, |c| {
+        c.holders = holders
+    });
 }
 
 fn no_record(walk: &mut Walk) {
     let pinned = walk.plan.pins.attachment.clone().unwrap();
-    change(&mut walk.case.evidence.attachments, |all| all.retain(|a| a.uid != pinned.uid));
+    change(&mut walk.case.evidence.attachments, |all| {
+        all.retain(|a| a.uid != pinned.uid)
+    });
 }
 
 fn another_record(walk: &mut Walk) {
     let pinned = walk.plan.pins.attachment.clone().unwrap();
     change(&mut walk.case.evidence.attachments, |all| {
-        all.iter_mut().filter(|a| a.uid == pinned.uid).for_each(|a| a.uid = "another".into());
+        all.iter_mut()
+            .filter(|a| a.uid == pinned.uid)
+            .for_each(|a| a.uid = "another".into());
     });
 }
 
 const NO_RECORD: Change = ("no record", no_record, "the VolumeAttachment changed");
-const FREE: Change = ("nobody holds it", |w| holders(w, &[]), "the cloud's holder changed");
-const HELD_ELSEWHERE: Change =
-    ("another holds it", |w| holders(w, &[OTHER_INSTANCE]), "the cloud's holder changed");
+const FREE: Change = (
+    "nobody holds it",
+    |w| holders(w, &[]),
+    "the cloud's holder changed",
+);
+const HELD_ELSEWHERE: Change = (
+    "another holds it",
+    |w| holders(w, &[OTHER_INSTANCE]),
+    "the cloud's holder changed",
+);
 const OF_THE_CLOUD: [Change; 3] = [
     (
         "another volume",
@@ -58,7 +76,11 @@ const OF_THE_CLOUD: [Change; 3] = [
     ),
     (
         "another identity",
-        |w| change(&mut w.case.evidence.cloud_volume, |c| c.identity.serial = "another".into()),
+        |w| {
+            change(&mut w.case.evidence.cloud_volume, |c| {
+                c.identity.serial = "another".into()
+            })
+        },
         "the cloud volume changed",
     ),
     (
@@ -70,7 +92,9 @@ const OF_THE_CLOUD: [Change; 3] = [
 
 fn refusal(said: &Next) -> &str {
     match said {
-        Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { why, .. } }) => why,
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::Refused { why, .. },
+        }) => why,
         _ => "",
     }
 }
@@ -78,8 +102,16 @@ fn refusal(said: &Next) -> &str {
 /// Where everybody has to let go, nothing may have let go by itself, also not after the hold.
 #[test]
 fn any_change_of_what_the_plan_pinned_turns_the_run_back() {
-    for walk in [before(phantom(), QUIET, holds), before(phantom(), QUIET, releases)] {
-        let changes = [NO_RECORD, ("another record", another_record, NO_RECORD.2), FREE, HELD_ELSEWHERE];
+    for walk in [
+        before(phantom(), QUIET, holds),
+        before(phantom(), QUIET, releases),
+    ] {
+        let changes = [
+            NO_RECORD,
+            ("another record", another_record, NO_RECORD.2),
+            FREE,
+            HELD_ELSEWHERE,
+        ];
         for (name, change, says) in changes.into_iter().chain(OF_THE_CLOUD) {
             let mut walk = walk.clone();
             change(&mut walk);
@@ -93,7 +125,10 @@ fn any_change_of_what_the_plan_pinned_turns_the_run_back() {
 /// anything is one.
 #[test]
 fn what_the_run_itself_brought_about_is_no_change() {
-    let stuck = World { stuck: true, ..QUIET };
+    let stuck = World {
+        stuck: true,
+        ..QUIET
+    };
     let touched = before(dead_node_off(), stuck, holds);
     assert!(touched.state().touched());
     let untouched = before(node_missing(), stuck, holds);
@@ -111,7 +146,12 @@ fn what_the_run_itself_brought_about_is_no_change() {
         let mut walk = walk.clone();
         change(&mut walk);
         let said = walk.ask();
-        assert_eq!(refusal(&said).contains(says), stops, "{:?}, {name}: {said:?}", walk.plan.trouble);
+        assert_eq!(
+            refusal(&said).contains(says),
+            stops,
+            "{:?}, {name}: {said:?}",
+            walk.plan.trouble
+        );
     }
 }
 
@@ -121,7 +161,10 @@ fn another_trouble_turns_the_run_back() {
     let mut walk = before(phantom(), QUIET, holds);
     walk.case = walk.case.clone().node(|n| n.ready = false);
     let said = walk.ask();
-    assert!(refusal(&said).contains("the diagnosis changed: class A"), "{said:?}");
+    assert!(
+        refusal(&said).contains("the diagnosis changed: class A"),
+        "{said:?}"
+    );
 }
 
 /// The trouble of an untouched run is looked for again also where others wait for the volume.

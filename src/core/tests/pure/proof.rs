@@ -40,7 +40,14 @@ fn proof(case: &Case) -> Result<FenceProof, NoProof> {
 }
 
 fn handshake(case: &Case, no_user: &UnusedSince) -> Result<FenceProof, NoProof> {
-    kubelet_handshake(&case.evidence, &NODE.into(), &INSTANCE.into(), no_user, &Case::recovery(), case.now)
+    kubelet_handshake(
+        &case.evidence,
+        &NODE.into(),
+        &INSTANCE.into(),
+        no_user,
+        &Case::recovery(),
+        case.now,
+    )
 }
 
 #[test]
@@ -49,10 +56,18 @@ fn with_every_piece_there_is_a_proof_of_this_volume_and_holder() {
     assert_eq!(proof.volume().as_str(), "5551");
     assert_eq!(proof.holder(), &InstanceId::from(INSTANCE));
     assert_eq!(proof.made_at(), start());
-    let ProofKind::KubeletHandshake { node, no_user_since, lease_renewed } = proof.kind() else {
+    let ProofKind::KubeletHandshake {
+        node,
+        no_user_since,
+        lease_renewed,
+    } = proof.kind()
+    else {
         panic!("{:?}", proof.kind())
     };
-    assert_eq!((node, *no_user_since), (&NodeName::from(NODE), no_user().at));
+    assert_eq!(
+        (node, *no_user_since),
+        (&NodeName::from(NODE), no_user().at)
+    );
     assert!(*lease_renewed > no_user().lease.unwrap());
 }
 
@@ -60,8 +75,16 @@ fn with_every_piece_there_is_a_proof_of_this_volume_and_holder() {
 fn each_missing_piece_is_named() {
     type Row = (&'static str, fn(Case) -> Case, fn(&NoProof) -> bool);
     let table: [Row; 34] = [
-        ("count not zero", |c| c.workload(|w| w.replicas = 1), |n| matches!(n, NoProof::NoHold { .. })),
-        ("no stamp", |c| c.workload(|w| w.stamp = None), |n| matches!(n, NoProof::NoHold { .. })),
+        (
+            "count not zero",
+            |c| c.workload(|w| w.replicas = 1),
+            |n| matches!(n, NoProof::NoHold { .. }),
+        ),
+        (
+            "no stamp",
+            |c| c.workload(|w| w.stamp = None),
+            |n| matches!(n, NoProof::NoHold { .. }),
+        ),
         (
             "another's stamp",
             |c| {
@@ -118,7 +141,11 @@ fn each_missing_piece_is_named() {
             |c| c.with_pod("x", Some(NODE), false),
             |n| matches!(n, NoProof::PodPresent { .. }),
         ),
-        ("a pod not bound", |c| c.with_pod("x", None, false), |n| matches!(n, NoProof::PodPresent { .. })),
+        (
+            "a pod not bound",
+            |c| c.with_pod("x", None, false),
+            |n| matches!(n, NoProof::PodPresent { .. }),
+        ),
         (
             "a failed pod that terminates",
             |c| {
@@ -155,7 +182,11 @@ fn each_missing_piece_is_named() {
             },
             |n| matches!(n, NoProof::Missing { what, .. } if what.contains("PersistentVolume")),
         ),
-        ("not a CSI volume", |c| c.volume(|v| v.csi = None), |n| matches!(n, NoProof::Missing { .. })),
+        (
+            "not a CSI volume",
+            |c| c.volume(|v| v.csi = None),
+            |n| matches!(n, NoProof::Missing { .. }),
+        ),
         (
             "Node not read",
             |mut c| {
@@ -188,13 +219,21 @@ fn each_missing_piece_is_named() {
             },
             |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
         ),
-        ("Node not Ready", |c| c.node(|n| n.ready = false), |n| matches!(n, NoProof::NodeNotReady { .. })),
+        (
+            "Node not Ready",
+            |c| c.node(|n| n.ready = false),
+            |n| matches!(n, NoProof::NodeNotReady { .. }),
+        ),
         (
             "another machine",
             |c| c.node(|n| n.instance = Some("7".into())),
             |n| matches!(n, NoProof::Holder { found, .. } if found.contains('7')),
         ),
-        ("no machine", |c| c.node(|n| n.instance = None), |n| matches!(n, NoProof::Holder { .. })),
+        (
+            "no machine",
+            |c| c.node(|n| n.instance = None),
+            |n| matches!(n, NoProof::Holder { .. }),
+        ),
         (
             "in use",
             |c| c.node(|n| n.volumes_in_use = vec![volume_name()]),
@@ -236,7 +275,10 @@ fn each_missing_piece_is_named() {
             |c| {
                 c.guest(|g| {
                     g.devices = vec![reattach_core::guest::GuestDevice {
-                        users: DeviceUsers { openers: vec!["7 dd".into()], ..DeviceUsers::default() },
+                        users: DeviceUsers {
+                            openers: vec!["7 dd".into()],
+                            ..DeviceUsers::default()
+                        },
                         ..device()
                     }]
                 })
@@ -250,7 +292,14 @@ fn each_missing_piece_is_named() {
         ),
         (
             "an answer that sees a user",
-            |c| c.answer(ScanResult::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
+            |c| {
+                c.answer(ScanResult::InUse {
+                    users: DeviceUsers {
+                        swap: true,
+                        ..DeviceUsers::default()
+                    },
+                })
+            },
             |n| matches!(n, NoProof::Veto { .. }),
         ),
         (
@@ -278,7 +327,9 @@ fn each_missing_piece_is_named() {
     for gap in [Known::Absent, Known::Unknown { why: "503".into() }] {
         let mut case = settled();
         case.evidence.cloud_volume.value = gap;
-        assert!(matches!(proof(&case), Err(NoProof::Missing { what, .. }) if what.contains("cloud")));
+        assert!(
+            matches!(proof(&case), Err(NoProof::Missing { what, .. }) if what.contains("cloud"))
+        );
     }
 }
 
@@ -296,22 +347,37 @@ fn a_hold_is_as_good_as_a_stamp_while_the_probe_shows_it() {
     };
     assert!(proof(&held(Some(true))).is_ok());
     for probe in [None, Some(false)] {
-        assert!(matches!(proof(&held(probe)), Err(NoProof::NoHold { .. })), "{probe:?}");
+        assert!(
+            matches!(proof(&held(probe)), Err(NoProof::NoHold { .. })),
+            "{probe:?}"
+        );
     }
     assert!(with_pod(None, true).is_ok(), "it waits for the lift");
     for gated in [true, false] {
-        assert!(with_pod(Some("node-b"), gated).is_ok(), "it is bound to another node for good");
+        assert!(
+            with_pod(Some("node-b"), gated).is_ok(),
+            "it is bound to another node for good"
+        );
     }
     for (node, gated) in [(None, false), (Some(NODE), false), (Some(NODE), true)] {
         let refused = with_pod(node, gated);
-        assert!(matches!(refused, Err(NoProof::PodPresent { .. })), "{node:?}, gated {gated}: {refused:?}");
+        assert!(
+            matches!(refused, Err(NoProof::PodPresent { .. })),
+            "{node:?}, gated {gated}: {refused:?}"
+        );
     }
 }
 
 #[test]
 fn a_handshake_that_began_without_a_lease_never_ends() {
-    let no_lease = UnusedSince { lease: None, ..no_user() };
-    assert!(matches!(handshake(&settled(), &no_lease), Err(NoProof::LeaseNotRenewed { .. })));
+    let no_lease = UnusedSince {
+        lease: None,
+        ..no_user()
+    };
+    assert!(matches!(
+        handshake(&settled(), &no_lease),
+        Err(NoProof::LeaseNotRenewed { .. })
+    ));
 }
 
 #[test]
@@ -327,7 +393,12 @@ fn a_dead_mount_and_a_silent_agent_are_no_veto() {
 #[test]
 fn an_answer_to_another_question_is_no_veto() {
     let saw = || {
-        settled().answer(ScanResult::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } })
+        settled().answer(ScanResult::InUse {
+            users: DeviceUsers {
+                swap: true,
+                ..DeviceUsers::default()
+            },
+        })
     };
     assert!(matches!(proof(&saw()), Err(NoProof::Veto { .. })));
     let (mut later, mut of_another) = (saw(), saw());
@@ -360,7 +431,8 @@ fn nothing_else_makes_a_proof() {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             for (n, line) in text.lines().enumerate() {
-                if line.contains("FenceProof {") && !line.contains("impl ") && !line.contains("-> ") {
+                if line.contains("FenceProof {") && !line.contains("impl ") && !line.contains("-> ")
+                {
                     literals.push(format!(
                         "{}:{}: {}",
                         path.file_name().unwrap().to_string_lossy(),
@@ -372,18 +444,25 @@ fn nothing_else_makes_a_proof() {
         }
     }
     assert_eq!(literals.len(), 1, "the definition alone: {literals:?}");
-    let text =
-        std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proof/mod.rs"))
-            .unwrap();
+    let text = std::fs::read_to_string(
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proof/mod.rs"),
+    )
+    .unwrap();
     let (before, body) = text.split_once("pub struct FenceProof {").unwrap();
     let derive = before.lines().rev().find(|l| l.contains("derive")).unwrap();
-    assert!(!derive.contains("Deserialize") && !derive.contains("Default"), "{derive}");
+    assert!(
+        !derive.contains("Deserialize") && !derive.contains("Default"),
+        "{derive}"
+    );
     assert!(!body.split('}').next().unwrap().contains("pub"), "{body}");
     let (_, methods) = text.split_once("impl FenceProof {").unwrap();
     let (methods, _) = methods.split_once("\n}\n").unwrap();
     let makers: Vec<&str> = methods.lines().filter(|l| l.contains("-> Self")).collect();
     assert_eq!(makers, ["    ) -> Self {"], "one maker");
-    assert!(methods.contains("\n    fn new(") && !methods.contains("pub fn new("), "and it is private");
+    assert!(
+        methods.contains("\n    fn new(") && !methods.contains("pub fn new("),
+        "and it is private"
+    );
 }
 
 /// The unasked report of a guest whose volume was renamed in the cloud must not read as a phantom.

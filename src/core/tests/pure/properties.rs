@@ -17,21 +17,32 @@ use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScaleP
 
 /// The number of cases of a property: at least what it normally has.
 pub fn cases(normally: u32) -> u32 {
-    let wanted = std::env::var("REATTACH_CASES").ok().and_then(|n| n.parse().ok());
+    let wanted = std::env::var("REATTACH_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok());
     wanted.map_or(normally, |wanted: u32| wanted.max(normally))
 }
 
 /// A runner with the seed `REATTACH_SEED`, otherwise a new one. Prints the seed.
 pub fn runner(name: &str, cases: u32) -> TestRunner {
-    let given = std::env::var("REATTACH_SEED").ok().and_then(|seed| seed.parse().ok());
+    let given = std::env::var("REATTACH_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let seed: u64 = given.unwrap_or_else(|| {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         since.as_secs() ^ u64::from(since.subsec_nanos())
     });
     println!("{name}: {cases} cases; replay: REATTACH_SEED={seed}");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config { cases, failure_persistence: None, max_global_rejects: 10, ..Config::default() };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_global_rejects: 10,
+        ..Config::default()
+    };
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
@@ -59,8 +70,19 @@ const CHANGES: [Change; 62] = [
     |c| c.device_idle(),
     |c| c.unasked(),
     |c| c.answer(ScanResult::NoDevice),
-    |c| c.answer(ScanResult::Unreadable { items: vec!["x".into()] }),
-    |c| c.answer(ScanResult::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
+    |c| {
+        c.answer(ScanResult::Unreadable {
+            items: vec!["x".into()],
+        })
+    },
+    |c| {
+        c.answer(ScanResult::InUse {
+            users: DeviceUsers {
+                swap: true,
+                ..DeviceUsers::default()
+            },
+        })
+    },
     |c| c.guest(|g| g.unreadable.push("x".into())),
     |c| c.guest(|g| g.boot_id = "x".into()),
     |c| c.claim(|c| c.deleting = true),
@@ -121,17 +143,28 @@ const CHANGES: [Change; 62] = [
     },
     |c| {
         c.workload(|w| {
-            w.autoscalers.push(AutoscalerFacts { name: "x".into(), min_replicas: i32::from(w.ordered) })
+            w.autoscalers.push(AutoscalerFacts {
+                name: "x".into(),
+                min_replicas: i32::from(w.ordered),
+            })
         })
     },
     |c| {
         c.workload(|w| {
-            w.managers.push(ManagerFacts { kind: ManagerKind::ArgoCd, evidence: "x".into(), paused: true })
+            w.managers.push(ManagerFacts {
+                kind: ManagerKind::ArgoCd,
+                evidence: "x".into(),
+                paused: true,
+            })
         })
     },
     |c| {
         c.workload(|w| {
-            w.managers.push(ManagerFacts { kind: ManagerKind::Keda, evidence: "x".into(), paused: w.ordered })
+            w.managers.push(ManagerFacts {
+                kind: ManagerKind::Keda,
+                evidence: "x".into(),
+                paused: w.ordered,
+            })
         })
     },
     |c| c.workload(|w| w.template.pre_stop.push("x".into())),
@@ -177,17 +210,33 @@ fn spoil(case: &mut Case, which: usize) {
 
 fn arbitrary() -> impl Strategy<Value = (Case, Option<&'static str>, bool)> {
     let changes = prop::collection::vec(0..CHANGES.len(), 0..5);
-    let named =
-        prop::sample::select(vec![None, Some("StatefulSet/redis"), Some("Deployment/redis"), Some("x")]);
+    let named = prop::sample::select(vec![
+        None,
+        Some("StatefulSet/redis"),
+        Some("Deployment/redis"),
+        Some("x"),
+    ]);
     (any::<bool>(), changes, 0..60_usize, named, any::<bool>()).prop_map(
         |(set, changes, spoiled, named, for_show)| {
-            let base = if set { Case::statefulset() } else { Case::deployment() };
+            let base = if set {
+                Case::statefulset()
+            } else {
+                Case::deployment()
+            };
             let safe = |case: Case, change: usize| {
                 // Changes presuppose what others may have taken away.
                 let usable = present(&case.evidence.attachments) && present(&case.evidence.pods);
                 let has_pod = case.evidence.pods.shown().is_some_and(|p| !p.is_empty())
-                    && case.evidence.workload.shown().is_none_or(|w| !w.pods.is_empty());
-                if usable && (has_pod || change != 0) { CHANGES[change](case) } else { case }
+                    && case
+                        .evidence
+                        .workload
+                        .shown()
+                        .is_none_or(|w| !w.pods.is_empty());
+                if usable && (has_pod || change != 0) {
+                    CHANGES[change](case)
+                } else {
+                    case
+                }
             };
             let mut case = changes.into_iter().fold(base, safe);
             spoil(&mut case, spoiled);
@@ -209,8 +258,14 @@ fn the_checker_agrees_with_the_planner() {
             };
             *counts.borrow_mut().0 += 1;
             let objections = check(&plan, &case.evidence, named, case.now);
-            prop_assert!(objections.is_empty(), "{objections:?}\n{:#?}", case.evidence);
-            let Verdict::Ours { trouble: Trouble::Phantom { confirmed, .. } } = case.diagnosis().verdict
+            prop_assert!(
+                objections.is_empty(),
+                "{objections:?}\n{:#?}",
+                case.evidence
+            );
+            let Verdict::Ours {
+                trouble: Trouble::Phantom { confirmed, .. },
+            } = case.diagnosis().verdict
             else {
                 return Err(TestCaseError::fail("a plan without a phantom"));
             };
@@ -220,7 +275,11 @@ fn the_checker_agrees_with_the_planner() {
         })
         .unwrap_or_else(|e| panic!("{e}"));
     println!("{plans} plans, {refused} refusals");
-    assert!(plans > refused / 20, "too few plans to mean anything: {plans} of {}", plans + refused);
+    assert!(
+        plans > refused / 20,
+        "too few plans to mean anything: {plans} of {}",
+        plans + refused
+    );
 }
 
 /// A diagnosis is total, says one sentence, and is the same for the same evidence.
@@ -232,7 +291,8 @@ fn a_diagnosis_is_a_function() {
             prop_assert_eq!(&found, &case.diagnosis());
             let text = found.verdict.to_string();
             prop_assert!(!text.is_empty() && !text.contains('\n'), "{}", text);
-            let json = serde_json::to_string(&found).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let json =
+                serde_json::to_string(&found).map_err(|e| TestCaseError::fail(e.to_string()))?;
             let read = serde_json::from_str::<reattach_core::diagnosis::Diagnosis>(&json)
                 .map_err(|e| TestCaseError::fail(e.to_string()))?;
             prop_assert_eq!(read, found);

@@ -12,7 +12,9 @@ use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE, volume_name};
 
 fn phantom() -> Case {
-    Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE)
+    Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE)
 }
 
 fn asks(said: &Next) -> bool {
@@ -29,13 +31,25 @@ fn waits_for_the_attempt(said: &Next) -> bool {
 
 /// The moment from which a mount attempt of the last pod is over.
 fn attempt_over(walk: &Walk) -> jiff::Timestamp {
-    walk.state().unused_since().expect("the pods' end was seen").at + ATTEMPT
+    walk.state()
+        .unused_since()
+        .expect("the pods' end was seen")
+        .at
+        + ATTEMPT
 }
 
 /// A phantom's run that waits for a driver which cannot detach; kubelet has let go.
 fn driver_stuck() -> Walk {
-    let mut walk = Walk::new(phantom(), World { stuck: true, ..QUIET });
-    until(&mut walk, |walk, _| walk.state().current() == walk.plan.find(StepKind::AwaitDetached));
+    let mut walk = Walk::new(
+        phantom(),
+        World {
+            stuck: true,
+            ..QUIET
+        },
+    );
+    until(&mut walk, |walk, _| {
+        walk.state().current() == walk.plan.find(StepKind::AwaitDetached)
+    });
     walk.case = walk.case.clone().node(|n| n.volumes_in_use.clear());
     walk
 }
@@ -43,13 +57,19 @@ fn driver_stuck() -> Walk {
 /// The step that asks is done where an answer decides, and skipped with the reason where it does not.
 #[test]
 fn the_agent_is_asked_where_its_answer_decides() {
-    let lingers = World { lingers: true, ..QUIET };
+    let lingers = World {
+        lingers: true,
+        ..QUIET
+    };
     let answered = "the agent's answer shows";
     for (mut walk, words) in [
         (driver_stuck(), "kubelet does not report the volume in use"),
         (Walk::new(phantom(), lingers), answered),
         (Walk::new(living_orphan(), QUIET), answered),
-        (Walk::new(orphan(), QUIET), "no living Node speaks for the holder"),
+        (
+            Walk::new(orphan(), QUIET),
+            "no living Node speaks for the holder",
+        ),
     ] {
         walk.run(|_, _| {});
         let end = end_of(&walk, StepKind::Challenge);
@@ -66,7 +86,11 @@ fn the_agent_is_asked_where_its_answer_decides() {
 /// clean answer.
 #[test]
 fn an_agent_that_does_not_answer_is_asked_every_half_minute() {
-    let silent = World { lingers: true, holder_says: Some(|| None), ..QUIET };
+    let silent = World {
+        lingers: true,
+        holder_says: Some(|| None),
+        ..QUIET
+    };
     let mut walk = Walk::new(phantom(), silent);
     until(&mut walk, |_, said| asks(said));
     assert_eq!(walk.case.now, attempt_over(&walk));
@@ -94,7 +118,11 @@ fn an_answer_that_gets_lost_is_asked_for_with_a_limit() {
         }
         let asked = walk.state().challenged_at(&walk.plan).unwrap();
         until(&mut walk, |_, said| asks(said));
-        assert_eq!(walk.case.now, asked + SignedDuration::from_secs(30), "after question {n}");
+        assert_eq!(
+            walk.case.now,
+            asked + SignedDuration::from_secs(30),
+            "after question {n}"
+        );
         if n == 1 {
             // An orphan's kubelet reports no use of the volume: there is no mount attempt to wait for.
             assert!(walk.case.now < attempt_over(&walk));
@@ -107,7 +135,12 @@ fn an_answer_that_gets_lost_is_asked_for_with_a_limit() {
     }
     walk.pass(30);
     let late = walk.ask();
-    let turned = matches!(late, Next::Record(Event::UnwindStarted { why: UnwindReason::Deadline { .. } }));
+    let turned = matches!(
+        late,
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::Deadline { .. }
+        })
+    );
     assert!(turned, "the step's deadline ends the wait: {late:?}");
 }
 
@@ -118,7 +151,10 @@ fn no_question_at_the_detach_before_a_mount_attempt_is_over() {
     let mut walk = driver_stuck();
     until(&mut walk, |_, said| detaches(said));
     let over = attempt_over(&walk);
-    walk.case = walk.case.clone().node(|n| n.volumes_in_use = vec![volume_name()]);
+    walk.case = walk
+        .case
+        .clone()
+        .node(|n| n.volumes_in_use = vec![volume_name()]);
     while walk.case.now < over {
         let said = walk.ask();
         assert!(waits_for_the_attempt(&said), "{said:?}\n{}", walk.story());

@@ -11,23 +11,46 @@ use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 /// without a pause; and at that moment, or the run waits for nothing until its step's deadline.
 #[test]
 fn a_refused_effect_is_tried_again_after_its_pause() {
-    let phantom = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
-    let lingers = World { lingers: true, ..QUIET };
-    let hangs = World { stuck: true, hangs: Some(By::Us), ..QUIET };
-    let with_snapshot = Allowed { snapshot: Snapshots::Required, ..ALL };
+    let phantom = || {
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE)
+    };
+    let lingers = World {
+        lingers: true,
+        ..QUIET
+    };
+    let hangs = World {
+        stuck: true,
+        hangs: Some(By::Us),
+        ..QUIET
+    };
+    let with_snapshot = Allowed {
+        snapshot: Snapshots::Required,
+        ..ALL
+    };
     let table: [(Case, World, fn(&Effect) -> bool); 8] = [
         (phantom(), QUIET, |e| matches!(e, Effect::Hold)),
         (phantom(), QUIET, |e| matches!(e, Effect::Release { .. })),
         (phantom(), QUIET, |e| matches!(e, Effect::Lift { .. })),
-        (phantom(), lingers, |e| matches!(e, Effect::DeleteAttachment { .. })),
+        (phantom(), lingers, |e| {
+            matches!(e, Effect::DeleteAttachment { .. })
+        }),
         (dead_node(), QUIET, |e| matches!(e, Effect::PowerOff { .. })),
-        (dead_node_off(), QUIET, |e| matches!(e, Effect::Quarantine { .. })),
-        (dead_node_off(), QUIET, |e| matches!(e, Effect::TaintOutOfService { .. })),
+        (dead_node_off(), QUIET, |e| {
+            matches!(e, Effect::Quarantine { .. })
+        }),
+        (dead_node_off(), QUIET, |e| {
+            matches!(e, Effect::TaintOutOfService { .. })
+        }),
         (orphan(), hangs, |e| matches!(e, Effect::Snapshot { .. })),
     ];
     for (case, world, which) in table {
         let mut walk = Walk::with(case, world, with_snapshot);
-        let refused = || Outcome::NotApplied { why: "409".into(), retry: true };
+        let refused = || Outcome::NotApplied {
+            why: "409".into(),
+            retry: true,
+        };
         for pause in [1, 2, 4] {
             walk.answer(|e| which(e).then(refused), |_| {});
             let again = walk.case.now + SignedDuration::from_secs(pause);
@@ -38,7 +61,11 @@ fn a_refused_effect_is_tried_again_after_its_pause() {
                 walk.pass(1);
             }
             let said = walk.ask();
-            assert!(matches!(&said, Next::Act(a) if which(&a.effect)), "{said:?}\n{}", walk.story());
+            assert!(
+                matches!(&said, Next::Act(a) if which(&a.effect)),
+                "{said:?}\n{}",
+                walk.story()
+            );
         }
     }
 }

@@ -78,8 +78,16 @@ impl Run {
     /// Appends a line; true: the executor dies right after.
     fn write(&mut self, event: Event) -> bool {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        let entry = Entry { seq, at: at(self.world.now), term: self.term, by: "test".into(), event };
-        self.state.apply(self.world.plan(), &entry).unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
+        let entry = Entry {
+            seq,
+            at: at(self.world.now),
+            term: self.term,
+            by: "test".into(),
+            event,
+        };
+        self.state
+            .apply(self.world.plan(), &entry)
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
         self.journal.push(entry);
         let written = self.journal.len();
         if let Some((when, what)) = self.faults.meddle
@@ -93,14 +101,20 @@ impl Run {
     }
 
     fn aborted(&self) -> bool {
-        self.faults.abort_after.is_some_and(|n| self.journal.len() >= n)
+        self.faults
+            .abort_after
+            .is_some_and(|n| self.journal.len() >= n)
     }
 
     /// What the machine says of this evidence now.
     pub fn ask(&self, evidence: &Evidence) -> Next {
         let recovery = Case::recovery();
         let now = at(self.world.now);
-        let word = Word { by: "grace".into(), reason: "nothing is under way".into(), at: now };
+        let word = Word {
+            by: "grace".into(),
+            reason: "nothing is under way".into(),
+            at: now,
+        };
         let silent = self.faults.nobody_declares || self.world.job.is_some();
         let cx = Context {
             recovery: &recovery,
@@ -129,7 +143,10 @@ impl Run {
             }
             Next::Wait { why, until } => {
                 assert!(until >= now, "a wait that ended already: {why}");
-                assert!(until <= now + SignedDuration::from_secs(600), "a wait without a soon end: {why}");
+                assert!(
+                    until <= now + SignedDuration::from_secs(600),
+                    "a wait without a soon end: {why}"
+                );
                 Step::Waits
             }
             Next::Done(end) => Step::Done(end),
@@ -138,7 +155,12 @@ impl Run {
     }
 
     fn act(&mut self, action: &reattach_core::run::Action) -> Step {
-        assert_eq!(self.state.outstanding(), None, "an effect beside another\n{}", self.story());
+        assert_eq!(
+            self.state.outstanding(),
+            None,
+            "an effect beside another\n{}",
+            self.story()
+        );
         let turned = self.state.unwinding().is_some();
         assert!(
             !turned || matches!(action.effect, Effect::Restore { .. } | Effect::Lift { .. }),
@@ -149,7 +171,12 @@ impl Run {
             _ => None,
         };
         self.effects += 1;
-        let fault = self.faults.replies.iter().find(|(n, _)| *n == self.effects).map(|(_, r)| *r);
+        let fault = self
+            .faults
+            .replies
+            .iter()
+            .find(|(n, _)| *n == self.effects)
+            .map(|(_, r)| *r);
         if self.write(Event::Started {
             step: action.step,
             intent: action.intent.clone(),
@@ -158,24 +185,45 @@ impl Run {
         }) {
             return Step::Crashed;
         }
-        let lost = Outcome::Unknown { why: "the reply was lost".into() };
+        let lost = Outcome::Unknown {
+            why: "the reply was lost".into(),
+        };
         let outcome = match fault {
             Some(Reply::LostBefore) => lost,
-            Some(Reply::Busy) => Outcome::NotApplied { why: "busy".into(), retry: true },
-            Some(Reply::Refused) => Outcome::NotApplied { why: "forbidden".into(), retry: false },
-            Some(Reply::Shut) => Outcome::Withheld { shut: Shut::NotLeader },
+            Some(Reply::Busy) => Outcome::NotApplied {
+                why: "busy".into(),
+                retry: true,
+            },
+            Some(Reply::Refused) => Outcome::NotApplied {
+                why: "forbidden".into(),
+                retry: false,
+            },
+            Some(Reply::Shut) => Outcome::Withheld {
+                shut: Shut::NotLeader,
+            },
             _ => {
                 let told = self
                     .world
                     .issue(&action.effect, turned)
                     .unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
-                if fault == Some(Reply::LostAfter) { lost } else { told }
+                if fault == Some(Reply::LostAfter) {
+                    lost
+                } else {
+                    told
+                }
             }
         };
         if self.faults.crash_between.contains(&self.effects) {
             return Step::Crashed;
         }
-        if self.write(Event::Outcome { step: action.step, outcome }) { Step::Crashed } else { Step::Went }
+        if self.write(Event::Outcome {
+            step: action.step,
+            outcome,
+        }) {
+            Step::Crashed
+        } else {
+            Step::Went
+        }
     }
 
     /// Runs to the end, or for so many seconds.
@@ -215,7 +263,14 @@ impl Run {
             now,
         };
         let since = at(self.world.now - 1);
-        without_journal(self.world.plan(), &self.state, &self.world.evidence(), &cx, since, false)
+        without_journal(
+            self.world.plan(),
+            &self.state,
+            &self.world.evidence(),
+            &cx,
+            since,
+            false,
+        )
     }
 
     pub fn story(&self) -> String {
@@ -274,7 +329,10 @@ fn with_a_driver_that_cannot_detach_the_cloud_detach_heals() {
     let mut run = run(true, Faults::default());
     run.assert_recovered("stuck unpublish", 1);
     assert_eq!(run.world.detaches, 1);
-    assert!(run.has(|m| matches!(m, Event::Started { proof: Some(_), .. })), "the proof is journaled");
+    assert!(
+        run.has(|m| matches!(m, Event::Started { proof: Some(_), .. })),
+        "the proof is journaled"
+    );
     assert!(run.world.now < 180, "{} s", run.world.now);
 }
 
@@ -292,8 +350,14 @@ fn a_slow_cloud_is_waited_for() {
 fn a_crash_after_any_journal_write_is_survived() {
     for stuck in [false, true] {
         for n in 1..=length(stuck) {
-            run(stuck, Faults { crash_after: vec![n], ..Faults::default() })
-                .assert_recovered(&format!("crash after line {n}, stuck {stuck}"), 1);
+            run(
+                stuck,
+                Faults {
+                    crash_after: vec![n],
+                    ..Faults::default()
+                },
+            )
+            .assert_recovered(&format!("crash after line {n}, stuck {stuck}"), 1);
         }
     }
 }
@@ -302,8 +366,14 @@ fn a_crash_after_any_journal_write_is_survived() {
 fn a_crash_between_any_effect_and_its_outcome_is_survived() {
     for stuck in [false, true] {
         for n in 1..=4 {
-            run(stuck, Faults { crash_between: vec![n], ..Faults::default() })
-                .assert_recovered(&format!("crash after effect {n}, stuck {stuck}"), 1);
+            run(
+                stuck,
+                Faults {
+                    crash_between: vec![n],
+                    ..Faults::default()
+                },
+            )
+            .assert_recovered(&format!("crash after effect {n}, stuck {stuck}"), 1);
         }
     }
 }
@@ -314,10 +384,15 @@ fn two_crashes_anywhere_are_survived() {
         let lines = length(stuck);
         for one in 1..=lines {
             for two in one..=lines {
-                let faults =
-                    Faults { crash_after: vec![one, two + 1], crash_between: vec![2], ..Faults::default() };
-                run(stuck, faults)
-                    .assert_recovered(&format!("crashes after lines {one} and {two}, stuck {stuck}"), 1);
+                let faults = Faults {
+                    crash_after: vec![one, two + 1],
+                    crash_between: vec![2],
+                    ..Faults::default()
+                };
+                run(stuck, faults).assert_recovered(
+                    &format!("crashes after lines {one} and {two}, stuck {stuck}"),
+                    1,
+                );
             }
         }
     }
@@ -327,8 +402,14 @@ fn two_crashes_anywhere_are_survived() {
 fn an_abort_anywhere_puts_everything_back() {
     for stuck in [false, true] {
         for n in 1..=length(stuck) {
-            let mut run =
-                run(stuck, Faults { abort_after: Some(n), crash_after: vec![n + 1], ..Faults::default() });
+            let mut run = run(
+                stuck,
+                Faults {
+                    abort_after: Some(n),
+                    crash_after: vec![n + 1],
+                    ..Faults::default()
+                },
+            );
             let end = run.drive(3_600);
             let late = n >= length(stuck) - 1;
             assert!(
@@ -351,10 +432,21 @@ fn an_abort_anywhere_puts_everything_back() {
 fn lost_replies_are_observed_and_survived() {
     for stuck in [false, true] {
         for n in 1..=4 {
-            for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy, Reply::Shut] {
+            for reply in [
+                Reply::LostBefore,
+                Reply::LostAfter,
+                Reply::Busy,
+                Reply::Shut,
+            ] {
                 let most = 1;
-                run(stuck, Faults { replies: vec![(n, reply)], ..Faults::default() })
-                    .assert_recovered(&format!("{reply:?} at effect {n}, stuck {stuck}"), most);
+                run(
+                    stuck,
+                    Faults {
+                        replies: vec![(n, reply)],
+                        ..Faults::default()
+                    },
+                )
+                .assert_recovered(&format!("{reply:?} at effect {n}, stuck {stuck}"), most);
             }
         }
     }
@@ -363,9 +455,19 @@ fn lost_replies_are_observed_and_survived() {
 #[test]
 fn a_refused_effect_turns_back_and_restores() {
     for (stuck, n) in [(false, 1), (true, 1), (true, 2)] {
-        let mut run = run(stuck, Faults { replies: vec![(n, Reply::Refused)], ..Faults::default() });
+        let mut run = run(
+            stuck,
+            Faults {
+                replies: vec![(n, Reply::Refused)],
+                ..Faults::default()
+            },
+        );
         let end = run.drive(3_600);
-        assert!(matches!(end, Some(End::Failed { .. })), "{end:?}\n{}", run.story());
+        assert!(
+            matches!(end, Some(End::Failed { .. })),
+            "{end:?}\n{}",
+            run.story()
+        );
         assert_eq!(
             (run.world.replicas, &run.world.stamp),
             (1, &Stamped::None),
@@ -378,13 +480,22 @@ fn a_refused_effect_turns_back_and_restores() {
 /// A right that is missing for a moment leaves no workload at zero.
 #[test]
 fn a_restore_that_was_refused_once_is_tried_again() {
-    let mut run = run(false, Faults { replies: vec![(2, Reply::Refused)], ..Faults::default() });
+    let mut run = run(
+        false,
+        Faults {
+            replies: vec![(2, Reply::Refused)],
+            ..Faults::default()
+        },
+    );
     run.assert_recovered("refused once", 0);
 }
 
 #[test]
 fn a_restore_that_was_refused_for_a_while_puts_back() {
-    let faults = Faults { replies: (2..22).map(|n| (n, Reply::Refused)).collect(), ..Faults::default() };
+    let faults = Faults {
+        replies: (2..22).map(|n| (n, Reply::Refused)).collect(),
+        ..Faults::default()
+    };
     let mut run = run(false, faults);
     while !run.has(|m| matches!(m, Event::UnwindStarted { .. })) {
         assert_eq!(run.drive(1), None);
@@ -392,7 +503,11 @@ fn a_restore_that_was_refused_for_a_while_puts_back() {
     let refused = refused_to_put_back(run.world.plan(), &run.state);
     assert_eq!(refused, Some("forbidden"), "{}", run.story());
     let end = run.drive(7_200);
-    assert!(matches!(end, Some(End::Failed { .. })), "{end:?}\n{}", run.story());
+    assert!(
+        matches!(end, Some(End::Failed { .. })),
+        "{end:?}\n{}",
+        run.story()
+    );
     assert_eq!((run.world.replicas, run.world.stamp), (1, Stamped::None));
 }
 
@@ -400,19 +515,45 @@ fn a_restore_that_was_refused_for_a_while_puts_back() {
 #[test]
 fn a_restore_that_never_succeeds_ends_with_a_human() {
     for reply in [Reply::Busy, Reply::Refused] {
-        let faults = Faults { replies: (2..2_000).map(|n| (n, reply)).collect(), ..Faults::default() };
+        let faults = Faults {
+            replies: (2..2_000).map(|n| (n, reply)).collect(),
+            ..Faults::default()
+        };
         let mut run = run(false, faults);
         let end = run.drive(40_000);
-        assert!(matches!(end, Some(End::Stuck { .. })), "{end:?}, {} lines", run.journal.len());
+        assert!(
+            matches!(end, Some(End::Stuck { .. })),
+            "{end:?}, {} lines",
+            run.journal.len()
+        );
         let size = serde_json::to_vec(&run.journal).unwrap().len();
         assert!(size < 100_000, "{} lines, {size} bytes", run.journal.len());
-        assert_eq!(run.world.stamp, Stamped::Ours, "the stamp suffices to restore");
-        let Left::Act(action) = run.left() else { panic!("{:?}", run.left()) };
-        assert!(matches!(action.effect, Effect::Restore { replicas: Some(1), .. }), "{action:?}");
+        assert_eq!(
+            run.world.stamp,
+            Stamped::Ours,
+            "the stamp suffices to restore"
+        );
+        let Left::Act(action) = run.left() else {
+            panic!("{:?}", run.left())
+        };
+        assert!(
+            matches!(
+                action.effect,
+                Effect::Restore {
+                    replicas: Some(1),
+                    ..
+                }
+            ),
+            "{action:?}"
+        );
         (run.world.replicas, run.world.stamp) = (1, Stamped::None);
         assert_eq!(run.left(), Left::Nothing);
         (run.world.replicas, run.world.stamp) = (0, Stamped::Edited);
-        assert!(matches!(run.left(), Left::Person { .. }), "{:?}", run.left());
+        assert!(
+            matches!(run.left(), Left::Person { .. }),
+            "{:?}",
+            run.left()
+        );
     }
 }
 
@@ -445,7 +586,10 @@ fn what_is_left_without_a_journal_waits_for_the_cloud() {
             }
         }
     }
-    assert!(acted > 3 && waited > 0, "{acted} times put back, {waited} times waited");
+    assert!(
+        acted > 3 && waited > 0,
+        "{acted} times put back, {waited} times waited"
+    );
 }
 
 /// S3: while the cloud's answer is unknown and cannot be read, nothing is lifted, whatever else happens.
@@ -453,20 +597,44 @@ fn what_is_left_without_a_journal_waits_for_the_cloud() {
 fn nothing_is_restored_while_a_cloud_mutation_is_unknown() {
     for reply in [Reply::LostBefore, Reply::LostAfter] {
         for abort in [false, true] {
-            let mut run = run(true, Faults { replies: vec![(2, reply)], ..Faults::default() });
-            while !run.has(|m| matches!(m, Event::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
+            let mut run = run(
+                true,
+                Faults {
+                    replies: vec![(2, reply)],
+                    ..Faults::default()
+                },
+            );
+            while !run.has(|m| {
+                matches!(
+                    m,
+                    Event::Outcome {
+                        outcome: Outcome::Unknown { .. },
+                        ..
+                    }
+                )
+            }) {
                 assert_eq!(run.drive(1), None);
             }
             run.world.outage = true;
             run.world.job = run.world.job.map(|(who, _)| (who, i64::MAX));
             run.faults.abort_after = abort.then_some(0);
             assert_eq!(run.drive(7_200), None, "{}", run.story());
-            assert_eq!((run.world.replicas, &run.world.stamp), (0, &Stamped::Ours), "{}", run.story());
+            assert_eq!(
+                (run.world.replicas, &run.world.stamp),
+                (0, &Stamped::Ours),
+                "{}",
+                run.story()
+            );
             run.world.outage = false;
             run.world.job = run.world.job.map(|(who, _)| (who, 0));
             let end = run.drive(3_600);
             assert!(end.is_some(), "{}", run.story());
-            assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None), "{}", run.story());
+            assert_eq!(
+                (run.world.replicas, &run.world.stamp),
+                (1, &Stamped::None),
+                "{}",
+                run.story()
+            );
         }
     }
 }
@@ -484,7 +652,16 @@ fn nothing_is_restored_while_an_accepted_detach_runs_at_the_cloud() {
         run.faults.abort_after = abort.then_some(0);
         let end = run.drive(3_600);
         assert!(end.is_some(), "{}", run.story());
-        assert!(run.has(|m| matches!(m, Event::UnwindStarted { .. })), "{}", run.story());
-        assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None), "{}", run.story());
+        assert!(
+            run.has(|m| matches!(m, Event::UnwindStarted { .. })),
+            "{}",
+            run.story()
+        );
+        assert_eq!(
+            (run.world.replicas, &run.world.stamp),
+            (1, &Stamped::None),
+            "{}",
+            run.story()
+        );
     }
 }

@@ -65,7 +65,9 @@ fn skipped(said: &Next, what: &str) -> bool {
 
 fn taken_over(said: &Next) -> Option<&str> {
     match said {
-        Next::Record(Event::UnwindStarted { why: UnwindReason::TakenOver { what } }) => Some(what),
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::TakenOver { what },
+        }) => Some(what),
         _ => None,
     }
 }
@@ -77,13 +79,31 @@ fn nothing_is_scaled_against_a_refusal_of_now() {
     let deleting: fn(&mut WorkloadFacts) = |w| w.deleting = true;
     let table: [(&str, Stamped, fn(&mut WorkloadFacts), fn(&Next) -> bool); 8] = [
         ("nothing", Stamped::None, |_| {}, scales),
-        ("a rollout", Stamped::None, rollout, |said| waits(said, "is being rolled out")),
-        ("a deletion", Stamped::None, deleting, |said| refused(said, "is being deleted")),
+        ("a rollout", Stamped::None, rollout, |said| {
+            waits(said, "is being rolled out")
+        }),
+        ("a deletion", Stamped::None, deleting, |said| {
+            refused(said, "is being deleted")
+        }),
         ("our stamp", Stamped::Ours, |_| {}, scales),
-        ("our stamp, a rollout", Stamped::Ours, rollout, |said| waits(said, "is being rolled out")),
-        ("our stamp, a deletion", Stamped::Ours, deleting, |said| refused(said, "is being deleted")),
-        ("another's stamp", Stamped::Another, |_| {}, |said| waits(said, "by another recovery")),
-        ("an edited stamp", Stamped::Edited, |_| {}, |said| refused(said, "is not a stamp of ours")),
+        ("our stamp, a rollout", Stamped::Ours, rollout, |said| {
+            waits(said, "is being rolled out")
+        }),
+        ("our stamp, a deletion", Stamped::Ours, deleting, |said| {
+            refused(said, "is being deleted")
+        }),
+        (
+            "another's stamp",
+            Stamped::Another,
+            |_| {},
+            |said| waits(said, "by another recovery"),
+        ),
+        (
+            "an edited stamp",
+            Stamped::Edited,
+            |_| {},
+            |said| refused(said, "is not a stamp of ours"),
+        ),
     ];
     let run = run(false, Faults::default());
     for (name, stamp, spoil, fits) in table {
@@ -96,29 +116,55 @@ fn nothing_is_scaled_against_a_refusal_of_now() {
     }
     let gone = if_it_read(&run, Known::Absent);
     assert!(refused(&gone, "the workload is gone"), "{gone:?}");
-    assert!(waits(&if_it_read(&run, unknown()), "the workload must be read"));
+    assert!(waits(
+        &if_it_read(&run, unknown()),
+        "the workload must be read"
+    ));
 }
 
 /// Of two executors that both issued the scale one is told of a conflict. The zero is there all the same, and it is ours.
 #[test]
 fn a_scale_that_met_a_conflict_is_in_force_if_our_zero_is_seen() {
-    let mut run = run(false, Faults { replies: vec![(1, Reply::Busy)], ..Faults::default() });
-    until(&mut run, |run| run.has(|m| matches!(m, Event::Outcome { .. })));
+    let mut run = run(
+        false,
+        Faults {
+            replies: vec![(1, Reply::Busy)],
+            ..Faults::default()
+        },
+    );
+    until(&mut run, |run| {
+        run.has(|m| matches!(m, Event::Outcome { .. }))
+    });
     let found = |replicas, stamp: &Stamped| {
         let stamp = stamp.clone();
         if_it_were(&run, |w| (w.replicas, w.stamp) = (replicas, stamp))
     };
     let ours = found(0, &Stamped::Ours);
     assert!(waits(&ours, "is still there"), "{ours:?}");
-    for (replicas, stamp) in
-        [(1, Stamped::None), (1, Stamped::Ours), (0, Stamped::None), (0, Stamped::Another)]
-    {
+    for (replicas, stamp) in [
+        (1, Stamped::None),
+        (1, Stamped::Ours),
+        (0, Stamped::None),
+        (0, Stamped::Another),
+    ] {
         let said = found(replicas, &stamp);
-        assert!(waits(&said, "tried again: busy"), "{replicas} replicas, {stamp:?}: {said:?}");
+        assert!(
+            waits(&said, "tried again: busy"),
+            "{replicas} replicas, {stamp:?}: {said:?}"
+        );
     }
-    let mut before = World { replicas: 0, stamp: Stamped::Ours, ..run.world.clone() }.evidence();
+    let mut before = World {
+        replicas: 0,
+        stamp: Stamped::Ours,
+        ..run.world.clone()
+    }
+    .evidence();
     read_before(&mut before);
-    assert!(waits(&run.ask(&before), "tried again: busy"), "{:?}", run.ask(&before));
+    assert!(
+        waits(&run.ask(&before), "tried again: busy"),
+        "{:?}",
+        run.ask(&before)
+    );
     run.world.now += 1;
     assert!(scales(&run.ask(&run.world.evidence())), "after the pause");
 }
@@ -136,10 +182,16 @@ fn a_zero_that_is_not_ours_any_more_is_left_to_whoever_changed_it() {
         (0, Stamped::Another, Some("is gone or changed")),
         (0, Stamped::Edited, Some("is gone or changed")),
     ];
-    for kind in [StepKind::ScaleToZero, StepKind::AwaitDetached, StepKind::CloudDetach] {
+    for kind in [
+        StepKind::ScaleToZero,
+        StepKind::AwaitDetached,
+        StepKind::CloudDetach,
+    ] {
         let mut run = run(true, Faults::default());
         let step = plan().find(kind);
-        until(&mut run, |run| run.state.current() == step && run.world.replicas == 0);
+        until(&mut run, |run| {
+            run.state.current() == step && run.world.replicas == 0
+        });
         for (replicas, stamp, what) in table.clone() {
             let said = if_it_were(&run, |w| (w.replicas, w.stamp) = (replicas, stamp.clone()));
             match (taken_over(&said), what) {
@@ -162,7 +214,17 @@ fn a_workload_read_before_the_scale_was_accepted_is_read_again() {
     let mut run = run(false, Faults::default());
     let begun = run.world.evidence().workload;
     run.world.now = 5;
-    until(&mut run, |run| run.has(|m| matches!(m, Event::Outcome { outcome: Outcome::Applied { .. }, .. })));
+    until(&mut run, |run| {
+        run.has(|m| {
+            matches!(
+                m,
+                Event::Outcome {
+                    outcome: Outcome::Applied { .. },
+                    ..
+                }
+            )
+        })
+    });
     for (seconds, again) in [(0, true), (4, true), (5, false)] {
         let mut evidence = run.world.evidence();
         if again {
@@ -170,8 +232,16 @@ fn a_workload_read_before_the_scale_was_accepted_is_read_again() {
         }
         evidence.workload.at = at(seconds);
         let said = run.ask(&evidence);
-        assert_eq!(waits(&said, "the workload must be read again"), again, "read at {seconds}: {said:?}");
-        assert_eq!(waits(&said, "is still there"), !again, "read at {seconds}: {said:?}");
+        assert_eq!(
+            waits(&said, "the workload must be read again"),
+            again,
+            "read at {seconds}: {said:?}"
+        );
+        assert_eq!(
+            waits(&said, "is still there"),
+            !again,
+            "read at {seconds}: {said:?}"
+        );
     }
 }
 
@@ -189,11 +259,13 @@ fn a_count_is_restored_once_and_never_over_another_one() {
     assert!(skipped(&theirs, "someone else restored it"), "{theirs:?}");
     let deleted = if_it_read(&run, Known::Absent);
     assert!(skipped(&deleted, "the workload was deleted"), "{deleted:?}");
-    assert!(waits(&if_it_read(&run, unknown()), "the workload must be read"));
+    assert!(waits(
+        &if_it_read(&run, unknown()),
+        "the workload must be read"
+    ));
     let before = run.world.evidence();
     until(&mut run, |run| run.world.replicas == 1);
-    let restored =
-        |said: &Next| matches!(said, Next::Record(Event::Completed { step, .. }) if Some(*step) == restore);
+    let restored = |said: &Next| matches!(said, Next::Record(Event::Completed { step, .. }) if Some(*step) == restore);
     assert!(restored(&if_it_were(&run, |_| {})));
     // The write was accepted: it is not made again on a reading from before it.
     assert!(restored(&run.ask(&before)), "{:?}", run.ask(&before));
@@ -202,11 +274,24 @@ fn a_count_is_restored_once_and_never_over_another_one() {
 /// What was read before the run turned back may be from before the scale as well.
 #[test]
 fn nothing_is_put_back_on_a_reading_from_before_the_turn() {
-    let mut run = run(false, Faults { abort_after: Some(3), ..Faults::default() });
+    let mut run = run(
+        false,
+        Faults {
+            abort_after: Some(3),
+            ..Faults::default()
+        },
+    );
     until(&mut run, |run| run.state.unwinding().is_some());
     let mut before = run.world.evidence();
     read_before(&mut before);
-    assert!(waits(&run.ask(&before), "must be read again to restore it"), "{:?}", run.ask(&before));
+    assert!(
+        waits(&run.ask(&before), "must be read again to restore it"),
+        "{:?}",
+        run.ask(&before)
+    );
     let said = if_it_were(&run, |_| {});
-    assert!(matches!(&said, Next::Act(a) if a.effect.puts_back()), "{said:?}");
+    assert!(
+        matches!(&said, Next::Act(a) if a.effect.puts_back()),
+        "{said:?}"
+    );
 }

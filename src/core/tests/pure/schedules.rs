@@ -18,7 +18,12 @@ struct Schedule {
 }
 
 fn schedule() -> impl Strategy<Value = Schedule> {
-    let reply = prop::sample::select(vec![Reply::LostBefore, Reply::LostAfter, Reply::Busy, Reply::Shut]);
+    let reply = prop::sample::select(vec![
+        Reply::LostBefore,
+        Reply::LostAfter,
+        Reply::Busy,
+        Reply::Shut,
+    ]);
     (
         any::<bool>(),
         1..50_i64,
@@ -28,23 +33,34 @@ fn schedule() -> impl Strategy<Value = Schedule> {
         prop::option::weighted(0.3, 1..30_usize),
         prop::collection::vec((0..6_u8, 0..150_i64, 1..60_i64), 0..3),
     )
-        .prop_map(|(stuck, lag, crash_after, crash_between, replies, abort_after, blind)| Schedule {
-            stuck,
-            lag,
-            crash_after,
-            crash_between,
-            replies,
-            abort_after,
-            blind,
-        })
+        .prop_map(
+            |(stuck, lag, crash_after, crash_between, replies, abort_after, blind)| Schedule {
+                stuck,
+                lag,
+                crash_after,
+                crash_between,
+                replies,
+                abort_after,
+                blind,
+            },
+        )
 }
 
 fn see(run: &mut Run, schedule: &Schedule) {
     let now = run.world.now;
     let on = |what: u8| {
-        schedule.blind.iter().any(|(w, from, long)| *w == what && (*from..from + long).contains(&now))
+        schedule
+            .blind
+            .iter()
+            .any(|(w, from, long)| *w == what && (*from..from + long).contains(&now))
     };
-    run.world.blind = Blind { workload: on(0), volume: on(1), node: on(2), attachments: on(3), pods: on(4) };
+    run.world.blind = Blind {
+        workload: on(0),
+        volume: on(1),
+        node: on(2),
+        attachments: on(3),
+        pods: on(4),
+    };
     run.world.outage = on(5);
 }
 
@@ -70,19 +86,36 @@ fn every_schedule_ends_well() {
                 end = run.drive(1);
             }
             let story = run.story();
-            let Some(end) = end else { return Err(TestCaseError::fail(format!("it never ends\n{story}"))) };
+            let Some(end) = end else {
+                return Err(TestCaseError::fail(format!("it never ends\n{story}")));
+            };
             let name = format!("{end:?}");
-            *ends.borrow_mut().entry(name.split([' ', '{']).next().unwrap_or("").to_owned()).or_default() +=
-                1;
-            prop_assert_eq!((run.world.replicas, run.world.stamp.clone()), (1, Stamped::None), "{}", &story);
+            *ends
+                .borrow_mut()
+                .entry(name.split([' ', '{']).next().unwrap_or("").to_owned())
+                .or_default() += 1;
+            prop_assert_eq!(
+                (run.world.replicas, run.world.stamp.clone()),
+                (1, Stamped::None),
+                "{}",
+                &story
+            );
             prop_assert!(!matches!(end, End::Stuck { .. }), "{}", &story);
             prop_assert!(end != End::Recovered || run.world.healed(), "{}", &story);
-            let lost =
-                u32::try_from(s.replies.iter().filter(|(_, r)| *r == Reply::LostBefore).count()).unwrap_or(0);
+            let lost = u32::try_from(
+                s.replies
+                    .iter()
+                    .filter(|(_, r)| *r == Reply::LostBefore)
+                    .count(),
+            )
+            .unwrap_or(0);
             prop_assert!(run.world.detaches <= 1 + lost, "{}", &story);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));
     println!("{:?}", ends.borrow());
-    assert!(ends.borrow().len() >= 2, "schedules must reach different ends");
+    assert!(
+        ends.borrow().len() >= 2,
+        "schedules must reach different ends"
+    );
 }

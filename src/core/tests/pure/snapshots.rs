@@ -12,11 +12,24 @@ use reattach_core::run::{Effect, Next};
 use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
-const HANGS: World = World { stuck: true, hangs: Some(By::Us), ..QUIET };
-const NO_SNAPSHOT: World = World { no_snapshot: true, ..HANGS };
+const HANGS: World = World {
+    stuck: true,
+    hangs: Some(By::Us),
+    ..QUIET
+};
+const NO_SNAPSHOT: World = World {
+    no_snapshot: true,
+    ..HANGS
+};
 
-const BEST_EFFORT: Allowed = Allowed { snapshot: Snapshots::BestEffort, ..ALL };
-const REQUIRED: Allowed = Allowed { snapshot: Snapshots::Required, ..ALL };
+const BEST_EFFORT: Allowed = Allowed {
+    snapshot: Snapshots::BestEffort,
+    ..ALL
+};
+const REQUIRED: Allowed = Allowed {
+    snapshot: Snapshots::Required,
+    ..ALL
+};
 
 /// The classes in which a volume may be detached by force, and the effects up to the end.
 const ROWS: &[(&str, fn() -> Case, &[&str])] = &[
@@ -38,9 +51,28 @@ const ROWS: &[(&str, fn() -> Case, &[&str])] = &[
     (
         "D",
         node_missing,
-        &["Hold", "DeleteAttachment", "CloudDetach", "Snapshot", "CloudForce", "Requeue", "Lift"],
+        &[
+            "Hold",
+            "DeleteAttachment",
+            "CloudDetach",
+            "Snapshot",
+            "CloudForce",
+            "Requeue",
+            "Lift",
+        ],
     ),
-    ("E", orphan, &["Hold", "CloudDetach", "Snapshot", "CloudForce", "Requeue", "Lift"]),
+    (
+        "E",
+        orphan,
+        &[
+            "Hold",
+            "CloudDetach",
+            "Snapshot",
+            "CloudForce",
+            "Requeue",
+            "Lift",
+        ],
+    ),
 ];
 
 fn has(walk: &Walk, effect: &str) -> bool {
@@ -54,10 +86,9 @@ fn is_snapshot(effect: &Effect) -> bool {
 /// What the journal says of the step's end.
 pub fn end_of(walk: &Walk, kind: StepKind) -> Option<&Event> {
     let ix = walk.plan.find(kind)?;
-    walk.journal
-        .iter()
-        .map(|e| &e.event)
-        .find(|m| matches!(m, Event::Completed { step, .. } | Event::Skipped { step, .. } if *step == ix))
+    walk.journal.iter().map(|e| &e.event).find(
+        |m| matches!(m, Event::Completed { step, .. } | Event::Skipped { step, .. } if *step == ix),
+    )
 }
 
 #[test]
@@ -87,9 +118,20 @@ fn it_is_complete_before_the_detach_by_force() {
 fn it_is_planned_only_where_a_policy_asks_for_it_and_force_is_possible() {
     for (name, case, _) in ROWS {
         let steps = |allowed| plan(&case(), allowed).unwrap().steps;
-        let found = |allowed| steps(allowed).iter().position(|s| s.kind == StepKind::Snapshot);
+        let found = |allowed| {
+            steps(allowed)
+                .iter()
+                .position(|s| s.kind == StepKind::Snapshot)
+        };
         assert_eq!(found(ALL), None, "{name}");
-        assert_eq!(found(Allowed { force: false, ..REQUIRED }), None, "{name}");
+        assert_eq!(
+            found(Allowed {
+                force: false,
+                ..REQUIRED
+            }),
+            None,
+            "{name}"
+        );
         for allowed in [BEST_EFFORT, REQUIRED] {
             let (at, steps) = (found(allowed).unwrap(), steps(allowed));
             assert_eq!(steps[at + 1].kind, StepKind::CloudForce, "{name}");
@@ -104,10 +146,32 @@ fn it_is_planned_only_where_a_policy_asks_for_it_and_force_is_possible() {
 #[test]
 fn a_plain_detach_that_works_needs_none() {
     for (name, case, _) in ROWS {
-        let mut walk = Walk::with(case(), World { stuck: true, ..QUIET }, REQUIRED);
-        assert_eq!(walk.run(|_, _| {}), End::Recovered, "{name}\n{}", walk.story());
-        assert!(has(&walk, "CloudDetach") && walk.snapshots.is_empty(), "{name}\n{}", walk.story());
-        assert!(matches!(end_of(&walk, StepKind::Snapshot), Some(Event::Skipped { .. })), "{name}");
+        let mut walk = Walk::with(
+            case(),
+            World {
+                stuck: true,
+                ..QUIET
+            },
+            REQUIRED,
+        );
+        assert_eq!(
+            walk.run(|_, _| {}),
+            End::Recovered,
+            "{name}\n{}",
+            walk.story()
+        );
+        assert!(
+            has(&walk, "CloudDetach") && walk.snapshots.is_empty(),
+            "{name}\n{}",
+            walk.story()
+        );
+        assert!(
+            matches!(
+                end_of(&walk, StepKind::Snapshot),
+                Some(Event::Skipped { .. })
+            ),
+            "{name}"
+        );
     }
 }
 
@@ -117,12 +181,19 @@ fn where_force_would_not_be_safe_none_is_made() {
     let mut walk = Walk::with(detach_error(), HANGS, REQUIRED);
     walk.run(|_, _| {});
     assert!(has(&walk, "CloudDetach"), "{}", walk.story());
-    assert!(!has(&walk, "Snapshot") && !has(&walk, "CloudForce"), "{}", walk.story());
+    assert!(
+        !has(&walk, "Snapshot") && !has(&walk, "CloudForce"),
+        "{}",
+        walk.story()
+    );
 }
 
 #[test]
 fn without_one_the_run_goes_on_or_ends_as_the_policy_says() {
-    let refused = Outcome::NotApplied { why: "AccessDenied".into(), retry: false };
+    let refused = Outcome::NotApplied {
+        why: "AccessDenied".into(),
+        retry: false,
+    };
     for (name, case, _) in ROWS {
         for refuse in [false, true] {
             let run = |allowed| {
@@ -135,17 +206,33 @@ fn without_one_the_run_goes_on_or_ends_as_the_policy_says() {
             };
             let (end, walk) = run(BEST_EFFORT);
             assert_eq!(end, End::Recovered, "{name}\n{}", walk.story());
-            assert!(has(&walk, "CloudForce") && walk.is_clean(), "{name}\n{}", walk.story());
+            assert!(
+                has(&walk, "CloudForce") && walk.is_clean(),
+                "{name}\n{}",
+                walk.story()
+            );
 
             let (end, walk) = run(REQUIRED);
-            let word = if refuse { "AccessDenied" } else { "the key is disabled" };
+            let word = if refuse {
+                "AccessDenied"
+            } else {
+                "the key is disabled"
+            };
             assert!(
                 matches!(&end, End::Failed { why } if why.contains(word)),
                 "{name}: {end:?}\n{}",
                 walk.story()
             );
-            assert!(!has(&walk, "CloudForce") && walk.is_clean(), "{name}\n{}", walk.story());
-            assert_eq!(walk.kinds().iter().filter(|k| *k == "Snapshot").count(), 1, "{name}");
+            assert!(
+                !has(&walk, "CloudForce") && walk.is_clean(),
+                "{name}\n{}",
+                walk.story()
+            );
+            assert_eq!(
+                walk.kinds().iter().filter(|k| *k == "Snapshot").count(),
+                1,
+                "{name}"
+            );
         }
     }
 }
@@ -155,7 +242,9 @@ fn without_one_the_run_goes_on_or_ends_as_the_policy_says() {
 fn one_that_takes_too_long_ends_the_wait() {
     for (allowed, forced) in [(BEST_EFFORT, true), (REQUIRED, false)] {
         let mut walk = Walk::with(orphan(), HANGS, allowed);
-        let taken = Outcome::Applied { detail: "pending".into() };
+        let taken = Outcome::Applied {
+            detail: "pending".into(),
+        };
         walk.answer(
             |e| is_snapshot(e).then(|| taken.clone()),
             |walk| {
@@ -171,35 +260,66 @@ fn one_that_takes_too_long_ends_the_wait() {
         assert!(walk.is_clean(), "{}", walk.story());
         let after = walk.journal.iter().find(|e| match &e.event {
             Event::Skipped { step, .. } => walk.plan.find(StepKind::Snapshot) == Some(*step),
-            Event::UnwindStarted { why: UnwindReason::Deadline { step, .. } } => {
-                walk.plan.find(StepKind::Snapshot) == Some(*step)
-            }
+            Event::UnwindStarted {
+                why: UnwindReason::Deadline { step, .. },
+            } => walk.plan.find(StepKind::Snapshot) == Some(*step),
             _ => false,
         });
-        let after = after.unwrap_or_else(|| panic!("{}", walk.story())).at.duration_since(begun);
-        assert!((1790..=1801).contains(&after.as_secs()), "{after:?}\n{}", walk.story());
+        let after = after
+            .unwrap_or_else(|| panic!("{}", walk.story()))
+            .at
+            .duration_since(begun);
+        assert!(
+            (1790..=1801).contains(&after.as_secs()),
+            "{after:?}\n{}",
+            walk.story()
+        );
     }
 }
 
 /// S3: an order whose reply was lost is looked up by its label. One that shows is not given again, whatever it takes.
 #[test]
 fn one_of_unknown_outcome_is_looked_up_and_not_repeated() {
-    let unknown = Outcome::Unknown { why: "no answer before the effect's deadline".into() };
+    let unknown = Outcome::Unknown {
+        why: "no answer before the effect's deadline".into(),
+    };
     for (name, case, _) in ROWS {
         let mut walk = Walk::with(case(), HANGS, REQUIRED);
-        walk.answer(|e| is_snapshot(e).then(|| unknown.clone()), Walk::begin_snapshot);
-        assert!(matches!(walk.ask(), Next::Wait { .. }), "{name}: what was read before it tells nothing");
-        assert_eq!(walk.run(|_, _| {}), End::Recovered, "{name}\n{}", walk.story());
-        assert_eq!(walk.kinds().iter().filter(|k| *k == "Snapshot").count(), 1, "{name}\n{}", walk.story());
+        walk.answer(
+            |e| is_snapshot(e).then(|| unknown.clone()),
+            Walk::begin_snapshot,
+        );
+        assert!(
+            matches!(walk.ask(), Next::Wait { .. }),
+            "{name}: what was read before it tells nothing"
+        );
+        assert_eq!(
+            walk.run(|_, _| {}),
+            End::Recovered,
+            "{name}\n{}",
+            walk.story()
+        );
+        assert_eq!(
+            walk.kinds().iter().filter(|k| *k == "Snapshot").count(),
+            1,
+            "{name}\n{}",
+            walk.story()
+        );
         let found = |m: &Event| matches!(m, Event::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } if seen.contains("snap-1"));
-        assert!(walk.journal.iter().any(|e| found(&e.event)), "{name}\n{}", walk.story());
+        assert!(
+            walk.journal.iter().any(|e| found(&e.event)),
+            "{name}\n{}",
+            walk.story()
+        );
     }
 }
 
 /// One that does not show is given again once its request cannot be on its way any more.
 #[test]
 fn one_that_never_arrived_is_ordered_again() {
-    let unknown = Outcome::Unknown { why: "connection reset".into() };
+    let unknown = Outcome::Unknown {
+        why: "connection reset".into(),
+    };
     let mut walk = Walk::with(orphan(), HANGS, REQUIRED);
     walk.answer(|e| is_snapshot(e).then(|| unknown.clone()), |_| {});
     let lost = walk.case.now;
@@ -210,7 +330,11 @@ fn one_that_never_arrived_is_ordered_again() {
         }
     });
     assert_eq!(end, End::Recovered, "{}", walk.story());
-    assert!(again.is_some_and(|s| (60..70).contains(&s)), "{again:?}\n{}", walk.story());
+    assert!(
+        again.is_some_and(|s| (60..70).contains(&s)),
+        "{again:?}\n{}",
+        walk.story()
+    );
     assert_eq!(walk.snapshots.len(), 1, "{}", walk.story());
 }
 
@@ -218,8 +342,17 @@ fn one_that_never_arrived_is_ordered_again() {
 #[test]
 fn one_that_cannot_be_looked_up_is_given_up_at_the_deadline() {
     for (allowed, forced) in [(BEST_EFFORT, true), (REQUIRED, false)] {
-        let unknown = Outcome::Unknown { why: "connection reset".into() };
-        let mut walk = Walk::with(orphan(), World { blind: true, ..HANGS }, allowed);
+        let unknown = Outcome::Unknown {
+            why: "connection reset".into(),
+        };
+        let mut walk = Walk::with(
+            orphan(),
+            World {
+                blind: true,
+                ..HANGS
+            },
+            allowed,
+        );
         walk.answer(
             |e| is_snapshot(e).then(|| unknown.clone()),
             |walk| {
@@ -230,7 +363,12 @@ fn one_that_cannot_be_looked_up_is_given_up_at_the_deadline() {
         let end = walk.run(|_, _| {});
         assert_eq!(end == End::Recovered, forced, "{end:?}\n{}", walk.story());
         assert_eq!(has(&walk, "CloudForce"), forced, "{}", walk.story());
-        assert_eq!(walk.kinds().iter().filter(|k| *k == "Snapshot").count(), 1, "{}", walk.story());
+        assert_eq!(
+            walk.kinds().iter().filter(|k| *k == "Snapshot").count(),
+            1,
+            "{}",
+            walk.story()
+        );
         assert!(walk.is_clean(), "{}", walk.story());
     }
 }
@@ -242,14 +380,24 @@ fn an_abort_at_any_line_leaves_nothing() {
             let mut whole = Walk::with(case(), world, BEST_EFFORT);
             whole.run(|_, _| {});
             for line in 1..whole.journal.len() {
-                let mut walk = Walk::with(case(), World { abort_at: Some(line), ..world }, BEST_EFFORT);
+                let mut walk = Walk::with(
+                    case(),
+                    World {
+                        abort_at: Some(line),
+                        ..world
+                    },
+                    BEST_EFFORT,
+                );
                 let end = walk.run(|_, _| {});
                 let story = walk.story();
                 assert!(
                     matches!(end, End::Aborted | End::Recovered),
                     "{name}, line {line}: {end:?}\n{story}"
                 );
-                assert!(walk.is_clean() && walk.snapshots.len() <= 1, "{name}, line {line}\n{story}");
+                assert!(
+                    walk.is_clean() && walk.snapshots.len() <= 1,
+                    "{name}, line {line}\n{story}"
+                );
             }
         }
     }
@@ -258,17 +406,36 @@ fn an_abort_at_any_line_leaves_nothing() {
 /// The driver's own detach may be what does not end: then no plain one of ours can be sent, and force has to follow.
 #[test]
 fn a_detach_of_the_drivers_that_does_not_end_is_forced_too() {
-    let world = World { stuck: true, hangs: Some(By::Driver), ..QUIET };
+    let world = World {
+        stuck: true,
+        hangs: Some(By::Driver),
+        ..QUIET
+    };
     let mut walk = Walk::with(dead_node_off(), world, BEST_EFFORT);
     assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
     assert_eq!(
         walk.kinds(),
-        ["Quarantine", "TaintOutOfService", "Hold", "Snapshot", "CloudForce", "Requeue", "Lift", "Untaint"],
+        [
+            "Quarantine",
+            "TaintOutOfService",
+            "Hold",
+            "Snapshot",
+            "CloudForce",
+            "Requeue",
+            "Lift",
+            "Untaint"
+        ],
         "{}",
         walk.story()
     );
     // By itself it would have ended after five minutes.
-    let took = walk.journal.last().unwrap().at.duration_since(walk.journal[0].at).as_secs();
+    let took = walk
+        .journal
+        .last()
+        .unwrap()
+        .at
+        .duration_since(walk.journal[0].at)
+        .as_secs();
     assert!(took < 290, "{took}\n{}", walk.story());
 }
 
@@ -276,12 +443,17 @@ fn a_detach_of_the_drivers_that_does_not_end_is_forced_too() {
 #[test]
 fn what_holds_before_the_snapshot_must_hold_after_it() {
     let mut walk = Walk::with(orphan(), HANGS, REQUIRED);
-    let taken = Outcome::Applied { detail: "pending".into() };
+    let taken = Outcome::Applied {
+        detail: "pending".into(),
+    };
     walk.answer(
         |e| is_snapshot(e).then(|| taken.clone()),
         |walk| {
             walk.begin_snapshot();
-            walk.case.evidence.sightings.push(sighting(Some(InstanceState::Running), walk.case.now));
+            walk.case
+                .evidence
+                .sightings
+                .push(sighting(Some(InstanceState::Running), walk.case.now));
             let source = Source::Cloud("ec2".into());
             for (id, fact) in &mut walk.case.evidence.instances {
                 let mut running = fact.shown().cloned().unwrap();
@@ -306,15 +478,23 @@ fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
         (true, 1801, true),
         (true, 3600, true),
     ] {
-        let unknown = Outcome::Unknown { why: "connection reset".into() };
+        let unknown = Outcome::Unknown {
+            why: "connection reset".into(),
+        };
         let mut walk = Walk::with(orphan(), World { blind, ..HANGS }, REQUIRED);
         walk.answer(|e| is_snapshot(e).then(|| unknown.clone()), |_| {});
         walk.pass(seconds);
         let said = walk.ask();
         // Without a look nothing was observed, and the step's deadline is over: nothing is ordered any more.
         let told = match &said {
-            Next::Record(Event::Outcome { outcome: Outcome::ObservedNotApplied { .. }, .. }) => !blind,
-            Next::Record(Event::Outcome { outcome: Outcome::Repeatable { .. }, .. }) => blind,
+            Next::Record(Event::Outcome {
+                outcome: Outcome::ObservedNotApplied { .. },
+                ..
+            }) => !blind,
+            Next::Record(Event::Outcome {
+                outcome: Outcome::Repeatable { .. },
+                ..
+            }) => blind,
             _ => false,
         };
         assert_eq!(told, again, "blind {blind}, {seconds} s: {said:?}");
@@ -325,8 +505,13 @@ fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
 /// refused.
 #[test]
 fn a_volume_that_is_let_go_ends_the_step() {
-    let begun = Outcome::Applied { detail: "pending".into() };
-    let busy = Outcome::NotApplied { why: "busy".into(), retry: true };
+    let begun = Outcome::Applied {
+        detail: "pending".into(),
+    };
+    let busy = Outcome::NotApplied {
+        why: "busy".into(),
+        retry: true,
+    };
     for (outcome, made) in [(begun, true), (busy, false)] {
         let mut walk = Walk::with(orphan(), HANGS, REQUIRED);
         walk.answer(|e| is_snapshot(e).then(|| outcome.clone()), |_| {});

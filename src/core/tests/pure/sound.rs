@@ -35,12 +35,21 @@ fn a_plan_that_was_edited_is_not_sound() {
     for (n, edit) in edits.iter().enumerate() {
         let mut plan = good.clone();
         edit(&mut plan);
-        assert!(matches!(plan.sound(), Err(Unsound::Edited { .. })), "edit {n}");
+        assert!(
+            matches!(plan.sound(), Err(Unsound::Edited { .. })),
+            "edit {n}"
+        );
     }
 }
 
 fn lines(events: Vec<Event>) -> Vec<Entry> {
-    let line = |(seq, event): (u32, Event)| Entry { seq, at: start(), term: 1, by: "test".into(), event };
+    let line = |(seq, event): (u32, Event)| Entry {
+        seq,
+        at: start(),
+        term: 1,
+        by: "test".into(),
+        event,
+    };
     (0..).zip(events).map(line).collect()
 }
 
@@ -52,17 +61,38 @@ fn a_detach_without_a_definite_no_may_have_freed() {
         proof: proof.then_some(ProofKind::Gone { last_seen: None }),
         newest_job: None,
     };
-    let outcome = |outcome| Event::Outcome { step: StepIx(2), outcome };
+    let outcome = |outcome| Event::Outcome {
+        step: StepIx(2),
+        outcome,
+    };
     let say = || "x".to_owned();
-    let shut = || outcome(Outcome::Withheld { shut: Shut::NotLeader });
-    let no = || outcome(Outcome::NotApplied { why: say(), retry: true });
+    let shut = || {
+        outcome(Outcome::Withheld {
+            shut: Shut::NotLeader,
+        })
+    };
+    let no = || {
+        outcome(Outcome::NotApplied {
+            why: say(),
+            retry: true,
+        })
+    };
     let cases = [
         (vec![], false),
         (vec![started(false)], false),
-        (vec![started(false), outcome(Outcome::Applied { detail: say() })], false),
+        (
+            vec![started(false), outcome(Outcome::Applied { detail: say() })],
+            false,
+        ),
         (vec![started(true)], true),
-        (vec![started(true), outcome(Outcome::Applied { detail: say() })], true),
-        (vec![started(true), outcome(Outcome::Unknown { why: say() })], true),
+        (
+            vec![started(true), outcome(Outcome::Applied { detail: say() })],
+            true,
+        ),
+        (
+            vec![started(true), outcome(Outcome::Unknown { why: say() })],
+            true,
+        ),
         (
             vec![
                 started(true),
@@ -76,7 +106,15 @@ fn a_detach_without_a_definite_no_may_have_freed() {
         (vec![started(true), no(), started(true), no()], false),
         (vec![started(true), shut()], false),
         (vec![started(true), shut(), started(true)], true),
-        (vec![started(true), outcome(Outcome::Unknown { why: say() }), started(true), shut()], true),
+        (
+            vec![
+                started(true),
+                outcome(Outcome::Unknown { why: say() }),
+                started(true),
+                shut(),
+            ],
+            true,
+        ),
     ];
     for (events, freed) in cases {
         assert_eq!(may_have_freed(&lines(events.clone())), freed, "{events:?}");
@@ -92,8 +130,17 @@ fn every_freeing_effect_of_a_run_may_have_freed() {
         let kind = walk.plan.steps[action.step.index()].kind;
         before.push((kind, may_have_freed(&walk.journal)));
     });
-    let taint = before.iter().position(|(kind, _)| *kind == StepKind::TaintOutOfService).unwrap();
-    assert!(before[..=taint].iter().all(|(_, freed)| !freed), "{before:?}");
-    assert!(before[taint + 1..].iter().all(|(_, freed)| *freed), "{before:?}");
+    let taint = before
+        .iter()
+        .position(|(kind, _)| *kind == StepKind::TaintOutOfService)
+        .unwrap();
+    assert!(
+        before[..=taint].iter().all(|(_, freed)| !freed),
+        "{before:?}"
+    );
+    assert!(
+        before[taint + 1..].iter().all(|(_, freed)| *freed),
+        "{before:?}"
+    );
     assert!(walk.journal[0].at + SignedDuration::from_secs(1) < walk.case.now);
 }

@@ -3,19 +3,32 @@
 use super::run::{Faults, length, run};
 use super::world::{Mark as Stamped, World};
 use reattach_core::journal::Event;
-use reattach_core::stamp::{Doubt, Foreign, MOST_RESTORED, Scaled, Shown, Stamp, Traces, Verdict, judge};
+use reattach_core::stamp::{
+    Doubt, Foreign, MOST_RESTORED, Scaled, Shown, Stamp, Traces, Verdict, judge,
+};
 use reattach_core::testkit::start;
 
 fn stamp(replicas: i32) -> Stamp {
-    Stamp { replicas, workload: "w".into(), recovery: "r".into(), at: start() }
+    Stamp {
+        replicas,
+        workload: "w".into(),
+        recovery: "r".into(),
+        at: start(),
+    }
 }
 
 fn past(replicas: i32) -> Option<Shown> {
-    Some(Shown { replicas, by: "claims".to_owned() })
+    Some(Shown {
+        replicas,
+        by: "claims".to_owned(),
+    })
 }
 
 fn silent(written_by_us: bool, past: Option<Shown>) -> Scaled {
-    Scaled::NoJournal(Traces { written_by_us, past })
+    Scaled::NoJournal(Traces {
+        written_by_us,
+        past,
+    })
 }
 
 fn restored(verdict: &Verdict) -> Option<(i32, bool)> {
@@ -49,11 +62,20 @@ fn a_stamp_without_a_journal_counts_within_the_past() {
     ];
     for (said, past, count, doubted) in table {
         let verdict = judge(&stamp(said), &silent(true, past.clone()));
-        assert_eq!(restored(&verdict), Some((count, doubted)), "{said} with {past:?}");
-        let Verdict::Restore { doubt, .. } = verdict else { unreachable!() };
+        assert_eq!(
+            restored(&verdict),
+            Some((count, doubted)),
+            "{said} with {past:?}"
+        );
+        let Verdict::Restore { doubt, .. } = verdict else {
+            unreachable!()
+        };
         if let Some(doubt @ Doubt::Past { .. }) = doubt {
             let sentence = doubt.to_string();
-            assert!(sentence.contains(&said.to_string()) && sentence.contains("by hand"), "{sentence}");
+            assert!(
+                sentence.contains(&said.to_string()) && sentence.contains("by hand"),
+                "{sentence}"
+            );
         }
     }
 }
@@ -61,9 +83,15 @@ fn a_stamp_without_a_journal_counts_within_the_past() {
 #[test]
 fn a_stamp_on_what_was_never_scaled_restores_nothing() {
     for past in [None, past(3)] {
-        assert_eq!(judge(&stamp(3), &silent(false, past)), Verdict::Ignore(Foreign::NoTrace));
+        assert_eq!(
+            judge(&stamp(3), &silent(false, past)),
+            Verdict::Ignore(Foreign::NoTrace)
+        );
     }
-    assert_eq!(judge(&stamp(3), &Scaled::Never), Verdict::Ignore(Foreign::NotThatRecovery));
+    assert_eq!(
+        judge(&stamp(3), &Scaled::Never),
+        Verdict::Ignore(Foreign::NotThatRecovery)
+    );
 }
 
 /// Somebody edits the count in the stamp after any line of a run, or of one that is aborted: the journal's count is restored,
@@ -81,7 +109,11 @@ fn a_count_that_was_edited_in_a_run_is_not_restored() {
                     }
                 };
                 let abort_after = abort.then_some(n + 1);
-                let faults = Faults { meddle: Some((n, meddle)), abort_after, ..Faults::default() };
+                let faults = Faults {
+                    meddle: Some((n, meddle)),
+                    abort_after,
+                    ..Faults::default()
+                };
                 let mut run = run(stuck, faults);
                 while run.world.stamp != Stamped::Recounted && run.drive(1).is_none() {}
                 if run.world.stamp != Stamped::Recounted {
@@ -95,8 +127,7 @@ fn a_count_that_was_edited_in_a_run_is_not_restored() {
                     "abort {abort}, after line {n}\n{}",
                     run.story()
                 );
-                let says =
-                    |m: &Event| matches!(m, Event::Started { intent, .. } if intent.contains("says 5000"));
+                let says = |m: &Event| matches!(m, Event::Started { intent, .. } if intent.contains("says 5000"));
                 assert!(run.has(says), "after line {n}\n{}", run.story());
             }
         }

@@ -2,7 +2,8 @@
 
 use super::clocks::until;
 use super::walk::{
-    ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan, phantom_without_policy,
+    ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan,
+    phantom_without_policy,
 };
 use jiff::SignedDuration;
 use reattach_core::cloud::{CloudJob, CloudScope, JobKind, JobStatus, VolumeState};
@@ -19,13 +20,17 @@ use reattach_core::testkit::{
 };
 
 pub fn phantom() -> Case {
-    Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE)
+    Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE)
 }
 
 /// A run that has come to this step.
 pub fn reached(case: Case, allowed: Allowed, kind: StepKind) -> Walk {
     let mut walk = Walk::with(case, QUIET, allowed);
-    until(&mut walk, |walk, _| walk.state().current() == walk.plan.find(kind));
+    until(&mut walk, |walk, _| {
+        walk.state().current() == walk.plan.find(kind)
+    });
     walk
 }
 
@@ -51,7 +56,9 @@ fn detaches(said: &Next) -> bool {
 
 pub fn holders(walk: &mut Walk, holders: &[&str]) {
     let holders = holders.iter().map(|h| (*h).into()).collect();
-    change(&mut walk.case.evidence.cloud_volume, |c| c.holders = holders);
+    change(&mut walk.case.evidence.cloud_volume, |c| {
+        c.holders = holders
+    });
 }
 
 /// Whether a detach that another ordered is under way at the cloud.
@@ -78,7 +85,11 @@ fn record(name: &'static str, node: &str) -> AttachmentFacts {
 
 const WHOLE: &[Holding] = &[
     ("nothing", |c| c, None),
-    ("kubelet", |c| c.node(|n| n.volumes_in_use = vec![volume_name()]), Some("reports the volume in use")),
+    (
+        "kubelet",
+        |c| c.node(|n| n.volumes_in_use = vec![volume_name()]),
+        Some("reports the volume in use"),
+    ),
     (
         "the attach/detach controller",
         |c| c.node(|n| n.volumes_attached = vec![volume_name()]),
@@ -94,7 +105,11 @@ const WHOLE: &[Holding] = &[
         |c| c.attachments(|all| all.push(record("other", OTHER_NODE))),
         Some("VolumeAttachment other is still there"),
     ),
-    ("the cloud", |c| c.cloud(|c| c.holders = vec![INSTANCE.into()]), Some("the cloud still names")),
+    (
+        "the cloud",
+        |c| c.cloud(|c| c.holders = vec![INSTANCE.into()]),
+        Some("the cloud still names"),
+    ),
     (
         "the cloud, for another",
         |c| c.cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]),
@@ -105,26 +120,58 @@ const WHOLE: &[Holding] = &[
 /// Where pods may wait elsewhere, only what is about the old holder counts, and a dead kubelet's word does not.
 const OLD: &[Holding] = &[
     ("nothing", |c| c, None),
-    ("kubelet", |c| c.node(|n| n.volumes_in_use = vec![volume_name()]), None),
-    ("the attach/detach controller", |c| c.node(|n| n.volumes_attached = vec![volume_name()]), None),
+    (
+        "kubelet",
+        |c| c.node(|n| n.volumes_in_use = vec![volume_name()]),
+        None,
+    ),
+    (
+        "the attach/detach controller",
+        |c| c.node(|n| n.volumes_attached = vec![volume_name()]),
+        None,
+    ),
     (
         "a later record of the node",
-        |c| c.attachments(|all| all.push(AttachmentFacts { uid: "later".into(), ..record("later", NODE) })),
+        |c| {
+            c.attachments(|all| {
+                all.push(AttachmentFacts {
+                    uid: "later".into(),
+                    ..record("later", NODE)
+                })
+            })
+        },
         Some("VolumeAttachment later is still there"),
     ),
-    ("a record of another node", |c| c.attachments(|all| all.push(record("other", OTHER_NODE))), None),
-    ("the cloud", |c| c.cloud(|c| c.holders = vec![INSTANCE.into()]), Some("the cloud still names")),
-    ("the cloud, for another", |c| c.cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]), None),
+    (
+        "a record of another node",
+        |c| c.attachments(|all| all.push(record("other", OTHER_NODE))),
+        None,
+    ),
+    (
+        "the cloud",
+        |c| c.cloud(|c| c.holders = vec![INSTANCE.into()]),
+        Some("the cloud still names"),
+    ),
+    (
+        "the cloud, for another",
+        |c| c.cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]),
+        None,
+    ),
 ];
 
 #[test]
 fn each_thing_that_holds_the_volume_is_waited_for_alone() {
     for (case, rows) in [(phantom(), WHOLE), (dead_node_off(), OLD)] {
         let walk = reached(case, ALL, StepKind::AwaitDetached);
-        let free = walk.case.clone().attachments(Vec::clear).cloud(|c| c.holders.clear()).node(|n| {
-            n.volumes_in_use.clear();
-            n.volumes_attached.clear();
-        });
+        let free = walk
+            .case
+            .clone()
+            .attachments(Vec::clear)
+            .cloud(|c| c.holders.clear())
+            .node(|n| {
+                n.volumes_in_use.clear();
+                n.volumes_attached.clear();
+            });
         for (name, holding, waits) in rows {
             let mut walk = walk.clone();
             walk.case = holding(free.clone());
@@ -140,10 +187,19 @@ fn each_thing_that_holds_the_volume_is_waited_for_alone() {
 /// Where the record is being deleted already, nothing is deleted and nothing is waited for a second time.
 #[test]
 fn a_wait_behind_a_step_that_was_not_needed_is_skipped() {
-    let mut walk = Walk::new(phantom(), World { stuck: true, ..QUIET });
+    let mut walk = Walk::new(
+        phantom(),
+        World {
+            stuck: true,
+            ..QUIET
+        },
+    );
     until(&mut walk, |_, said| detaches(said));
     let skipped = |e: &reattach_core::journal::Entry| {
-        is_skipped(&Next::Record(e.event.clone()), "nothing was done that could have freed it")
+        is_skipped(
+            &Next::Record(e.event.clone()),
+            "nothing was done that could have freed it",
+        )
     };
     assert!(walk.journal.iter().any(skipped), "{}", walk.story());
 }
@@ -152,7 +208,9 @@ fn a_wait_behind_a_step_that_was_not_needed_is_skipped() {
 pub fn accepted() -> Walk {
     let mut walk = Walk::new(orphan(), QUIET);
     let accepts = |e: &Effect| {
-        matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Applied { detail: "200".into() })
+        matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Applied {
+            detail: "200".into(),
+        })
     };
     walk.answer(accepts, |_| {});
     walk
@@ -162,15 +220,25 @@ pub fn accepted() -> Walk {
 #[test]
 fn an_accepted_detach_ends_without_holder_and_job() {
     let mut walk = accepted();
-    for (named, under_way, ends) in
-        [(true, true, false), (true, false, false), (false, true, false), (false, false, true)]
-    {
+    for (named, under_way, ends) in [
+        (true, true, false),
+        (true, false, false),
+        (false, true, false),
+        (false, false, true),
+    ] {
         walk.pass(1);
         holders(&mut walk, if named { &["26000009"] } else { &[] });
         pending(&mut walk, under_way);
         let said = walk.ask();
-        assert_eq!(is_completed(&said), ends, "holder {named}, job {under_way}: {said:?}");
-        assert!(ends || is_wait(&said, "the cloud's detach is under way"), "{said:?}");
+        assert_eq!(
+            is_completed(&said),
+            ends,
+            "holder {named}, job {under_way}: {said:?}"
+        );
+        assert!(
+            ends || is_wait(&said, "the cloud's detach is under way"),
+            "{said:?}"
+        );
     }
 }
 
@@ -181,14 +249,24 @@ fn a_detach_by_force_takes_over_after_a_minute() {
     for (seconds, over) in [(59, false), (1, true)] {
         walk.pass(seconds);
         let said = walk.ask();
-        assert_eq!(is_skipped(&said, "the plain detach has not ended after 60 s"), over, "{said:?}");
+        assert_eq!(
+            is_skipped(&said, "the plain detach has not ended after 60 s"),
+            over,
+            "{said:?}"
+        );
     }
     let accepts = |e: &Effect| {
-        matches!(e, Effect::CloudForce { .. }).then(|| Outcome::Applied { detail: "200".into() })
+        matches!(e, Effect::CloudForce { .. }).then(|| Outcome::Applied {
+            detail: "200".into(),
+        })
     };
     walk.answer(accepts, |_| {});
     walk.pass(61);
-    assert!(is_wait(&walk.ask(), "the cloud's detach is under way"), "{:?}", walk.ask());
+    assert!(
+        is_wait(&walk.ask(), "the cloud's detach is under way"),
+        "{:?}",
+        walk.ask()
+    );
 }
 
 #[test]
@@ -201,7 +279,11 @@ fn a_busy_cloud_is_asked_again_after_five_seconds() {
     walk.answer(busy, |_| {});
     for seconds in [0, 1, 3] {
         walk.pass(seconds);
-        assert!(is_wait(&walk.ask(), "did not accept the detach (busy)"), "{:?}", walk.ask());
+        assert!(
+            is_wait(&walk.ask(), "did not accept the detach (busy)"),
+            "{:?}",
+            walk.ask()
+        );
     }
     walk.pass(1);
     assert!(detaches(&walk.ask()), "{:?}", walk.ask());
@@ -211,7 +293,10 @@ fn a_busy_cloud_is_asked_again_after_five_seconds() {
 #[test]
 fn another_detach_that_hangs_gives_way_to_force_alone() {
     let forced = ALL;
-    let plain = Allowed { force: false, ..ALL };
+    let plain = Allowed {
+        force: false,
+        ..ALL
+    };
     for (allowed, state, seconds, over) in [
         (forced, VolumeState::Detaching, 59, false),
         (forced, VolumeState::Detaching, 60, true),
@@ -221,11 +306,19 @@ fn another_detach_that_hangs_gives_way_to_force_alone() {
         let mut walk = reached(orphan(), allowed, StepKind::CloudDetach);
         walk.pass(seconds);
         pending(&mut walk, true);
-        change(&mut walk.case.evidence.cloud_volume, |c| c.state = state.clone());
+        change(&mut walk.case.evidence.cloud_volume, |c| {
+            c.state = state.clone()
+        });
         let said = walk.ask();
-        let skipped = is_skipped(&said, "another's detach has been under way for more than 60 s");
+        let skipped = is_skipped(
+            &said,
+            "another's detach has been under way for more than 60 s",
+        );
         assert_eq!(skipped, over, "{state:?} for {seconds} s: {said:?}");
-        assert!(over || is_wait(&said, "a job of the volume is pending"), "{said:?}");
+        assert!(
+            over || is_wait(&said, "a job of the volume is pending"),
+            "{said:?}"
+        );
     }
 }
 
@@ -236,12 +329,23 @@ pub fn touches(said: &Next) -> bool {
 /// The attacher is told at most three times, and a run never fails for it.
 #[test]
 fn a_requeue_is_tried_three_times_and_never_fails() {
-    let outcome = |retry| move || Outcome::NotApplied { why: "409".into(), retry };
-    let told = || Outcome::Applied { detail: "200".into() };
+    let outcome = |retry| {
+        move || Outcome::NotApplied {
+            why: "409".into(),
+            retry,
+        }
+    };
+    let told = || Outcome::Applied {
+        detail: "200".into(),
+    };
     let replies: [(&dyn Fn() -> Outcome, usize, fn(&Next) -> bool); 3] = [
         (&told, 1, |said| is_completed(said)),
-        (&outcome(true), 3, |said| is_skipped(said, "the attacher tries again by itself")),
-        (&outcome(false), 1, |said| is_skipped(said, "the attacher tries again by itself")),
+        (&outcome(true), 3, |said| {
+            is_skipped(said, "the attacher tries again by itself")
+        }),
+        (&outcome(false), 1, |said| {
+            is_skipped(said, "the attacher tries again by itself")
+        }),
     ];
     for (reply, times, ends) in replies {
         let mut walk = reached(detach_error(), ALL, StepKind::Requeue);
@@ -260,11 +364,20 @@ fn nothing_is_freed_while_the_hold_is_not_seen() {
         let mut walk = reached(orphan(), ALL, StepKind::CloudDetach);
         assert!(detaches(&walk.ask()), "{:?}", walk.ask());
         change(&mut walk.case.evidence.workload, |w| w.dry_run_held = seen);
-        assert!(is_wait(&walk.ask(), "the hold must be seen in force"), "{:?}", walk.ask());
+        assert!(
+            is_wait(&walk.ask(), "the hold must be seen in force"),
+            "{:?}",
+            walk.ask()
+        );
     }
-    let mut walk = Walk::new(phantom_without_policy(), World { lingers: true, ..QUIET });
-    let deletes =
-        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::DeleteAttachment { .. }));
+    let mut walk = Walk::new(
+        phantom_without_policy(),
+        World {
+            lingers: true,
+            ..QUIET
+        },
+    );
+    let deletes = |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::DeleteAttachment { .. }));
     until(&mut walk, |_, said| deletes(said));
     walk.case = walk.case.clone().node(|n| n.taints.clear());
     assert!(!deletes(&walk.ask()), "{:?}", walk.ask());
@@ -275,9 +388,17 @@ fn nothing_is_freed_while_the_hold_is_not_seen() {
 fn a_claim_that_the_plan_does_not_list_saves_the_node() {
     let mut walk = reached(dead_node_off(), ALL, StepKind::Quarantine);
     assert!(matches!(&walk.ask(), Next::Act(a) if matches!(a.effect, Effect::Quarantine { .. })));
-    let claims = walk.case.evidence.node_claims.get_mut(&NODE.into()).unwrap();
+    let claims = walk
+        .case
+        .evidence
+        .node_claims
+        .get_mut(&NODE.into())
+        .unwrap();
     change(claims, |all| {
-        all.push(NodeClaim { claim: ObjectName::new("shop", "carts"), opted_out: None });
+        all.push(NodeClaim {
+            claim: ObjectName::new("shop", "carts"),
+            opted_out: None,
+        });
     });
     let said = walk.ask();
     let refused = matches!(
@@ -292,9 +413,17 @@ fn a_claim_that_the_plan_does_not_list_saves_the_node() {
 fn a_node_that_is_gone_is_not_fenced() {
     for kind in [StepKind::Quarantine, StepKind::TaintOutOfService] {
         let mut walk = reached(dead_node_off(), ALL, kind);
-        walk.case.evidence.nodes.get_mut(&NODE.into()).unwrap().value = Known::Absent;
+        walk.case
+            .evidence
+            .nodes
+            .get_mut(&NODE.into())
+            .unwrap()
+            .value = Known::Absent;
         let said = walk.ask();
-        assert!(is_skipped(&said, "the Node does not exist any more"), "{kind:?}: {said:?}");
+        assert!(
+            is_skipped(&said, "the Node does not exist any more"),
+            "{kind:?}: {said:?}"
+        );
     }
 }
 
@@ -313,13 +442,21 @@ fn a_power_off_that_is_refused_for_good_is_skipped() {
 /// The other volumes of the node have a minute to be detached under the taint, and no longer.
 #[test]
 fn the_taint_stays_a_minute_for_the_nodes_other_volumes() {
-    let untaints = |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. }));
+    let untaints =
+        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. }));
     let mut walk = reached(dead_node_off(), ALL, StepKind::Untaint);
     assert!(untaints(&walk.ask()), "{:?}", walk.ask());
-    walk.case = walk.case.clone().node(|n| n.volumes_attached = vec!["kubernetes.io/csi/x^other".into()]);
+    walk.case = walk
+        .case
+        .clone()
+        .node(|n| n.volumes_attached = vec!["kubernetes.io/csi/x^other".into()]);
     for seconds in [0, 59] {
         walk.pass(seconds);
-        assert!(is_wait(&walk.ask(), "other volumes of the node are still attached"), "{:?}", walk.ask());
+        assert!(
+            is_wait(&walk.ask(), "other volumes of the node are still attached"),
+            "{:?}",
+            walk.ask()
+        );
     }
     walk.pass(1);
     assert!(untaints(&walk.ask()), "{:?}", walk.ask());
@@ -328,38 +465,70 @@ fn the_taint_stays_a_minute_for_the_nodes_other_volumes() {
 /// Our taint is off once the Node is seen without it, in a read that is not from before the write; until then it is tried again.
 #[test]
 fn a_taint_is_off_when_the_node_is_seen_without_it() {
-    let untaints = |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. }));
+    let untaints =
+        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. }));
     let with = |walk: &Walk, tainted: bool, read_before: bool| {
         let mut walk = walk.clone();
         walk.case = walk.case.node(|n| n.out_of_service_by_us = tainted);
         if read_before {
-            walk.case.evidence.nodes.get_mut(&NODE.into()).unwrap().at -= SignedDuration::from_secs(1);
+            walk.case.evidence.nodes.get_mut(&NODE.into()).unwrap().at -=
+                SignedDuration::from_secs(1);
         }
         walk
     };
     for applied in [true, false] {
         let mut walk = reached(dead_node_off(), ALL, StepKind::Untaint);
         let outcome = move || match applied {
-            true => Outcome::Applied { detail: "200".into() },
-            false => Outcome::NotApplied { why: "409".into(), retry: true },
+            true => Outcome::Applied {
+                detail: "200".into(),
+            },
+            false => Outcome::NotApplied {
+                why: "409".into(),
+                retry: true,
+            },
         };
-        walk.answer(move |e| matches!(e, Effect::Untaint { .. }).then(outcome), |_| {});
-        assert!(is_wait(&with(&walk, false, true).ask(), "the Node must be read again"), "{applied}");
+        walk.answer(
+            move |e| matches!(e, Effect::Untaint { .. }).then(outcome),
+            |_| {},
+        );
+        assert!(
+            is_wait(
+                &with(&walk, false, true).ask(),
+                "the Node must be read again"
+            ),
+            "{applied}"
+        );
         assert_eq!(is_completed(&with(&walk, false, false).ask()), applied);
         let mut there = with(&walk, true, false);
-        assert!(is_wait(&there.ask(), "the taint is looked at again"), "{:?}", there.ask());
+        assert!(
+            is_wait(&there.ask(), "the taint is looked at again"),
+            "{:?}",
+            there.ask()
+        );
         there.pass(1);
         assert!(untaints(&there.ask()), "{:?}", there.ask());
     }
     let mut gone = reached(dead_node_off(), ALL, StepKind::Untaint);
-    gone.case.evidence.nodes.get_mut(&NODE.into()).unwrap().value = Known::Absent;
+    gone.case
+        .evidence
+        .nodes
+        .get_mut(&NODE.into())
+        .unwrap()
+        .value = Known::Absent;
     assert!(is_completed(&gone.ask()), "{:?}", gone.ask());
 }
 
 /// A run whose first effect of this kind was accepted, while the world has not moved.
 pub fn told(case: Case, kind: fn(&Effect) -> bool) -> Walk {
     let mut walk = Walk::new(case, QUIET);
-    walk.answer(move |e| kind(e).then(|| Outcome::Applied { detail: "200".into() }), |_| {});
+    walk.answer(
+        move |e| {
+            kind(e).then(|| Outcome::Applied {
+                detail: "200".into(),
+            })
+        },
+        |_| {},
+    );
     walk
 }
 
@@ -382,7 +551,11 @@ pub fn probe(walk: &mut Walk, held: Option<bool>) {
 fn a_hold_is_in_force_when_a_later_probe_shows_it() {
     let walk = told(phantom(), |e| matches!(e, Effect::Hold));
     let table: [Seen; 6] = [
-        ("seen", |w| probe(w, Some(true)), |said| is_seen(said, "comes back with the gate")),
+        (
+            "seen",
+            |w| probe(w, Some(true)),
+            |said| is_seen(said, "comes back with the gate"),
+        ),
         (
             "seen before the label was written",
             |w| {
@@ -391,8 +564,16 @@ fn a_hold_is_in_force_when_a_later_probe_shows_it() {
             },
             |said| is_wait(said, "the hold must be probed again"),
         ),
-        ("not seen", |w| probe(w, Some(false)), |said| is_wait(said, "does not come back with the gate")),
-        ("not probed", |w| probe(w, None), |said| is_wait(said, "does not come back with the gate")),
+        (
+            "not seen",
+            |w| probe(w, Some(false)),
+            |said| is_wait(said, "does not come back with the gate"),
+        ),
+        (
+            "not probed",
+            |w| probe(w, None),
+            |said| is_wait(said, "does not come back with the gate"),
+        ),
         (
             "gone",
             |w| w.case.evidence.workload.value = Known::Absent,
@@ -418,14 +599,22 @@ fn closed_by(walk: &mut Walk, recovery: &str) {
 
 #[test]
 fn a_node_is_closed_when_a_later_read_shows_our_taint() {
-    let walk = told(phantom_without_policy(), |e| matches!(e, Effect::CloseNode { .. }));
+    let walk = told(phantom_without_policy(), |e| {
+        matches!(e, Effect::CloseNode { .. })
+    });
     let ours = |w: &mut Walk| closed_by(w, Case::recovery().as_str());
     let table: [(&str, &dyn Fn(&mut Walk), fn(&Next) -> bool); 8] = [
-        ("closed", &ours, |said| is_seen(said, "the taint is on the node")),
-        ("open", &|_| {}, |said| is_wait(said, "does not carry our taint")),
-        ("closed by another recovery", &|w| closed_by(w, "another"), |said| {
+        ("closed", &ours, |said| {
+            is_seen(said, "the taint is on the node")
+        }),
+        ("open", &|_| {}, |said| {
             is_wait(said, "does not carry our taint")
         }),
+        (
+            "closed by another recovery",
+            &|w| closed_by(w, "another"),
+            |said| is_wait(said, "does not carry our taint"),
+        ),
         (
             "read before the taint was written",
             &|w| {
@@ -462,8 +651,10 @@ fn a_node_is_closed_when_a_later_read_shows_our_taint() {
             "pods that ignore the taint",
             &|w| {
                 ours(w);
-                w.case =
-                    w.case.clone().workload(|w| w.template.ignores_taints = Some("they ignore it".into()));
+                w.case = w
+                    .case
+                    .clone()
+                    .workload(|w| w.template.ignores_taints = Some("they ignore it".into()));
             },
             |said| is_refused(said, "they ignore it"),
         ),
@@ -479,7 +670,10 @@ fn a_node_is_closed_when_a_later_read_shows_our_taint() {
 #[test]
 fn a_ready_pod_over_a_dead_mount_is_released() {
     let mut walk = Walk::new(phantom().with_mount(true).pod_ready(), QUIET);
-    until(&mut walk, |_, said| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Release { .. })));
+    until(
+        &mut walk,
+        |_, said| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Release { .. })),
+    );
     assert_eq!(walk.kinds(), ["Hold"]);
 }
 
@@ -489,7 +683,10 @@ fn a_hold_is_lifted_when_later_reads_show_no_gate() {
     let walk = told(phantom(), |e| matches!(e, Effect::Lift { .. }));
     let open = |w: &mut Walk| {
         probe(w, Some(false));
-        w.case = w.case.clone().pods(|all| all.iter_mut().for_each(|p| p.held = false));
+        w.case = w
+            .case
+            .clone()
+            .pods(|all| all.iter_mut().for_each(|p| p.held = false));
     };
     let again = |said: &Next| is_wait(said, "the claim's pods must be read again");
     let looked = |said: &Next| is_wait(said, "the gates are looked at again");
@@ -515,7 +712,10 @@ fn a_hold_is_lifted_when_later_reads_show_no_gate() {
             "a gated pod",
             &|w| {
                 open(w);
-                w.case = w.case.clone().pods(|all| all.iter_mut().for_each(|p| p.held = true));
+                w.case = w
+                    .case
+                    .clone()
+                    .pods(|all| all.iter_mut().for_each(|p| p.held = true));
             },
             &looked,
         ),
@@ -539,10 +739,15 @@ fn a_hold_is_lifted_when_later_reads_show_no_gate() {
 #[test]
 fn no_node_is_closed_once_the_trouble_is_over() {
     let mut walk = Walk::new(phantom_without_policy(), QUIET);
-    let closes = |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloseNode { .. }));
+    let closes =
+        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloseNode { .. }));
     assert!(closes(&walk.ask()), "{:?}", walk.ask());
     walk.case = walk.case.clone().device_in_use();
-    assert!(is_refused(&walk.ask(), "the diagnosis changed"), "{:?}", walk.ask());
+    assert!(
+        is_refused(&walk.ask(), "the diagnosis changed"),
+        "{:?}",
+        walk.ask()
+    );
 }
 
 /// A volume that is let go before the first effect is another situation than the planned one: the run turns
@@ -550,11 +755,20 @@ fn no_node_is_closed_once_the_trouble_is_over() {
 #[test]
 fn a_volume_that_is_free_before_the_first_effect_ends_the_run() {
     let mut walk = Walk::new(phantom_without_policy(), QUIET);
-    walk.case = walk.case.clone().attachments(Vec::clear).cloud(|c| c.holders.clear()).node(|n| {
-        n.volumes_in_use.clear();
-        n.volumes_attached.clear();
-    });
-    assert!(is_refused(&walk.ask(), "the VolumeAttachment changed"), "{:?}", walk.ask());
+    walk.case = walk
+        .case
+        .clone()
+        .attachments(Vec::clear)
+        .cloud(|c| c.holders.clear())
+        .node(|n| {
+            n.volumes_in_use.clear();
+            n.volumes_attached.clear();
+        });
+    assert!(
+        is_refused(&walk.ask(), "the VolumeAttachment changed"),
+        "{:?}",
+        walk.ask()
+    );
 }
 
 /// Two pods of the claim are stuck on a closed node. Once the first is evicted its successor waits on another
@@ -562,16 +776,36 @@ fn a_volume_that_is_free_before_the_first_effect_ends_the_run() {
 #[test]
 fn the_second_stuck_pod_of_a_closed_node_is_released_too() {
     let releases = |e: &Effect| matches!(e, Effect::Release { .. });
-    let mut walk = Walk::new(phantom_without_policy().with_pod("redis-1", Some(NODE), true), QUIET);
-    walk.answer(|e| releases(e).then(|| Outcome::Applied { detail: "200".into() }), |_| {});
-    let waits = AttachmentFacts { attached: false, ..record("csi-redis-2", OTHER_NODE) };
+    let mut walk = Walk::new(
+        phantom_without_policy().with_pod("redis-1", Some(NODE), true),
+        QUIET,
+    );
+    walk.answer(
+        |e| {
+            releases(e).then(|| Outcome::Applied {
+                detail: "200".into(),
+            })
+        },
+        |_| {},
+    );
+    let waits = AttachmentFacts {
+        attached: false,
+        ..record("csi-redis-2", OTHER_NODE)
+    };
     walk.case = walk
         .case
         .clone()
         .pod(|p| (p.uid, p.node) = ("successor".into(), Some(OTHER_NODE.into())))
         .attachments(|all| all.push(waits));
-    assert_ne!(walk.case.diagnosis().verdict.to_string(), walk.plan.trouble.to_string());
+    assert_ne!(
+        walk.case.diagnosis().verdict.to_string(),
+        walk.plan.trouble.to_string()
+    );
     let said = walk.ask();
     let second = |e: &Effect| matches!(e, Effect::Release { pod, .. } if pod.name == "redis-1");
-    assert!(matches!(&said, Next::Act(a) if second(&a.effect)), "{said:?}\n{}", walk.story());
+    assert!(
+        matches!(&said, Next::Act(a) if second(&a.effect)),
+        "{said:?}\n{}",
+        walk.story()
+    );
 }

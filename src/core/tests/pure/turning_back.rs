@@ -5,7 +5,9 @@ use super::clocks::until;
 use super::late::{detach_unheard, leave_the_cluster, settled, shutdown};
 use super::lost_replies::{begun, off_stays_off, scaled_and_aborted};
 use super::steps::{is_wait, pending, phantom, probe};
-use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, orphan, phantom_without_policy};
+use super::walk::{
+    ALL, QUIET, Walk, change, dead_node, dead_node_off, orphan, phantom_without_policy,
+};
 use super::world::{Mark as Stamped, World, at, plan};
 use jiff::SignedDuration;
 use reattach_core::cloud::{InstanceState, JobStatus};
@@ -18,7 +20,10 @@ use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE};
 
 fn busy() -> Outcome {
-    Outcome::NotApplied { why: "busy".into(), retry: true }
+    Outcome::NotApplied {
+        why: "busy".into(),
+        retry: true,
+    }
 }
 
 fn puts_back(said: &Next) -> bool {
@@ -26,12 +31,19 @@ fn puts_back(said: &Next) -> bool {
 }
 
 fn at_zero() -> World {
-    World { replicas: 0, stamp: Stamped::Ours, ..World::new(false) }
+    World {
+        replicas: 0,
+        stamp: Stamped::Ours,
+        ..World::new(false)
+    }
 }
 
 /// What follows these lines, which are of second 0, in such a world.
 fn unwinding(world: &World, events: Vec<Event>, change: impl Fn(&mut Case)) -> Next {
-    let mut case = Case { evidence: world.evidence(), now: at(world.now) };
+    let mut case = Case {
+        evidence: world.evidence(),
+        now: at(world.now),
+    };
     change(&mut case);
     after(plan(), events, &case, at(0))
 }
@@ -40,11 +52,17 @@ fn unwinding(world: &World, events: Vec<Event>, change: impl Fn(&mut Case)) -> N
 #[test]
 fn a_workload_is_restored_as_it_was_read_after_the_run_turned_back() {
     for (seconds, restores) in [(-1, false), (0, true), (1, true)] {
-        let world = World { now: 5, ..at_zero() };
+        let world = World {
+            now: 5,
+            ..at_zero()
+        };
         let read = |c: &mut Case| c.evidence.workload.at = at(seconds);
         let said = unwinding(&world, scaled_and_aborted(), read);
         assert_eq!(puts_back(&said), restores, "read at {seconds} s: {said:?}");
-        assert!(restores || is_wait(&said, "the workload must be read again"), "{said:?}");
+        assert!(
+            restores || is_wait(&said, "the workload must be read again"),
+            "{said:?}"
+        );
     }
 }
 
@@ -58,22 +76,50 @@ fn a_run_ends_where_no_stamp_of_ours_is_left() {
         (Stamped::None, 1, false),
         (Stamped::Another, 0, false),
     ] {
-        let world = World { stamp: stamp.clone(), replicas, ..World::new(false) };
+        let world = World {
+            stamp: stamp.clone(),
+            replicas,
+            ..World::new(false)
+        };
         let said = unwinding(&world, scaled_and_aborted(), |_| {});
-        let Next::Record(Event::Ended { end }) = &said else { panic!("{stamp:?}, {replicas}: {said:?}") };
-        assert_eq!(matches!(end, End::Stuck { .. }), stuck, "{stamp:?}, {replicas}: {end:?}");
-        assert!(stuck || *end == End::Aborted, "{stamp:?}, {replicas}: {end:?}");
+        let Next::Record(Event::Ended { end }) = &said else {
+            panic!("{stamp:?}, {replicas}: {said:?}")
+        };
+        assert_eq!(
+            matches!(end, End::Stuck { .. }),
+            stuck,
+            "{stamp:?}, {replicas}: {end:?}"
+        );
+        assert!(
+            stuck || *end == End::Aborted,
+            "{stamp:?}, {replicas}: {end:?}"
+        );
     }
-    let said = unwinding(&at_zero(), scaled_and_aborted(), |c| c.evidence.workload.value = Known::Absent);
-    assert_eq!(said, Next::Record(Event::Ended { end: End::Aborted }), "the workload was deleted");
+    let said = unwinding(&at_zero(), scaled_and_aborted(), |c| {
+        c.evidence.workload.value = Known::Absent
+    });
+    assert_eq!(
+        said,
+        Next::Record(Event::Ended { end: End::Aborted }),
+        "the workload was deleted"
+    );
 }
 
 #[test]
 fn a_refused_restore_is_tried_again_after_a_second() {
     let step = plan().find(StepKind::Restore).unwrap();
-    let refused = [begun(StepKind::Restore), Event::Outcome { step, outcome: busy() }];
+    let refused = [
+        begun(StepKind::Restore),
+        Event::Outcome {
+            step,
+            outcome: busy(),
+        },
+    ];
     for (now, tries) in [(0, false), (1, true), (60, true)] {
-        let events = scaled_and_aborted().into_iter().chain(refused.clone()).collect();
+        let events = scaled_and_aborted()
+            .into_iter()
+            .chain(refused.clone())
+            .collect();
         let said = unwinding(&World { now, ..at_zero() }, events, |_| {});
         assert_eq!(puts_back(&said), tries, "after {now} s: {said:?}");
     }
@@ -82,7 +128,10 @@ fn a_refused_restore_is_tried_again_after_a_second() {
 /// A run that is about to issue its first effect of this kind.
 pub fn before(case: Case, kind: fn(&Effect) -> bool) -> Walk {
     let mut walk = Walk::with(case, QUIET, ALL);
-    until(&mut walk, |_, said| matches!(said, Next::Act(a) if kind(&a.effect)));
+    until(
+        &mut walk,
+        |_, said| matches!(said, Next::Act(a) if kind(&a.effect)),
+    );
     walk
 }
 
@@ -107,9 +156,21 @@ pub fn powers_on(e: &Effect) -> bool {
 #[test]
 fn what_cannot_be_put_back_is_tried_sixty_times_and_handed_to_people() {
     let rows: [(Case, fn(&Effect) -> bool, &str); 4] = [
-        (phantom(), lifts, "take the label reattach.dev/hold off the VolumeRecovery and the gate off"),
-        (phantom_without_policy(), opens, "kubectl taint node lke-1 hold.reattach.dev/"),
-        (dead_node_off(), untaints, "kubectl taint node lke-1 node.kubernetes.io/out-of-service-"),
+        (
+            phantom(),
+            lifts,
+            "take the label reattach.dev/hold off the VolumeRecovery and the gate off",
+        ),
+        (
+            phantom_without_policy(),
+            opens,
+            "kubectl taint node lke-1 hold.reattach.dev/",
+        ),
+        (
+            dead_node_off(),
+            untaints,
+            "kubectl taint node lke-1 node.kubernetes.io/out-of-service-",
+        ),
         (dead_node(), powers_on, ""),
     ];
     for (case, kind, by_hand) in rows {
@@ -132,7 +193,10 @@ fn what_cannot_be_put_back_is_tried_sixty_times_and_handed_to_people() {
         assert_eq!(tries, 60, "{end:?}");
         match end {
             End::Stuck { why } => {
-                assert!(why.contains("in 60 tries (busy)") && why.contains(by_hand), "{why}");
+                assert!(
+                    why.contains("in 60 tries (busy)") && why.contains(by_hand),
+                    "{why}"
+                );
             }
             end => {
                 assert_eq!((end, by_hand), (End::Aborted, ""));
@@ -160,20 +224,48 @@ fn a_refused_detach_is_not_waited_for() {
 /// holder has the volume again.
 #[test]
 fn a_busy_detach_that_was_not_needed_is_not_waited_for() {
-    let mut walk = Walk::new(phantom(), super::walk::World { stuck: true, ..QUIET });
-    walk.answer(|e| matches!(e, Effect::CloudDetach { .. }).then(busy), |walk| walk.pass(5));
-    walk.case = walk.case.clone().attachments(Vec::clear).cloud(|c| c.holders.clear()).node(|n| {
-        n.volumes_in_use.clear();
-        n.volumes_attached.clear();
-    });
+    let mut walk = Walk::new(
+        phantom(),
+        super::walk::World {
+            stuck: true,
+            ..QUIET
+        },
+    );
+    walk.answer(
+        |e| matches!(e, Effect::CloudDetach { .. }).then(busy),
+        |walk| walk.pass(5),
+    );
+    walk.case = walk
+        .case
+        .clone()
+        .attachments(Vec::clear)
+        .cloud(|c| c.holders.clear())
+        .node(|n| {
+            n.volumes_in_use.clear();
+            n.volumes_attached.clear();
+        });
     let said = settled(&mut walk, None, None);
-    let Next::Act(action) = said else { panic!("{said:?}\n{}", walk.story()) };
+    let Next::Act(action) = said else {
+        panic!("{said:?}\n{}", walk.story())
+    };
     assert!(lifts(&action.effect), "{action:?}");
-    walk.issue(action, Outcome::Applied { detail: "200".into() });
-    walk.case = walk.case.clone().cloud(|c| c.holders = vec![INSTANCE.into()]);
+    walk.issue(
+        action,
+        Outcome::Applied {
+            detail: "200".into(),
+        },
+    );
+    walk.case = walk
+        .case
+        .clone()
+        .cloud(|c| c.holders = vec![INSTANCE.into()]);
     pending(&mut walk, false);
     let said = settled(&mut walk, Some("jane"), None);
-    assert!(!is_wait(&said, "--nothing-under-way"), "{said:?}\n{}", walk.story());
+    assert!(
+        !is_wait(&said, "--nothing-under-way"),
+        "{said:?}\n{}",
+        walk.story()
+    );
 }
 
 /// The first detach got no reply, a person's word ended the wait, and the second was answered "busy": that may be the first
@@ -181,14 +273,27 @@ fn a_busy_detach_that_was_not_needed_is_not_waited_for() {
 #[test]
 fn an_abort_waits_for_a_busy_detach_after_an_unheard_one() {
     let mut walk = detach_unheard();
-    let word = Word { by: "grace".into(), reason: "support looked".into(), at: walk.case.now };
-    let Next::Act(again) = settled(&mut walk, None, Some(&word)) else { panic!("{}", walk.story()) };
-    assert!(matches!(again.effect, Effect::CloudDetach { .. }), "{again:?}");
+    let word = Word {
+        by: "grace".into(),
+        reason: "support looked".into(),
+        at: walk.case.now,
+    };
+    let Next::Act(again) = settled(&mut walk, None, Some(&word)) else {
+        panic!("{}", walk.story())
+    };
+    assert!(
+        matches!(again.effect, Effect::CloudDetach { .. }),
+        "{again:?}"
+    );
     walk.pass(1);
     walk.issue(again, busy());
     pending(&mut walk, true);
     let said = settled(&mut walk, Some("jane"), Some(&word));
-    assert!(is_wait(&said, "the detach is under way at the cloud"), "{said:?}\n{}", walk.story());
+    assert!(
+        is_wait(&said, "the detach is under way at the cloud"),
+        "{said:?}\n{}",
+        walk.story()
+    );
     pending(&mut walk, false);
     walk.case = walk.case.clone().cloud(|c| c.holders.clear());
     let said = settled(&mut walk, Some("jane"), Some(&word));
@@ -198,14 +303,22 @@ fn an_abort_waits_for_a_busy_detach_after_an_unheard_one() {
 /// A run whose power-off was accepted and does not show in the provider's history yet.
 fn ordered_off() -> Walk {
     let mut walk = Walk::new(dead_node(), QUIET);
-    let accepts =
-        |e: &Effect| matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Applied { detail: "200".into() });
+    let accepts = |e: &Effect| {
+        matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Applied {
+            detail: "200".into(),
+        })
+    };
     walk.answer(accepts, |_| {});
     walk
 }
 
 fn instance(walk: &mut Walk, state: Option<InstanceState>) {
-    let fact = walk.case.evidence.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    let fact = walk
+        .case
+        .evidence
+        .instances
+        .get_mut(&InstanceId::from(INSTANCE))
+        .unwrap();
     match state {
         Some(state) => change(fact, |i| i.state = state),
         None => fact.value = Known::Absent,
@@ -255,7 +368,10 @@ fn a_machine_that_was_ordered_off_is_waited_for_before_it_is_powered_on() {
             Says::On => matches!(&said, Next::Act(a) if powers_on(&a.effect)),
             Says::Ends => said == Next::Done(End::Aborted),
         };
-        assert!(fits, "{stays_off}, {state:?} after {seconds} s: {says:?}, and not {said:?}");
+        assert!(
+            fits,
+            "{stays_off}, {state:?} after {seconds} s: {says:?}, and not {said:?}"
+        );
     }
 }
 
@@ -269,10 +385,17 @@ fn after_a_persons_word_a_machine_that_is_off_is_powered_on_if_the_cloud_can_be_
             leave_the_cluster(&mut walk);
             walk.case.evidence.cloud_id = None;
         }
-        let word = Word { by: "grace".into(), reason: "I looked".into(), at: walk.case.now };
+        let word = Word {
+            by: "grace".into(),
+            reason: "I looked".into(),
+            at: walk.case.now,
+        };
         let said = settled(&mut walk, Some("jane"), Some(&word));
         match reachable {
-            true => assert!(matches!(&said, Next::Act(a) if powers_on(&a.effect)), "{said:?}"),
+            true => assert!(
+                matches!(&said, Next::Act(a) if powers_on(&a.effect)),
+                "{said:?}"
+            ),
             false => {
                 assert_eq!(said, Next::Done(End::Aborted), "{}", walk.story());
                 assert!(walk.state().left_off(&walk.plan));
@@ -288,19 +411,27 @@ fn a_busy_cloud_is_asked_again_to_power_on() {
     instance(&mut walk, Some(InstanceState::Off));
     for pause in [1, 2, 4] {
         let said = settled(&mut walk, Some("jane"), None);
-        let Next::Act(action) = said else { panic!("{said:?}\n{}", walk.story()) };
+        let Next::Act(action) = said else {
+            panic!("{said:?}\n{}", walk.story())
+        };
         assert!(powers_on(&action.effect), "{action:?}");
         walk.issue(action, busy());
         for seconds in 0..pause {
             walk.pass(i64::from(seconds > 0));
             let said = settled(&mut walk, Some("jane"), None);
-            assert!(is_wait(&said, "powering on is tried again: busy"), "{seconds} of {pause} s: {said:?}");
+            assert!(
+                is_wait(&said, "powering on is tried again: busy"),
+                "{seconds} of {pause} s: {said:?}"
+            );
         }
         walk.pass(1);
     }
     walk.pass(60);
     let said = settled(&mut walk, Some("jane"), None);
-    assert!(matches!(&said, Next::Act(a) if powers_on(&a.effect)), "{said:?}");
+    assert!(
+        matches!(&said, Next::Act(a) if powers_on(&a.effect)),
+        "{said:?}"
+    );
 }
 
 /// What is put back next of a run whose journal takes no more lines.
@@ -308,7 +439,14 @@ fn left(walk: &Walk, labelled: bool) -> Left {
     let recovery = Case::recovery();
     let cx = walk.context(&recovery);
     let since = walk.case.now - SignedDuration::from_secs(1);
-    without_journal(&walk.plan, &walk.state(), &walk.case.evidence, &cx, since, labelled)
+    without_journal(
+        &walk.plan,
+        &walk.state(),
+        &walk.case.evidence,
+        &cx,
+        since,
+        labelled,
+    )
 }
 
 /// Without a journal a mark is taken off while it is seen, and not again once it is off.
@@ -321,9 +459,16 @@ fn without_a_journal_each_mark_is_taken_off_while_it_is_there() {
     };
     for (labelled, gated) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut walk = before(phantom(), lifts);
-        walk.case = walk.case.clone().pods(|all| all.iter_mut().for_each(|p| p.held = gated));
+        walk.case = walk
+            .case
+            .clone()
+            .pods(|all| all.iter_mut().for_each(|p| p.held = gated));
         probe(&mut walk, Some(false));
-        assert_eq!(of(left(&walk, labelled), lifts), labelled || gated, "label {labelled}, gate {gated}");
+        assert_eq!(
+            of(left(&walk, labelled), lifts),
+            labelled || gated,
+            "label {labelled}, gate {gated}"
+        );
     }
     let mut closed = before(phantom_without_policy(), opens);
     assert!(of(left(&closed, false), opens));
@@ -331,7 +476,10 @@ fn without_a_journal_each_mark_is_taken_off_while_it_is_there() {
     assert!(!of(left(&closed, false), opens));
     let mut tainted = before(dead_node_off(), untaints);
     assert!(of(left(&tainted, false), untaints));
-    tainted.case = tainted.case.clone().node(|n| n.out_of_service_by_us = false);
+    tainted.case = tainted
+        .case
+        .clone()
+        .node(|n| n.out_of_service_by_us = false);
     assert!(!of(left(&tainted, false), untaints));
 }
 
@@ -339,5 +487,8 @@ fn without_a_journal_each_mark_is_taken_off_while_it_is_there() {
 #[test]
 fn without_a_journal_no_machine_is_powered_on() {
     let left = left(&before(dead_node(), powers_on), false);
-    assert!(matches!(&left, Left::Person { why } if why.contains("needs the journal")), "{left:?}");
+    assert!(
+        matches!(&left, Left::Person { why } if why.contains("needs the journal")),
+        "{left:?}"
+    );
 }

@@ -1,7 +1,9 @@
 //! A fenced node that is back: when that turns the run, and which proof an effect on the node lacks.
 
 use super::late::settled;
-use super::steps::{holders, is_completed, is_refused, is_skipped, is_wait, phantom, reached, told};
+use super::steps::{
+    holders, is_completed, is_refused, is_skipped, is_wait, phantom, reached, told,
+};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, dead_node_off};
 use reattach_core::journal::{End, Outcome};
 use reattach_core::plan::Allowed;
@@ -23,7 +25,9 @@ fn back(mut walk: Walk) -> Walk {
 #[test]
 fn a_node_that_is_back_turns_the_run_only_while_it_is_tainted() {
     let turns = |said: &Next| is_refused(said, "is Ready again");
-    let written = told(dead_node_off(), |e| matches!(e, Effect::TaintOutOfService { .. }));
+    let written = told(dead_node_off(), |e| {
+        matches!(e, Effect::TaintOutOfService { .. })
+    });
     let mut written = back(written);
     written.case = written.case.clone().node(|n| n.out_of_service_by_us = true);
     assert!(is_completed(&written.ask()), "{:?}", written.ask());
@@ -42,9 +46,18 @@ fn a_node_that_is_back_turns_the_run_only_while_it_is_tainted() {
 #[test]
 fn an_abort_after_the_untaint_leaves_the_taint_of_another_recovery() {
     let mut walk = reached(dead_node_off(), ALL, StepKind::Verify);
-    assert!(walk.kinds().contains(&"Untaint".to_owned()), "{}", walk.story());
+    assert!(
+        walk.kinds().contains(&"Untaint".to_owned()),
+        "{}",
+        walk.story()
+    );
     walk.case = walk.case.clone().node(|n| n.out_of_service_by_us = true);
-    assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
+    assert_eq!(
+        settled(&mut walk, Some("jane"), None),
+        Next::Done(End::Aborted),
+        "{}",
+        walk.story()
+    );
 }
 
 fn taints(said: &Next) -> bool {
@@ -60,8 +73,9 @@ fn taint_unheard() -> Walk {
     let mut walk = Walk::new(dead_node_off(), QUIET);
     walk.answer(
         |e| {
-            matches!(e, Effect::TaintOutOfService { .. })
-                .then(|| Outcome::Unknown { why: "no answer".into() })
+            matches!(e, Effect::TaintOutOfService { .. }).then(|| Outcome::Unknown {
+                why: "no answer".into(),
+            })
         },
         |_| {},
     );
@@ -77,8 +91,16 @@ fn arrives(walk: &mut Walk) {
 #[test]
 fn an_unheard_taint_counts_as_ours_after_a_refusal() {
     let mut walk = taint_unheard();
-    let Next::Act(again) = settled(&mut walk, None, None) else { panic!("{}", walk.story()) };
-    walk.issue(again, Outcome::NotApplied { why: "conflict".into(), retry: true });
+    let Next::Act(again) = settled(&mut walk, None, None) else {
+        panic!("{}", walk.story())
+    };
+    walk.issue(
+        again,
+        Outcome::NotApplied {
+            why: "conflict".into(),
+            retry: true,
+        },
+    );
     arrives(&mut walk);
     assert!(is_completed(&walk.ask()), "{:?}", walk.ask());
     let said = settled(&mut walk, Some("jane"), None);
@@ -98,12 +120,23 @@ fn an_unheard_taint_is_waited_for_before_it_is_skipped() {
         n.volumes_attached.clear();
     });
     holders(&mut walk, &[]);
-    assert!(is_wait(&walk.ask(), "the out-of-service taint may still be on its way"), "{:?}", walk.ask());
+    assert!(
+        is_wait(
+            &walk.ask(),
+            "the out-of-service taint may still be on its way"
+        ),
+        "{:?}",
+        walk.ask()
+    );
     let mut late = walk.clone();
     arrives(&mut late);
     assert!(is_completed(&late.ask()), "{:?}", late.ask());
     walk.pass(61);
-    assert!(is_skipped(&walk.ask(), "nothing of the node holds the volume"), "{:?}", walk.ask());
+    assert!(
+        is_skipped(&walk.ask(), "nothing of the node holds the volume"),
+        "{:?}",
+        walk.ask()
+    );
 }
 
 /// A taint that arrives after the run was aborted is taken off as well.
@@ -111,7 +144,10 @@ fn an_unheard_taint_is_waited_for_before_it_is_skipped() {
 fn an_abort_waits_for_an_unheard_taint() {
     let mut walk = taint_unheard();
     let said = settled(&mut walk, Some("jane"), None);
-    assert!(is_wait(&said, "the out-of-service taint may still be on its way"), "{said:?}");
+    assert!(
+        is_wait(&said, "the out-of-service taint may still be on its way"),
+        "{said:?}"
+    );
     arrives(&mut walk);
     walk.pass(61);
     let said = settled(&mut walk, Some("jane"), None);
@@ -123,14 +159,32 @@ fn an_abort_waits_for_an_unheard_taint() {
 #[test]
 fn a_wait_for_a_proof_names_what_is_missing() {
     let dead = reached(dead_node(), Allowed::default(), StepKind::Prove).ask();
-    assert!(is_wait(&dead, "is not off: the cloud says Running"), "{dead:?}");
-    let mut alive = Walk::new(phantom(), World { stuck: true, ..QUIET });
+    assert!(
+        is_wait(&dead, "is not off: the cloud says Running"),
+        "{dead:?}"
+    );
+    let mut alive = Walk::new(
+        phantom(),
+        World {
+            stuck: true,
+            ..QUIET
+        },
+    );
     let detaches = |e: &Effect| matches!(e, Effect::CloudDetach { .. });
-    super::clocks::until(&mut alive, |_, said| matches!(said, Next::Act(a) if detaches(&a.effect)));
-    change(alive.case.evidence.nodes.get_mut(&NODE.into()).unwrap(), |n| n.lease_renewed = None);
+    super::clocks::until(
+        &mut alive,
+        |_, said| matches!(said, Next::Act(a) if detaches(&a.effect)),
+    );
+    change(
+        alive.case.evidence.nodes.get_mut(&NODE.into()).unwrap(),
+        |n| n.lease_renewed = None,
+    );
     alive.case.evidence.answers.clear();
     let said = alive.ask();
     // Nothing about the machine: no cloud proves of a Ready node that it cannot write.
     let last = "has not answered clean in this boot: no answer";
-    assert!(matches!(&said, Next::Wait { why, .. } if why.ends_with(last)), "{said:?}");
+    assert!(
+        matches!(&said, Next::Wait { why, .. } if why.ends_with(last)),
+        "{said:?}"
+    );
 }

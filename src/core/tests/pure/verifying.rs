@@ -13,9 +13,15 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, a
 
 fn ready_for(walk: &mut Walk, seconds: i64) {
     let since = walk.case.now - SignedDuration::from_secs(seconds);
-    walk.case = walk.case.clone().pods(|all| all[0].ready_since = Some(since));
+    walk.case = walk
+        .case
+        .clone()
+        .pods(|all| all[0].ready_since = Some(since));
     // The node's own clock has not shown that much time.
-    walk.case = walk.case.clone().node_named(OTHER_NODE, |n| n.lease_renewed = Some(since));
+    walk.case = walk
+        .case
+        .clone()
+        .node_named(OTHER_NODE, |n| n.lease_renewed = Some(since));
 }
 
 /// A run that has come to its last step, with a pod that has been Ready there for three seconds.
@@ -47,7 +53,9 @@ fn records(walk: &mut Walk, records: Vec<AttachmentFacts>) {
 
 fn holders(walk: &mut Walk, holders: &[&str]) {
     let holders: Vec<InstanceId> = holders.iter().map(|h| (*h).into()).collect();
-    change(&mut walk.case.evidence.cloud_volume, |c| c.holders = holders);
+    change(&mut walk.case.evidence.cloud_volume, |c| {
+        c.holders = holders
+    });
 }
 
 fn record() -> AttachmentFacts {
@@ -56,21 +64,41 @@ fn record() -> AttachmentFacts {
 
 #[test]
 fn a_pod_counts_as_recovered_only_where_everything_agrees() {
-    let good = at_its_end(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE));
+    let good = at_its_end(
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE),
+    );
     assert!(recovered(&good), "{:?}", good.ask());
     let table: [(&str, fn(&mut Walk)); 12] = [
         ("Ready for two seconds", |w| ready_for(w, 2)),
         ("not Ready", |w| pod(w, |p| p.ready = false)),
-        ("being deleted", |w| pod(w, |p| p.deleting_since = Some(p.created))),
+        ("being deleted", |w| {
+            pod(w, |p| p.deleting_since = Some(p.created))
+        }),
         ("a pod of before", |w| pod(w, |p| p.uid = "pod-1".into())),
         ("no record", |w| records(w, Vec::new())),
-        ("another node's record", |w| records(w, vec![attachment("csi-redis-1", NODE)])),
+        ("another node's record", |w| {
+            records(w, vec![attachment("csi-redis-1", NODE)])
+        }),
         ("a record that is not attached", |w| {
-            records(w, vec![AttachmentFacts { attached: false, ..record() }]);
+            records(
+                w,
+                vec![AttachmentFacts {
+                    attached: false,
+                    ..record()
+                }],
+            );
         }),
         ("a record that is being deleted", |w| {
             let at = Some(w.case.now);
-            records(w, vec![AttachmentFacts { deleting_since: at, ..record() }]);
+            records(
+                w,
+                vec![AttachmentFacts {
+                    deleting_since: at,
+                    ..record()
+                }],
+            );
         }),
         ("no holder", |w| holders(w, &[])),
         ("another holder", |w| holders(w, &[INSTANCE])),
@@ -92,7 +120,13 @@ fn a_pod_counts_as_recovered_only_where_everything_agrees() {
 #[test]
 fn a_pod_of_before_counts_only_where_it_waited_elsewhere() {
     let good = at_its_end(detach_error());
-    assert!(good.plan.pins.pods.iter().any(|(_, uid)| uid.as_str() == "pod-1"));
+    assert!(
+        good.plan
+            .pins
+            .pods
+            .iter()
+            .any(|(_, uid)| uid.as_str() == "pod-1")
+    );
     assert!(recovered(&good), "{:?}", good.ask());
     let mut there = good;
     pod(&mut there, |p| p.node = Some(NODE.into()));

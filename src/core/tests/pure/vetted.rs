@@ -23,7 +23,9 @@ fn vetted(case: &Case) -> Result<Plan, Vec<Refusal>> {
 /// The only refusal, which is a veto.
 fn veto(refused: Result<impl Sized, Vec<Refusal>>) -> (Refusal, Vec<Violation>) {
     let refusals = refused.err().unwrap();
-    let [refusal @ Refusal::Vetoed { violations }] = &refusals[..] else { panic!("{refusals:?}") };
+    let [refusal @ Refusal::Vetoed { violations }] = &refusals[..] else {
+        panic!("{refusals:?}")
+    };
     (refusal.clone(), violations.clone())
 }
 
@@ -54,7 +56,11 @@ fn a_vetoed_plan_is_refused_for_good_and_called_our_fault() {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
     let text = serde_json::to_string(&refusal).unwrap();
-    assert_eq!(serde_json::from_str::<Refusal>(&text).unwrap(), refusal, "{text}");
+    assert_eq!(
+        serde_json::from_str::<Refusal>(&text).unwrap(),
+        refusal,
+        "{text}"
+    );
 }
 
 /// Every violation is told, and an unsound plan is one.
@@ -67,12 +73,23 @@ fn a_tampered_plan_is_vetoed() {
         veto(made.vetted(&case.evidence, None, case.now)).1
     };
     let found = edited(|p| p.version = PLAN_VERSION + 1);
-    assert_eq!(found[0], Violation::OtherVersion { found: PLAN_VERSION + 1 });
-    assert!(matches!(found[1], Violation::HashMismatch { .. }), "{found:?}");
+    assert_eq!(
+        found[0],
+        Violation::OtherVersion {
+            found: PLAN_VERSION + 1
+        }
+    );
+    assert!(
+        matches!(found[1], Violation::HashMismatch { .. }),
+        "{found:?}"
+    );
     let found = edited(|p| {
         p.steps.retain(|s| s.kind != StepKind::Prove);
         p.pins.node_wide = None;
         p.hash = p.computed_hash();
     });
-    assert_eq!(found, [Violation::FenceWithoutProof, Violation::NodeNotListed]);
+    assert_eq!(
+        found,
+        [Violation::FenceWithoutProof, Violation::NodeNotListed]
+    );
 }

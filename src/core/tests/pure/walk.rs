@@ -103,7 +103,12 @@ pub struct Walk {
 }
 
 /// Everything that people may allow.
-pub const ALL: Allowed = Allowed { power_off: true, power_on: true, force: true, snapshot: Snapshots::Never };
+pub const ALL: Allowed = Allowed {
+    power_off: true,
+    power_on: true,
+    force: true,
+    snapshot: Snapshots::Never,
+};
 
 /// The plan of a case by the default runbook.
 pub fn plan(case: &Case, allowed: Allowed) -> Result<Plan, Vec<Refusal>> {
@@ -130,12 +135,20 @@ pub fn change<T>(fact: &mut Fact<T>, change: impl FnOnce(&mut T)) {
 }
 
 pub fn sighting(state: Option<InstanceState>, at: Timestamp) -> InstanceObservation {
-    InstanceObservation { instance: INSTANCE.into(), scope: CloudScope("account".into()), state, at }
+    InstanceObservation {
+        instance: INSTANCE.into(),
+        scope: CloudScope("account".into()),
+        state,
+        at,
+    }
 }
 
 /// The machine was shut down by somebody at that moment, and the job took ten seconds.
 fn shut_down(e: &mut Evidence, at: Timestamp) {
-    change(e.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap(), |i| i.state = InstanceState::Off);
+    change(
+        e.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap(),
+        |i| i.state = InstanceState::Off,
+    );
     let job = PowerJob {
         id: "77".into(),
         change: PowerChange::Off,
@@ -144,7 +157,9 @@ fn shut_down(e: &mut Evidence, at: Timestamp) {
         created: at,
         finished: Some(at + SignedDuration::from_secs(10)),
     };
-    change(e.power.get_mut(&InstanceId::from(INSTANCE)).unwrap(), |p| p.jobs.push(job));
+    change(e.power.get_mut(&InstanceId::from(INSTANCE)).unwrap(), |p| {
+        p.jobs.push(job)
+    });
 }
 
 impl Walk {
@@ -155,7 +170,10 @@ impl Walk {
 
     /// The same, with this allowed.
     pub fn with(case: Case, world: World, allowed: Allowed) -> Self {
-        let plan = plan(&case, allowed).unwrap_or_else(|r| panic!("no plan: {r:?}")).sound().unwrap();
+        let plan = plan(&case, allowed)
+            .unwrap_or_else(|r| panic!("no plan: {r:?}"))
+            .sound()
+            .unwrap();
         let begun = case.now;
         let mut walk = Self {
             case,
@@ -172,7 +190,10 @@ impl Walk {
             plan,
         };
         let (plan_hash, authority) = (walk.plan.hash.to_string(), "test".to_owned());
-        walk.record(Event::Accepted { plan_hash, authority });
+        walk.record(Event::Accepted {
+            plan_hash,
+            authority,
+        });
         walk
     }
 
@@ -183,9 +204,14 @@ impl Walk {
 
     /// What the machine says now.
     pub fn ask(&self) -> Next {
-        let (recovery, aborted) =
-            (Case::recovery(), self.world.abort_at.is_some_and(|n| self.journal.len() >= n));
-        let cx = Context { aborted_by: aborted.then_some("jane"), ..self.context(&recovery) };
+        let (recovery, aborted) = (
+            Case::recovery(),
+            self.world.abort_at.is_some_and(|n| self.journal.len() >= n),
+        );
+        let cx = Context {
+            aborted_by: aborted.then_some("jane"),
+            ..self.context(&recovery)
+        };
         next(&self.plan, &self.state(), &self.case.evidence, &cx)
     }
 
@@ -203,7 +229,11 @@ impl Walk {
     }
 
     /// Takes the run to the first effect for which `reply` has an answer of its own, journals that, and lets the world change.
-    pub fn answer(&mut self, reply: impl Fn(&Effect) -> Option<Outcome>, world: impl FnOnce(&mut Self)) {
+    pub fn answer(
+        &mut self,
+        reply: impl Fn(&Effect) -> Option<Outcome>,
+        world: impl FnOnce(&mut Self),
+    ) {
         for _ in 0..1_000 {
             match self.ask() {
                 Next::Record(event) => self.record(event),
@@ -215,7 +245,12 @@ impl Walk {
                         return world(self);
                     }
                     self.react(&action.effect);
-                    self.issue(action, Outcome::Applied { detail: "200".into() });
+                    self.issue(
+                        action,
+                        Outcome::Applied {
+                            detail: "200".into(),
+                        },
+                    );
                 }
             }
         }
@@ -243,7 +278,12 @@ impl Walk {
             Next::Act(action) => {
                 see(self, &action);
                 self.react(&action.effect);
-                self.issue(action, Outcome::Applied { detail: "200".into() });
+                self.issue(
+                    action,
+                    Outcome::Applied {
+                        detail: "200".into(),
+                    },
+                );
                 self.pass(0);
             }
             Next::Wait { .. } => self.pass(1),
@@ -255,8 +295,13 @@ impl Walk {
     /// Everything is read anew by a process whose clock shows so many seconds more; no time passes.
     pub fn clock_jumps(&mut self, seconds: i64) {
         self.case.now += SignedDuration::from_secs(seconds);
-        let of_the_nodes: Vec<_> =
-            self.case.evidence.nodes.values().map(|f| f.shown().and_then(|n| n.lease_renewed)).collect();
+        let of_the_nodes: Vec<_> = self
+            .case
+            .evidence
+            .nodes
+            .values()
+            .map(|f| f.shown().and_then(|n| n.lease_renewed))
+            .collect();
         self.read_anew();
         for (fact, renewed) in self.case.evidence.nodes.values_mut().zip(of_the_nodes) {
             if let Known::Present(node) = &mut fact.value {
@@ -275,26 +320,52 @@ impl Walk {
             _ => None,
         };
         let newest_job = newest_job(&action.effect, &self.case.evidence);
-        self.record(Event::Started { step: action.step, intent: action.intent, proof, newest_job });
+        self.record(Event::Started {
+            step: action.step,
+            intent: action.intent,
+            proof,
+            newest_job,
+        });
         self.effects.push(action.effect);
-        self.record(Event::Outcome { step: action.step, outcome });
+        self.record(Event::Outcome {
+            step: action.step,
+            outcome,
+        });
     }
 
     /// The kinds of the effects that were issued, in order.
     pub fn kinds(&self) -> Vec<String> {
-        let word = |e: &Effect| format!("{e:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+        let word = |e: &Effect| {
+            format!("{e:?}")
+                .split([' ', '{'])
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
         self.effects.iter().map(word).collect()
     }
 
     /// The journal for people.
     pub fn story(&self) -> String {
-        let line = |e: &Entry| format!("{} {:?}", e.at.duration_since(self.begun).as_secs(), e.event);
+        let line = |e: &Entry| {
+            format!(
+                "{} {:?}",
+                e.at.duration_since(self.begun).as_secs(),
+                e.event
+            )
+        };
         self.journal.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
     pub fn record(&mut self, event: Event) {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        self.journal.push(Entry { seq, at: self.case.now, term: self.term, by: "test".into(), event });
+        self.journal.push(Entry {
+            seq,
+            at: self.case.now,
+            term: self.term,
+            by: "test".into(),
+            event,
+        });
     }
 
     /// The world does what the effect asks of it.
@@ -310,25 +381,35 @@ impl Walk {
                 self.set_free = Some(at);
             }
             Effect::CloseNode { .. } => {
-                change(e.nodes.get_mut(&node).unwrap(), |n| n.taints.push(hold_taint(&Case::recovery())));
+                change(e.nodes.get_mut(&node).unwrap(), |n| {
+                    n.taints.push(hold_taint(&Case::recovery()))
+                });
             }
             Effect::OpenNode { .. } => {
                 let key = hold_taint(&Case::recovery());
-                change(e.nodes.get_mut(&node).unwrap(), |n| n.taints.retain(|t| *t != key));
+                change(e.nodes.get_mut(&node).unwrap(), |n| {
+                    n.taints.retain(|t| *t != key)
+                });
             }
             Effect::PowerOff { .. } => self.power_off = Some(self.case.now),
-            Effect::Quarantine { .. } => change(e.nodes.get_mut(&node).unwrap(), |n| n.quarantined = true),
+            Effect::Quarantine { .. } => {
+                change(e.nodes.get_mut(&node).unwrap(), |n| n.quarantined = true)
+            }
             Effect::TaintOutOfService { .. } => {
-                change(e.nodes.get_mut(&node).unwrap(), |n| n.out_of_service_by_us = true);
+                change(e.nodes.get_mut(&node).unwrap(), |n| {
+                    n.out_of_service_by_us = true
+                });
                 self.set_free = Some(self.case.now);
             }
-            Effect::Untaint { .. } => {
-                change(e.nodes.get_mut(&node).unwrap(), |n| n.out_of_service_by_us = false)
-            }
+            Effect::Untaint { .. } => change(e.nodes.get_mut(&node).unwrap(), |n| {
+                n.out_of_service_by_us = false
+            }),
             Effect::DeleteAttachment { uid, .. } => {
                 let at = self.case.now;
                 change(&mut e.attachments, |all| {
-                    all.iter_mut().filter(|a| a.uid == *uid).for_each(|a| a.deleting_since = Some(at))
+                    all.iter_mut()
+                        .filter(|a| a.uid == *uid)
+                        .for_each(|a| a.deleting_since = Some(at))
                 });
                 self.set_free = Some(at);
                 self.world.lingers = false;
@@ -340,17 +421,37 @@ impl Walk {
                 let epoch = e.asked.as_ref().map_or(0, |a| a.1) + 1;
                 e.asked = Some((Case::recovery(), epoch));
                 e.answers.clear();
-                let seen = self.world.holder_says.map_or(Some(ScanResult::NoDevice), |says| says());
-                let said = seen.map(|seen| self.case.clone().answer(seen).evidence.answers.remove(&node));
-                self.case.evidence.answers.extend(said.flatten().map(|answer| {
-                    (
-                        asked.clone(),
-                        Answer { epoch, boot_id: boot(asked.as_str()), scanned_at: self.case.now, ..answer },
-                    )
-                }));
+                let seen = self
+                    .world
+                    .holder_says
+                    .map_or(Some(ScanResult::NoDevice), |says| says());
+                let said = seen.map(|seen| {
+                    self.case
+                        .clone()
+                        .answer(seen)
+                        .evidence
+                        .answers
+                        .remove(&node)
+                });
+                self.case
+                    .evidence
+                    .answers
+                    .extend(said.flatten().map(|answer| {
+                        (
+                            asked.clone(),
+                            Answer {
+                                epoch,
+                                boot_id: boot(asked.as_str()),
+                                scanned_at: self.case.now,
+                                ..answer
+                            },
+                        )
+                    }));
             }
             Effect::PowerOn { .. } | Effect::Requeue { .. } => {}
-            Effect::ScaleToZero { .. } | Effect::Restore { .. } => panic!("nothing is scaled: {effect:?}"),
+            Effect::ScaleToZero { .. } | Effect::Restore { .. } => {
+                panic!("nothing is scaled: {effect:?}")
+            }
         }
     }
 
@@ -365,11 +466,18 @@ impl Walk {
         }
         let age = now.duration_since(self.begun).as_secs();
         if self.world.back_at == Some(age) {
-            self.case = self.case.clone().node(|n| (n.ready, n.boot_id) = (true, "a later boot".into()));
+            self.case = self
+                .case
+                .clone()
+                .node(|n| (n.ready, n.boot_id) = (true, "a later boot".into()));
         }
         if self.world.heals_after == Some(age) {
-            self.case =
-                self.case.clone().cloud(|c| c.holders = vec![INSTANCE.into()]).device_in_use().pod_ready();
+            self.case = self
+                .case
+                .clone()
+                .cloud(|c| c.holders = vec![INSTANCE.into()])
+                .device_in_use()
+                .pod_ready();
         }
         if since(self.set_free) >= 3 && !self.world.stuck {
             self.let_go();
@@ -388,8 +496,10 @@ impl Walk {
 
     /// Kubernetes and the cloud let go of the old holder; who waits gets the volume.
     fn let_go(&mut self) {
-        let whole =
-            matches!(self.plan.releases(), reattach_core::plan::Releases::Everyone) || self.plan.closes_node;
+        let whole = matches!(
+            self.plan.releases(),
+            reattach_core::plan::Releases::Everyone
+        ) || self.plan.closes_node;
         if whole && self.world.lingers {
             return;
         }
@@ -398,14 +508,20 @@ impl Walk {
             // No record speaks for the old holder.
             return change(&mut e.cloud_volume, |c| c.holders.clear());
         }
-        for fact in e.nodes.values_mut().filter(|f| matches!(f.value, Known::Present(_))) {
+        for fact in e
+            .nodes
+            .values_mut()
+            .filter(|f| matches!(f.value, Known::Present(_)))
+        {
             change(fact, |n| {
                 n.volumes_in_use.retain(|v| *v != volume_name());
                 n.volumes_attached.retain(|v| *v != volume_name());
             });
         }
         change(&mut e.cloud_volume, |c| c.holders.clear());
-        change(&mut e.attachments, |all| all.retain(|a| a.node.as_str() != NODE));
+        change(&mut e.attachments, |all| {
+            all.retain(|a| a.node.as_str() != NODE)
+        });
     }
 
     /// Pods go and come; one that may be on a node gets the volume once nobody has it.
@@ -415,16 +531,26 @@ impl Walk {
         let waits_alone = closed && self.world.alone;
         // The pods of an orphan's claim are on other machines.
         let here_too = !matches!(self.plan.trouble, Trouble::Orphan { .. });
-        let released = here_too && self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= 1);
-        change(&mut self.case.evidence.workload, |w| w.dry_run_held = Some(held));
-        let free =
-            self.case.evidence.attachments.shown().is_some_and(|a| a.iter().all(|a| a.node.as_str() != NODE));
+        let released = here_too
+            && self
+                .set_free
+                .is_some_and(|at| now.duration_since(at).as_secs() >= 1);
+        change(&mut self.case.evidence.workload, |w| {
+            w.dry_run_held = Some(held)
+        });
+        let free = self
+            .case
+            .evidence
+            .attachments
+            .shown()
+            .is_some_and(|a| a.iter().all(|a| a.node.as_str() != NODE));
         let replacement = |p: &mut PodFacts| {
             p.uid = "pod-2".into();
             (p.node, p.held, p.deleting_since) = (None, held, None);
         };
         let deleted = self.world.deletes_after.is_none_or(|seconds| {
-            self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= seconds)
+            self.set_free
+                .is_some_and(|at| now.duration_since(at).as_secs() >= seconds)
         });
         self.case = self.case.clone().pods(|pods| {
             pods.retain(|p| !deleted || p.uid.as_str() != "old");
@@ -432,7 +558,11 @@ impl Walk {
             for pod in pods.iter_mut() {
                 let here = pod.node.as_ref().is_some_and(|n| n.as_str() == NODE);
                 if here && released && pod.uid.as_str() == "pod-1" {
-                    old = Some(PodFacts { uid: "old".into(), deleting_since: Some(now), ..pod.clone() });
+                    old = Some(PodFacts {
+                        uid: "old".into(),
+                        deleting_since: Some(now),
+                        ..pod.clone()
+                    });
                     replacement(pod);
                 }
                 if pod.held && !held {
@@ -446,7 +576,10 @@ impl Walk {
         });
         let e = &mut self.case.evidence;
         let there = |n: &NodeName| n.as_str() == OTHER_NODE;
-        let came = e.pods.shown().is_some_and(|p| p.iter().any(|p| p.node.as_ref().is_some_and(there)));
+        let came = e
+            .pods
+            .shown()
+            .is_some_and(|p| p.iter().any(|p| p.node.as_ref().is_some_and(there)));
         change(&mut e.attachments, |all| {
             if closed && came && !all.iter().any(|a| there(&a.node)) {
                 all.push(reattach_core::evidence::AttachmentFacts {
@@ -457,15 +590,17 @@ impl Walk {
             }
         });
         let nobody = e.cloud_volume.shown().is_some_and(|c| c.holders.is_empty());
-        let waits = e
-            .pods
-            .shown()
-            .is_some_and(|p| p.iter().any(|p| p.node.as_ref().is_some_and(|n| n.as_str() == OTHER_NODE)));
+        let waits = e.pods.shown().is_some_and(|p| {
+            p.iter()
+                .any(|p| p.node.as_ref().is_some_and(|n| n.as_str() == OTHER_NODE))
+        });
         if nobody && free && waits && !self.held {
             change(&mut e.cloud_volume, |c| {
                 (c.holders, c.state) = (vec![OTHER_INSTANCE.into()], VolumeState::Active)
             });
-            change(&mut e.attachments, |all| *all = vec![attachment("csi-redis-2", OTHER_NODE)]);
+            change(&mut e.attachments, |all| {
+                *all = vec![attachment("csi-redis-2", OTHER_NODE)]
+            });
             self.case = self.case.clone().pods(|pods| {
                 for pod in pods.iter_mut().filter(|p| !p.ready) {
                     (pod.ready, pod.ready_since) = (true, Some(now));
@@ -499,11 +634,18 @@ impl Walk {
         e.down.iter_mut().for_each(|f| f.at = now);
         e.mandate.iter_mut().for_each(|f| f.at = now);
         (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
-        (e.workload.at, e.cloud_volume.at, e.identity.at, e.machines.at) = (now, now, now, now);
+        (
+            e.workload.at,
+            e.cloud_volume.at,
+            e.identity.at,
+            e.machines.at,
+        ) = (now, now, now, now);
         if let Some(policy) = &mut e.hold_policy {
             policy.at = now;
         }
-        let state = e.instances[&InstanceId::from(INSTANCE)].shown().map(|i| i.state.clone());
+        let state = e.instances[&InstanceId::from(INSTANCE)]
+            .shown()
+            .map(|i| i.state.clone());
         if e.sightings.last().is_none_or(|s| s.state != state) {
             e.sightings.push(sighting(state, now));
         }

@@ -19,23 +19,41 @@ struct Run {
 impl Run {
     /// A run that has come to this step, all before it skipped (`skipped`) or finished.
     fn at(plan: &SoundPlan, kind: StepKind, skipped: bool) -> Self {
-        let run = Self { plan: plan.clone(), journal: Vec::new() };
+        let run = Self {
+            plan: plan.clone(),
+            journal: Vec::new(),
+        };
         let (plan_hash, authority) = (plan.hash.to_string(), "test".to_owned());
-        let mut run = run.then(Event::Accepted { plan_hash, authority });
+        let mut run = run.then(Event::Accepted {
+            plan_hash,
+            authority,
+        });
         while run.state().current() != Some(run.ix(kind)) {
             let step = run.state().current().unwrap();
-            run = if skipped { run.skip(step) } else { run.complete(step) };
+            run = if skipped {
+                run.skip(step)
+            } else {
+                run.complete(step)
+            };
         }
         run
     }
 
     fn ix(&self, kind: StepKind) -> StepIx {
-        self.plan.find(kind).unwrap_or_else(|| panic!("the plan has no {kind:?}"))
+        self.plan
+            .find(kind)
+            .unwrap_or_else(|| panic!("the plan has no {kind:?}"))
     }
 
     fn then(mut self, event: Event) -> Self {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        self.journal.push(Entry { seq, at: world::at(seq.into()), term: 1, by: "test".into(), event });
+        self.journal.push(Entry {
+            seq,
+            at: world::at(seq.into()),
+            term: 1,
+            by: "test".into(),
+            event,
+        });
         self
     }
 
@@ -44,16 +62,27 @@ impl Run {
     }
 
     fn skip(self, step: StepIx) -> Self {
-        self.then(Event::Skipped { step, why: "test".into() })
+        self.then(Event::Skipped {
+            step,
+            why: "test".into(),
+        })
     }
 
     fn complete(self, step: StepIx) -> Self {
-        self.then(Event::Completed { step, seen: "test".into() })
+        self.then(Event::Completed {
+            step,
+            seen: "test".into(),
+        })
     }
 
     fn start(self, kind: StepKind) -> Self {
         let step = self.ix(kind);
-        self.then(Event::Started { step, intent: "test".into(), proof: None, newest_job: None })
+        self.then(Event::Started {
+            step,
+            intent: "test".into(),
+            proof: None,
+            newest_job: None,
+        })
     }
 
     fn told(self, kind: StepKind, outcome: Outcome) -> Self {
@@ -62,20 +91,38 @@ impl Run {
     }
 
     fn applied(self, kind: StepKind) -> Self {
-        self.start(kind).told(kind, Outcome::Applied { detail: "200".into() })
+        self.start(kind).told(
+            kind,
+            Outcome::Applied {
+                detail: "200".into(),
+            },
+        )
     }
 
     fn refused(self, kind: StepKind) -> Self {
-        self.start(kind).told(kind, Outcome::NotApplied { why: "409".into(), retry: true })
+        self.start(kind).told(
+            kind,
+            Outcome::NotApplied {
+                why: "409".into(),
+                retry: true,
+            },
+        )
     }
 
     fn back(self) -> Self {
-        self.then(Event::UnwindStarted { why: UnwindReason::Aborted { by: "jane".into() } })
+        self.then(Event::UnwindStarted {
+            why: UnwindReason::Aborted { by: "jane".into() },
+        })
     }
 
     fn no_user(self, lease: bool) -> Self {
         let at = self.now();
-        self.then(Event::UnusedSince { seen: UnusedSince { at, lease: lease.then_some(at) } })
+        self.then(Event::UnusedSince {
+            seen: UnusedSince {
+                at,
+                lease: lease.then_some(at),
+            },
+        })
     }
 
     fn state(&self) -> State {
@@ -92,7 +139,11 @@ fn of(case: &reattach_core::testkit::Case, allowed: Allowed) -> SoundPlan {
 fn a_run_has_its_nodes_lock_from_its_first_effect_on_the_node_to_its_end() {
     let plan = of(&dead_node(), ALL);
     let mut tried = 0;
-    for kind in [StepKind::PowerOff, StepKind::TaintOutOfService, StepKind::PowerOn] {
+    for kind in [
+        StepKind::PowerOff,
+        StepKind::TaintOutOfService,
+        StepKind::PowerOn,
+    ] {
         if plan.find(kind).is_none() {
             continue;
         }
@@ -101,10 +152,23 @@ fn a_run_has_its_nodes_lock_from_its_first_effect_on_the_node_to_its_end() {
         assert!(!due.state().locks_the_node(&plan), "{kind:?} is due");
         let begun = due.start(kind);
         assert!(begun.state().locks_the_node(&plan), "{kind:?} was begun");
-        let over = begun.told(kind, Outcome::Applied { detail: "200".into() }).back();
-        assert!(over.state().locks_the_node(&plan), "{kind:?} is to be put back");
+        let over = begun
+            .told(
+                kind,
+                Outcome::Applied {
+                    detail: "200".into(),
+                },
+            )
+            .back();
         assert!(
-            !over.then(Event::Ended { end: End::Aborted }).state().locks_the_node(&plan),
+            over.state().locks_the_node(&plan),
+            "{kind:?} is to be put back"
+        );
+        assert!(
+            !over
+                .then(Event::Ended { end: End::Aborted })
+                .state()
+                .locks_the_node(&plan),
             "{kind:?}: over"
         );
     }
@@ -128,7 +192,12 @@ fn a_machine_that_this_run_did_not_power_off_is_not_its_own_to_power_on() {
         (done.skip(step), false),
         (refused, false),
     ] {
-        assert_eq!(run.state().powered_off(&plan), ours, "{:?}", run.journal.last());
+        assert_eq!(
+            run.state().powered_off(&plan),
+            ours,
+            "{:?}",
+            run.journal.last()
+        );
     }
 }
 
@@ -151,11 +220,20 @@ fn the_hold_is_probed_while_a_step_rests_on_it() {
         (at(CloudDetach, false).back(), false),
         (at(CloudDetach, false).back().start(Lift), true),
     ] {
-        assert_eq!(run.state().needs_probe(plan), probed, "{:?}", run.journal.last());
+        assert_eq!(
+            run.state().needs_probe(plan),
+            probed,
+            "{:?}",
+            run.journal.last()
+        );
     }
     let plan = world::plan();
     for step in &plan.steps {
-        assert!(!Run::at(plan, step.kind, false).state().needs_probe(plan), "{:?}", step.kind);
+        assert!(
+            !Run::at(plan, step.kind, false).state().needs_probe(plan),
+            "{:?}",
+            step.kind
+        );
     }
 }
 
@@ -175,7 +253,12 @@ fn a_change_is_weighed_until_it_is_in_force() {
         (Run::at(holds, Release, true), true),
         (Run::at(holds, Release, true).back(), false),
     ] {
-        assert_eq!(run.state().weighs_a_change(&run.plan), weighed, "{:?}", run.journal.last());
+        assert_eq!(
+            run.state().weighs_a_change(&run.plan),
+            weighed,
+            "{:?}",
+            run.journal.last()
+        );
     }
 }
 
@@ -211,14 +294,25 @@ fn the_clouds_jobs_are_read_while_a_detach_may_be_under_way() {
         (later(sent.clone().skip(step)).back(), true),
         (later(sent.complete(step)).back(), false),
     ] {
-        assert_eq!(run.state().needs_jobs(plan), read, "{:?}", run.journal.last());
+        assert_eq!(
+            run.state().needs_jobs(plan),
+            read,
+            "{:?}",
+            run.journal.last()
+        );
     }
 }
 
 #[test]
 fn snapshots_are_read_while_one_that_was_ordered_is_waited_for() {
     use StepKind::Snapshot;
-    let plan = of(&orphan(), Allowed { snapshot: Snapshots::Required, ..ALL });
+    let plan = of(
+        &orphan(),
+        Allowed {
+            snapshot: Snapshots::Required,
+            ..ALL
+        },
+    );
     let due = Run::at(&plan, Snapshot, true);
     for (run, read) in [
         (due.clone(), false),
@@ -227,7 +321,12 @@ fn snapshots_are_read_while_one_that_was_ordered_is_waited_for() {
         (due.clone().applied(Snapshot), true),
         (due.applied(Snapshot).back(), false),
     ] {
-        assert_eq!(run.state().needs_snapshots(&plan), read, "{:?}", run.journal.last());
+        assert_eq!(
+            run.state().needs_snapshots(&plan),
+            read,
+            "{:?}",
+            run.journal.last()
+        );
     }
 }
 
@@ -242,15 +341,28 @@ fn a_run_knows_when_it_turned_back() {
 /// S5: only the time in which nobody knew what became of an order is given back to its step.
 #[test]
 fn a_deadline_begins_anew_for_an_order_that_was_found_out_alone() {
-    let seen = || Outcome::ObservedApplied { seen: "seen".into() };
+    let seen = || Outcome::ObservedApplied {
+        seen: "seen".into(),
+    };
     let order = Run::at(world::plan(), StepKind::CloudDetach, true);
     let entered = order.state().entered_at();
-    assert_eq!(order.clone().applied(StepKind::CloudDetach).state().entered_at(), entered);
-    let found = order.start(StepKind::CloudDetach).told(StepKind::CloudDetach, seen());
+    assert_eq!(
+        order
+            .clone()
+            .applied(StepKind::CloudDetach)
+            .state()
+            .entered_at(),
+        entered
+    );
+    let found = order
+        .start(StepKind::CloudDetach)
+        .told(StepKind::CloudDetach, seen());
     assert_eq!(found.state().entered_at(), Some(found.now()));
     let scale = Run::at(world::plan(), StepKind::ScaleToZero, true);
     let entered = scale.state().entered_at();
-    let found = scale.start(StepKind::ScaleToZero).told(StepKind::ScaleToZero, seen());
+    let found = scale
+        .start(StepKind::ScaleToZero)
+        .told(StepKind::ScaleToZero, seen());
     assert_eq!(found.state().entered_at(), entered);
 }
 
@@ -273,15 +385,25 @@ fn a_question_begins_anew_from_a_later_step_alone() {
 fn a_handshake_that_begins_anew_forgets_no_question_that_is_on_its_way() {
     use StepKind::Challenge;
     let plan = of(&dead_node(), ALL);
-    let plan = if plan.find(Challenge).is_some() { &plan } else { world::hold_plan() };
+    let plan = if plan.find(Challenge).is_some() {
+        &plan
+    } else {
+        world::hold_plan()
+    };
     let due = Run::at(plan, Challenge, true);
     let step = due.ix(Challenge);
     let sent = due.clone().start(Challenge).no_user(true);
     assert!(matches!(sent.state().step(step), StepState::Started { .. }));
     assert_eq!(sent.state().outstanding(), Some(step));
     let passed = due.applied(Challenge).complete(step);
-    assert!(matches!(passed.clone().no_user(false).state().step(step), StepState::Closed { .. }));
-    assert!(matches!(passed.no_user(true).state().step(step), StepState::Pending));
+    assert!(matches!(
+        passed.clone().no_user(false).state().step(step),
+        StepState::Closed { .. }
+    ));
+    assert!(matches!(
+        passed.no_user(true).state().step(step),
+        StepState::Pending
+    ));
 }
 
 /// A refused order is under way nowhere. Where an earlier one of the same step was never heard of, "busy" may be that one.
@@ -292,7 +414,9 @@ fn a_refused_order_is_forgotten_unless_one_before_it_went_unheard() {
     let step = due.ix(CloudDetach);
     let refused = due.clone().refused(CloudDetach);
     assert_eq!(refused.state().sent_at(step), None);
-    let not_seen = Outcome::ObservedNotApplied { seen: "seen".into() };
+    let not_seen = Outcome::ObservedNotApplied {
+        seen: "seen".into(),
+    };
     let unheard = due.start(CloudDetach).told(CloudDetach, not_seen);
     assert!(unheard.state().sent_at(step).is_some());
     assert!(unheard.refused(CloudDetach).state().sent_at(step).is_some());

@@ -10,7 +10,9 @@ use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 fn withheld() -> Outcome {
-    Outcome::Withheld { shut: Shut::NotLeader }
+    Outcome::Withheld {
+        shut: Shut::NotLeader,
+    }
 }
 
 /// The target was never asked, so there is nothing that a person has to do in its place: each mark is put back once the gate
@@ -34,7 +36,12 @@ fn a_shut_gate_is_no_reason_to_give_up() {
                 }
                 Next::Act(action) => {
                     walk.react(&action.effect);
-                    walk.issue(action, Outcome::Applied { detail: "200".into() });
+                    walk.issue(
+                        action,
+                        Outcome::Applied {
+                            detail: "200".into(),
+                        },
+                    );
                     walk.pass(1);
                 }
                 Next::Wait { until, .. } => {
@@ -56,8 +63,20 @@ fn a_requeue_that_was_not_sent_is_still_due() {
     let mut walk = reached(detach_error(), ALL, StepKind::Requeue);
     for _ in 0..5 {
         walk.answer(|e| requeues(e).then(withheld), |_| {});
-        assert_eq!(walk.state().current(), walk.plan.find(StepKind::Requeue), "{}", walk.story());
+        assert_eq!(
+            walk.state().current(),
+            walk.plan.find(StepKind::Requeue),
+            "{}",
+            walk.story()
+        );
     }
-    walk.answer(|e| requeues(e).then(|| Outcome::Applied { detail: "200".into() }), |_| {});
+    walk.answer(
+        |e| {
+            requeues(e).then(|| Outcome::Applied {
+                detail: "200".into(),
+            })
+        },
+        |_| {},
+    );
     assert!(is_completed(&walk.ask()), "{:?}", walk.ask());
 }

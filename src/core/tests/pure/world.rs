@@ -106,7 +106,13 @@ fn base() -> &'static Case {
 /// The plan by the founding runbook.
 pub fn plan() -> &'static SoundPlan {
     static PLAN: OnceLock<SoundPlan> = OnceLock::new();
-    PLAN.get_or_init(|| base().plan().expect("the phantom is plannable").sound().expect("its hash"))
+    PLAN.get_or_init(|| {
+        base()
+            .plan()
+            .expect("the phantom is plannable")
+            .sound()
+            .expect("its hash")
+    })
 }
 
 /// The plan by the runbook that holds.
@@ -136,7 +142,9 @@ fn present<T>(fact: &mut Fact<T>, now: Timestamp) -> &mut T {
 
 fn blind<T>(fact: &mut Fact<T>, is: bool) {
     if is {
-        fact.value = Known::Unknown { why: "the API server timed out".into() };
+        fact.value = Known::Unknown {
+            why: "the API server timed out".into(),
+        };
     }
 }
 
@@ -150,12 +158,23 @@ impl World {
             replicas: 1,
             stamp: Mark::None,
             version: 100,
-            pod: Some(Pod { number: 1, deleting: false, ready_since: None, gated: false }),
+            pod: Some(Pod {
+                number: 1,
+                deleting: false,
+                ready_since: None,
+                gated: false,
+            }),
             in_use: true,
             volumes_attached: true,
             lease: 0,
             boot: 1,
-            va: Some(Va { number: 1, attached: true, deleting: false, error: false, version: 50 }),
+            va: Some(Va {
+                number: 1,
+                attached: true,
+                deleting: false,
+                error: false,
+                version: 50,
+            }),
             held: true,
             device: false,
             job: None,
@@ -173,7 +192,10 @@ impl World {
 
     /// The same for the runbook that holds.
     pub fn held_by_gate(unpublish_fails: bool) -> Self {
-        Self { by_gate: true, ..Self::new(unpublish_fails) }
+        Self {
+            by_gate: true,
+            ..Self::new(unpublish_fails)
+        }
     }
 
     /// The plan of this world's run.
@@ -226,11 +248,19 @@ impl World {
         w.resource_version = self.version.to_string().into();
         w.pods = pods;
         w.dry_run_held = Some(self.hold);
-        let stamp = |recovery: Uid| Stamp { replicas: 1, workload: "workload-1".into(), recovery, at: at(0) };
+        let stamp = |recovery: Uid| Stamp {
+            replicas: 1,
+            workload: "workload-1".into(),
+            recovery,
+            at: at(0),
+        };
         w.stamp = match self.stamp {
             Mark::None => None,
             Mark::Ours => Some(Ok(stamp(Case::recovery()))),
-            Mark::Recounted => Some(Ok(Stamp { replicas: 5_000, ..stamp(Case::recovery()) })),
+            Mark::Recounted => Some(Ok(Stamp {
+                replicas: 5_000,
+                ..stamp(Case::recovery())
+            })),
             Mark::Another => Some(Ok(stamp("recovery-2".into()))),
             Mark::Edited => Some(Err("annotation is not a stamp of ours".into())),
         };
@@ -249,14 +279,25 @@ impl World {
         e.hold_policy.iter_mut().for_each(|fact| fact.at = now);
         e.mandate.iter_mut().for_each(|fact| fact.at = now);
         let node = present(e.nodes.get_mut(&NODE.into()).unwrap(), now);
-        node.volumes_in_use = if self.in_use { vec![volume_name()] } else { Vec::new() };
-        node.volumes_attached = if self.volumes_attached { vec![volume_name()] } else { Vec::new() };
+        node.volumes_in_use = if self.in_use {
+            vec![volume_name()]
+        } else {
+            Vec::new()
+        };
+        node.volumes_attached = if self.volumes_attached {
+            vec![volume_name()]
+        } else {
+            Vec::new()
+        };
         node.lease_renewed = Some(at(self.lease - 4));
         if self.boot > 1 {
             node.boot_id = format!("boot-{}", self.boot).into();
         }
-        present(&mut e.cloud_volume, now).holders =
-            if self.held { vec![INSTANCE.into()] } else { Vec::new() };
+        present(&mut e.cloud_volume, now).holders = if self.held {
+            vec![INSTANCE.into()]
+        } else {
+            Vec::new()
+        };
         let jobs = present(&mut e.jobs, now);
         let pending = self.job.iter().map(|_| JobStatus::Started);
         let statuses = (0..self.ended).map(|_| JobStatus::Finished).chain(pending);
@@ -283,10 +324,23 @@ impl World {
 
     /// An effect arrives at its target. Errors are broken promises.
     pub fn issue(&mut self, effect: &Effect, unwinding: bool) -> Result<Outcome, String> {
-        let conflict = || Ok(Outcome::NotApplied { why: "409".into(), retry: true });
-        let applied = || Ok(Outcome::Applied { detail: "200".into() });
+        let conflict = || {
+            Ok(Outcome::NotApplied {
+                why: "409".into(),
+                retry: true,
+            })
+        };
+        let applied = || {
+            Ok(Outcome::Applied {
+                detail: "200".into(),
+            })
+        };
         match effect {
-            Effect::ScaleToZero { resource_version, stamp, .. } => {
+            Effect::ScaleToZero {
+                resource_version,
+                stamp,
+                ..
+            } => {
                 if resource_version.as_str() != self.version.to_string() {
                     return conflict();
                 }
@@ -298,7 +352,11 @@ impl World {
                 self.version += 1;
                 applied()
             }
-            Effect::Restore { resource_version, replicas, .. } => {
+            Effect::Restore {
+                resource_version,
+                replicas,
+                ..
+            } => {
                 if resource_version.as_str() != self.version.to_string() {
                     return conflict();
                 }
@@ -333,7 +391,9 @@ impl World {
             | Effect::CloseNode { .. }
             | Effect::OpenNode { .. }
             | Effect::Challenge { .. }
-            | Effect::DeleteAttachment { .. } => Err(format!("{effect:?} has no place in class B's world")),
+            | Effect::DeleteAttachment { .. } => {
+                Err(format!("{effect:?} has no place in class B's world"))
+            }
             Effect::CloudDetach { proof } => {
                 if proof.holder().as_str() != INSTANCE || proof.volume().as_str() != "5551" {
                     return Err("a detach of something else".into());
@@ -345,7 +405,10 @@ impl World {
                     return Err("a cloud detach under a user".into());
                 }
                 if !self.held {
-                    return Ok(Outcome::NotApplied { why: "not attached".into(), retry: false });
+                    return Ok(Outcome::NotApplied {
+                        why: "not attached".into(),
+                        retry: false,
+                    });
                 }
                 self.detaches += 1;
                 self.job = Some((Issuer::Us, self.now + self.cloud_lag));
@@ -373,16 +436,25 @@ impl World {
                     return Err("lifted while our cloud detach is in flight".into());
                 }
                 if !unwinding && self.hold && (self.old_record() || self.held) {
-                    return Err("lifted before the VolumeAttachment was gone and the cloud had let go".into());
+                    return Err(
+                        "lifted before the VolumeAttachment was gone and the cloud had let go"
+                            .into(),
+                    );
                 }
                 self.hold = false;
                 if let Some(pod) = &mut self.pod {
-                    let named = pods.iter().any(|(_, uid)| uid.as_str() == format!("pod-{}", pod.number));
+                    let named = pods
+                        .iter()
+                        .any(|(_, uid)| uid.as_str() == format!("pod-{}", pod.number));
                     pod.gated &= !named;
                 }
                 applied()
             }
-            Effect::Requeue { uid, resource_version, .. } => match &mut self.va {
+            Effect::Requeue {
+                uid,
+                resource_version,
+                ..
+            } => match &mut self.va {
                 Some(va)
                     if va.version.to_string() == resource_version.as_str()
                         && uid.as_str() == "uid-csi-redis-1"
@@ -405,7 +477,12 @@ impl World {
             (None, 1..) => {
                 self.pods_made += 1;
                 let gated = self.hold;
-                self.pod = Some(Pod { number: self.pods_made, deleting: false, ready_since: None, gated });
+                self.pod = Some(Pod {
+                    number: self.pods_made,
+                    deleting: false,
+                    ready_since: None,
+                    gated,
+                });
             }
             _ => {}
         }
@@ -476,8 +553,10 @@ impl World {
             && self.volumes_attached
             && self.va.as_ref().is_some_and(|v| v.attached && !v.deleting);
         let now = self.now;
-        if let Some(pod) =
-            self.pod.as_mut().filter(|p| ready && !p.gated && !p.deleting && p.ready_since.is_none())
+        if let Some(pod) = self
+            .pod
+            .as_mut()
+            .filter(|p| ready && !p.gated && !p.deleting && p.ready_since.is_none())
         {
             pod.ready_since = Some(now);
         }

@@ -29,7 +29,13 @@ pub(super) fn apps() -> Vec<App> {
     vec![
         App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache"),
         App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
-        App::stateful_set("kafka", 7_010, "pvc9b2e8a61f40c4b3d", 2, "the queue, two replicas"),
+        App::stateful_set(
+            "kafka",
+            7_010,
+            "pvc9b2e8a61f40c4b3d",
+            2,
+            "the queue, two replicas",
+        ),
     ]
 }
 
@@ -39,7 +45,12 @@ pub(super) fn names(apps: &[App]) -> Vec<&str> {
 
 /// Machines follow the cloud's power; the apps run on the first node; two replicas of the controller watch under this
 /// rule for powering off.
-pub(super) async fn set(seed: u64, power_off: &str, apps: &[App], sink: Sink) -> Result<Stage, WorldError> {
+pub(super) async fn set(
+    seed: u64,
+    power_off: &str,
+    apps: &[App],
+    sink: Sink,
+) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, sink).await?;
     s.heading(
@@ -47,7 +58,12 @@ pub(super) async fn set(seed: u64, power_off: &str, apps: &[App], sink: Sink) ->
         &[],
     );
     s.world.follow_power();
-    on_one_node(&mut s, &NODES, apps.iter().map(|a| (a.clone(), Expect::Running))).await?;
+    on_one_node(
+        &mut s,
+        &NODES,
+        apps.iter().map(|a| (a.clone(), Expect::Running)),
+    )
+    .await?;
     let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": power_off,
         "escalateAfterSeconds": 300, "nodes": {"patienceSeconds": 60}});
     s.world.policy_of("everything", &spec).await?;
@@ -64,7 +80,9 @@ fn power(w: &World, instance: InstanceNo) -> Option<InstanceStatus> {
 }
 
 fn tainted(w: &World, node: &str) -> bool {
-    w.server().read("", "nodes", "", node).is_some_and(|n| is_out_of_service_by_us(&n))
+    w.server()
+        .read("", "nodes", "", node)
+        .is_some_and(|n| is_out_of_service_by_us(&n))
 }
 
 /// Every recovery of these apps is over, and everything runs.
@@ -81,13 +99,25 @@ pub(super) async fn over(s: &mut Stage, apps: &[App], limit: Duration) -> Result
 /// The machine is off, and a person boots it: it takes no pods before its agent has answered clean.
 pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
     let instance = s.world.instance(node)?;
-    s.tell(Who::Person, "", format!("boots {node} again: linode-cli linodes boot {instance}"));
+    s.tell(
+        Who::Person,
+        "",
+        format!("boots {node} again: linode-cli linodes boot {instance}"),
+    );
     s.world.cloud.boot(instance)?;
-    s.until(&format!("{node} Ready"), secs(180), |w| w.cluster.node_ready(node)).await?;
+    s.until(&format!("{node} Ready"), secs(180), |w| {
+        w.cluster.node_ready(node)
+    })
+    .await?;
     if !s.world.is_quarantined(node) {
-        s.broken.push(format!("{node} came back and was not in quarantine"));
+        s.broken
+            .push(format!("{node} came back and was not in quarantine"));
     }
-    let free = s.until(&format!("{node} out of quarantine"), secs(300), |w| !w.is_quarantined(node)).await?;
+    let free = s
+        .until(&format!("{node} out of quarantine"), secs(300), |w| {
+            !w.is_quarantined(node)
+        })
+        .await?;
     s.tell(
         Who::Reattach,
         "",
@@ -118,7 +148,8 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
     let instance = s.world.instance(dead)?;
     s.hang(dead)?;
     let ready = ready_elsewhere(&mut s, &apps, dead, LONG).await?;
-    s.phases(&names(&apps), &[Phase::Recovered], secs(300)).await?;
+    s.phases(&names(&apps), &[Phase::Recovered], secs(300))
+        .await?;
     s.pass(secs(20)).await;
     if power(&s.world, instance) != Some(InstanceStatus::Offline) {
         s.broken.push(format!("{dead} is not off"));
@@ -127,21 +158,41 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
     let baseline = baseline::with_a_taint(seed, &NODES, &apps).await?;
     for app in &apps {
         let Some(known) = proven(&s, &app.name) else {
-            s.broken.push(format!("{}: no proof is in the journal", app.name));
+            s.broken
+                .push(format!("{}: no proof is in the journal", app.name));
             continue;
         };
-        let words =
-            |t: baseline::Took| format!("{:.1} s ({:.1} s less cloud time)", t.seconds, t.less_cloud());
+        let words = |t: baseline::Took| {
+            format!(
+                "{:.1} s ({:.1} s less cloud time)",
+                t.seconds,
+                t.less_cloud()
+            )
+        };
         let ours = took(&s.world, app, known, ready[&app.name]);
         let what = format!("{}, from the proof or a human's taint", app.name);
-        s.figures.push([what, words(ours), words(baseline[&app.name])]);
+        s.figures
+            .push([what, words(ours), words(baseline[&app.name])]);
     }
     let healed = baseline::alone(seed, &NODES, &apps).await?;
-    let alone = if healed { "runs again" } else { "nothing runs after 20 min" };
-    s.figures.push(["without any taint".to_owned(), "-".to_owned(), alone.to_owned()]);
-    s.tell(Who::Kubernetes, "", format!("stock, nobody does anything: {alone}"));
+    let alone = if healed {
+        "runs again"
+    } else {
+        "nothing runs after 20 min"
+    };
+    s.figures.push([
+        "without any taint".to_owned(),
+        "-".to_owned(),
+        alone.to_owned(),
+    ]);
+    s.tell(
+        Who::Kubernetes,
+        "",
+        format!("stock, nobody does anything: {alone}"),
+    );
     if healed {
-        s.broken.push("stock Kubernetes healed class A alone: the world is not as measured".to_owned());
+        s.broken
+            .push("stock Kubernetes healed class A alone: the world is not as measured".to_owned());
     }
     s.heading("The fenced machine is needed again", &[]);
     booted_again(&mut s, dead).await?;
@@ -154,31 +205,49 @@ pub(super) async fn no_permission(seed: u64, sink: Sink) -> Result<Stage, WorldE
     let mut s = set(seed, "Never", &apps, sink).await?;
     let dead = NODES[0].0;
     s.hang(dead)?;
-    s.phases(&names(&apps), &[Phase::Waiting], secs(300)).await?;
+    s.phases(&names(&apps), &[Phase::Waiting], secs(300))
+        .await?;
     s.pass(secs(420)).await;
     for app in &apps {
         let recovery = s.recovery_of(&app.name);
-        let called = recovery.as_ref().and_then(|r| r.status.as_ref()).is_some_and(|st| {
-            st.conditions
-                .iter()
-                .any(|c| c.type_ == "Stalled" && c.status == "True" && c.reason == "Escalated")
-        });
+        let called = recovery
+            .as_ref()
+            .and_then(|r| r.status.as_ref())
+            .is_some_and(|st| {
+                st.conditions
+                    .iter()
+                    .any(|c| c.type_ == "Stalled" && c.status == "True" && c.reason == "Escalated")
+            });
         if !called {
-            s.broken.push(format!("{}: nobody was called after the policy's 300 s", app.name));
+            s.broken.push(format!(
+                "{}: nobody was called after the policy's 300 s",
+                app.name
+            ));
         }
-        if recovery.and_then(|r| r.status).is_none_or(|st| st.plan.is_none()) {
+        if recovery
+            .and_then(|r| r.status)
+            .is_none_or(|st| st.plan.is_none())
+        {
             s.broken.push(format!("{}: no plan is shown", app.name));
         }
         if !reading(&s, &app.name, Phase::Waiting) {
-            s.broken.push(format!("{}: it does not wait for the proof", app.name));
+            s.broken
+                .push(format!("{}: it does not wait for the proof", app.name));
         }
     }
     let effects = s.world.request_log.effects();
     if let Some(first) = effects.first() {
-        s.broken.push(format!("without permission and without a proof: {}", first.line()));
+        s.broken.push(format!(
+            "without permission and without a proof: {}",
+            first.line()
+        ));
     }
     let instance = s.world.instance(dead)?;
-    s.tell(Who::Person, "", format!("shuts the machine down: linode-cli linodes shutdown {instance}"));
+    s.tell(
+        Who::Person,
+        "",
+        format!("shuts the machine down: linode-cli linodes shutdown {instance}"),
+    );
     s.world.cloud.shutdown(instance)?;
     ready_elsewhere(&mut s, &apps, dead, LONG).await?;
     over(&mut s, &apps, secs(300)).await?;
@@ -190,7 +259,12 @@ pub(super) async fn no_permission(seed: u64, sink: Sink) -> Result<Stage, WorldE
 fn writers(w: &World, app: &App) -> Vec<InstanceNo> {
     let volume = reattach_cloud_simulator::VolumeNo(app.volumes[0].number);
     let now = w.cloud.now();
-    w.cloud.writer_intervals(volume).iter().filter(|i| i.covers(now)).map(|i| i.instance).collect()
+    w.cloud
+        .writer_intervals(volume)
+        .iter()
+        .filter(|i| i.covers(now))
+        .map(|i| i.instance)
+        .collect()
 }
 
 pub(super) async fn partition(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
@@ -199,11 +273,15 @@ pub(super) async fn partition(seed: u64, sink: Sink) -> Result<Stage, WorldError
     let cut = NODES[0].0;
     let instance = s.world.instance(cut)?;
     s.partition(cut, true)?;
-    s.phases(&names(&apps), &[Phase::Waiting], secs(300)).await?;
+    s.phases(&names(&apps), &[Phase::Waiting], secs(300))
+        .await?;
     s.pass(secs(900)).await;
     for app in &apps {
         if writers(&s.world, app) != [instance] {
-            s.broken.push(format!("{}: the pod that writes on was disturbed", app.name));
+            s.broken.push(format!(
+                "{}: the pod that writes on was disturbed",
+                app.name
+            ));
         }
     }
     if let Some(first) = s.world.request_log.effects().first() {
@@ -223,7 +301,8 @@ pub(super) async fn partition_fenced(seed: u64, sink: Sink) -> Result<Stage, Wor
     s.partition(cut, false)?;
     over(&mut s, &apps, LONG).await?;
     let back = |w: &World| w.cluster.node_ready(cut) && !w.is_quarantined(cut);
-    s.until(&format!("{cut} on again, and clean"), secs(600), back).await?;
+    s.until(&format!("{cut} on again, and clean"), secs(600), back)
+        .await?;
     Ok(s)
 }
 
@@ -238,27 +317,45 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         "the CSI driver's controller fails every detach: the taint will stay for a while",
     );
     s.hang(dead)?;
-    s.until("the out-of-service taint", secs(600), |w| tainted(w, dead)).await?;
+    s.until("the out-of-service taint", secs(600), |w| tainted(w, dead))
+        .await?;
     s.pass(Duration::from_millis(500 + seed % 10 * 700)).await;
     let instance = s.world.instance(dead)?;
-    s.tell(Who::Person, "", format!("boots {dead}, which is fenced: linode-cli linodes boot {instance}"));
+    s.tell(
+        Who::Person,
+        "",
+        format!("boots {dead}, which is fenced: linode-cli linodes boot {instance}"),
+    );
     s.world.cloud.boot(instance)?;
-    let off = s.until("the taint off", secs(60), |w| !tainted(w, dead)).await?;
+    let off = s
+        .until("the taint off", secs(60), |w| !tainted(w, dead))
+        .await?;
     s.tell(
         Who::Reattach,
         "",
-        format!("took the out-of-service taint off {:.1} s after the boot was ordered", off.as_secs_f64()),
+        format!(
+            "took the out-of-service taint off {:.1} s after the boot was ordered",
+            off.as_secs_f64()
+        ),
     );
     if s.world.cluster.node_ready(dead) {
-        s.broken.push(format!("{dead} was Ready before the taint was off"));
+        s.broken
+            .push(format!("{dead} was Ready before the taint was off"));
     }
-    s.until(&format!("{dead} Ready"), secs(180), |w| w.cluster.node_ready(dead)).await?;
+    s.until(&format!("{dead} Ready"), secs(180), |w| {
+        w.cluster.node_ready(dead)
+    })
+    .await?;
     if !s.world.is_quarantined(dead) {
-        s.broken.push(format!("{dead} came back late and was not in quarantine"));
+        s.broken
+            .push(format!("{dead} came back late and was not in quarantine"));
     }
     s.world.csi.set_unpublish_fails(false);
     s.tell(Who::Provider, "", "the CSI driver works again");
     over(&mut s, &apps, LONG).await?;
-    s.until(&format!("{dead} out of quarantine"), secs(600), |w| !w.is_quarantined(dead)).await?;
+    s.until(&format!("{dead} out of quarantine"), secs(600), |w| {
+        !w.is_quarantined(dead)
+    })
+    .await?;
     Ok(s)
 }

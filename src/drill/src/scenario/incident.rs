@@ -32,7 +32,13 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
         Pace::Full => "2021-07-11T06:36:00Z",
         Pace::Short => "2021-07-11T01:20:00Z",
     };
-    let mut s = Stage::new(seed, "2021-07-11T00:52:00Z".parse().unwrap_or_default(), &NODES, sink).await?;
+    let mut s = Stage::new(
+        seed,
+        "2021-07-11T00:52:00Z".parse().unwrap_or_default(),
+        &NODES,
+        sink,
+    )
+    .await?;
     s.heading(
         "A cluster of three nodes at Linode; reattach is installed with its default policy: DryRun",
         &[
@@ -40,7 +46,9 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
             "Simulated: API server, Kubernetes' own controllers, kubelets, the cloud, and the time.",
         ],
     );
-    s.world.merge(PERSON, POLICY, &json!({"spec": {"runbook": SCALE_TO_ZERO}})).await?;
+    s.world
+        .merge(PERSON, POLICY, &json!({"spec": {"runbook": SCALE_TO_ZERO}}))
+        .await?;
     s.tell(
         Who::Person,
         "",
@@ -59,10 +67,21 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
 
 async fn open(s: &mut Stage) -> Result<(), WorldError> {
     let apps = [
-        App::stateful_set("postgres", 411_801, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
+        App::stateful_set(
+            "postgres",
+            411_801,
+            "pvc5c1f6f0e6a0d4d0e",
+            1,
+            "the database",
+        ),
         App::deployment("redis", 411_802, "pvcbb1d06139b334c1f", "the cache"),
         App::deployment("bot", 411_803, "pvc7e0a4b7c2d214f9a", "the Discord bot"),
-        App::deployment("hastebin", 411_804, "pvc0d9a3f5be1c24c77", "the paste service"),
+        App::deployment(
+            "hastebin",
+            411_804,
+            "pvc0d9a3f5be1c24c77",
+            "the paste service",
+        ),
         App::stateful_set("wiki", 411_805, "pvc9b2e8a61f40c4b3d", 1, "the wiki"),
         App::stateful_set(LOCKED, LOCKED_VOLUME, "pvc3f6d1c9a8e7b4250", 1, "the shop"),
     ];
@@ -84,7 +103,8 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
     let mut nodes: Vec<&str> = NODES.iter().map(|(name, _)| *name).collect();
     nodes.sort_by_key(|n| (*n != first, *n));
     for (node, off) in nodes.into_iter().zip([75, 20, 8]) {
-        s.recycle(node, DiskAfter::Kept, Duration::from_secs(off)).await?;
+        s.recycle(node, DiskAfter::Kept, Duration::from_secs(off))
+            .await?;
         if node == first {
             s.world.cloud.lock_volume(
                 VolumeNo(LOCKED_VOLUME),
@@ -103,15 +123,25 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
 }
 
 async fn not_ours(s: &mut Stage) -> Result<(), WorldError> {
-    s.tell(Who::Person, "site", "deploys a release that wants Secret site-secrets, which does not exist");
+    s.tell(
+        Who::Person,
+        "site",
+        "deploys a release that wants Secret site-secrets, which does not exist",
+    );
     s.add(
-        App::deployment("site", 411_807, "pvc1a7c4e90b35d4f68", "the web site").with_secret("site-secrets"),
+        App::deployment("site", 411_807, "pvc1a7c4e90b35d4f68", "the web site")
+            .with_secret("site-secrets"),
         Expect::Untouched,
     )
     .await?;
-    s.tell(Who::Person, "grafana", "moves dashboards to a volume whose fsType no node knows (ext5)");
+    s.tell(
+        Who::Person,
+        "grafana",
+        "moves dashboards to a volume whose fsType no node knows (ext5)",
+    );
     s.add(
-        App::deployment("grafana", 411_808, "pvc64f2d8b01c9e4a35", "dashboards").with_fs_type("ext5"),
+        App::deployment("grafana", 411_808, "pvc64f2d8b01c9e4a35", "dashboards")
+            .with_fs_type("ext5"),
         Expect::Untouched,
     )
     .await?;
@@ -124,26 +154,42 @@ async fn not_ours(s: &mut Stage) -> Result<(), WorldError> {
 
 async fn dry_run(s: &mut Stage) -> Result<(), WorldError> {
     let all: Vec<&str> = OURS.into_iter().chain([LOCKED]).chain(NOT_OURS).collect();
-    s.phases(&all, &[Phase::Planned, Phase::Waiting, Phase::NotOurs], Duration::from_secs(180)).await?;
+    s.phases(
+        &all,
+        &[Phase::Planned, Phase::Waiting, Phase::NotOurs],
+        Duration::from_secs(180),
+    )
+    .await?;
     s.pass(Duration::from_secs(30)).await;
-    let planned = OURS.iter().filter(|a| reading(s, a, Phase::Planned)).count();
+    let planned = OURS
+        .iter()
+        .filter(|a| reading(s, a, Phase::Planned))
+        .count();
     s.dry_until = Some(s.world.request_log.len());
     if planned != OURS.len() {
-        s.broken.push(format!("{planned} of {} workloads have a plan in DryRun", OURS.len()));
+        s.broken.push(format!(
+            "{planned} of {} workloads have a plan in DryRun",
+            OURS.len()
+        ));
     }
     if !reading(s, LOCKED, Phase::Waiting) {
-        s.broken.push(format!("{LOCKED} does not wait for the provider's lock"));
+        s.broken
+            .push(format!("{LOCKED} does not wait for the provider's lock"));
     }
     for app in NOT_OURS {
         if !reading(s, app, Phase::NotOurs) {
-            s.broken.push(format!("{app} was not recognised as not ours"));
+            s.broken
+                .push(format!("{app} was not recognised as not ours"));
         }
     }
     Ok(())
 }
 
 async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
-    s.heading("The plans look right: a person switches the policy to Auto", &[]);
+    s.heading(
+        "The plans look right: a person switches the policy to Auto",
+        &[],
+    );
     let body = json!({"spec": {"mode": "Auto"}});
     s.world.merge(PERSON, POLICY, &body).await?;
     s.tell(
@@ -152,31 +198,44 @@ async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
         "kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"mode\":\"Auto\"}}'",
     );
     s.running(&OURS, Duration::from_secs(600)).await?;
-    s.phases(&OURS, &[Phase::Recovered], Duration::from_secs(120)).await?;
-    s.phases(&[LOCKED], &[Phase::Waiting], Duration::from_secs(120)).await?;
+    s.phases(&OURS, &[Phase::Recovered], Duration::from_secs(120))
+        .await?;
+    s.phases(&[LOCKED], &[Phase::Waiting], Duration::from_secs(120))
+        .await?;
     Ok(())
 }
 
 /// The support ticket for the locked volume.
 async fn ticket(s: &Stage) -> Option<String> {
     let recovery = s.recovery_of(LOCKED)?;
-    support_ticket(&recovery.record(describe(&s.world, LOCKED_VOLUME).await).ok()?)
+    support_ticket(
+        &recovery
+            .record(describe(&s.world, LOCKED_VOLUME).await)
+            .ok()?,
+    )
 }
 
 async fn unlock(s: &mut Stage, unlocked_at: &str) -> Result<(), WorldError> {
     s.heading("All but the locked one run. Hours pass: reattach asks the provider again and again, and touches nothing", &[]);
     if let Some(ticket) = ticket(s).await {
-        s.show(Who::Reattach, LOCKED, "has the ticket for the provider ready to send:", &ticket);
+        s.show(
+            Who::Reattach,
+            LOCKED,
+            "has the ticket for the provider ready to send:",
+            &ticket,
+        );
     }
     after(s, unlocked_at).await;
     let still = reading(s, LOCKED, Phase::Waiting);
     if !still {
-        s.broken.push(format!("{LOCKED} did not wait until the lock was lifted"));
+        s.broken
+            .push(format!("{LOCKED} did not wait until the lock was lifted"));
     }
     s.world.cloud.unlock_volume(VolumeNo(LOCKED_VOLUME))?;
     s.tell(Who::Provider, LOCKED, "the lock is lifted");
     s.running(&[LOCKED], Duration::from_secs(300)).await?;
-    s.phases(&[LOCKED], &[Phase::Recovered], Duration::from_secs(120)).await?;
+    s.phases(&[LOCKED], &[Phase::Recovered], Duration::from_secs(120))
+        .await?;
     s.pass(Duration::from_secs(15)).await;
     Ok(())
 }

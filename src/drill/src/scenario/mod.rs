@@ -203,11 +203,17 @@ pub const SCENARIOS: &[Scenario] = &[
 /// Lets time pass until a moment.
 async fn after(s: &mut Stage, moment: &str) {
     let at: Timestamp = moment.parse().unwrap_or_else(|_| s.world.now());
-    s.pass(Duration::try_from(at.duration_since(s.world.now())).unwrap_or_default()).await;
+    s.pass(Duration::try_from(at.duration_since(s.world.now())).unwrap_or_default())
+        .await;
 }
 
 /// Whether the newest recovery of an app reads this phase.
 fn reading(s: &Stage, app: &str, phase: Phase) -> bool {
-    let recovery = s.workloads.get(app).and_then(|c| recovery_of(&s.world, &c.app));
-    recovery.and_then(|r| r.status).is_some_and(|st| st.phase == phase)
+    let recovery = s
+        .workloads
+        .get(app)
+        .and_then(|c| recovery_of(&s.world, &c.app));
+    recovery
+        .and_then(|r| r.status)
+        .is_some_and(|st| st.phase == phase)
 }

@@ -30,11 +30,20 @@ fn wiki() -> App {
 /// Moves the apps' pods off the first node, which stays Ready, as a person does for maintenance.
 async fn drain(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
     let node = NODES[0].0;
-    s.tell(Who::Person, "", format!("drains {node}: kubectl drain {node} --ignore-daemonsets"));
+    s.tell(
+        Who::Person,
+        "",
+        format!("drains {node}: kubectl drain {node} --ignore-daemonsets"),
+    );
     cordon(&s.world, node, true).await?;
     for app in apps {
         for pod in s.world.pods(&app.name) {
-            delete_pod(&s.world, pod["metadata"]["name"].as_str().unwrap_or_default(), json!({})).await?;
+            delete_pod(
+                &s.world,
+                pod["metadata"]["name"].as_str().unwrap_or_default(),
+                json!({}),
+            )
+            .await?;
         }
     }
     Ok(())
@@ -42,18 +51,29 @@ async fn drain(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
 
 async fn delete_pod(w: &World, pod: &str, options: Value) -> Result<(), WorldError> {
     let path = format!("/api/v1/namespaces/{APPS}/pods/{pod}");
-    w.request(PERSON, "DELETE", &path, "application/json", &options).await.map(|_| ())
+    w.request(PERSON, "DELETE", &path, "application/json", &options)
+        .await
+        .map(|_| ())
 }
 
 /// Whether a person was called for an app: it waits for too long, or its run is over without success.
 fn called(w: &World, app: &App) -> bool {
-    let own = |r: &Value| app.volumes.iter().any(|v| r["spec"]["claimName"] == v.claim.as_str());
-    let escalated = |c: &Value| c["type"] == "Stalled" && c["status"] == "True" && c["reason"] == "Escalated";
-    w.server().list("reattach.dev", "volumerecoveries", None).iter().filter(|r| own(r)).any(|r| {
-        let conditions = r["status"]["conditions"].as_array();
-        conditions.into_iter().flatten().any(escalated)
-            || matches!(r["status"]["phase"].as_str(), Some("Failed" | "Stuck"))
-    })
+    let own = |r: &Value| {
+        app.volumes
+            .iter()
+            .any(|v| r["spec"]["claimName"] == v.claim.as_str())
+    };
+    let escalated =
+        |c: &Value| c["type"] == "Stalled" && c["status"] == "True" && c["reason"] == "Escalated";
+    w.server()
+        .list("reattach.dev", "volumerecoveries", None)
+        .iter()
+        .filter(|r| own(r))
+        .any(|r| {
+            let conditions = r["status"]["conditions"].as_array();
+            conditions.into_iter().flatten().any(escalated)
+                || matches!(r["status"]["phase"].as_str(), Some("Failed" | "Stuck"))
+        })
 }
 
 /// The trouble is not ours to end: it is named, a person is called after the policy's 300 s, and nothing is freed.
@@ -64,14 +84,23 @@ async fn waits_and_calls(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> 
     for app in apps {
         match told(s, app) {
             Some(told) if told.ticket.is_none() && !told.summary.is_empty() => {}
-            other => {
-                s.broken.push(format!("{}: a person must mend it, not the provider: {other:?}", app.name))
-            }
+            other => s.broken.push(format!(
+                "{}: a person must mend it, not the provider: {other:?}",
+                app.name
+            )),
         }
     }
-    let freeing = |e: &crate::request_log::Entry| e.path.ends_with("/detach") || e.method == "DELETE";
-    for effect in s.world.request_log.effects().iter().filter(|e| freeing(e) && e.accepted()) {
-        s.broken.push(format!("freed though the cause stands: {}", effect.line()));
+    let freeing =
+        |e: &crate::request_log::Entry| e.path.ends_with("/detach") || e.method == "DELETE";
+    for effect in s
+        .world
+        .request_log
+        .effects()
+        .iter()
+        .filter(|e| freeing(e) && e.accepted())
+    {
+        s.broken
+            .push(format!("freed though the cause stands: {}", effect.line()));
     }
     Ok(())
 }
@@ -83,10 +112,18 @@ async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
     s.until("nobody called any more", secs(120), quiet).await?;
     for app in apps {
         if told(s, app).is_some() {
-            s.broken.push(format!("{}: a person is still told what to do", app.name));
+            s.broken
+                .push(format!("{}: a person is still told what to do", app.name));
         }
     }
-    s.tell(Who::Kubernetes, "", format!("all run {:.0} s after the cause was mended", took.as_secs_f64()));
+    s.tell(
+        Who::Kubernetes,
+        "",
+        format!(
+            "all run {:.0} s after the cause was mended",
+            took.as_secs_f64()
+        ),
+    );
     cordon(&s.world, NODES[0].0, false).await?;
     over(s, apps, secs(300)).await
 }
@@ -97,7 +134,11 @@ async fn rebooted(seed: u64, published: bool, sink: Sink) -> Result<Stage, World
     let mut s = set(seed, "Never", &apps, sink).await?;
     s.world.csi.set_publishes_nodes(published);
     let word = if published { "tells" } else { "does not tell" };
-    s.tell(Who::Provider, "", format!("the CSI driver {word} external-attacher which nodes have a volume"));
+    s.tell(
+        Who::Provider,
+        "",
+        format!("the CSI driver {word} external-attacher which nodes have a volume"),
+    );
     let node = NODES[0].0;
     s.tell(
         Who::Provider,
@@ -114,7 +155,10 @@ async fn rebooted(seed: u64, published: bool, sink: Sink) -> Result<Stage, World
 pub(super) async fn lost(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s = rebooted(seed, true, sink).await?;
     if let Some(first) = s.world.request_log.effects().first() {
-        s.broken.push(format!("Kubernetes heals this alone, and yet: {}", first.line()));
+        s.broken.push(format!(
+            "Kubernetes heals this alone, and yet: {}",
+            first.line()
+        ));
     }
     Ok(s)
 }
@@ -127,7 +171,11 @@ pub(super) async fn detach_error(seed: u64, sink: Sink) -> Result<Stage, WorldEr
     let apps = [redis(), postgres()];
     let mut s = set(seed, "Never", &apps, sink).await?;
     s.world.csi.set_unpublish_fails(true);
-    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    s.tell(
+        Who::Provider,
+        "",
+        "the CSI driver's controller fails every detach from now on",
+    );
     drain(&mut s, &apps).await?;
     over(&mut s, &apps, LONG).await?;
     cordon(&s.world, NODES[0].0, false).await?;
@@ -142,11 +190,19 @@ pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldEr
     s.tell(
         Who::Person,
         "",
-        format!("shuts the machine down ({instance}) and deletes its Node: kubectl delete node {node}"),
+        format!(
+            "shuts the machine down ({instance}) and deletes its Node: kubectl delete node {node}"
+        ),
     );
     s.shut_down(node).await?;
     s.world
-        .request(PERSON, "DELETE", &format!("/api/v1/nodes/{node}"), "application/json", &json!({}))
+        .request(
+            PERSON,
+            "DELETE",
+            &format!("/api/v1/nodes/{node}"),
+            "application/json",
+            &json!({}),
+        )
         .await?;
     let deleted = s.world.now();
     let ready = ready_elsewhere(&mut s, &apps, node, LONG).await?;
@@ -166,7 +222,10 @@ pub(super) async fn manager_restarted(seed: u64, sink: Sink) -> Result<Stage, Wo
     let mut s = set(seed, "Allowed", &apps, sink).await?;
     let node = NODES[0].0;
     s.hang(node)?;
-    s.until("the node NotReady", secs(90), |w| !w.cluster.node_ready(node)).await?;
+    s.until("the node NotReady", secs(90), |w| {
+        !w.cluster.node_ready(node)
+    })
+    .await?;
     s.tell(
         Who::Person,
         "",
@@ -189,19 +248,28 @@ pub(super) async fn missing_objects(seed: u64, sink: Sink) -> Result<Stage, Worl
     let apps = [redis(), postgres()];
     let mut s = set(seed, "Never", &apps, sink).await?;
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "linode-token", "namespace": APPS}});
-    let with =
-        json!({"spec": {"csi": {"controllerPublishSecretRef": {"name": "linode-token", "namespace": APPS}}}});
+    let with = json!({"spec": {"csi": {"controllerPublishSecretRef": {"name": "linode-token", "namespace": APPS}}}});
     s.world.merge(PERSON, &pv_path(&redis()), &with).await?;
     let server = s.world.server().clone();
     let Some(pv) = server.read("", "persistentvolumes", "", &postgres().volumes[0].pv()) else {
-        return Err(WorldError::Product("the stage has no PersistentVolume".to_owned()));
+        return Err(WorldError::Product(
+            "the stage has no PersistentVolume".to_owned(),
+        ));
     };
     s.tell(
         Who::Person,
         "",
         "deletes the Secret that redis' PersistentVolume names, and postgres' PersistentVolume",
     );
-    s.world.request(PERSON, "DELETE", &pv_path(&postgres()), "application/json", &json!({})).await?;
+    s.world
+        .request(
+            PERSON,
+            "DELETE",
+            &pv_path(&postgres()),
+            "application/json",
+            &json!({}),
+        )
+        .await?;
     drain(&mut s, &apps).await?;
     waits_and_calls(&mut s, &apps).await?;
     s.tell(Who::Person, "", "creates both again from the backup");
@@ -219,16 +287,26 @@ pub(super) async fn driver_uninstalled(seed: u64, sink: Sink) -> Result<Stage, W
     let apps = [redis(), postgres()];
     let mut s = set(seed, "Never", &apps, sink).await?;
     let path = "/apis/storage.k8s.io/v1/csidrivers/linodebs.csi.linode.com";
-    let Some(driver) = s.world.server().read("storage.k8s.io", "csidrivers", "", "linodebs.csi.linode.com")
-    else {
+    let Some(driver) = s.world.server().read(
+        "storage.k8s.io",
+        "csidrivers",
+        "",
+        "linodebs.csi.linode.com",
+    ) else {
         return Err(WorldError::Product("the stage has no CSIDriver".to_owned()));
     };
     // The pods go while the node plugin is there, so that only the detach is left undone.
     s.world.cluster.controllers().stop_attacher();
     drain(&mut s, &apps).await?;
     s.pass(secs(30)).await;
-    s.tell(Who::Person, "", "uninstalls the CSI driver: helm uninstall linode-blockstorage-csi-driver");
-    s.world.request(PERSON, "DELETE", path, "application/json", &json!({})).await?;
+    s.tell(
+        Who::Person,
+        "",
+        "uninstalls the CSI driver: helm uninstall linode-blockstorage-csi-driver",
+    );
+    s.world
+        .request(PERSON, "DELETE", path, "application/json", &json!({}))
+        .await?;
     plugins(&s.world, true);
     waits_and_calls(&mut s, &apps).await?;
     s.tell(Who::Person, "", "installs it again");
@@ -241,7 +319,10 @@ pub(super) async fn driver_uninstalled(seed: u64, sink: Sink) -> Result<Stage, W
 
 fn plugins(w: &World, gone: bool) {
     for kubelet in w.cluster.nodes().values() {
-        kubelet.set_plugin_faults(NodePluginFaults { unregistered: gone, ..NodePluginFaults::default() });
+        kubelet.set_plugin_faults(NodePluginFaults {
+            unregistered: gone,
+            ..NodePluginFaults::default()
+        });
     }
 }
 
@@ -249,18 +330,42 @@ pub(super) async fn locked(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = [redis(), postgres(), wiki()];
     let mut s = set(seed, "Never", &apps, sink).await?;
     let volume = |app: &App| VolumeNo(app.volumes[0].number);
-    s.world.cloud.lock_volume(volume(&apps[0]), "locked by the provider", true)?;
-    s.world.cloud.make_busy(volume(&apps[1]), Duration::from_secs(86_400))?;
-    s.world.cloud.set_detach(volume(&apps[2]), DetachBehaviour::Stuck)?;
-    s.tell(Who::Provider, "redis", "the volume is locked; the API says so");
-    s.tell(Who::Provider, "postgres", "every change of the volume is answered \"Linode busy.\"");
-    s.tell(Who::Provider, "wiki", "a detach of the volume is accepted, and does not end");
+    s.world
+        .cloud
+        .lock_volume(volume(&apps[0]), "locked by the provider", true)?;
+    s.world
+        .cloud
+        .make_busy(volume(&apps[1]), Duration::from_secs(86_400))?;
+    s.world
+        .cloud
+        .set_detach(volume(&apps[2]), DetachBehaviour::Stuck)?;
+    s.tell(
+        Who::Provider,
+        "redis",
+        "the volume is locked; the API says so",
+    );
+    s.tell(
+        Who::Provider,
+        "postgres",
+        "every change of the volume is answered \"Linode busy.\"",
+    );
+    s.tell(
+        Who::Provider,
+        "wiki",
+        "a detach of the volume is accepted, and does not end",
+    );
     drain(&mut s, &apps).await?;
     waits_and_calls_locked(&mut s, &apps).await?;
     s.world.cloud.unlock_volume(volume(&apps[0]))?;
     s.world.cloud.make_busy(volume(&apps[1]), Duration::ZERO)?;
-    s.world.cloud.set_detach(volume(&apps[2]), DetachBehaviour::Normal)?;
-    s.tell(Who::Provider, "", "the lock is lifted, the queue is through, the detach ends");
+    s.world
+        .cloud
+        .set_detach(volume(&apps[2]), DetachBehaviour::Normal)?;
+    s.tell(
+        Who::Provider,
+        "",
+        "the lock is lifted, the queue is through, the detach ends",
+    );
     then_heals(&mut s, &apps).await?;
     Ok(s)
 }
@@ -276,13 +381,26 @@ async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), World
         let volume = format!("Volume ID:      {}", app.volumes[0].number);
         let instance = format!("Instance:       {}", s.world.instance(NODES[0].0)?);
         let region = format!("Region:         {REGION}");
-        for part in [volume, instance, region, "Since:".to_owned(), "Your API says:".to_owned()] {
+        for part in [
+            volume,
+            instance,
+            region,
+            "Since:".to_owned(),
+            "Your API says:".to_owned(),
+        ] {
             if !ticket.contains(&part) {
-                s.broken
-                    .push(format!("{}: the ticket for the provider has no \"{part}\": {ticket:?}", app.name));
+                s.broken.push(format!(
+                    "{}: the ticket for the provider has no \"{part}\": {ticket:?}",
+                    app.name
+                ));
             }
         }
-        s.show(Who::Reattach, &app.name, "has the ticket for the provider ready to send:", &ticket);
+        s.show(
+            Who::Reattach,
+            &app.name,
+            "has the ticket for the provider ready to send:",
+            &ticket,
+        );
     }
     Ok(())
 }
@@ -306,8 +424,15 @@ async fn replaced(seed: u64, gone: bool, sink: Sink) -> Result<Stage, WorldError
     }
     over(&mut s, &apps, LONG).await?;
     cordon(&s.world, node, false).await?;
-    if s.world.request_log.effects().iter().all(|e| !e.path.ends_with("/detach")) {
-        s.broken.push("it healed without a detach of the old instance: the world is not class E".to_owned());
+    if s.world
+        .request_log
+        .effects()
+        .iter()
+        .all(|e| !e.path.ends_with("/detach"))
+    {
+        s.broken.push(
+            "it healed without a detach of the old instance: the world is not class E".to_owned(),
+        );
     }
     Ok(s)
 }

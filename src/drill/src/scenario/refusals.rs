@@ -36,7 +36,11 @@ struct Case {
 }
 
 fn case(app: App, because: &'static str) -> Case {
-    Case { app, because, later: None }
+    Case {
+        app,
+        because,
+        later: None,
+    }
 }
 
 fn volume(w: &mut Value, volume: Value) {
@@ -63,7 +67,11 @@ fn scaled_object_definition() -> Value {
 fn pin(app: App, node: &str) -> App {
     let selector = json!({"kubernetes.io/hostname": node});
     app.with(|w| {
-        let spec = if w["kind"] == "Pod" { &mut w["spec"] } else { &mut w["spec"]["template"]["spec"] };
+        let spec = if w["kind"] == "Pod" {
+            &mut w["spec"]
+        } else {
+            &mut w["spec"]["template"]["spec"]
+        };
         spec["nodeSelector"] = selector;
     })
 }
@@ -72,7 +80,8 @@ fn cases() -> Vec<Case> {
     let stateful = |name: &str, number: u64, replicas| {
         App::stateful_set(name, number, &format!("pvc{name}"), replicas, "an app")
     };
-    let stateless = |name: &str, number: u64| App::deployment(name, number, &format!("pvc{name}"), "an app");
+    let stateless =
+        |name: &str, number: u64| App::deployment(name, number, &format!("pvc{name}"), "an app");
     let label = |key: &'static str, value: &'static str| {
         move |w: &mut Value| w["metadata"]["labels"][key] = json!(value)
     };
@@ -139,7 +148,11 @@ fn cases() -> Vec<Case> {
         later: Some(json!({"spec": {"template": {"metadata": {"annotations": {"release": "2"}}}}})),
     });
     for (n, case) in all.iter_mut().enumerate() {
-        let node = if case.app.name == DEAD_MOUNT { NODES[3].0 } else { NODES[n % 3].0 };
+        let node = if case.app.name == DEAD_MOUNT {
+            NODES[3].0
+        } else {
+            NODES[n % 3].0
+        };
         case.app = pin(case.app.clone(), node);
     }
     all
@@ -158,7 +171,10 @@ fn optedout(mut app: App) -> App {
 pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, sink).await?;
-    s.heading("Fourteen workloads that must not be scaled to zero, under a policy in mode Auto", &[]);
+    s.heading(
+        "Fourteen workloads that must not be scaled to zero, under a policy in mode Auto",
+        &[],
+    );
     s.world.server().register_crd(&scaled_object_definition());
     let cases = cases();
     // The claim of a generic ephemeral volume is made per pod: its volume is found by the pod's name, which is only
@@ -169,20 +185,41 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     bind_ephemeral(&mut s).await?;
     let names: Vec<&str> = cases.iter().map(|c| c.app.name.as_str()).collect();
     s.running(&names, Duration::from_secs(180)).await?;
-    s.world.policy("everything", Mode::Auto, 0, SCALE_TO_ZERO).await?;
+    s.world
+        .policy("everything", Mode::Auto, 0, SCALE_TO_ZERO)
+        .await?;
     for (node, _) in &NODES[..3] {
-        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6))
+            .await?;
     }
-    for volume in cases.iter().filter(|c| c.app.name == DEAD_MOUNT).flat_map(|c| &c.app.volumes) {
-        s.tell(Who::Provider, DEAD_MOUNT, "takes the disk from under the running pod");
+    for volume in cases
+        .iter()
+        .filter(|c| c.app.name == DEAD_MOUNT)
+        .flat_map(|c| &c.app.volumes)
+    {
+        s.tell(
+            Who::Provider,
+            DEAD_MOUNT,
+            "takes the disk from under the running pod",
+        );
         s.world.cloud.make_phantom(VolumeNo(volume.number))?;
     }
-    s.tell(Who::Person, UNWELCOME, "installs an admission policy that refuses new pods of it");
+    s.tell(
+        Who::Person,
+        UNWELCOME,
+        "installs an admission policy that refuses new pods of it",
+    );
     s.world.server().add_admission(no_more());
     for case in &cases {
         if let Some(change) = &case.later {
-            s.tell(Who::Person, &case.app.name, "rolls out another release, which cannot start either");
-            s.world.merge("sre@example.org", &case.app.path(), change).await?;
+            s.tell(
+                Who::Person,
+                &case.app.name,
+                "rolls out another release, which cannot start either",
+            );
+            s.world
+                .merge("sre@example.org", &case.app.path(), change)
+                .await?;
         }
     }
     s.pass(Duration::from_secs(15)).await;
@@ -196,7 +233,8 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     }
     let effects = s.world.request_log.effects().len();
     if effects > 0 {
-        s.broken.push(format!("{effects} effects on workloads that were refused"));
+        s.broken
+            .push(format!("{effects} effects on workloads that were refused"));
     }
     Ok(s)
 }
@@ -206,7 +244,11 @@ fn no_more() -> AdmissionFn {
     Arc::new(|request| {
         let main = request.subresource.is_none();
         let new_pod = request.verb == Verb::Create && request.resource == "pods" && main;
-        if new_pod && request.object.is_some_and(|o| o["metadata"]["labels"]["app"] == UNWELCOME) {
+        if new_pod
+            && request
+                .object
+                .is_some_and(|o| o["metadata"]["labels"]["app"] == UNWELCOME)
+        {
             return Err(ApiStatus::new(403, "no more of these"));
         }
         Ok(Default::default())
@@ -215,21 +257,34 @@ fn no_more() -> AdmissionFn {
 
 fn verdict(s: &mut Stage, case: &Case) {
     let name = &case.app.name;
-    let said = s.recovery_of(name).and_then(|r| r.status).map(|st| (st.phase, st.message));
+    let said = s
+        .recovery_of(name)
+        .and_then(|r| r.status)
+        .map(|st| (st.phase, st.message));
     match said {
         Some((Phase::Refused | Phase::Waiting, message)) if message.contains(case.because) => {}
-        other => {
-            s.broken.push(format!("{name}: expected a refusal with {:?}, found {other:?}", case.because))
-        }
+        other => s.broken.push(format!(
+            "{name}: expected a refusal with {:?}, found {other:?}",
+            case.because
+        )),
     }
 }
 
 async fn bind_ephemeral(s: &mut Stage) -> Result<(), WorldError> {
-    s.until("the pod of the ephemeral volume", Duration::from_secs(30), |w| !w.pods("ephemeral").is_empty())
-        .await?;
+    s.until(
+        "the pod of the ephemeral volume",
+        Duration::from_secs(30),
+        |w| !w.pods("ephemeral").is_empty(),
+    )
+    .await?;
     let pods = s.world.pods("ephemeral");
-    let Some(pod) = pods.first() else { return Ok(()) };
-    let (name, uid) = (pod["metadata"]["name"].as_str().unwrap_or_default(), &pod["metadata"]["uid"]);
+    let Some(pod) = pods.first() else {
+        return Ok(());
+    };
+    let (name, uid) = (
+        pod["metadata"]["name"].as_str().unwrap_or_default(),
+        &pod["metadata"]["uid"],
+    );
     let claim = format!("{name}-cache");
     let v = AppVolume {
         number: 8_092,

@@ -30,7 +30,12 @@ fn postgres() -> App {
 }
 
 /// Redis and PostgreSQL run, two replicas of the controller watch, and the policy has this mode.
-async fn set(seed: u64, mode: Mode, apps: &[(App, Expect)], sink: Sink) -> Result<Stage, WorldError> {
+async fn set(
+    seed: u64,
+    mode: Mode,
+    apps: &[(App, Expect)],
+    sink: Sink,
+) -> Result<Stage, WorldError> {
     set_by(SCALE_TO_ZERO, seed, mode, apps, sink).await
 }
 
@@ -44,7 +49,10 @@ async fn set_by(
 ) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, sink).await?;
-    s.heading(&format!("Two nodes at Linode; the policy's mode is {mode}, its runbook {runbook}"), &[]);
+    s.heading(
+        &format!("Two nodes at Linode; the policy's mode is {mode}, its runbook {runbook}"),
+        &[],
+    );
     for (app, expect) in apps {
         s.add(app.clone(), *expect).await?;
     }
@@ -61,7 +69,8 @@ async fn set_by(
 
 async fn recycle_both(s: &mut Stage) -> Result<(), WorldError> {
     for (node, _) in NODES {
-        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6))
+            .await?;
     }
     Ok(())
 }
@@ -74,28 +83,52 @@ async fn healed(s: &mut Stage, apps: &[&str]) -> Result<(), WorldError> {
 }
 
 pub(super) async fn stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let mut s =
-        set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    let mut s = set(
+        seed,
+        Mode::Auto,
+        &[(redis(), Expect::Running), (postgres(), Expect::Running)],
+        sink,
+    )
+    .await?;
     detach_at_the_cloud(&mut s).await?;
     Ok(s)
 }
 
 pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let cluster =
-        App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 3, "the database, three replicas");
-    let apps = [(redis(), Expect::Running), (cluster.clone(), Expect::Running)];
+    let cluster = App::stateful_set(
+        "postgres",
+        7_002,
+        "pvc5c1f6f0e6a0d4d0e",
+        3,
+        "the database, three replicas",
+    );
+    let apps = [
+        (redis(), Expect::Running),
+        (cluster.clone(), Expect::Running),
+    ];
     let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
     let spec = |s: &Stage| {
-        apps.clone().map(|(app, _)| app.read(s.world.server()).map(|w| w["metadata"]["generation"].clone()))
+        apps.clone().map(|(app, _)| {
+            app.read(s.world.server())
+                .map(|w| w["metadata"]["generation"].clone())
+        })
     };
     let before = spec(&s);
     recycle_both(&mut s).await?;
     healed(&mut s, &["redis", "postgres"]).await?;
     if spec(&s) != before {
-        s.broken.push("a workload was changed; a hold touches none".to_owned());
+        s.broken
+            .push("a workload was changed; a hold touches none".to_owned());
     }
-    if !s.world.request_log.effects().iter().all(|e| e.target == Target::Kubernetes) {
-        s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
+    if !s
+        .world
+        .request_log
+        .effects()
+        .iter()
+        .all(|e| e.target == Target::Kubernetes)
+    {
+        s.broken
+            .push("the cloud was called; Kubernetes can detach by itself here".to_owned());
     }
     Ok(s)
 }
@@ -105,21 +138,37 @@ pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldE
     let apps = [(redis(), Expect::Running), (postgres(), Expect::Running)];
     let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
     s.world.server().without_mutating_policies();
-    s.tell(Who::Kubernetes, "", "serves no MutatingAdmissionPolicy, as before 1.36");
+    s.tell(
+        Who::Kubernetes,
+        "",
+        "serves no MutatingAdmissionPolicy, as before 1.36",
+    );
     let ours = |w: &World| -> Vec<String> {
         let nodes = w.server().list("", "nodes", None);
-        let taints = nodes.iter().flat_map(|n| n["spec"]["taints"].as_array().cloned().unwrap_or_default());
+        let taints = nodes
+            .iter()
+            .flat_map(|n| n["spec"]["taints"].as_array().cloned().unwrap_or_default());
         let keys = taints.filter_map(|t| t["key"].as_str().map(str::to_owned));
         keys.filter(|k| k.starts_with(HOLD_TAINT_PREFIX)).collect()
     };
     recycle_both(&mut s).await?;
-    s.until("a node closed", Duration::from_secs(300), |w| !ours(w).is_empty()).await?;
+    s.until("a node closed", Duration::from_secs(300), |w| {
+        !ours(w).is_empty()
+    })
+    .await?;
     healed(&mut s, &["redis", "postgres"]).await?;
     if let Some(key) = ours(&s.world).first() {
         s.broken.push(format!("taint {key} is left"));
     }
-    if !s.world.request_log.effects().iter().all(|e| e.target == Target::Kubernetes) {
-        s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
+    if !s
+        .world
+        .request_log
+        .effects()
+        .iter()
+        .all(|e| e.target == Target::Kubernetes)
+    {
+        s.broken
+            .push("the cloud was called; Kubernetes can detach by itself here".to_owned());
     }
     Ok(s)
 }
@@ -134,12 +183,24 @@ pub(super) async fn hold_stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage,
 /// The CSI driver fails every detach: each of the two volumes needs exactly one of ours.
 async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
     s.world.csi.set_unpublish_fails(true);
-    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    s.tell(
+        Who::Provider,
+        "",
+        "the CSI driver's controller fails every detach from now on",
+    );
     recycle_both(s).await?;
     healed(s, &["redis", "postgres"]).await?;
-    let detaches = s.world.request_log.effects().iter().filter(|e| e.path.ends_with("/detach")).count();
+    let detaches = s
+        .world
+        .request_log
+        .effects()
+        .iter()
+        .filter(|e| e.path.ends_with("/detach"))
+        .count();
     if detaches != 2 {
-        s.broken.push(format!("{detaches} detaches were asked of the cloud; 2 are needed"));
+        s.broken.push(format!(
+            "{detaches} detaches were asked of the cloud; 2 are needed"
+        ));
     }
     Ok(())
 }
@@ -147,28 +208,62 @@ async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
 pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running)], sink).await?;
     s.world.csi.set_unpublish_fails(true);
-    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    s.tell(
+        Who::Provider,
+        "",
+        "the CSI driver's controller fails every detach from now on",
+    );
     recycle_both(&mut s).await?;
-    s.phases(&["redis"], &[Phase::Running], Duration::from_secs(120)).await?;
-    let zero = |w: &crate::world::World| redis().read(w.server()).is_some_and(|d| d["spec"]["replicas"] == 0);
-    s.until("redis at zero", Duration::from_secs(60), zero).await?;
+    s.phases(&["redis"], &[Phase::Running], Duration::from_secs(120))
+        .await?;
+    let zero = |w: &crate::world::World| {
+        redis()
+            .read(w.server())
+            .is_some_and(|d| d["spec"]["replicas"] == 0)
+    };
+    s.until("redis at zero", Duration::from_secs(60), zero)
+        .await?;
     s.pass(Duration::from_secs(10)).await;
-    let Some(recovery) = s.recovery_of("redis") else { return Ok(s) };
-    let path =
-        format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}", recovery.name_any());
-    s.tell(Who::Person, "redis", "aborts: kubectl reattach abort redis-data");
-    s.world.merge(PERSON, &path, &json!({"spec": {"abort": {"by": PERSON, "reason": "drill"}}})).await?;
-    s.phases(&["redis"], &[Phase::Aborted], Duration::from_secs(120)).await?;
+    let Some(recovery) = s.recovery_of("redis") else {
+        return Ok(s);
+    };
+    let path = format!(
+        "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
+        recovery.name_any()
+    );
+    s.tell(
+        Who::Person,
+        "redis",
+        "aborts: kubectl reattach abort redis-data",
+    );
+    s.world
+        .merge(
+            PERSON,
+            &path,
+            &json!({"spec": {"abort": {"by": PERSON, "reason": "drill"}}}),
+        )
+        .await?;
+    s.phases(&["redis"], &[Phase::Aborted], Duration::from_secs(120))
+        .await?;
     s.pass(Duration::from_secs(120)).await;
     if !reading(&s, "redis", Phase::Aborted) {
-        s.broken.push("the aborted recovery was begun again without being asked".to_owned());
+        s.broken
+            .push("the aborted recovery was begun again without being asked".to_owned());
     }
-    if redis().read(s.world.server()).is_none_or(|d| d["spec"]["replicas"] != 1) {
-        s.broken.push("the abort did not restore redis to 1 replica".to_owned());
+    if redis()
+        .read(s.world.server())
+        .is_none_or(|d| d["spec"]["replicas"] != 1)
+    {
+        s.broken
+            .push("the abort did not restore redis to 1 replica".to_owned());
     }
     s.world.csi.set_unpublish_fails(false);
     s.tell(Who::Provider, "", "the CSI driver works again");
-    s.tell(Who::Person, "redis", "asks for it: kubectl reattach recover redis-data --mode Auto");
+    s.tell(
+        Who::Person,
+        "redis",
+        "asks for it: kubectl reattach recover redis-data --mode Auto",
+    );
     let again = json!({
         "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
         "metadata": {"name": "redis-data-by-hand", "namespace": APPS},
@@ -176,7 +271,10 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     });
     s.world.create(PERSON, &again).await?;
     let done = |w: &crate::world::World| {
-        let by_hand = w.recoveries().into_iter().find(|r| r.name_any() == "redis-data-by-hand");
+        let by_hand = w
+            .recoveries()
+            .into_iter()
+            .find(|r| r.name_any() == "redis-data-by-hand");
         by_hand
             .and_then(|r| r.status)
             .is_some_and(|st| matches!(st.phase, Phase::Recovered | Phase::Resolved))
@@ -188,11 +286,20 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
 }
 
 pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let mut s =
-        set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    let mut s = set(
+        seed,
+        Mode::Auto,
+        &[(redis(), Expect::Running), (postgres(), Expect::Running)],
+        sink,
+    )
+    .await?;
     // The point moves with the seed over the first requests of a run: questions, plan, journal, the scaling itself.
     let number = s.replicas[0].requests() + 4 + seed % 24;
-    let side = if seed.is_multiple_of(2) { Side::Before } else { Side::After };
+    let side = if seed.is_multiple_of(2) {
+        Side::Before
+    } else {
+        Side::After
+    };
     s.replicas[0].crash_at(CrashPoint { number, side });
     recycle_both(&mut s).await?;
     let mut waited = 0;
@@ -202,30 +309,56 @@ pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldEr
     }
     match s.replicas[0].died_at() {
         Some(at) => {
-            let word =
-                if side == Side::Before { "right before" } else { "right after, with the reply unread" };
-            s.tell(Who::Kubernetes, "", format!("the leader's process was killed, {word}: {at}"));
+            let word = if side == Side::Before {
+                "right before"
+            } else {
+                "right after, with the reply unread"
+            };
+            s.tell(
+                Who::Kubernetes,
+                "",
+                format!("the leader's process was killed, {word}: {at}"),
+            );
         }
-        None => s.broken.push("the leader did not reach the point at which it was to die".to_owned()),
+        None => s
+            .broken
+            .push("the leader did not reach the point at which it was to die".to_owned()),
     }
     healed(&mut s, &["redis", "postgres"]).await?;
     Ok(s)
 }
 
 pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let mut s =
-        set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    let mut s = set(
+        seed,
+        Mode::Auto,
+        &[(redis(), Expect::Running), (postgres(), Expect::Running)],
+        sink,
+    )
+    .await?;
     s.world.csi.set_unpublish_fails(true);
-    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    s.tell(
+        Who::Provider,
+        "",
+        "the CSI driver's controller fails every detach from now on",
+    );
     let lost = Fault::Error {
         status: 502,
         reason: "bad gateway".into(),
         when: When::AfterEffect,
         body: ErrorBody::Html,
     };
-    s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], lost).times(1));
-    let cut = Fault::Cut { when: When::BeforeEffect };
-    s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], cut).after(1).times(1));
+    s.world
+        .cloud
+        .add_fault(FaultRule::new([Operation::DetachVolume], lost).times(1));
+    let cut = Fault::Cut {
+        when: When::BeforeEffect,
+    };
+    s.world.cloud.add_fault(
+        FaultRule::new([Operation::DetachVolume], cut)
+            .after(1)
+            .times(1),
+    );
     s.tell(Who::Provider, "", "its API will answer the first detach with an HTML page (502, and it detaches), and drop the second unheard");
     recycle_both(&mut s).await?;
     nothing_is_under_way(&mut s).await?;
@@ -237,10 +370,13 @@ pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldErro
 /// nothing is restored until a person has looked.
 async fn nothing_is_under_way(s: &mut Stage) -> Result<(), WorldError> {
     let asks = |r: &VolumeRecovery| {
-        r.status.as_ref().is_some_and(|st| st.phase == Phase::Stuck && st.message.contains("declare"))
+        r.status
+            .as_ref()
+            .is_some_and(|st| st.phase == Phase::Stuck && st.message.contains("declare"))
     };
     let calls = |w: &World| w.recoveries().iter().any(asks);
-    s.until("a recovery calls for a person", LONG, calls).await?;
+    s.until("a recovery calls for a person", LONG, calls)
+        .await?;
     for recovery in s.world.recoveries().into_iter().filter(asks) {
         let claim = recovery.spec.claim_name.clone();
         s.tell(
@@ -250,10 +386,14 @@ async fn nothing_is_under_way(s: &mut Stage) -> Result<(), WorldError> {
                 "finds no detach in the cloud's history: kubectl reattach declare {claim} --nothing-under-way"
             ),
         );
-        let path =
-            format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}", recovery.name_any());
+        let path = format!(
+            "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
+            recovery.name_any()
+        );
         let word = json!({"declaredBy": PERSON, "reason": "drill", "at": s.world.now()});
-        s.world.merge(PERSON, &path, &json!({"spec": {"nothingUnderWay": word}})).await?;
+        s.world
+            .merge(PERSON, &path, &json!({"spec": {"nothingUnderWay": word}}))
+            .await?;
     }
     Ok(())
 }
@@ -261,13 +401,24 @@ async fn nothing_is_under_way(s: &mut Stage) -> Result<(), WorldError> {
 pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s = set(seed, Mode::Approve, &[(redis(), Expect::Running)], sink).await?;
     recycle_both(&mut s).await?;
-    s.phases(&["redis"], &[Phase::AwaitingApproval], Duration::from_secs(120)).await?;
+    s.phases(
+        &["redis"],
+        &[Phase::AwaitingApproval],
+        Duration::from_secs(120),
+    )
+    .await?;
     s.pass(Duration::from_secs(60)).await;
     if !s.world.request_log.effects().is_empty() {
-        s.broken.push("something was changed before the approval".to_owned());
+        s.broken
+            .push("something was changed before the approval".to_owned());
     }
-    let Some(recovery) = s.recovery_of("redis") else { return Ok(s) };
-    let hash = recovery.status.and_then(|st| st.plan_hash).unwrap_or_default();
+    let Some(recovery) = s.recovery_of("redis") else {
+        return Ok(s);
+    };
+    let hash = recovery
+        .status
+        .and_then(|st| st.plan_hash)
+        .unwrap_or_default();
     let path = format!(
         "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
         recovery.metadata.name.unwrap_or_default()
@@ -278,7 +429,11 @@ pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         format!("approves exactly this plan: kubectl reattach approve redis-data --plan {hash}"),
     );
     s.world
-        .merge(PERSON, &path, &json!({"spec": {"approval": {"planHash": hash, "approver": PERSON}}}))
+        .merge(
+            PERSON,
+            &path,
+            &json!({"spec": {"approval": {"planHash": hash, "approver": PERSON}}}),
+        )
         .await?;
     healed(&mut s, &["redis"]).await?;
     Ok(s)

@@ -229,7 +229,11 @@ pub(super) const JOBS: &[Family] = &[
             "not * finished|completed detach~",
             "wait~ * detach~",
         ],
-        unless: &["actual busy", "attached to another|different|other", "already|currently attached to"],
+        unless: &[
+            "actual busy",
+            "attached to another|different|other",
+            "already|currently attached to",
+        ],
         side: Side::Controller,
         meaning: |s| match s.operation {
             Some(crate::structure::Operation::Detach) => Meaning::DetachNotFinished,
@@ -339,7 +343,10 @@ pub(super) const HOLDERS: &[Family] = &[
             "instance|server|vm|linode|droplet|node # not running|ready",
         ],
         side: Side::Any,
-        meaning: |s| Meaning::AttachedElsewhere { volume: volume(s), holder: holder(s) },
+        meaning: |s| Meaning::AttachedElsewhere {
+            volume: volume(s),
+            holder: holder(s),
+        },
     },
 ];
 
@@ -364,8 +371,11 @@ pub(super) const EXISTENCE: &[Family] = &[
         unless: &["volume|disk * not found on", "no such host"],
         side: Side::Any,
         meaning: |s| Meaning::InstanceNotFound {
-            instance: name_after("instance|linode|server|droplet|vm|machine|node", &s.body_text)
-                .or_else(|| s.name_after("instance|linode|server|droplet|vm|machine|node|nodes")),
+            instance: name_after(
+                "instance|linode|server|droplet|vm|machine|node",
+                &s.body_text,
+            )
+            .or_else(|| s.name_after("instance|linode|server|droplet|vm|machine|node|nodes")),
         },
     },
     // The volume is gone at the provider, renamed, or never was there.
@@ -437,7 +447,10 @@ pub(super) const EXISTENCE: &[Family] = &[
 
 /// The volume as the message names it.
 fn volume(structure: &Structure) -> Option<String> {
-    structure.volume.clone().or_else(|| structure.name_after("volume|disk"))
+    structure
+        .volume
+        .clone()
+        .or_else(|| structure.name_after("volume|disk"))
 }
 
 /// The holder as the message names it: what follows "attached to", "used by", "in use by" and the like.
@@ -460,7 +473,8 @@ fn holder(structure: &Structure) -> Option<String> {
     let tail = verb.and_then(|at| structure.body_text.get(at..))?;
     name_after(KINDS, tail).or_else(|| {
         let word = tail.split_whitespace().next()?;
-        let word = word.trim_matches(|c: char| matches!(c, '"' | '\'' | '`' | ',' | '.' | ';' | ')' | '('));
+        let word = word
+            .trim_matches(|c: char| matches!(c, '"' | '\'' | '`' | ',' | '.' | ';' | ')' | '('));
         let named = word.contains(|c: char| c.is_ascii_digit() || c == '/' || c == '-');
         named.then(|| word.to_owned())
     })

@@ -121,7 +121,11 @@ pub(super) const PLUGINS: &[Family] = &[
             "sock * no such file",
             "csi driver * not installed|running|found",
         ],
-        unless: &["cns volume", "object # not registered", "no volume plugin matched"],
+        unless: &[
+            "cns volume",
+            "object # not registered",
+            "no volume plugin matched",
+        ],
         side: Side::Any,
         meaning: |_| Meaning::DriverNotRegistered,
     },
@@ -172,8 +176,12 @@ fn multi_attach(structure: &Structure) -> Meaning {
 /// The names in "used by pod(s) a, b and 2 pod(s) in different namespaces".
 fn pods(text: &str) -> Vec<String> {
     let lower = text.to_ascii_lowercase();
-    let Some(at) = lower.find("used by pod") else { return Vec::new() };
-    let rest = text[at + "used by pod".len()..].trim_start_matches(['(', 's', ')', ':']).trim_start();
+    let Some(at) = lower.find("used by pod") else {
+        return Vec::new();
+    };
+    let rest = text[at + "used by pod".len()..]
+        .trim_start_matches(['(', 's', ')', ':'])
+        .trim_start();
     rest.split([',', ' '])
         .map(|name| name.trim_matches(|c: char| !c.is_alphanumeric()))
         .filter(|name| !name.is_empty())

@@ -156,9 +156,16 @@ pub(super) const DEVICES: &[Family] = &[
             "verifying * attached",
             "find attached * disk|pd|volume|device",
         ],
-        unless: &["device name", "attachment point", "not attached to", "not registered"],
+        unless: &[
+            "device name",
+            "attachment point",
+            "not attached to",
+            "not registered",
+        ],
         side: Side::Node,
-        meaning: |s| Meaning::DevicePathMissing { paths: device_paths(s) },
+        meaning: |s| Meaning::DevicePathMissing {
+            paths: device_paths(s),
+        },
     },
     // The same by the path alone: a file below /dev that is not there.
     Family {
@@ -184,7 +191,11 @@ pub(super) const GENERAL: &[Family] = &[
         meaning: |_| Meaning::WaitingForNodeStatus,
     },
     Family {
-        phrases: &["no space left", "disk quota exceeded", "not enough|insufficient * space"],
+        phrases: &[
+            "no space left",
+            "disk quota exceeded",
+            "not enough|insufficient * space",
+        ],
         unless: &[],
         side: Side::Node,
         meaning: |_| Meaning::NodeDiskFull,
@@ -269,10 +280,9 @@ pub(super) const GENERAL: &[Family] = &[
 /// Paths of block devices in a message.
 fn device_paths(structure: &Structure) -> Vec<String> {
     let mut paths: Vec<String> = Vec::new();
-    for word in structure
-        .body_text
-        .split(|c: char| c.is_whitespace() || matches!(c, '[' | ']' | '(' | ')' | ',' | ';' | '"' | '\''))
-    {
+    for word in structure.body_text.split(|c: char| {
+        c.is_whitespace() || matches!(c, '[' | ']' | '(' | ')' | ',' | ';' | '"' | '\'')
+    }) {
         let path = word.trim_end_matches([':', '.']);
         if path.starts_with("/dev/") && !paths.iter().any(|p| p == path) {
             paths.push(path.to_owned());
@@ -289,7 +299,12 @@ fn path_not_there(structure: &Structure) -> Meaning {
         || structure.operation == Some(Operation::MountDevice);
     if !paths.is_empty() {
         Meaning::DevicePathMissing { paths }
-    } else if csi || !matches!(structure.operation, Some(Operation::SetUp | Operation::Mount)) {
+    } else if csi
+        || !matches!(
+            structure.operation,
+            Some(Operation::SetUp | Operation::Mount)
+        )
+    {
         Meaning::Unknown
     } else {
         Meaning::HostPath

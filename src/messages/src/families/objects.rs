@@ -18,7 +18,10 @@ pub(super) const REFERENCES: &[Family] = &[
             "kube root ca|crt",
             "projected|projection * volume|source|token",
         ],
-        unless: &["cloud|access|api|iam|oauth|session|bearer|security token", "volume attachment"],
+        unless: &[
+            "cloud|access|api|iam|oauth|session|bearer|security token",
+            "volume attachment",
+        ],
         side: Side::Node,
         meaning: |_| Meaning::ProjectedToken,
     },
@@ -60,7 +63,9 @@ pub(super) const REFERENCES: &[Family] = &[
         ],
         unless: &["secret provider class"],
         side: Side::Any,
-        meaning: |s| Meaning::SecretMissing { name: name_after("secret|secrets", &s.body_text) },
+        meaning: |s| Meaning::SecretMissing {
+            name: name_after("secret|secrets", &s.body_text),
+        },
     },
     // kubelet's cache does not hold the named Secret or ConfigMap yet, or a key of one is missing.
     Family {
@@ -139,7 +144,12 @@ pub(super) const POD: &[Family] = &[
         meaning: |_| Meaning::NodeLocal,
     },
     Family {
-        phrases: &["selinux", "se linux", "context mount * conflict~", "lsetxattr"],
+        phrases: &[
+            "selinux",
+            "se linux",
+            "context mount * conflict~",
+            "lsetxattr",
+        ],
         unless: &[],
         side: Side::Any,
         meaning: |_| Meaning::SelinuxConflict,

@@ -9,9 +9,19 @@ use reattach_report::{Record, SUMMARY_CHARS, TICKET_CHARS, escalation, support_t
 
 /// A detach of the driver that fails with these words.
 fn refused_driver(error: &str) -> Record {
-    let cause = StuckCause::DetachError { node: "n1".into(), error: error.to_owned() };
-    let trouble = Trouble::StuckRecord { attachment: None, node: "n1".into(), cause };
-    let diagnosis = Diagnosis { verdict: Verdict::Ours { trouble }, facts: Vec::new() };
+    let cause = StuckCause::DetachError {
+        node: "n1".into(),
+        error: error.to_owned(),
+    };
+    let trouble = Trouble::StuckRecord {
+        attachment: None,
+        node: "n1".into(),
+        cause,
+    };
+    let diagnosis = Diagnosis {
+        verdict: Verdict::Ours { trouble },
+        facts: Vec::new(),
+    };
     Record {
         phase: Phase::Waiting,
         message: "a proof is missing: shut the instance down".into(),
@@ -49,14 +59,33 @@ fn a_lock_is_told_with_the_ticket() {
 fn what_was_told_is_kept_for_those_who_do_not_see_the_cloud() {
     let told = escalation(&locked("shop"), at(0));
     let ticket = told.ticket.clone();
-    let blind = Record { cloud_volume: None, escalation: Some(told), ..locked("shop") };
+    let blind = Record {
+        cloud_volume: None,
+        escalation: Some(told),
+        ..locked("shop")
+    };
     assert_eq!(support_ticket(&blind), ticket);
     // Whoever sees the cloud goes by what it says now.
-    let now = cloud("shop", VolumeState::Busy { doing: "migrating".into() });
-    let now = Record { escalation: blind.escalation.clone(), ..now };
-    assert!(support_ticket(&now).unwrap().contains("it is busy (migrating)"));
+    let now = cloud(
+        "shop",
+        VolumeState::Busy {
+            doing: "migrating".into(),
+        },
+    );
+    let now = Record {
+        escalation: blind.escalation.clone(),
+        ..now
+    };
+    assert!(
+        support_ticket(&now)
+            .unwrap()
+            .contains("it is busy (migrating)")
+    );
     // And once it is healed there is nothing to send.
-    let healed = Record { escalation: blind.escalation, ..recovered("shop", 0) };
+    let healed = Record {
+        escalation: blind.escalation,
+        ..recovered("shop", 0)
+    };
     assert_eq!(support_ticket(&healed), None);
 }
 
@@ -65,14 +94,20 @@ fn what_is_normal_for_a_while_is_the_providers_after_a_long_one() {
     let detaching = cloud("shop", VolumeState::Detaching);
     let detaching = Record {
         diagnosis: detaching.diagnosis.map(|d| Diagnosis {
-            verdict: Verdict::Wait { reason: WaitReason::Detaching { node: "n1".into() } },
+            verdict: Verdict::Wait {
+                reason: WaitReason::Detaching { node: "n1".into() },
+            },
             ..d
         }),
         ..detaching
     };
     assert_eq!(support_ticket(&detaching), None);
     let told = escalation(&detaching, at(0));
-    assert!(told.ticket.unwrap().contains("Volume 77001 does not finish detaching on your side"));
+    assert!(
+        told.ticket
+            .unwrap()
+            .contains("Volume 77001 does not finish detaching on your side")
+    );
 
     // The run's own detach: accepted, and nothing came of it.
     let mut running = recovered_by_cloud("shop", 0);
@@ -83,7 +118,10 @@ fn what_is_normal_for_a_while_is_the_providers_after_a_long_one() {
     assert_eq!(support_ticket(&running), None);
     let ticket = escalation(&running, at(0)).ticket.unwrap();
     assert!(ticket.contains("it accepted the detach at"), "{ticket}");
-    assert!(ticket.contains("we asked your API to detach volume"), "{ticket}");
+    assert!(
+        ticket.contains("we asked your API to detach volume"),
+        "{ticket}"
+    );
 }
 
 #[test]
@@ -93,8 +131,13 @@ fn only_the_clouds_own_refusals_of_the_driver_go_to_its_support() {
         "rpc error: code = Internal desc = [400] Linode busy.",
     ] {
         let told = escalation(&refused_driver(words), at(0));
-        let ticket = told.ticket.unwrap_or_else(|| panic!("{words}: {}", told.summary));
-        assert!(ticket.contains("cannot be detached on your side") && ticket.contains(words), "{ticket}");
+        let ticket = told
+            .ticket
+            .unwrap_or_else(|| panic!("{words}: {}", told.summary));
+        assert!(
+            ticket.contains("cannot be detached on your side") && ticket.contains(words),
+            "{ticket}"
+        );
     }
     for words in [
         "failed to get node \"n1\": node \"n1\" not found",
@@ -104,7 +147,10 @@ fn only_the_clouds_own_refusals_of_the_driver_go_to_its_support() {
         let told = escalation(&refused_driver(words), at(0));
         assert_eq!(
             (told.ticket, told.summary),
-            (None, "a proof is missing: shut the instance down".to_owned()),
+            (
+                None,
+                "a proof is missing: shut the instance down".to_owned()
+            ),
             "{words}"
         );
     }
@@ -114,17 +160,34 @@ fn only_the_clouds_own_refusals_of_the_driver_go_to_its_support() {
 #[test]
 fn whatever_is_said_a_ticket_is_bounded() {
     let long = "ü long ".repeat(3_000);
-    let mut record = cloud("shop", VolumeState::Locked { reason: long.clone() });
+    let mut record = cloud(
+        "shop",
+        VolumeState::Locked {
+            reason: long.clone(),
+        },
+    );
     record.message.clone_from(&long);
     record.diagnosis.as_mut().unwrap().facts = vec![long.clone(); 100];
-    record.cloud_volume.as_mut().unwrap().label.clone_from(&long);
+    record
+        .cloud_volume
+        .as_mut()
+        .unwrap()
+        .label
+        .clone_from(&long);
     record.cloud_volume.as_mut().unwrap().holders = vec!["28871423".into(); 5_000];
     let run = failed("shop");
     record.plan = run.plan;
     record.journal = run.journal.iter().cycle().take(3_000).cloned().collect();
     let told = escalation(&record, at(0));
     let ticket = told.ticket.unwrap();
-    assert!(ticket.chars().count() <= TICKET_CHARS, "{}", ticket.chars().count());
+    assert!(
+        ticket.chars().count() <= TICKET_CHARS,
+        "{}",
+        ticket.chars().count()
+    );
     assert_eq!(told.summary.chars().count(), SUMMARY_CHARS);
-    assert!(ticket.contains("Volume ID:      77001") && ticket.ends_with("Thank you.\n"), "{ticket}");
+    assert!(
+        ticket.contains("Volume ID:      77001") && ticket.ends_with("Thank you.\n"),
+        "{ticket}"
+    );
 }

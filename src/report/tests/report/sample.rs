@@ -8,7 +8,9 @@ use reattach_core::diagnosis::{
 use reattach_core::ids::{ObjectName, PlanHash};
 use reattach_core::journal::{End, Entry, Event, Outcome, Shut, UnwindReason};
 use reattach_core::phase::Phase;
-use reattach_core::plan::{Downtime, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx};
+use reattach_core::plan::{
+    Downtime, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx,
+};
 use reattach_core::policy::Mode;
 use reattach_core::proof::{ProofKind, UnusedSince};
 use reattach_core::run::State;
@@ -48,10 +50,14 @@ fn phantom(name: &str) -> Trouble {
 /// The diagnosis of a phantom attachment.
 pub fn diagnosis(name: &str) -> Diagnosis {
     Diagnosis {
-        verdict: Verdict::Ours { trouble: phantom(name) },
+        verdict: Verdict::Ours {
+            trouble: phantom(name),
+        },
         facts: vec![
             format!("VolumeAttachment csi-{name} on lke13311-16405-5fafd1b46dcf: attached true"),
-            format!("the cloud says volume 1042 (pvc{name}) is held by instance 28871423, state Active"),
+            format!(
+                "the cloud says volume 1042 (pvc{name}) is held by instance 28871423, state Active"
+            ),
             format!("pod default/{name}-0 on lke13311-16405-5fafd1b46dcf: Pending, not Ready"),
             "Node lke13311-16405-5fafd1b46dcf is Ready (instance 28871423)".into(),
             "the agent on lke13311-16405-5fafd1b46dcf answered: no device".into(),
@@ -100,7 +106,9 @@ pub fn plan(name: &str) -> Plan {
             claim: format!("claim-uid-{name}").into(),
             pv: format!("pv-uid-{name}").into(),
             volume: "1042".into(),
-            identity: DeviceIdentity { serial: format!("pvc{name}") },
+            identity: DeviceIdentity {
+                serial: format!("pvc{name}"),
+            },
             size_gib: 10,
             holder: "28871423".into(),
             node: "lke13311-16405-5fafd1b46dcf".into(),
@@ -118,10 +126,16 @@ pub fn plan(name: &str) -> Plan {
                 uid: format!("sts-uid-{name}").into(),
             },
             replicas: 1,
-            pods: vec![(ObjectName::new("default", format!("{name}-0")), format!("pod-uid-{name}").into())],
+            pods: vec![(
+                ObjectName::new("default", format!("{name}-0")),
+                format!("pod-uid-{name}").into(),
+            )],
         },
         steps: steps.collect(),
-        downtime: Downtime { typical_seconds: 20, with_cloud_detach_seconds: 95 },
+        downtime: Downtime {
+            typical_seconds: 20,
+            with_cloud_detach_seconds: 95,
+        },
         hash: PlanHash::from(""),
     };
     plan.hash = plan.computed_hash();
@@ -151,10 +165,13 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
 /// A record with a plan and these journal lines; every prefix is one that the executor could have written.
 pub fn run(name: &str, created: i64, lines: Vec<(i64, Event)>) -> Record {
     let plan = plan(name);
-    let accepted =
-        Event::Accepted { plan_hash: plan.hash.to_string(), authority: "policy databases (Auto)".into() };
+    let accepted = Event::Accepted {
+        plan_hash: plan.hash.to_string(),
+        authority: "policy databases (Auto)".into(),
+    };
     let first = created + 1_500;
-    let events = std::iter::once((first, accepted)).chain(lines.into_iter().map(|(t, m)| (first + t, m)));
+    let events =
+        std::iter::once((first, accepted)).chain(lines.into_iter().map(|(t, m)| (first + t, m)));
     let journal: Vec<Entry> = (0..)
         .zip(events)
         .map(|(seq, (t, event))| Entry {
@@ -182,32 +199,59 @@ pub fn started(step: u32, intent: &str) -> Event {
         no_user_since: at(50_000),
         lease_renewed: at(58_000),
     });
-    Event::Started { step: StepIx(step), intent: intent.into(), proof, newest_job: None }
+    Event::Started {
+        step: StepIx(step),
+        intent: intent.into(),
+        proof,
+        newest_job: None,
+    }
 }
 
 /// An effect was accepted.
 pub fn applied(step: u32, detail: &str) -> Event {
-    Event::Outcome { step: StepIx(step), outcome: Outcome::Applied { detail: detail.into() } }
+    Event::Outcome {
+        step: StepIx(step),
+        outcome: Outcome::Applied {
+            detail: detail.into(),
+        },
+    }
 }
 
 /// An effect was not accepted.
 pub fn refused(step: u32, why: &str, retry: bool) -> Event {
-    Event::Outcome { step: StepIx(step), outcome: Outcome::NotApplied { why: why.into(), retry } }
+    Event::Outcome {
+        step: StepIx(step),
+        outcome: Outcome::NotApplied {
+            why: why.into(),
+            retry,
+        },
+    }
 }
 
 /// An effect was not sent.
 pub fn withheld(step: u32) -> Event {
-    Event::Outcome { step: StepIx(step), outcome: Outcome::Withheld { shut: Shut::NotLeader } }
+    Event::Outcome {
+        step: StepIx(step),
+        outcome: Outcome::Withheld {
+            shut: Shut::NotLeader,
+        },
+    }
 }
 
 /// A step is finished.
 pub fn done(step: u32, seen: &str) -> Event {
-    Event::Completed { step: StepIx(step), seen: seen.into() }
+    Event::Completed {
+        step: StepIx(step),
+        seen: seen.into(),
+    }
 }
 
 /// A step was passed over.
 pub fn skipped(step: u32, why: &str) -> Event {
-    Event::Skipped { step: StepIx(step), why: why.into() }
+    Event::Skipped {
+        step: StepIx(step),
+        why: why.into(),
+    }
 }
 
 fn ended(end: End) -> Event {
@@ -216,21 +260,55 @@ fn ended(end: End) -> Event {
 
 fn down(name: &str) -> Vec<(i64, Event)> {
     vec![
-        (40, started(0, &format!("scale StatefulSet default/{name} from 1 to 0, stamped with that count"))),
+        (
+            40,
+            started(
+                0,
+                &format!("scale StatefulSet default/{name} from 1 to 0, stamped with that count"),
+            ),
+        ),
         (65, applied(0, "200, replicas 0")),
-        (2_100, Event::UnusedSince { seen: UnusedSince { at: at(50_000), lease: Some(at(48_000)) } }),
-        (2_110, done(0, "no pod of the workload and no pod with the claim is left")),
+        (
+            2_100,
+            Event::UnusedSince {
+                seen: UnusedSince {
+                    at: at(50_000),
+                    lease: Some(at(48_000)),
+                },
+            },
+        ),
+        (
+            2_110,
+            done(
+                0,
+                "no pod of the workload and no pod with the claim is left",
+            ),
+        ),
     ]
 }
 
 fn up(name: &str, from: i64, end: End) -> Vec<(i64, Event)> {
     vec![
-        (from + 20, started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"))),
+        (
+            from + 20,
+            started(
+                5,
+                &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"),
+            ),
+        ),
         (from + 45, applied(5, "200, replicas 1")),
-        (from + 50, done(5, "the count is restored and the stamp is off")),
+        (
+            from + 50,
+            done(5, "the count is restored and the stamp is off"),
+        ),
         (
             from + 5_300,
-            done(6, &format!("pod default/{name}-0 is Ready on lke13311-16405-5fafd1b46dcf with the volume")),
+            done(
+                6,
+                &format!(
+                    "pod default/{name}-0 is Ready on lke13311-16405-5fafd1b46dcf with the volume"
+                ),
+            ),
         ),
         (from + 5_310, ended(end)),
     ]
@@ -250,19 +328,37 @@ pub fn recovered(name: &str, created: i64) -> Record {
         done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
     ));
     lines.extend(up(name, 11_915, End::Recovered));
-    Record { phase: Phase::Recovered, ..run(name, created, lines) }
+    Record {
+        phase: Phase::Recovered,
+        ..run(name, created, lines)
+    }
 }
 
 /// The cloud had to detach, and was busy at first.
 pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
     let mut lines = down(name);
     lines.push((62_200, skipped(1, "Kubernetes' own detach is stuck after 60 s: VolumeAttachment csi-postgres is still there (rpc error: code = Internal)")));
-    lines.push((63_000, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
-    lines.push((63_300, refused(2, "could not detach volume 1042: the volume is busy", true)));
-    lines.push((68_400, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
+    lines.push((
+        63_000,
+        started(2, "detach volume 1042 from instance 28871423 at the cloud"),
+    ));
+    lines.push((
+        63_300,
+        refused(2, "could not detach volume 1042: the volume is busy", true),
+    ));
+    lines.push((
+        68_400,
+        started(2, "detach volume 1042 from instance 28871423 at the cloud"),
+    ));
     lines.push((68_900, applied(2, "200, job 991")));
-    lines.push((75_000, done(2, "the cloud names no holder and no job is pending")));
-    lines.push((75_020, started(3, &format!("touch VolumeAttachment csi-{name}"))));
+    lines.push((
+        75_000,
+        done(2, "the cloud names no holder and no job is pending"),
+    ));
+    lines.push((
+        75_020,
+        started(3, &format!("touch VolumeAttachment csi-{name}")),
+    ));
     lines.push((75_040, applied(3, "200")));
     lines.push((75_045, done(3, "external-attacher was told to try again")));
     lines.push((
@@ -270,16 +366,29 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
         done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
     ));
     lines.extend(up(name, 77_000, End::Recovered));
-    Record { phase: Phase::Recovered, ..run(name, created, lines) }
+    Record {
+        phase: Phase::Recovered,
+        ..run(name, created, lines)
+    }
 }
 
 /// A person aborted it while it waited for the detach.
 pub fn aborted(name: &str) -> Record {
     let mut lines = down(name);
-    lines.push((8_000, Event::UnwindStarted { why: UnwindReason::Aborted { by: "joe@example.org".into() } }));
+    lines.push((
+        8_000,
+        Event::UnwindStarted {
+            why: UnwindReason::Aborted {
+                by: "joe@example.org".into(),
+            },
+        },
+    ));
     lines.push((
         8_030,
-        started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp")),
+        started(
+            5,
+            &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"),
+        ),
     ));
     lines.push((8_060, applied(5, "200, replicas 1")));
     lines.push((8_070, ended(End::Aborted)));
@@ -296,9 +405,15 @@ pub fn failed(name: &str) -> Record {
     let mut lines = down(name);
     lines.push((
         62_200,
-        skipped(1, "Kubernetes' own detach is stuck after 60 s: VolumeAttachment csi-shop is still there"),
+        skipped(
+            1,
+            "Kubernetes' own detach is stuck after 60 s: VolumeAttachment csi-shop is still there",
+        ),
     ));
-    lines.push((63_000, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
+    lines.push((
+        63_000,
+        started(2, "detach volume 1042 from instance 28871423 at the cloud"),
+    ));
     lines.push((63_300, refused(2, "could not detach volume 1042: Volume is locked by an administrator (Authorization: Bearer abcdef0123)", true)));
     lines.push((
         362_300,
@@ -312,7 +427,10 @@ pub fn failed(name: &str) -> Record {
     ));
     lines.push((
         362_320,
-        started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp")),
+        started(
+            5,
+            &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"),
+        ),
     ));
     lines.push((362_350, applied(5, "200, replicas 1")));
     lines.push((
@@ -322,28 +440,46 @@ pub fn failed(name: &str) -> Record {
                 .into(),
         }),
     ));
-    Record { phase: Phase::Failed, ..run(name, 40_000, lines) }
+    Record {
+        phase: Phase::Failed,
+        ..run(name, 40_000, lines)
+    }
 }
 
 /// Nobody knows what became of the detach.
 pub fn stuck(name: &str) -> Record {
     let mut lines = down(name);
-    lines.push((62_200, skipped(1, "Kubernetes' own detach is stuck after 60 s")));
-    lines.push((63_000, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
+    lines.push((
+        62_200,
+        skipped(1, "Kubernetes' own detach is stuck after 60 s"),
+    ));
+    lines.push((
+        63_000,
+        started(2, "detach volume 1042 from instance 28871423 at the cloud"),
+    ));
     lines.push((
         93_000,
         Event::Outcome {
             step: StepIx(2),
-            outcome: Outcome::Unknown { why: "the connection was closed before an answer came".into() },
+            outcome: Outcome::Unknown {
+                why: "the connection was closed before an answer came".into(),
+            },
         },
     ));
     let message = "whether the detach of volume 1042 happened is not known, and the provider's job history cannot be read";
-    Record { phase: Phase::Stuck, message: message.into(), ..run(name, 40_000, lines) }
+    Record {
+        phase: Phase::Stuck,
+        message: message.into(),
+        ..run(name, 40_000, lines)
+    }
 }
 
 /// Locked by the provider: no plan.
 pub fn locked(name: &str) -> Record {
-    let reason = WaitReason::ProviderLock { reason: "maintenance hold".into(), class: Some(Class::B) };
+    let reason = WaitReason::ProviderLock {
+        reason: "maintenance hold".into(),
+        class: Some(Class::B),
+    };
     let mut facts = diagnosis(name).facts;
     facts[1] = format!(
         "the cloud says volume 77001 (pvc{name}) is held by instance 28871423, state Locked {{ reason: \"maintenance hold\" }}"
@@ -354,26 +490,43 @@ pub fn locked(name: &str) -> Record {
         region: "eu-central".into(),
         size_gib: 20,
         holders: vec!["28871423".into()],
-        state: VolumeState::Locked { reason: "maintenance hold".into() },
-        identity: DeviceIdentity { serial: format!("pvc{name}") },
+        state: VolumeState::Locked {
+            reason: "maintenance hold".into(),
+        },
+        identity: DeviceIdentity {
+            serial: format!("pvc{name}"),
+        },
         owner: Default::default(),
     };
     Record {
         phase: Phase::Waiting,
         cloud_volume: Some(volume),
-        ..record(name, Some(Diagnosis { verdict: Verdict::Wait { reason }, facts }))
+        ..record(
+            name,
+            Some(Diagnosis {
+                verdict: Verdict::Wait { reason },
+                facts,
+            }),
+        )
     }
 }
 
 /// A missing Secret.
 pub fn not_ours(name: &str) -> Record {
     let reason = NotOurs::Other {
-        what: "MountVolume.SetUp failed for volume \"config\" : secret \"site-config\" not found".into(),
+        what: "MountVolume.SetUp failed for volume \"config\" : secret \"site-config\" not found"
+            .into(),
     };
     let facts = vec!["the agent on lke13311-16405-5fafd1b46dcf sees the device".into()];
     Record {
         phase: Phase::NotOurs,
-        ..record(name, Some(Diagnosis { verdict: Verdict::NotOurs { reason }, facts }))
+        ..record(
+            name,
+            Some(Diagnosis {
+                verdict: Verdict::NotOurs { reason },
+                facts,
+            }),
+        )
     }
 }
 
@@ -382,7 +535,11 @@ pub fn refused_record(name: &str) -> Record {
     let refusals = vec![format!(
         "StatefulSet default/{name} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first"
     )];
-    Record { phase: Phase::Refused, refusals, ..record(name, Some(diagnosis(name))) }
+    Record {
+        phase: Phase::Refused,
+        refusals,
+        ..record(name, Some(diagnosis(name)))
+    }
 }
 
 /// Planned, and nothing done.
@@ -403,17 +560,34 @@ pub fn unclassified(name: &str) -> Record {
     }];
     Record {
         phase: Phase::Waiting,
-        ..record(name, Some(Diagnosis { verdict: Verdict::Unclassified { missing }, facts: Vec::new() }))
+        ..record(
+            name,
+            Some(Diagnosis {
+                verdict: Verdict::Unclassified { missing },
+                facts: Vec::new(),
+            }),
+        )
     }
 }
 
 /// An incident of these records.
-pub fn incident(title: &str, minutes: i64, records: Vec<Record>, notes: Vec<(i64, &str)>) -> Incident {
+pub fn incident(
+    title: &str,
+    minutes: i64,
+    records: Vec<Record>,
+    notes: Vec<(i64, &str)>,
+) -> Incident {
     Incident {
         title: title.into(),
         from: start(),
         to: at(minutes * 60_000),
         records,
-        notes: notes.into_iter().map(|(t, text)| TimelineNote { at: at(t), text: text.into() }).collect(),
+        notes: notes
+            .into_iter()
+            .map(|(t, text)| TimelineNote {
+                at: at(t),
+                text: text.into(),
+            })
+            .collect(),
     }
 }

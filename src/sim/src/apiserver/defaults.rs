@@ -30,7 +30,11 @@ pub(super) fn on_create(rt: &ResourceType, object: &mut Value) {
             default(&mut object["spec"], "replicas", json!(1));
             default(&mut object["spec"], "revisionHistoryLimit", json!(10));
             default(&mut object["spec"], "progressDeadlineSeconds", json!(600));
-            default(&mut object["spec"], "strategy", json!({"type": "RollingUpdate"}));
+            default(
+                &mut object["spec"],
+                "strategy",
+                json!({"type": "RollingUpdate"}),
+            );
             if object["spec"]["strategy"]["type"] == "RollingUpdate" {
                 let rolling = json!({"maxSurge": "25%", "maxUnavailable": "25%"});
                 default(&mut object["spec"]["strategy"], "rollingUpdate", rolling);
@@ -51,8 +55,16 @@ pub(super) fn on_create(rt: &ResourceType, object: &mut Value) {
                 json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}),
             );
             default(spec, "persistentVolumeClaimRetentionPolicy", json!({}));
-            default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenDeleted", json!("Retain"));
-            default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenScaled", json!("Retain"));
+            default(
+                &mut spec["persistentVolumeClaimRetentionPolicy"],
+                "whenDeleted",
+                json!("Retain"),
+            );
+            default(
+                &mut spec["persistentVolumeClaimRetentionPolicy"],
+                "whenScaled",
+                json!("Retain"),
+            );
             object["status"] = json!({"replicas": 0, "availableReplicas": 0});
         }
         _ => {}
@@ -80,10 +92,13 @@ pub(super) fn from_schema(schema: &Value, value: &mut Value) {
                 }
             }
             if schema["additionalProperties"].is_object() {
-                map.values_mut().for_each(|v| from_schema(&schema["additionalProperties"], v));
+                map.values_mut()
+                    .for_each(|v| from_schema(&schema["additionalProperties"], v));
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|v| from_schema(&schema["items"], v)),
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|v| from_schema(&schema["items"], v)),
         _ => {}
     }
 }
@@ -101,11 +116,16 @@ fn pod(object: &mut Value) {
     default(&mut object["spec"], "enableServiceLinks", json!(true));
     // The DefaultTolerationSeconds admission plugin.
     if let Some(list) = object["spec"]["tolerations"].as_array_mut() {
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        for key in [
+            "node.kubernetes.io/not-ready",
+            "node.kubernetes.io/unreachable",
+        ] {
             let tolerated = list.iter().any(|t| {
                 (t["key"] == key
-                    || (t["key"].as_str().unwrap_or_default().is_empty() && t["operator"] == "Exists"))
-                    && (t["effect"].as_str().unwrap_or_default().is_empty() || t["effect"] == "NoExecute")
+                    || (t["key"].as_str().unwrap_or_default().is_empty()
+                        && t["operator"] == "Exists"))
+                    && (t["effect"].as_str().unwrap_or_default().is_empty()
+                        || t["effect"] == "NoExecute")
             });
             if !tolerated {
                 list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
@@ -113,7 +133,10 @@ fn pod(object: &mut Value) {
         }
     }
     object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"});
-    if object["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+    if object["spec"]["schedulingGates"]
+        .as_array()
+        .is_some_and(|g| !g.is_empty())
+    {
         object["status"]["conditions"] = json!([{
             "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates",

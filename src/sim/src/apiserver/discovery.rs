@@ -13,7 +13,11 @@ const VERSION: (&str, &str) = ("36", "v1.36.3");
 const OLDER: (&str, &str) = ("35", "v1.35.0");
 
 /// Answers a path that names no resource; `older`: as Kubernetes 1.35.
-pub(super) fn answer(types: &[ResourceType], older: bool, segments: &[String]) -> Result<Value, ApiStatus> {
+pub(super) fn answer(
+    types: &[ResourceType],
+    older: bool,
+    segments: &[String],
+) -> Result<Value, ApiStatus> {
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["version"] => {
@@ -24,9 +28,14 @@ pub(super) fn answer(types: &[ResourceType], older: bool, segments: &[String]) -
             }))
         }
         ["healthz" | "livez" | "readyz", ..] => Ok(json!("ok")),
-        ["api"] => Ok(json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
+        ["api"] => {
+            Ok(json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}))
+        }
         ["apis"] => {
-            let groups: Vec<Value> = groups(types).iter().map(|(g, versions)| group(g, versions)).collect();
+            let groups: Vec<Value> = groups(types)
+                .iter()
+                .map(|(g, versions)| group(g, versions))
+                .collect();
             Ok(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
         ["apis", name] => {
@@ -55,15 +64,29 @@ fn groups(types: &[ResourceType]) -> BTreeMap<String, Vec<String>> {
 }
 
 fn group(name: &str, versions: &[String]) -> Value {
-    let list: Vec<Value> =
-        versions.iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
+    let list: Vec<Value> = versions
+        .iter()
+        .map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v}))
+        .collect();
     json!({"name": name, "versions": list, "preferredVersion": list[0]})
 }
 
 fn resources(types: &[ResourceType], group: &str, version: &str) -> Result<Value, ApiStatus> {
-    let verbs = json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]);
+    let verbs = json!([
+        "create",
+        "delete",
+        "deletecollection",
+        "get",
+        "list",
+        "patch",
+        "update",
+        "watch"
+    ]);
     let mut list = Vec::new();
-    for t in types.iter().filter(|t| t.group == group && t.version == version) {
+    for t in types
+        .iter()
+        .filter(|t| t.group == group && t.version == version)
+    {
         let singular = t.kind.to_lowercase();
         list.push(json!({"name": t.plural, "singularName": singular, "namespaced": t.namespaced, "kind": t.kind, "verbs": verbs}));
         let mut sub = |name: &str, kind: &str, verbs: &[&str]| {
@@ -83,7 +106,11 @@ fn resources(types: &[ResourceType], group: &str, version: &str) -> Result<Value
     if list.is_empty() {
         return Err(ApiStatus::no_such_path());
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     Ok(
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
     )

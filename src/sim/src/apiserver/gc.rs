@@ -12,7 +12,13 @@ use crate::clock::rfc3339;
 
 impl State {
     /// Removes an object for good and deletes what only it owned (background propagation, at once).
-    pub fn remove(&mut self, rt: &ResourceType, ns: &str, name: &str, now: Timestamp) -> Option<Arc<Value>> {
+    pub fn remove(
+        &mut self,
+        rt: &ResourceType,
+        ns: &str,
+        name: &str,
+        now: Timestamp,
+    ) -> Option<Arc<Value>> {
         let last = self.store.remove(&rt.store(), ns, name)?;
         if rt.is("apiextensions.k8s.io", "customresourcedefinitions") {
             self.drop_definition(&last, now);
@@ -33,13 +39,19 @@ impl State {
                 .is_some_and(|refs| refs.iter().any(|r| r["uid"] == uid))
         };
         let all = self.store.iter().filter(|(_, _, o)| owned(o));
-        all.map(|(store, (ns, name), _)| (store.clone(), ns.clone(), name.clone())).collect()
+        all.map(|(store, (ns, name), _)| (store.clone(), ns.clone(), name.clone()))
+            .collect()
     }
 
     fn collect_garbage(&mut self, uid: &str, now: Timestamp) {
         for (store, ns, name) in self.dependents(uid) {
-            let Some(object) = self.store.get(&store, &ns, &name) else { continue };
-            let refs = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+            let Some(object) = self.store.get(&store, &ns, &name) else {
+                continue;
+            };
+            let refs = object["metadata"]["ownerReferences"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             let living: Vec<Value> = refs
                 .into_iter()
                 .filter(|r| r["uid"].as_str().is_some_and(|u| self.store.uid_lives(u)))
@@ -69,7 +81,12 @@ impl State {
     }
 
     fn drop_definition(&mut self, crd: &Value, now: Timestamp) {
-        let text = |p: &str| crd.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |p: &str| {
+            crd.pointer(p)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let (group, plural) = (text("/spec/group"), text("/spec/names/plural"));
         let store = (group.clone(), plural.clone());
         if let Some(rt) = self.type_of(&group, &plural) {
@@ -102,7 +119,10 @@ impl State {
         for rt in self.types.clone() {
             for object in self.store.list(&rt.store(), Some(name)) {
                 if rt.namespaced && object["metadata"]["deletionTimestamp"].is_null() {
-                    let item = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                    let item = object["metadata"]["name"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned();
                     let _gone = self.delete(&rt, name, &item, &DeleteOptions::default(), now);
                 }
             }

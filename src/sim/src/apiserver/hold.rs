@@ -76,18 +76,28 @@ impl State {
         if !(present(POLICIES) && present(BINDINGS)) {
             return;
         }
-        let bound = pod["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty());
+        let bound = pod["spec"]["nodeName"]
+            .as_str()
+            .is_some_and(|n| !n.is_empty());
         if bound || gates(pod).iter().any(|gate| *gate == GATE) {
             return;
         }
         let recoveries = ("reattach.dev".to_owned(), "volumerecoveries".to_owned());
-        let held = self.store.list(&recoveries, Some(namespace)).into_iter().any(|recovery| {
-            let claim = &recovery["spec"]["claimName"];
-            let uses = |volume: &Value| volume["persistentVolumeClaim"]["claimName"] == *claim;
-            recovery["metadata"]["labels"][LABEL] == "true"
-                && claim.is_string()
-                && pod["spec"]["volumes"].as_array().into_iter().flatten().any(uses)
-        });
+        let held = self
+            .store
+            .list(&recoveries, Some(namespace))
+            .into_iter()
+            .any(|recovery| {
+                let claim = &recovery["spec"]["claimName"];
+                let uses = |volume: &Value| volume["persistentVolumeClaim"]["claimName"] == *claim;
+                recovery["metadata"]["labels"][LABEL] == "true"
+                    && claim.is_string()
+                    && pod["spec"]["volumes"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .any(uses)
+            });
         if !held {
             return;
         }

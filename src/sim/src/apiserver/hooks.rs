@@ -66,10 +66,16 @@ impl RequestMatch {
         self.verb.is_none_or(|v| v == req.verb)
             && (!self.mutations_only || req.verb.mutates())
             && same(&self.resource, &req.rt.plural)
-            && same(&self.subresource, req.subresource.as_deref().unwrap_or_default())
+            && same(
+                &self.subresource,
+                req.subresource.as_deref().unwrap_or_default(),
+            )
             && same(&self.namespace, req.ns())
             && same(&self.name, req.name())
-            && self.client.as_deref().is_none_or(|c| req.user.starts_with(c) || req.user_agent.starts_with(c))
+            && self
+                .client
+                .as_deref()
+                .is_none_or(|c| req.user.starts_with(c) || req.user_agent.starts_with(c))
     }
 }
 
@@ -113,7 +119,12 @@ impl FaultRule {
     /// A rule that always applies.
     #[must_use]
     pub fn always(requests: RequestMatch, fault: Fault) -> Self {
-        Self { requests, fault, probability: 1.0, times: None }
+        Self {
+            requests,
+            fault,
+            probability: 1.0,
+            times: None,
+        }
     }
 
     /// At most `n` times.
@@ -168,14 +179,22 @@ pub struct AdmissionRequest<'a> {
 impl AdmissionRequest<'_> {
     /// Reads another object (as admission policies read their parameter).
     #[must_use]
-    pub fn read(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        self.store.get(&(group.to_owned(), plural.to_owned()), namespace, name)
+    pub fn read(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Value>> {
+        self.store
+            .get(&(group.to_owned(), plural.to_owned()), namespace, name)
     }
 
     /// Lists other objects of a namespace, or of all.
     #[must_use]
     pub fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        self.store.list(&(group.to_owned(), plural.to_owned()), namespace)
+        self.store
+            .list(&(group.to_owned(), plural.to_owned()), namespace)
     }
 }
 

@@ -32,7 +32,13 @@ pub(super) fn base(req: &ApiRequest, old: Option<&Value>, sent: &Value) -> Vec<V
     }
     match list(sent) {
         // A list with nothing in it, or with one entry that says nothing, takes all managers away.
-        Some(none) if none.iter().all(|e| e.as_object().is_some_and(Map::is_empty)) => Vec::new(),
+        Some(none)
+            if none
+                .iter()
+                .all(|e| e.as_object().is_some_and(Map::is_empty)) =>
+        {
+            Vec::new()
+        }
         Some(sent) => sent,
         None => stored(),
     }
@@ -48,9 +54,15 @@ pub(super) fn track(
 ) {
     let before = old.map(fields).unwrap_or_default();
     let after = fields(next);
-    let written: BTreeSet<&Path> =
-        after.iter().filter(|(path, value)| before.get(*path) != Some(value)).map(|(path, _)| path).collect();
-    let gone: BTreeSet<&Path> = before.keys().filter(|path| !after.contains_key(*path)).collect();
+    let written: BTreeSet<&Path> = after
+        .iter()
+        .filter(|(path, value)| before.get(*path) != Some(value))
+        .map(|(path, _)| path)
+        .collect();
+    let gone: BTreeSet<&Path> = before
+        .keys()
+        .filter(|path| !after.contains_key(*path))
+        .collect();
     if !written.is_empty() || !gone.is_empty() {
         let me = writer(req);
         let mut own = None;
@@ -64,7 +76,11 @@ pub(super) fn track(
                 entry["fieldsV1"] = encode(&paths);
             }
         }
-        let own: BTreeSet<Path> = own.into_iter().flatten().chain(written.into_iter().cloned()).collect();
+        let own: BTreeSet<Path> = own
+            .into_iter()
+            .flatten()
+            .chain(written.into_iter().cloned())
+            .collect();
         let mut entry = me;
         entry["time"] = json!(rfc3339(now));
         entry["fieldsType"] = json!("FieldsV1");
@@ -101,7 +117,9 @@ fn writer(req: &ApiRequest) -> Value {
 }
 
 fn is_of(entry: &Value, writer: &Value) -> bool {
-    ["manager", "operation", "apiVersion", "subresource"].iter().all(|key| entry[key] == writer[key])
+    ["manager", "operation", "apiVersion", "subresource"]
+        .iter()
+        .all(|key| entry[key] == writer[key])
 }
 
 fn fields(object: &Value) -> BTreeMap<Path, Value> {
@@ -142,8 +160,12 @@ fn decode(fields: &Value) -> BTreeSet<Path> {
 }
 
 fn walk(at: &Value, path: &mut Path, all: &mut BTreeSet<Path>) {
-    let inner: Vec<_> =
-        at.as_object().into_iter().flatten().filter_map(|(k, v)| Some((k.strip_prefix("f:")?, v))).collect();
+    let inner: Vec<_> = at
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, v)| Some((k.strip_prefix("f:")?, v)))
+        .collect();
     if inner.is_empty() && !path.is_empty() {
         all.insert(path.clone());
     }

@@ -37,7 +37,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 pub use hooks::{
-    AccessFn, AdmissionFn, AdmissionRequest, AuditEntry, Fault, FaultId, FaultRule, RequestMatch, WatchBreak,
+    AccessFn, AdmissionFn, AdmissionRequest, AuditEntry, Fault, FaultId, FaultRule, RequestMatch,
+    WatchBreak,
 };
 pub use request::Verb;
 pub use resource::{ResourceType, ScalePaths};
@@ -82,7 +83,13 @@ impl ApiServer {
     #[must_use]
     pub fn new(clock: Clock, seed: u64) -> Self {
         let state = Mutex::new(State::new(seed, &rfc3339(clock.now())));
-        Self { inner: Arc::new(Inner { state, changed: Notify::new(), clock }) }
+        Self {
+            inner: Arc::new(Inner {
+                state,
+                changed: Notify::new(),
+                clock,
+            }),
+        }
     }
 
     /// Makes it an API server of Kubernetes 1.35: by default that one serves no MutatingAdmissionPolicy, so nothing holds
@@ -155,9 +162,15 @@ impl ApiServer {
     /// If the kind is not served: a stage that is set wrongly.
     pub fn insert(&self, object: &Value) -> Arc<Value> {
         let mut state = lock(&self.inner.state);
-        let (api_version, kind) =
-            (object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
-        let Some(rt) = state.types.iter().find(|t| t.kind == kind && t.api_version() == api_version).cloned()
+        let (api_version, kind) = (
+            object["apiVersion"].as_str().unwrap_or_default(),
+            object["kind"].as_str().unwrap_or_default(),
+        );
+        let Some(rt) = state
+            .types
+            .iter()
+            .find(|t| t.kind == kind && t.api_version() == api_version)
+            .cloned()
         else {
             panic!("{api_version} {kind} is not served");
         };
@@ -179,7 +192,14 @@ impl ApiServer {
             fill("namespace", json!("default"));
         }
         let text = |key: &str| meta[key].as_str().unwrap_or_default().to_owned();
-        let (ns, name) = (if rt.namespaced { text("namespace") } else { String::new() }, text("name"));
+        let (ns, name) = (
+            if rt.namespaced {
+                text("namespace")
+            } else {
+                String::new()
+            },
+            text("name"),
+        );
         let stored = state.store.put(&rt.store(), &ns, &name, object);
         drop(state);
         self.inner.changed.notify_waiters();
@@ -188,14 +208,24 @@ impl ApiServer {
 
     /// Reads an object without a request (nothing is recorded).
     #[must_use]
-    pub fn read(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        lock(&self.inner.state).store.get(&(group.to_owned(), plural.to_owned()), namespace, name)
+    pub fn read(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Value>> {
+        lock(&self.inner.state)
+            .store
+            .get(&(group.to_owned(), plural.to_owned()), namespace, name)
     }
 
     /// Lists objects without a request, ordered by namespace and name; `None`: all namespaces.
     #[must_use]
     pub fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        lock(&self.inner.state).store.list(&(group.to_owned(), plural.to_owned()), namespace)
+        lock(&self.inner.state)
+            .store
+            .list(&(group.to_owned(), plural.to_owned()), namespace)
     }
 
     /// Adds an admission function; they run in the order in which they were added.

@@ -22,7 +22,13 @@ pub(super) fn kind_of(req: &ApiRequest) -> Result<PatchKind, ApiStatus> {
         let why = "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
         ApiStatus::new(415, why)
     };
-    match req.content_type.split(';').next().unwrap_or_default().trim() {
+    match req
+        .content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+    {
         "application/merge-patch+json" => Ok(PatchKind::Merge),
         "application/json-patch+json" => Ok(PatchKind::Json),
         "application/strategic-merge-patch+json" if !req.rt.custom => Ok(PatchKind::Strategic),
@@ -47,7 +53,10 @@ pub(super) fn apply(kind: PatchKind, target: &mut Value, patch: &Value) -> Resul
                 .map_err(|e| ApiStatus::bad_request(format!("error decoding patch: {e}")))?;
             // The real server does not say what of it failed either.
             json_patch::patch(target, &ops).map_err(|_| {
-                ApiStatus::new(422, "the server rejected our request due to an error in our request")
+                ApiStatus::new(
+                    422,
+                    "the server rejected our request due to an error in our request",
+                )
             })?;
         }
         PatchKind::Strategic | PatchKind::Apply => strategic(target, patch),
@@ -57,7 +66,9 @@ pub(super) fn apply(kind: PatchKind, target: &mut Value, patch: &Value) -> Resul
 
 /// Removes what a field manager applied earlier and leaves out now.
 pub(super) fn drop_unapplied(target: &mut Value, before: &Value, now: &Value) {
-    let (Some(object), Some(before)) = (target.as_object_mut(), before.as_object()) else { return };
+    let (Some(object), Some(before)) = (target.as_object_mut(), before.as_object()) else {
+        return;
+    };
     for (key, old) in before {
         match now.get(key) {
             None if old.is_object() => {
@@ -73,12 +84,18 @@ pub(super) fn drop_unapplied(target: &mut Value, before: &Value, now: &Value) {
             }
             Some(new) => {
                 if let Some(inner) = object.get_mut(key) {
-                    if let (Some(have), Some(was), Some(is), Some(id)) =
-                        (inner.as_array_mut(), old.as_array(), new.as_array(), merge_key(key))
-                    {
+                    if let (Some(have), Some(was), Some(is), Some(id)) = (
+                        inner.as_array_mut(),
+                        old.as_array(),
+                        new.as_array(),
+                        merge_key(key),
+                    ) {
                         let kept: BTreeSet<String> = is.iter().map(|i| i[id].to_string()).collect();
-                        let gone: BTreeSet<String> =
-                            was.iter().map(|i| i[id].to_string()).filter(|k| !kept.contains(k)).collect();
+                        let gone: BTreeSet<String> = was
+                            .iter()
+                            .map(|i| i[id].to_string())
+                            .filter(|k| !kept.contains(k))
+                            .collect();
                         have.retain(|i| !gone.contains(&i[id].to_string()));
                     } else {
                         drop_unapplied(inner, old, new);
@@ -92,8 +109,8 @@ pub(super) fn drop_unapplied(target: &mut Value, before: &Value, now: &Value) {
 /// The key by which a list of objects is merged; lists without one are replaced.
 fn merge_key(field: &str) -> Option<&'static str> {
     match field {
-        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" | "schedulingGates"
-        | "secrets" => Some("name"),
+        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets"
+        | "schedulingGates" | "secrets" => Some("name"),
         "conditions" | "addresses" => Some("type"),
         "ownerReferences" => Some("uid"),
         "volumeMounts" => Some("mountPath"),
@@ -113,15 +130,18 @@ fn strategic(target: &mut Value, patch: &Value) {
     if !target.is_object() {
         *target = Value::Object(Map::new());
     }
-    let Some(object) = target.as_object_mut() else { return };
+    let Some(object) = target.as_object_mut() else {
+        return;
+    };
     if changes.get("$patch").and_then(Value::as_str) == Some("replace") {
         object.clear();
     }
     for (key, change) in changes {
         if let Some(list) = key.strip_prefix("$deleteFromPrimitiveList/") {
-            if let (Some(have), Some(gone)) =
-                (object.get_mut(list).and_then(Value::as_array_mut), change.as_array())
-            {
+            if let (Some(have), Some(gone)) = (
+                object.get_mut(list).and_then(Value::as_array_mut),
+                change.as_array(),
+            ) {
                 have.retain(|v| !gone.contains(v));
             }
             continue;
@@ -135,9 +155,16 @@ fn strategic(target: &mut Value, patch: &Value) {
             }
             Value::Object(_) => strategic(object.entry(key.clone()).or_insert(Value::Null), change),
             Value::Array(items) if key == "finalizers" => {
-                let have = object.entry(key.clone()).or_insert_with(|| Value::Array(Vec::new()));
+                let have = object
+                    .entry(key.clone())
+                    .or_insert_with(|| Value::Array(Vec::new()));
                 if let Some(have) = have.as_array_mut() {
-                    for item in items.iter().filter(|i| !have.contains(i)).cloned().collect::<Vec<_>>() {
+                    for item in items
+                        .iter()
+                        .filter(|i| !have.contains(i))
+                        .cloned()
+                        .collect::<Vec<_>>()
+                    {
                         have.push(item);
                     }
                 }
@@ -145,7 +172,11 @@ fn strategic(target: &mut Value, patch: &Value) {
             Value::Array(items) => match (merge_key(key), object.get_mut(key)) {
                 (Some(id), Some(Value::Array(have))) => merge_list(have, items, id),
                 _ => {
-                    let clean = items.iter().filter(|i| i["$patch"].is_null()).cloned().collect();
+                    let clean = items
+                        .iter()
+                        .filter(|i| i["$patch"].is_null())
+                        .cloned()
+                        .collect();
                     object.insert(key.clone(), Value::Array(clean));
                 }
             },
@@ -183,7 +214,10 @@ mod tests {
             &mut o,
             &json!({"status": {"conditions": [{"type": "Ready", "status": "False"}], "volumesInUse": ["b"]}}),
         );
-        assert_eq!(o["status"]["conditions"][0], json!({"type": "Ready", "status": "False"}));
+        assert_eq!(
+            o["status"]["conditions"][0],
+            json!({"type": "Ready", "status": "False"})
+        );
         assert_eq!(o["status"]["conditions"].as_array().unwrap().len(), 2);
         assert_eq!(o["status"]["volumesInUse"], json!(["b"]));
     }
@@ -193,7 +227,10 @@ mod tests {
         let mut o = json!({"metadata": {"finalizers": ["a"]}});
         strategic(&mut o, &json!({"metadata": {"finalizers": ["b", "a"]}}));
         assert_eq!(o["metadata"]["finalizers"], json!(["a", "b"]));
-        strategic(&mut o, &json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}}));
+        strategic(
+            &mut o,
+            &json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}}),
+        );
         assert_eq!(o["metadata"]["finalizers"], json!(["b"]));
     }
 
@@ -202,6 +239,9 @@ mod tests {
         let mut o = json!({"metadata": {"labels": {"mine": "1", "other": "2"}}, "spec": {"n": 1}});
         let before = json!({"metadata": {"labels": {"mine": "1"}}, "spec": {"n": 1}});
         drop_unapplied(&mut o, &before, &json!({"spec": {"n": 2}}));
-        assert_eq!(o, json!({"metadata": {"labels": {"other": "2"}}, "spec": {"n": 1}}));
+        assert_eq!(
+            o,
+            json!({"metadata": {"labels": {"other": "2"}}, "spec": {"n": 1}})
+        );
     }
 }

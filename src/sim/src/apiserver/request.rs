@@ -84,7 +84,10 @@ impl ApiRequest {
     }
 
     pub fn query(&self, key: &str) -> Option<&str> {
-        self.query.get(key).map(String::as_str).filter(|v| !v.is_empty())
+        self.query
+            .get(key)
+            .map(String::as_str)
+            .filter(|v| !v.is_empty())
     }
 
     pub fn flag(&self, key: &str) -> bool {
@@ -115,17 +118,29 @@ pub(super) fn parse_path(path: &str) -> Result<Target, ApiStatus> {
         // form_urlencoded turns '+' into a space, which no path segment here contains.
         .map(|s| {
             let mut pairs = form_urlencoded::parse(s.as_bytes());
-            pairs.next().map(|(k, _)| k.into_owned()).unwrap_or_default()
+            pairs
+                .next()
+                .map(|(k, _)| k.into_owned())
+                .unwrap_or_default()
         })
         .collect();
-    let (group, version, rest) = match segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let (group, version, rest) = match segments
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
         ["api", version, _, ..] => (String::new(), (*version).to_owned(), &segments[2..]),
-        ["apis", group, version, _, ..] => ((*group).to_owned(), (*version).to_owned(), &segments[3..]),
+        ["apis", group, version, _, ..] => {
+            ((*group).to_owned(), (*version).to_owned(), &segments[3..])
+        }
         _ => return Ok(Target::Meta(segments)),
     };
     let words: Vec<&str> = rest.iter().map(String::as_str).collect();
     let (namespace, words) = match words.as_slice() {
-        ["namespaces", ns, rest @ ..] if !rest.is_empty() && !matches!(rest[0], "status" | "finalize") => {
+        ["namespaces", ns, rest @ ..]
+            if !rest.is_empty() && !matches!(rest[0], "status" | "finalize") =>
+        {
             (Some((*ns).to_owned()), rest.to_vec())
         }
         _ => (None, words.clone()),
@@ -159,7 +174,10 @@ pub(super) fn verb_of(
         ("PATCH", true) => Ok(Verb::Patch),
         ("DELETE", true) => Ok(Verb::Delete),
         ("DELETE", false) => Ok(Verb::DeleteCollection),
-        _ => Err(ApiStatus::new(405, "the server does not allow this method on the requested resource")),
+        _ => Err(ApiStatus::new(
+            405,
+            "the server does not allow this method on the requested resource",
+        )),
     }
 }
 
@@ -167,11 +185,24 @@ pub(super) fn verb_of(
 mod tests {
     use super::*;
 
-    fn resource(path: &str) -> (String, String, Option<String>, Option<String>, Option<String>) {
+    fn resource(
+        path: &str,
+    ) -> (
+        String,
+        String,
+        Option<String>,
+        Option<String>,
+        Option<String>,
+    ) {
         match parse_path(path).unwrap() {
-            Target::Resource { group, plural, namespace, name, subresource, .. } => {
-                (group, plural, namespace, name, subresource)
-            }
+            Target::Resource {
+                group,
+                plural,
+                namespace,
+                name,
+                subresource,
+                ..
+            } => (group, plural, namespace, name, subresource),
             Target::Meta(m) => panic!("{m:?}"),
         }
     }
@@ -179,18 +210,39 @@ mod tests {
     #[test]
     fn paths() {
         let s = |t: &str| Some(t.to_owned());
-        assert_eq!(resource("/api/v1/pods"), ("".into(), "pods".into(), None, None, None));
+        assert_eq!(
+            resource("/api/v1/pods"),
+            ("".into(), "pods".into(), None, None, None)
+        );
         assert_eq!(
             resource("/api/v1/namespaces/default/pods/a/eviction"),
-            ("".into(), "pods".into(), s("default"), s("a"), s("eviction"))
+            (
+                "".into(),
+                "pods".into(),
+                s("default"),
+                s("a"),
+                s("eviction")
+            )
         );
-        assert_eq!(resource("/api/v1/namespaces/x"), ("".into(), "namespaces".into(), None, s("x"), None));
+        assert_eq!(
+            resource("/api/v1/namespaces/x"),
+            ("".into(), "namespaces".into(), None, s("x"), None)
+        );
         assert_eq!(resource("/api/v1/namespaces/x/status").4, s("status"));
         assert_eq!(
             resource("/apis/apps/v1/namespaces/d/deployments/web/scale"),
-            ("apps".into(), "deployments".into(), s("d"), s("web"), s("scale"))
+            (
+                "apps".into(),
+                "deployments".into(),
+                s("d"),
+                s("web"),
+                s("scale")
+            )
         );
-        assert!(matches!(parse_path("/apis/apps/v1").unwrap(), Target::Meta(_)));
+        assert!(matches!(
+            parse_path("/apis/apps/v1").unwrap(),
+            Target::Meta(_)
+        ));
         assert!(matches!(parse_path("/version").unwrap(), Target::Meta(_)));
     }
 }

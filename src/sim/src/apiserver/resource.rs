@@ -42,25 +42,41 @@ impl ResourceType {
     /// `group/version`, or `version` in the core group.
     #[must_use]
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `plural.group`, as error texts name it.
     #[must_use]
     pub fn qualified(&self) -> String {
-        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.clone()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 
     /// `Kind.group`, as validation errors name it.
     #[must_use]
     pub fn kind_qualified(&self) -> String {
-        if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }
+        if self.group.is_empty() {
+            self.kind.clone()
+        } else {
+            format!("{}.{}", self.kind, self.group)
+        }
     }
 
     /// Where objects are stored: both kinds of Event share one place.
     #[must_use]
     pub fn store(&self) -> StoreId {
-        let group = if self.is_new_event() { String::new() } else { self.group.clone() };
+        let group = if self.is_new_event() {
+            String::new()
+        } else {
+            self.group.clone()
+        };
         (group, self.plural.clone())
     }
 
@@ -95,14 +111,26 @@ const BUILT_IN: &[(&str, &str, &str, &str, u8)] = &[
     ("", "v1", "pods", "Pod", N | S),
     ("", "v1", "nodes", "Node", S),
     ("", "v1", "persistentvolumes", "PersistentVolume", S),
-    ("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", N | S),
+    (
+        "",
+        "v1",
+        "persistentvolumeclaims",
+        "PersistentVolumeClaim",
+        N | S,
+    ),
     ("", "v1", "events", "Event", N),
     ("", "v1", "namespaces", "Namespace", S),
     ("", "v1", "secrets", "Secret", N),
     ("", "v1", "configmaps", "ConfigMap", N),
     ("", "v1", "services", "Service", N | S),
     ("", "v1", "serviceaccounts", "ServiceAccount", N),
-    ("", "v1", "replicationcontrollers", "ReplicationController", N | S | X),
+    (
+        "",
+        "v1",
+        "replicationcontrollers",
+        "ReplicationController",
+        N | S | X,
+    ),
     ("", "v1", "resourcequotas", "ResourceQuota", N | S),
     ("events.k8s.io", "v1", "events", "Event", N),
     ("apps", "v1", "deployments", "Deployment", N | S | X),
@@ -112,17 +140,59 @@ const BUILT_IN: &[(&str, &str, &str, &str, u8)] = &[
     ("apps", "v1", "controllerrevisions", "ControllerRevision", N),
     ("batch", "v1", "jobs", "Job", N | S),
     ("batch", "v1", "cronjobs", "CronJob", N | S),
-    ("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", N | S),
-    ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", N | S),
-    ("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment", S),
+    (
+        "autoscaling",
+        "v2",
+        "horizontalpodautoscalers",
+        "HorizontalPodAutoscaler",
+        N | S,
+    ),
+    (
+        "policy",
+        "v1",
+        "poddisruptionbudgets",
+        "PodDisruptionBudget",
+        N | S,
+    ),
+    (
+        "storage.k8s.io",
+        "v1",
+        "volumeattachments",
+        "VolumeAttachment",
+        S,
+    ),
     ("storage.k8s.io", "v1", "storageclasses", "StorageClass", 0),
     ("storage.k8s.io", "v1", "csinodes", "CSINode", 0),
     ("storage.k8s.io", "v1", "csidrivers", "CSIDriver", 0),
     ("coordination.k8s.io", "v1", "leases", "Lease", N),
-    ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", S),
-    ("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", 0),
-    ("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", 0),
-    ("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview", 0),
+    (
+        "apiextensions.k8s.io",
+        "v1",
+        "customresourcedefinitions",
+        "CustomResourceDefinition",
+        S,
+    ),
+    (
+        "authorization.k8s.io",
+        "v1",
+        "selfsubjectaccessreviews",
+        "SelfSubjectAccessReview",
+        0,
+    ),
+    (
+        "authorization.k8s.io",
+        "v1",
+        "subjectaccessreviews",
+        "SubjectAccessReview",
+        0,
+    ),
+    (
+        "authentication.k8s.io",
+        "v1",
+        "selfsubjectreviews",
+        "SelfSubjectReview",
+        0,
+    ),
     (
         "admissionregistration.k8s.io",
         "v1",
@@ -137,7 +207,13 @@ const BUILT_IN: &[(&str, &str, &str, &str, u8)] = &[
         "MutatingWebhookConfiguration",
         0,
     ),
-    ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", S),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "validatingadmissionpolicies",
+        "ValidatingAdmissionPolicy",
+        S,
+    ),
     (
         "admissionregistration.k8s.io",
         "v1",
@@ -145,7 +221,13 @@ const BUILT_IN: &[(&str, &str, &str, &str, u8)] = &[
         "ValidatingAdmissionPolicyBinding",
         0,
     ),
-    ("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicies", "MutatingAdmissionPolicy", 0),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "mutatingadmissionpolicies",
+        "MutatingAdmissionPolicy",
+        0,
+    ),
     (
         "admissionregistration.k8s.io",
         "v1",
@@ -153,10 +235,28 @@ const BUILT_IN: &[(&str, &str, &str, &str, u8)] = &[
         "MutatingAdmissionPolicyBinding",
         0,
     ),
-    ("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", 0),
-    ("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", 0),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "clusterroles",
+        "ClusterRole",
+        0,
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "clusterrolebindings",
+        "ClusterRoleBinding",
+        0,
+    ),
     ("rbac.authorization.k8s.io", "v1", "roles", "Role", N),
-    ("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", N),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "rolebindings",
+        "RoleBinding",
+        N,
+    ),
 ];
 
 /// The resources that are served from the start.
@@ -183,12 +283,25 @@ pub(super) fn built_in() -> Vec<ResourceType> {
 
 /// The served versions that a CustomResourceDefinition describes; empty if it names no kind.
 pub(super) fn from_crd(crd: &Value) -> Vec<ResourceType> {
-    let text = |p: &str| crd.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let (group, plural, kind) = (text("/spec/group"), text("/spec/names/plural"), text("/spec/names/kind"));
+    let text = |p: &str| {
+        crd.pointer(p)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (group, plural, kind) = (
+        text("/spec/group"),
+        text("/spec/names/plural"),
+        text("/spec/names/kind"),
+    );
     if group.is_empty() || plural.is_empty() || kind.is_empty() {
         return Vec::new();
     }
-    let versions = crd.pointer("/spec/versions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let versions = crd
+        .pointer("/spec/versions")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     versions
         .iter()
         .filter(|v| v["served"].as_bool() != Some(false))
@@ -201,7 +314,8 @@ pub(super) fn from_crd(crd: &Value) -> Vec<ResourceType> {
             status: v.pointer("/subresources/status").is_some(),
             scale: v.pointer("/subresources/scale").map(|s| ScalePaths {
                 spec: dotted(&s["specReplicasPath"]).unwrap_or_else(|| "/spec/replicas".into()),
-                status: dotted(&s["statusReplicasPath"]).unwrap_or_else(|| "/status/replicas".into()),
+                status: dotted(&s["statusReplicasPath"])
+                    .unwrap_or_else(|| "/status/replicas".into()),
                 selector: dotted(&s["labelSelectorPath"]),
             }),
             custom: true,

@@ -25,12 +25,21 @@ pub(super) fn intent(body: &Value) -> Value {
 
 /// The grace period of a pod's deletion: none for pods that no kubelet looks after.
 pub(super) fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
-    let unbound = pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty();
-    let finished = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let unbound = pod["spec"]["nodeName"]
+        .as_str()
+        .unwrap_or_default()
+        .is_empty();
+    let finished = matches!(
+        pod["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    );
     if unbound || finished {
         return 0;
     }
-    asked.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30).max(0)
+    asked
+        .or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64())
+        .unwrap_or(30)
+        .max(0)
 }
 
 /// UID and resourceVersion that were sent along. A PUT takes the UID as a precondition and looks at it first; to a PATCH
@@ -42,12 +51,15 @@ pub(super) fn check_versions(
     sent: &Value,
 ) -> Result<(), ApiStatus> {
     let rt = &req.rt;
-    let (have, want) =
-        (old["metadata"]["uid"].as_str().unwrap_or_default(), sent["uid"].as_str().unwrap_or_default());
+    let (have, want) = (
+        old["metadata"]["uid"].as_str().unwrap_or_default(),
+        sent["uid"].as_str().unwrap_or_default(),
+    );
     let other = !want.is_empty() && want != have;
     let patched = req.verb == Verb::Patch;
     if other && !patched {
-        let why = format!("Precondition failed: UID in precondition: {want}, UID in object meta: {have}");
+        let why =
+            format!("Precondition failed: UID in precondition: {want}, UID in object meta: {have}");
         return Err(ApiStatus::conflict(rt, name, &why));
     }
     let version = sent["resourceVersion"].as_str().unwrap_or_default();
@@ -85,14 +97,26 @@ pub(super) fn spec_differs(old: &Value, new: &Value) -> bool {
 }
 
 pub(super) fn gates(pod: &Value) -> Vec<&Value> {
-    pod["spec"]["schedulingGates"].as_array().into_iter().flatten().map(|g| &g["name"]).collect()
+    pod["spec"]["schedulingGates"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|g| &g["name"])
+        .collect()
 }
 
-pub(super) fn check_new_pod(rt: &ResourceType, name: &str, pod: &mut Value) -> Result<(), ApiStatus> {
+pub(super) fn check_new_pod(
+    rt: &ResourceType,
+    name: &str,
+    pod: &mut Value,
+) -> Result<(), ApiStatus> {
     if gates(pod).is_empty() {
         return Ok(());
     }
-    if pod["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty()) {
+    if pod["spec"]["nodeName"]
+        .as_str()
+        .is_some_and(|n| !n.is_empty())
+    {
         return Err(ApiStatus::invalid(
             rt,
             name,
@@ -115,7 +139,8 @@ pub(super) fn check_changed_pod(
     old: &Value,
     new: &Value,
 ) -> Result<(), ApiStatus> {
-    if old["spec"]["nodeName"] != new["spec"]["nodeName"] || old["spec"]["volumes"] != new["spec"]["volumes"]
+    if old["spec"]["nodeName"] != new["spec"]["nodeName"]
+        || old["spec"]["volumes"] != new["spec"]["volumes"]
     {
         return Err(ApiStatus::invalid(
             rt,

@@ -27,17 +27,21 @@ impl Selector {
         let bad = |s: &str| ApiStatus::bad_request(format!("unable to parse requirement: {s:?}"));
         let mut out = Self::default();
         for part in split_top(labels.unwrap_or_default()) {
-            out.labels.push(parse_label(&part).ok_or_else(|| bad(&part))?);
+            out.labels
+                .push(parse_label(&part).ok_or_else(|| bad(&part))?);
         }
         for part in split_top(fields.unwrap_or_default()) {
-            out.fields.push(parse_equality(&part).ok_or_else(|| bad(&part))?);
+            out.fields
+                .push(parse_equality(&part).ok_or_else(|| bad(&part))?);
         }
         Ok(out)
     }
 
     /// Whether `object` is selected.
     pub fn matches(&self, object: &Value) -> bool {
-        self.labels.iter().all(|(key, op)| holds(op, object["metadata"]["labels"][key.as_str()].as_str()))
+        self.labels
+            .iter()
+            .all(|(key, op)| holds(op, object["metadata"]["labels"][key.as_str()].as_str()))
             && self.fields.iter().all(|(path, op)| {
                 let found = field(object, path);
                 holds(op, Some(found.as_deref().unwrap_or_default()))
@@ -81,7 +85,11 @@ fn split_top(text: &str) -> Vec<String> {
         current.push(c);
     }
     parts.push(current);
-    parts.into_iter().map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()
+    parts
+        .into_iter()
+        .map(|p| p.trim().to_owned())
+        .filter(|p| !p.is_empty())
+        .collect()
 }
 
 fn parse_equality(part: &str) -> Option<(String, Op)> {
@@ -98,7 +106,11 @@ fn parse_equality(part: &str) -> Option<(String, Op)> {
 
 fn parse_label(part: &str) -> Option<(String, Op)> {
     if let Some((head, set)) = part.split_once('(') {
-        let set = set.strip_suffix(')')?.split(',').map(|s| s.trim().to_owned()).collect();
+        let set = set
+            .strip_suffix(')')?
+            .split(',')
+            .map(|s| s.trim().to_owned())
+            .collect();
         let mut words = head.split_whitespace();
         let key = words.next()?.to_owned();
         return match words.next()? {
@@ -118,8 +130,9 @@ pub fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
     if selector.is_null() {
         return false;
     }
-    let equal =
-        selector["matchLabels"].as_object().is_none_or(|m| m.iter().all(|(k, v)| labels[k.as_str()] == *v));
+    let equal = selector["matchLabels"]
+        .as_object()
+        .is_none_or(|m| m.iter().all(|(k, v)| labels[k.as_str()] == *v));
     let expressions = selector["matchExpressions"].as_array().is_none_or(|list| {
         list.iter().all(|e| {
             let value = labels[e["key"].as_str().unwrap_or_default()].as_str();
@@ -147,7 +160,10 @@ pub(super) fn selector_string(selector: &Value) -> String {
         return text.into();
     }
     let labels = selector["matchLabels"].as_object().into_iter().flatten();
-    labels.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+    labels
+        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]

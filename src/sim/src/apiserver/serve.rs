@@ -33,7 +33,10 @@ pub struct ApiService {
 
 impl ApiService {
     pub(super) fn new(server: ApiServer, user: &str) -> Self {
-        Self { server, user: user.into() }
+        Self {
+            server,
+            user: user.into(),
+        }
     }
 }
 
@@ -65,7 +68,12 @@ where
 enum Answer {
     Made(Value),
     Object(Arc<Value>),
-    List { kind: String, version: String, metadata: Value, items: Vec<Arc<Value>> },
+    List {
+        kind: String,
+        version: String,
+        metadata: Value,
+        items: Vec<Arc<Value>>,
+    },
 }
 
 impl Serialize for Answer {
@@ -73,7 +81,12 @@ impl Serialize for Answer {
         match self {
             Self::Made(object) => object.serialize(serializer),
             Self::Object(object) => object.as_ref().serialize(serializer),
-            Self::List { kind, version, metadata, items } => {
+            Self::List {
+                kind,
+                version,
+                metadata,
+                items,
+            } => {
                 let items: Vec<&Value> = items.iter().map(AsRef::as_ref).collect();
                 let mut list = serializer.serialize_struct("List", 4)?;
                 list.serialize_field("kind", kind)?;
@@ -100,8 +113,13 @@ impl Answer {
 
 fn reply(code: u16, body: &impl Serialize) -> Result<http::Response<ReplyBody>, BoxError> {
     let bytes = Bytes::from(serde_json::to_vec(body)?);
-    let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
-    Ok(http::Response::builder().status(code).header("content-type", "application/json").body(body)?)
+    let body = Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    Ok(http::Response::builder()
+        .status(code)
+        .header("content-type", "application/json")
+        .body(body)?)
 }
 
 /// A refusal before any resource was found. A path that no handler serves is answered in plain text by the real server's
@@ -110,10 +128,14 @@ fn refuse(e: &ApiStatus) -> Result<http::Response<ReplyBody>, BoxError> {
     if *e != ApiStatus::no_such_path() {
         return reply(e.code, &e.body());
     }
-    let body =
-        Full::new(Bytes::from_static(b"404 page not found\n")).map_err(|never| match never {}).boxed_unsync();
+    let body = Full::new(Bytes::from_static(b"404 page not found\n"))
+        .map_err(|never| match never {})
+        .boxed_unsync();
     let plain = "text/plain; charset=utf-8";
-    Ok(http::Response::builder().status(404).header("content-type", plain).body(body)?)
+    Ok(http::Response::builder()
+        .status(404)
+        .header("content-type", plain)
+        .body(body)?)
 }
 
 impl ApiServer {
@@ -147,7 +169,8 @@ impl ApiServer {
             match serde_json::from_slice(body) {
                 Ok(v) => v,
                 Err(e) => {
-                    let e = ApiStatus::bad_request(format!("the body of the request is not JSON: {e}"));
+                    let e =
+                        ApiStatus::bad_request(format!("the body of the request is not JSON: {e}"));
                     return reply(e.code, &e.body());
                 }
             }
@@ -159,7 +182,13 @@ impl ApiServer {
             match fault {
                 Fault::Latency(d) => tokio::time::sleep(d).await,
                 Fault::Hang => std::future::pending::<()>().await,
-                Fault::Status { after_effect: false, .. } | Fault::Disconnect { after_effect: false } => {
+                Fault::Status {
+                    after_effect: false,
+                    ..
+                }
+                | Fault::Disconnect {
+                    after_effect: false,
+                } => {
                     return self.fail(&req, &parsed, &fault);
                 }
                 Fault::Status { .. } | Fault::Disconnect { .. } => after = Some(fault),
@@ -209,11 +238,17 @@ impl ApiServer {
         fault: &Fault,
     ) -> Result<http::Response<ReplyBody>, BoxError> {
         match fault {
-            Fault::Status { status, retry_after, .. } => {
+            Fault::Status {
+                status,
+                retry_after,
+                ..
+            } => {
                 self.record(req, body, status.code, "");
                 let mut response = reply(status.code, &status.body())?;
                 if let Some(seconds) = retry_after {
-                    response.headers_mut().insert("retry-after", (*seconds).into());
+                    response
+                        .headers_mut()
+                        .insert("retry-after", (*seconds).into());
                 }
                 Ok(response)
             }
@@ -230,7 +265,15 @@ impl ApiServer {
         target: Target,
         user: &str,
     ) -> Result<ApiRequest, ApiStatus> {
-        let Target::Resource { group, version, plural, namespace, name, subresource } = target else {
+        let Target::Resource {
+            group,
+            version,
+            plural,
+            namespace,
+            name,
+            subresource,
+        } = target
+        else {
             return Err(ApiStatus::no_such_path());
         };
         let query: BTreeMap<String, String> = head
@@ -251,10 +294,16 @@ impl ApiServer {
                 "the server does not allow this method on the requested resource",
             ));
         }
-        let header =
-            |key: &str| head.headers.get(key).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        let user_agent =
-            Some(header("user-agent")).filter(|a| !a.is_empty()).unwrap_or_else(|| user.to_owned());
+        let header = |key: &str| {
+            head.headers
+                .get(key)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let user_agent = Some(header("user-agent"))
+            .filter(|a| !a.is_empty())
+            .unwrap_or_else(|| user.to_owned());
         Ok(ApiRequest {
             verb,
             namespace: if rt.namespaced { namespace } else { None },
@@ -272,7 +321,11 @@ impl ApiServer {
     }
 
     fn record(&self, req: &ApiRequest, body: &Value, code: u16, created: &str) {
-        let named = if req.name().is_empty() && req.verb == Verb::Create { created } else { req.name() };
+        let named = if req.name().is_empty() && req.verb == Verb::Create {
+            created
+        } else {
+            req.name()
+        };
         let entry = AuditEntry {
             at: self.inner.clock.now(),
             verb: req.verb,
@@ -304,24 +357,47 @@ fn dispatch(
 ) -> Result<(u16, Answer), ApiStatus> {
     let part = |object: &Arc<Value>| {
         let out = shown(&req.rt, object);
-        if req.metadata_only { Arc::new(metadata_only(&out)) } else { out }
+        if req.metadata_only {
+            Arc::new(metadata_only(&out))
+        } else {
+            out
+        }
     };
     let made = |code: u16, answer: Value| Ok((code, Answer::Made(answer)));
     let object = |code: u16, object: &Arc<Value>| Ok((code, Answer::Object(part(object))));
     let list = |kind: String, version: String, metadata: Value, items: Vec<Arc<Value>>| {
-        Ok((200, Answer::List { kind, version, metadata, items }))
+        Ok((
+            200,
+            Answer::List {
+                kind,
+                version,
+                metadata,
+                items,
+            },
+        ))
     };
     match (req.verb, req.subresource.as_deref()) {
-        (Verb::Create, Some("eviction")) if req.rt.is_pod() => made(201, state.evict(req, body, now)?),
-        (Verb::Create, Some("binding")) if req.rt.is_pod() => made(201, state.bind(req, body, now)?),
+        (Verb::Create, Some("eviction")) if req.rt.is_pod() => {
+            made(201, state.evict(req, body, now)?)
+        }
+        (Verb::Create, Some("binding")) if req.rt.is_pod() => {
+            made(201, state.bind(req, body, now)?)
+        }
         (_, Some("scale")) => made(200, state.scale(req, body, now)?),
         (Verb::Get, None | Some("status")) => object(200, &state.existing(req)?),
         (Verb::List, None) => {
             let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
             let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
-            let items = objects.iter().filter(|o| selector.matches(o)).map(part).collect();
+            let items = objects
+                .iter()
+                .filter(|o| selector.matches(o))
+                .map(part)
+                .collect();
             let (kind, version) = if req.metadata_only {
-                ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned())
+                (
+                    "PartialObjectMetadataList".to_owned(),
+                    "meta.k8s.io/v1".to_owned(),
+                )
             } else {
                 (format!("{}List", req.rt.kind), req.rt.api_version())
             };
@@ -334,7 +410,9 @@ fn dispatch(
             }
             object(201, &state.create(req, body.clone(), now)?)
         }
-        (Verb::Update, None | Some("status")) => object(200, &state.update(req, body.clone(), now)?),
+        (Verb::Update, None | Some("status")) => {
+            object(200, &state.update(req, body.clone(), now)?)
+        }
         (Verb::Patch, None | Some("status")) => {
             let (code, patched) = state.patch(req, body, now)?;
             object(code, &patched)
@@ -352,7 +430,12 @@ fn dispatch(
                 state.delete_request(&one, body, now)?;
                 items.push(part(gone));
             }
-            list(format!("{}List", req.rt.kind), req.rt.api_version(), json!({}), items)
+            list(
+                format!("{}List", req.rt.kind),
+                req.rt.api_version(),
+                json!({}),
+                items,
+            )
         }
         _ => Err(ApiStatus::no_such_path()),
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::hooks::{AccessFn, AdmissionFn, AuditEntry, Fault, FaultId, FaultRule, RequestMatch, WatchBreak};
+use super::hooks::{
+    AccessFn, AdmissionFn, AuditEntry, Fault, FaultId, FaultRule, RequestMatch, WatchBreak,
+};
 use super::request::ApiRequest;
 use super::resource::{ResourceType, StoreId, built_in};
 use super::store::Store;
@@ -56,7 +58,9 @@ impl State {
                     "labels": {"kubernetes.io/metadata.name": ns}},
                 "status": {"phase": "Active"},
             });
-            state.store.put(&(String::new(), "namespaces".into()), "", ns, object);
+            state
+                .store
+                .put(&(String::new(), "namespaces".into()), "", ns, object);
         }
         state.install_hold(seed, created);
         state
@@ -70,7 +74,8 @@ impl State {
     /// Serves more resources; a resource that is served already is replaced.
     pub fn register_types(&mut self, types: Vec<ResourceType>) {
         for rt in types {
-            self.types.retain(|t| !(t.is(&rt.group, &rt.plural) && t.version == rt.version));
+            self.types
+                .retain(|t| !(t.is(&rt.group, &rt.plural) && t.version == rt.version));
             self.types.push(rt);
         }
     }
@@ -102,7 +107,11 @@ impl State {
     /// Marks open watches as broken; how many.
     pub fn break_watches(&mut self, requests: &RequestMatch, how: WatchBreak) -> usize {
         let mut n = 0;
-        for watch in self.watches.values_mut().filter(|w| requests.matches(&w.request)) {
+        for watch in self
+            .watches
+            .values_mut()
+            .filter(|w| requests.matches(&w.request))
+        {
             watch.broken = Some(how);
             n += 1;
         }

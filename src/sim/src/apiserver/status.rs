@@ -39,7 +39,12 @@ impl ApiStatus {
             504 => "Timeout",
             _ => "InternalError",
         };
-        Self { code, reason: reason.into(), message: message.into(), details: Value::Null }
+        Self {
+            code,
+            reason: reason.into(),
+            message: message.into(),
+            details: Value::Null,
+        }
     }
 
     /// With another machine-readable reason.
@@ -80,22 +85,31 @@ impl ApiStatus {
     /// 409 `Conflict` with `why`.
     #[must_use]
     pub fn conflict(rt: &ResourceType, name: &str, why: &str) -> Self {
-        Self::new(409, format!("Operation cannot be fulfilled on {} \"{name}\": {why}", rt.qualified()))
-            .about(rt, name)
+        Self::new(
+            409,
+            format!(
+                "Operation cannot be fulfilled on {} \"{name}\": {why}",
+                rt.qualified()
+            ),
+        )
+        .about(rt, name)
     }
 
     /// 409 because of an old resourceVersion.
     #[must_use]
     pub fn modified(rt: &ResourceType, name: &str) -> Self {
-        let why =
-            "the object has been modified; please apply your changes to the latest version and try again";
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(rt, name, why)
     }
 
     /// 422 `Invalid`.
     #[must_use]
     pub fn invalid(rt: &ResourceType, name: &str, why: &str) -> Self {
-        Self::new(422, format!("{} \"{name}\" is invalid: {why}", rt.kind_qualified())).about(rt, name)
+        Self::new(
+            422,
+            format!("{} \"{name}\" is invalid: {why}", rt.kind_qualified()),
+        )
+        .about(rt, name)
     }
 
     /// 400 `BadRequest`.
@@ -107,7 +121,11 @@ impl ApiStatus {
     /// 403 `Forbidden` with `why`.
     #[must_use]
     pub fn forbidden(rt: &ResourceType, name: &str, why: &str) -> Self {
-        Self::new(403, format!("{} \"{name}\" is forbidden: {why}", rt.qualified())).about(rt, name)
+        Self::new(
+            403,
+            format!("{} \"{name}\" is forbidden: {why}", rt.qualified()),
+        )
+        .about(rt, name)
     }
 
     /// The body of the response.

@@ -47,7 +47,10 @@ const LOG_LIMIT: usize = 20_000;
 
 impl Store {
     pub fn new() -> Self {
-        Self { rv: 1, ..Self::default() }
+        Self {
+            rv: 1,
+            ..Self::default()
+        }
     }
 
     pub fn rv(&self) -> u64 {
@@ -65,18 +68,25 @@ impl Store {
     }
 
     pub fn get(&self, store: &StoreId, ns: &str, name: &str) -> Option<Arc<Value>> {
-        self.objects.get(store)?.get(&(ns.to_owned(), name.to_owned())).cloned()
+        self.objects
+            .get(store)?
+            .get(&(ns.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     /// Objects of one kind, ordered by namespace and name.
     pub fn list(&self, store: &StoreId, ns: Option<&str>) -> Vec<Arc<Value>> {
         let all = self.objects.get(store).into_iter().flatten();
-        all.filter(|((n, _), _)| ns.is_none_or(|want| want == n)).map(|(_, o)| o.clone()).collect()
+        all.filter(|((n, _), _)| ns.is_none_or(|want| want == n))
+            .map(|(_, o)| o.clone())
+            .collect()
     }
 
     /// All objects with their place.
     pub fn iter(&self) -> impl Iterator<Item = (&StoreId, &(String, String), &Arc<Value>)> {
-        self.objects.iter().flat_map(|(s, m)| m.iter().map(move |(k, o)| (s, k, o)))
+        self.objects
+            .iter()
+            .flat_map(|(s, m)| m.iter().map(move |(k, o)| (s, k, o)))
     }
 
     pub fn uid_lives(&self, uid: &str) -> bool {
@@ -93,14 +103,21 @@ impl Store {
         let object = Arc::new(object);
         let objects = self.objects.entry(store.clone()).or_default();
         let previous = objects.insert((ns.to_owned(), name.to_owned()), object.clone());
-        let change = if previous.is_some() { Change::Modified } else { Change::Added };
+        let change = if previous.is_some() {
+            Change::Modified
+        } else {
+            Change::Added
+        };
         self.record(store, ns, change, object.clone(), previous);
         object
     }
 
     /// Removes an object; its last state carries the version of the removal.
     pub fn remove(&mut self, store: &StoreId, ns: &str, name: &str) -> Option<Arc<Value>> {
-        let previous = self.objects.get_mut(store)?.remove(&(ns.to_owned(), name.to_owned()))?;
+        let previous = self
+            .objects
+            .get_mut(store)?
+            .remove(&(ns.to_owned(), name.to_owned()))?;
         self.rv += 1;
         if let Some(uid) = previous["metadata"]["uid"].as_str() {
             self.uids.remove(uid);
@@ -149,7 +166,11 @@ pub(super) fn shown(rt: &ResourceType, object: &Arc<Value>) -> Arc<Value> {
     let as_stored = !rt.is_new_event()
         && object["apiVersion"] == rt.api_version().as_str()
         && object["kind"] == rt.kind.as_str();
-    if as_stored { object.clone() } else { Arc::new(outward(rt, object)) }
+    if as_stored {
+        object.clone()
+    } else {
+        Arc::new(outward(rt, object))
+    }
 }
 
 /// An object as this version of its resource shows it.

@@ -44,7 +44,12 @@ fn scale_of(paths: &ScalePaths, object: &Value) -> Value {
 
 impl State {
     /// GET, PUT or PATCH of `scale`. Metadata that is sent along is dropped; its resourceVersion and UID count.
-    pub fn scale(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+    pub fn scale(
+        &mut self,
+        req: &ApiRequest,
+        body: &Value,
+        now: Timestamp,
+    ) -> Result<Value, ApiStatus> {
         let paths = req.rt.scale.clone().ok_or_else(ApiStatus::no_such_path)?;
         let old = self.existing(req)?;
         let mut scale = scale_of(&paths, &old);
@@ -81,9 +86,16 @@ impl State {
     }
 
     /// POST to a pod's `eviction`: deletes it unless a disruption budget objects.
-    pub fn evict(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+    pub fn evict(
+        &mut self,
+        req: &ApiRequest,
+        body: &Value,
+        now: Timestamp,
+    ) -> Result<Value, ApiStatus> {
         if body["metadata"]["name"] != *req.name() {
-            return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
+            return Err(ApiStatus::bad_request(
+                "name in URL does not match name in Eviction object",
+            ));
         }
         let pod = self.existing(req)?;
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
@@ -101,21 +113,33 @@ impl State {
                 json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
                     "message": "Eviction API: evicting", "lastTransitionTime": rfc3339(now)}),
             );
-            let marked = self.store.put(&req.rt.store(), req.ns(), req.name(), marked);
+            let marked = self
+                .store
+                .put(&req.rt.store(), req.ns(), req.name(), marked);
             // Our own write must not make the precondition fail.
             if options.resource_version.is_some() {
-                options.resource_version = marked["metadata"]["resourceVersion"].as_str().map(Into::into);
+                options.resource_version = marked["metadata"]["resourceVersion"]
+                    .as_str()
+                    .map(Into::into);
             }
         }
         self.delete(&req.rt, req.ns(), req.name(), &options, now)?;
-        Ok(status::success(&req.rt, req.name(), pod["metadata"]["uid"].as_str().unwrap_or_default(), 201))
+        Ok(status::success(
+            &req.rt,
+            req.name(),
+            pod["metadata"]["uid"].as_str().unwrap_or_default(),
+            201,
+        ))
     }
 
     fn check_budgets(&self, pod: &Value) -> Result<(), ApiStatus> {
         let ns = pod["metadata"]["namespace"].as_str().unwrap_or_default();
-        let budgets = self.store.list(&("policy".into(), "poddisruptionbudgets".into()), Some(ns));
-        let covers =
-            |b: &&Arc<Value>| label_selector_matches(&b["spec"]["selector"], &pod["metadata"]["labels"]);
+        let budgets = self
+            .store
+            .list(&("policy".into(), "poddisruptionbudgets".into()), Some(ns));
+        let covers = |b: &&Arc<Value>| {
+            label_selector_matches(&b["spec"]["selector"], &pod["metadata"]["labels"])
+        };
         let budgets: Vec<_> = budgets.iter().filter(covers).collect();
         let budget = match budgets.as_slice() {
             [] => return Ok(()),
@@ -130,12 +154,15 @@ impl State {
         let pods = self.store.list(&(String::new(), "pods".into()), Some(ns));
         let covered: Vec<_> = pods
             .iter()
-            .filter(|p| label_selector_matches(&budget["spec"]["selector"], &p["metadata"]["labels"]))
+            .filter(|p| {
+                label_selector_matches(&budget["spec"]["selector"], &p["metadata"]["labels"])
+            })
             .collect();
         let expected = covered.len() as i64;
-        let healthy =
-            covered.iter().filter(|p| p["metadata"]["deletionTimestamp"].is_null() && is_ready(p)).count()
-                as i64;
+        let healthy = covered
+            .iter()
+            .filter(|p| p["metadata"]["deletionTimestamp"].is_null() && is_ready(p))
+            .count() as i64;
         let needed = if budget["spec"]["maxUnavailable"].is_null() {
             scaled(&budget["spec"]["minAvailable"], expected, 1)
         } else {
@@ -150,31 +177,51 @@ impl State {
             return Ok(());
         }
         let name = budget["metadata"]["name"].as_str().unwrap_or_default();
-        let mut refusal =
-            ApiStatus::new(429, "Cannot evict pod as it would violate the pod's disruption budget.");
+        let mut refusal = ApiStatus::new(
+            429,
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+        );
         refusal.details = json!({"causes": [{"reason": "DisruptionBudget",
             "message": format!("The disruption budget {name} needs {needed} healthy pods and has {healthy} currently")}]});
         Err(refusal)
     }
 
     /// POST to a pod's `binding`.
-    pub fn bind(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+    pub fn bind(
+        &mut self,
+        req: &ApiRequest,
+        body: &Value,
+        now: Timestamp,
+    ) -> Result<Value, ApiStatus> {
         let pod = self.existing(req)?;
         let refuse = |why: &str| {
             let name = req.name();
-            let message = format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}");
+            let message =
+                format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}");
             let mut refusal = ApiStatus::new(409, message);
             refusal.details = json!({"name": name, "kind": "pods/binding"});
             Err(refusal)
         };
         if pod["metadata"]["deletionTimestamp"].is_string() {
-            return refuse(&format!("pod {} is being deleted, cannot be assigned to a host", req.name()));
+            return refuse(&format!(
+                "pod {} is being deleted, cannot be assigned to a host",
+                req.name()
+            ));
         }
         if let Some(node) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-            return refuse(&format!("pod {} is already assigned to node \"{node}\"", req.name()));
+            return refuse(&format!(
+                "pod {} is already assigned to node \"{node}\"",
+                req.name()
+            ));
         }
-        if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
-            return refuse(&format!("pod {} has non-empty .spec.schedulingGates", req.name()));
+        if pod["spec"]["schedulingGates"]
+            .as_array()
+            .is_some_and(|g| !g.is_empty())
+        {
+            return refuse(&format!(
+                "pod {} has non-empty .spec.schedulingGates",
+                req.name()
+            ));
         }
         let mut next = (*pod).clone();
         next["spec"]["nodeName"] = body["target"]["name"].clone();
@@ -185,7 +232,9 @@ impl State {
         if !req.dry_run {
             self.store.put(&req.rt.store(), req.ns(), req.name(), next);
         }
-        Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
+        Ok(
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+        )
     }
 
     /// POST of a review: answered, not stored.
@@ -196,8 +245,10 @@ impl State {
         match req.rt.plural.as_str() {
             "selfsubjectaccessreviews" | "subjectaccessreviews" => {
                 let user = body["spec"]["user"].as_str().unwrap_or(&req.user);
-                let allowed =
-                    self.access.as_ref().is_none_or(|f| f(user, &body["spec"]["resourceAttributes"]));
+                let allowed = self
+                    .access
+                    .as_ref()
+                    .is_none_or(|f| f(user, &body["spec"]["resourceAttributes"]));
                 answer["status"] = json!({"allowed": allowed});
             }
             "selfsubjectreviews" => {
@@ -215,7 +266,12 @@ fn check_evicted(pod: &Value, options: &DeleteOptions) -> Result<(), ApiStatus> 
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     for (field, what, want, since) in [
         ("uid", "UID", &options.uid, "deleted and then recreated"),
-        ("resourceVersion", "ResourceVersion", &options.resource_version, "modified"),
+        (
+            "resourceVersion",
+            "ResourceVersion",
+            &options.resource_version,
+            "modified",
+        ),
     ] {
         let have = pod["metadata"][field].as_str().unwrap_or_default();
         if let Some(want) = want.as_deref().filter(|want| *want != have) {
@@ -246,7 +302,10 @@ fn add_condition(object: &mut Value, condition: Value) {
 
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 /// An int-or-percent of `total`, rounded up.

@@ -60,7 +60,11 @@ fn line(kind: &str, object: &Value) -> Bytes {
 impl Watcher {
     fn shown(&self, object: &Arc<Value>) -> Arc<Value> {
         let out = shown(&self.req.rt, object);
-        if self.req.metadata_only { Arc::new(metadata_only(&out)) } else { out }
+        if self.req.metadata_only {
+            Arc::new(metadata_only(&out))
+        } else {
+            out
+        }
     }
 
     fn bookmark(&self, rv: u64, initial_end: bool) -> Bytes {
@@ -77,7 +81,10 @@ impl Watcher {
     /// The event that this watcher sees for a change, after its selectors.
     fn event(&self, entry: &LogEntry) -> Option<Bytes> {
         let is = self.selector.matches(&entry.object) && entry.change != Change::Deleted;
-        let was = entry.previous.as_ref().is_some_and(|p| self.selector.matches(p));
+        let was = entry
+            .previous
+            .as_ref()
+            .is_some_and(|p| self.selector.matches(p));
         let kind = match (was, is) {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
@@ -107,7 +114,9 @@ impl Watcher {
         for entry in state.store.since(self.seen) {
             let ours = entry.store == store
                 && ns.as_deref().is_none_or(|n| n == entry.namespace)
-                && named.as_deref().is_none_or(|n| entry.object["metadata"]["name"] == n);
+                && named
+                    .as_deref()
+                    .is_none_or(|n| entry.object["metadata"]["name"] == n);
             if ours && let Some(event) = self.event(entry) {
                 self.pending.push_back(event);
             }
@@ -138,7 +147,8 @@ impl Watcher {
                     return Some(Err("connection reset by peer".into()));
                 }
                 Err(WatchBreak::Expired) => {
-                    let gone = ApiStatus::new(410, format!("too old resource version: {}", self.seen));
+                    let gone =
+                        ApiStatus::new(410, format!("too old resource version: {}", self.seen));
                     self.done = true;
                     self.pending.push_back(line("ERROR", &gone.body()));
                     continue;
@@ -168,7 +178,10 @@ pub(super) fn open(
 ) -> Result<impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + use<>, ApiStatus> {
     let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
     let now = Instant::now();
-    let ends = req.query("timeoutSeconds").and_then(|t| t.parse().ok()).map(|s| now + Duration::from_secs(s));
+    let ends = req
+        .query("timeoutSeconds")
+        .and_then(|t| t.parse().ok())
+        .map(|s| now + Duration::from_secs(s));
     let initial = req.flag("sendInitialEvents");
     let version = req.query("resourceVersion").unwrap_or("0").to_owned();
     let from: u64 = version
@@ -190,10 +203,13 @@ pub(super) fn open(
         req,
     };
     if initial || from == 0 {
-        let objects = state.store.list(&watcher.req.rt.store(), watcher.req.namespace.as_deref());
+        let objects = state
+            .store
+            .list(&watcher.req.rt.store(), watcher.req.namespace.as_deref());
         let named = watcher.req.name.clone();
         for object in objects.into_iter().filter(|o| {
-            watcher.selector.matches(o) && named.as_deref().is_none_or(|n| o["metadata"]["name"] == n)
+            watcher.selector.matches(o)
+                && named.as_deref().is_none_or(|n| o["metadata"]["name"] == n)
         }) {
             let event = line("ADDED", &watcher.shown(&object));
             watcher.pending.push_back(event);
@@ -204,10 +220,19 @@ pub(super) fn open(
             watcher.pending.push_back(end);
         }
     }
-    state.watches.insert(id, OpenWatch { request: watcher.req.clone(), broken: None });
+    state.watches.insert(
+        id,
+        OpenWatch {
+            request: watcher.req.clone(),
+            broken: None,
+        },
+    );
     drop(state);
-    Ok(futures::stream::unfold(Arc::new(tokio::sync::Mutex::new(watcher)), |w| async move {
-        let next = w.lock().await.next().await;
-        next.map(|item| (item, w))
-    }))
+    Ok(futures::stream::unfold(
+        Arc::new(tokio::sync::Mutex::new(watcher)),
+        |w| async move {
+            let next = w.lock().await.next().await;
+            next.map(|item| (item, w))
+        },
+    ))
 }

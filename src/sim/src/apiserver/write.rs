@@ -12,7 +12,8 @@ use super::patch::{self, PatchKind};
 use super::request::{ApiRequest, Verb};
 use super::resource::{self, ResourceType};
 use super::rules::{
-    check_changed_pod, check_new_pod, check_versions, established, intent, pod_grace, prune, spec_differs,
+    check_changed_pod, check_new_pod, check_versions, established, intent, pod_grace, prune,
+    spec_differs,
 };
 use super::state::State;
 use super::status::{self, ApiStatus};
@@ -31,8 +32,8 @@ pub(super) struct DeleteOptions {
 impl DeleteOptions {
     pub fn parse(body: &Value, req: &ApiRequest) -> Self {
         let text = |v: &Value| v.as_str().map(str::to_owned);
-        let policy =
-            text(&body["propagationPolicy"]).or_else(|| req.query("propagationPolicy").map(Into::into));
+        let policy = text(&body["propagationPolicy"])
+            .or_else(|| req.query("propagationPolicy").map(Into::into));
         Self {
             grace: body["gracePeriodSeconds"]
                 .as_i64()
@@ -40,7 +41,10 @@ impl DeleteOptions {
             uid: text(&body["preconditions"]["uid"]),
             resource_version: text(&body["preconditions"]["resourceVersion"]),
             orphan: policy.as_deref() == Some("Orphan"),
-            dry_run: req.dry_run || body["dryRun"].as_array().is_some_and(|d| d.iter().any(|x| x == "All")),
+            dry_run: req.dry_run
+                || body["dryRun"]
+                    .as_array()
+                    .is_some_and(|d| d.iter().any(|x| x == "All")),
         }
     }
 }
@@ -71,7 +75,10 @@ impl State {
             })?;
             if let Some(object) = object.as_deref_mut() {
                 json_patch::patch(object, &result).map_err(|e| {
-                    ApiStatus::new(500, format!("admission returned a patch that does not apply: {e}"))
+                    ApiStatus::new(
+                        500,
+                        format!("admission returned a patch that does not apply: {e}"),
+                    )
                 })?;
             }
         }
@@ -84,18 +91,23 @@ impl State {
             return Ok(());
         }
         let namespaces = self.type_of("", "namespaces");
-        match self.store.get(&(String::new(), "namespaces".into()), "", req.ns()) {
-            None => {
-                Err(namespaces.map_or_else(ApiStatus::no_such_path, |rt| ApiStatus::not_found(&rt, req.ns())))
+        match self
+            .store
+            .get(&(String::new(), "namespaces".into()), "", req.ns())
+        {
+            None => Err(namespaces.map_or_else(ApiStatus::no_such_path, |rt| {
+                ApiStatus::not_found(&rt, req.ns())
+            })),
+            Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => {
+                Err(ApiStatus::forbidden(
+                    &req.rt,
+                    name,
+                    &format!(
+                        "unable to create new content in namespace {} because it is being terminated",
+                        req.ns()
+                    ),
+                ))
             }
-            Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => Err(ApiStatus::forbidden(
-                &req.rt,
-                name,
-                &format!(
-                    "unable to create new content in namespace {} because it is being terminated",
-                    req.ns()
-                ),
-            )),
             Some(_) => Ok(()),
         }
     }
@@ -109,7 +121,9 @@ impl State {
     ) -> Result<Arc<Value>, ApiStatus> {
         let rt = &req.rt;
         if !object["metadata"].is_object() {
-            return Err(ApiStatus::bad_request("the object provided has no metadata"));
+            return Err(ApiStatus::bad_request(
+                "the object provided has no metadata",
+            ));
         }
         if object["kind"].as_str().is_some_and(|k| k != rt.kind) {
             return Err(ApiStatus::bad_request(format!(
@@ -130,8 +144,15 @@ impl State {
                 "the namespace of the provided object does not match the namespace sent on the request",
             ));
         }
-        if object["metadata"]["name"].as_str().unwrap_or_default().is_empty() {
-            let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default().to_owned();
+        if object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
+        {
+            let prefix = object["metadata"]["generateName"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
             if prefix.is_empty() {
                 return Err(ApiStatus::invalid(
                     rt,
@@ -142,16 +163,28 @@ impl State {
             let suffix = self.rng.suffix(5);
             object["metadata"]["name"] = json!(format!("{prefix}{suffix}"));
         }
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         self.check_namespace(req, &name)?;
         let store = rt.store();
         if self.store.get(&store, req.ns(), &name).is_some() {
             return Err(ApiStatus::already_exists(rt, &name));
         }
-        if object["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
-            return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
+        if object["metadata"]["resourceVersion"]
+            .as_str()
+            .is_some_and(|v| !v.is_empty())
+        {
+            return Err(ApiStatus::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
-        object["apiVersion"] = json!(if rt.is_new_event() { "v1".into() } else { rt.api_version() });
+        object["apiVersion"] = json!(if rt.is_new_event() {
+            "v1".into()
+        } else {
+            rt.api_version()
+        });
         object["kind"] = json!(rt.kind);
         defaults::on_create(rt, &mut object);
         if let Some(schema) = &rt.schema {
@@ -172,7 +205,12 @@ impl State {
         meta["uid"] = json!(uid);
         meta["creationTimestamp"] = json!(rfc3339(now));
         meta["generation"] = json!(1);
-        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "selfLink"] {
+        for field in [
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "managedFields",
+            "selfLink",
+        ] {
             if let Some(map) = meta.as_object_mut() {
                 map.remove(field);
             }
@@ -225,7 +263,9 @@ impl State {
             return Err(ApiStatus::no_such_path());
         }
         if new["metadata"]["name"].as_str().is_some_and(|n| n != name) {
-            return Err(ApiStatus::bad_request("the name of the object does not match the name on the URL"));
+            return Err(ApiStatus::bad_request(
+                "the name of the object does not match the name on the URL",
+            ));
         }
         check_versions(req, name, &old, &new["metadata"])?;
         let managers = managers::base(req, Some(&old), &new);
@@ -266,7 +306,8 @@ impl State {
         }
         self.admit(req, name, Some(&mut next), Some(&old))?;
         if !status_only && spec_differs(&old, &next) {
-            next["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
+            next["metadata"]["generation"] =
+                json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
         }
         if next == *old {
             return Ok(old);
@@ -278,7 +319,9 @@ impl State {
             return Ok(Arc::new(next));
         }
         let done = next["metadata"]["deletionTimestamp"].is_string()
-            && next["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty)
+            && next["metadata"]["finalizers"]
+                .as_array()
+                .is_none_or(Vec::is_empty)
             && (!rt.is_pod() || next["metadata"]["deletionGracePeriodSeconds"].as_i64() == Some(0))
             && !rt.is("", "namespaces");
         let stored = self.store.put(&rt.store(), req.ns(), name, next);
@@ -347,11 +390,19 @@ impl State {
         now: Timestamp,
     ) -> Result<(Arc<Value>, bool), ApiStatus> {
         let store = rt.store();
-        let object = self.store.get(&store, ns, name).ok_or_else(|| ApiStatus::not_found(rt, name))?;
+        let object = self
+            .store
+            .get(&store, ns, name)
+            .ok_or_else(|| ApiStatus::not_found(rt, name))?;
         let meta = &object["metadata"];
-        for (field, what, want) in
-            [("uid", "UID", &options.uid), ("resourceVersion", "ResourceVersion", &options.resource_version)]
-        {
+        for (field, what, want) in [
+            ("uid", "UID", &options.uid),
+            (
+                "resourceVersion",
+                "ResourceVersion",
+                &options.resource_version,
+            ),
+        ] {
             if let Some(want) = want
                 && meta[field].as_str() != Some(want)
             {
@@ -362,7 +413,11 @@ impl State {
                 return Err(ApiStatus::conflict(rt, name, &why));
             }
         }
-        let grace = if rt.is_pod() { pod_grace(&object, options.grace) } else { 0 };
+        let grace = if rt.is_pod() {
+            pod_grace(&object, options.grace)
+        } else {
+            0
+        };
         let has_finalizers = meta["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         let marked_grace = meta["deletionTimestamp"]
             .is_string()
@@ -384,7 +439,9 @@ impl State {
             return Ok((object, false));
         }
         let mut next = (*object).clone();
-        let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+        let at = now
+            .checked_add(SignedDuration::from_secs(grace))
+            .unwrap_or(now);
         next["metadata"]["deletionTimestamp"] = json!(rfc3339(at));
         next["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         next["metadata"]["generation"] = json!(meta["generation"].as_i64().unwrap_or(0) + 1);

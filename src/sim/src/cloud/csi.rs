@@ -56,8 +56,7 @@ impl LinodeCsi {
 
     fn check_up(&self) -> Result<(), CsiError> {
         if self.down.load(Ordering::Relaxed) {
-            let why =
-                "connection error: desc = \"transport: Error while dialing: connect: connection refused\"";
+            let why = "connection error: desc = \"transport: Error while dialing: connect: connection refused\"";
             return Err(CsiError::new(CsiCode::Unavailable, why));
         }
         Ok(())
@@ -70,13 +69,24 @@ impl LinodeCsi {
             let what = what.to_owned();
             move |e: CloudApiError| CsiError::new(CsiCode::Internal, format!("{what}: {e}"))
         };
-        if !self.cloud.instance_exists(node_id).await.map_err(internal("get linode instance"))? {
-            return Err(CsiError::new(CsiCode::NotFound, format!("linode instance {node_id} not found")));
+        if !self
+            .cloud
+            .instance_exists(node_id)
+            .await
+            .map_err(internal("get linode instance"))?
+        {
+            return Err(CsiError::new(
+                CsiCode::NotFound,
+                format!("linode instance {node_id} not found"),
+            ));
         }
         let volume = match self.cloud.volume(handle).await {
             Ok(v) => v,
             Err(CloudApiError::NotFound) => {
-                return Err(CsiError::new(CsiCode::NotFound, format!("volume not found: {id}")));
+                return Err(CsiError::new(
+                    CsiCode::NotFound,
+                    format!("volume not found: {id}"),
+                ));
             }
             Err(e) => return Err(internal("get volume")(e)),
         };
@@ -86,18 +96,24 @@ impl LinodeCsi {
                 return Err(CsiError::new(CsiCode::FailedPrecondition, why));
             }
             Some(_) => {}
-            None => patient(|| self.cloud.attach(handle, node_id)).await.map_err(|e| {
-                let code = if e.to_string().contains("is already attached") {
-                    CsiCode::Unavailable
-                } else {
-                    CsiCode::Internal
-                };
-                CsiError::new(code, format!("attach volume: {e}"))
-            })?,
+            None => patient(|| self.cloud.attach(handle, node_id))
+                .await
+                .map_err(|e| {
+                    let code = if e.to_string().contains("is already attached") {
+                        CsiCode::Unavailable
+                    } else {
+                        CsiCode::Internal
+                    };
+                    CsiError::new(code, format!("attach volume: {e}"))
+                })?,
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let v = self.cloud.volume(handle).await.map_err(internal("wait for volume to attach"))?;
+            let v = self
+                .cloud
+                .volume(handle)
+                .await
+                .map_err(internal("wait for volume to attach"))?;
             if v.ready && v.holder.as_deref() == Some(node_id) {
                 return Ok(());
             }
@@ -130,7 +146,12 @@ impl LinodeCsi {
         }
         match patient(|| self.cloud.detach(handle)).await {
             Ok(()) | Err(CloudApiError::NotFound) => {}
-            Err(e) => return Err(CsiError::new(CsiCode::Internal, format!("detach volume {id}: {e}"))),
+            Err(e) => {
+                return Err(CsiError::new(
+                    CsiCode::Internal,
+                    format!("detach volume {id}: {e}"),
+                ));
+            }
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -163,7 +184,10 @@ where
     let mut wait = POLL;
     loop {
         match call().await {
-            Err(CloudApiError::Refused { status: 400, reason }) if reason == "Linode busy." => {
+            Err(CloudApiError::Refused {
+                status: 400,
+                reason,
+            }) if reason == "Linode busy." => {
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(BUSY_WAIT_MAX);
             }
@@ -173,11 +197,19 @@ where
 }
 
 impl CloudVolumes for LinodeCsi {
-    fn publish<'a>(&'a self, handle: &'a str, node_id: &'a str) -> BoxFuture<'a, Result<(), CsiError>> {
+    fn publish<'a>(
+        &'a self,
+        handle: &'a str,
+        node_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), CsiError>> {
         Box::pin(self.publish_now(handle, node_id))
     }
 
-    fn unpublish<'a>(&'a self, handle: &'a str, node_id: &'a str) -> BoxFuture<'a, Result<(), CsiError>> {
+    fn unpublish<'a>(
+        &'a self,
+        handle: &'a str,
+        node_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), CsiError>> {
         Box::pin(self.unpublish_now(handle, node_id))
     }
 
@@ -188,8 +220,13 @@ impl CloudVolumes for LinodeCsi {
             }
             self.check_up()?;
             let all = self.cloud.volumes().await;
-            let all = all.map_err(|e| CsiError::new(CsiCode::Internal, format!("list volumes: {e}")))?;
-            Ok(Some(all.into_iter().filter_map(|v| Some((v.handle, v.holder?))).collect()))
+            let all =
+                all.map_err(|e| CsiError::new(CsiCode::Internal, format!("list volumes: {e}")))?;
+            Ok(Some(
+                all.into_iter()
+                    .filter_map(|v| Some((v.handle, v.holder?)))
+                    .collect(),
+            ))
         })
     }
 }

@@ -45,9 +45,10 @@ impl Ground {
     #[must_use]
     pub fn tagged(self, volume: NewVolume, pv: &str, namespace: &str, claim: &str) -> NewVolume {
         match self {
-            Self::Linode => {
-                volume.with_tags([(format!("lke{LKE_CLUSTER}"), ""), ("block-storage".to_owned(), "")])
-            }
+            Self::Linode => volume.with_tags([
+                (format!("lke{LKE_CLUSTER}"), ""),
+                ("block-storage".to_owned(), ""),
+            ]),
             Self::Ebs => volume
                 .with_tags([
                     ("CSIVolumeName", pv),
@@ -130,10 +131,19 @@ mod tests {
     #[test]
     fn every_spelling_leads_back() {
         for ground in [Ground::Linode, Ground::Ebs] {
-            assert_eq!(volume_no(&ground.handle(VolumeNo(7001), "pvc1")), Some(VolumeNo(7001)));
-            assert_eq!(instance_no(&ground.instance(InstanceNo(5001))), Some(InstanceNo(5001)));
+            assert_eq!(
+                volume_no(&ground.handle(VolumeNo(7001), "pvc1")),
+                Some(VolumeNo(7001))
+            );
+            assert_eq!(
+                instance_no(&ground.instance(InstanceNo(5001))),
+                Some(InstanceNo(5001))
+            );
         }
-        assert_eq!(Ground::Ebs.handle(VolumeNo(0x1b59), "pvc1"), "vol-00000000000001b59");
+        assert_eq!(
+            Ground::Ebs.handle(VolumeNo(0x1b59), "pvc1"),
+            "vol-00000000000001b59"
+        );
         assert_eq!(instance_no("node-1"), None);
         assert_eq!(volume_no("vol-x"), None);
     }

@@ -43,7 +43,10 @@ impl CsiError {
     /// An error.
     #[must_use]
     pub fn new(code: CsiCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 }
 
@@ -53,9 +56,17 @@ pub type Published = Vec<(String, String)>;
 /// A CSI controller plugin: what external-attacher calls.
 pub trait CloudVolumes: Send + Sync + 'static {
     /// `ControllerPublishVolume`: returns when the volume is attached.
-    fn publish<'a>(&'a self, handle: &'a str, node_id: &'a str) -> BoxFuture<'a, Result<(), CsiError>>;
+    fn publish<'a>(
+        &'a self,
+        handle: &'a str,
+        node_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), CsiError>>;
     /// `ControllerUnpublishVolume`: returns when the volume is detached from this node.
-    fn unpublish<'a>(&'a self, handle: &'a str, node_id: &'a str) -> BoxFuture<'a, Result<(), CsiError>>;
+    fn unpublish<'a>(
+        &'a self,
+        handle: &'a str,
+        node_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), CsiError>>;
     /// `ListVolumes` with published nodes. `None` if the driver has no such capability.
     fn list_published(&self) -> BoxFuture<'_, Result<Option<Published>, CsiError>>;
 }
@@ -97,9 +108,16 @@ pub trait CloudApi: Send + Sync + 'static {
     /// Describes all volumes.
     fn volumes(&self) -> BoxFuture<'_, Result<Vec<CloudVolume>, CloudApiError>>;
     /// Whether an instance exists.
-    fn instance_exists<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<bool, CloudApiError>>;
+    fn instance_exists<'a>(
+        &'a self,
+        instance: &'a str,
+    ) -> BoxFuture<'a, Result<bool, CloudApiError>>;
     /// Begins to attach.
-    fn attach<'a>(&'a self, handle: &'a str, instance: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>>;
+    fn attach<'a>(
+        &'a self,
+        handle: &'a str,
+        instance: &'a str,
+    ) -> BoxFuture<'a, Result<(), CloudApiError>>;
     /// Begins to detach from whichever instance holds it.
     fn detach<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>>;
 }
@@ -131,7 +149,12 @@ pub trait Hardware: Send + Sync + 'static {
     /// The volumes that the guest of `instance` has a device for.
     fn guest_devices<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Vec<GuestDevice>>;
     /// Told when a guest mounts a device, and when it lets go of it.
-    fn in_use<'a>(&'a self, _instance: &'a str, _handle: &'a str, _in_use: bool) -> BoxFuture<'a, ()> {
+    fn in_use<'a>(
+        &'a self,
+        _instance: &'a str,
+        _handle: &'a str,
+        _in_use: bool,
+    ) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
     /// Told when a simulated node loses or gets power.

@@ -45,13 +45,17 @@ fn instance_no(instance: &str) -> Result<InstanceNo, CloudApiError> {
 
 /// Linode's words for a refusal.
 fn refusal(e: &OpError) -> CloudApiError {
-    let refused = |reason: String| CloudApiError::Refused { status: 400, reason };
+    let refused = |reason: String| CloudApiError::Refused {
+        status: 400,
+        reason,
+    };
     match e {
         OpError::NoInstance(_) | OpError::NoVolume(_) => CloudApiError::NotFound,
         OpError::Busy => refused("Linode busy.".into()),
-        OpError::Refused { status, reason } => {
-            CloudApiError::Refused { status: *status, reason: reason.clone() }
-        }
+        OpError::Refused { status, reason } => CloudApiError::Refused {
+            status: *status,
+            reason: reason.clone(),
+        },
         other => refused(other.to_string()),
     }
 }
@@ -66,20 +70,33 @@ fn describe(v: &Volume, ground: Ground) -> CloudVolume {
 
 impl CloudApi for SimulatedCloud {
     fn volume<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<CloudVolume, CloudApiError>> {
-        let found = volume_no(handle).and_then(|v| self.sim.volume(v).ok_or(CloudApiError::NotFound));
+        let found =
+            volume_no(handle).and_then(|v| self.sim.volume(v).ok_or(CloudApiError::NotFound));
         Box::pin(ready(found.map(|v| describe(&v, self.ground))))
     }
 
     fn volumes(&self) -> BoxFuture<'_, Result<Vec<CloudVolume>, CloudApiError>> {
-        Box::pin(ready(Ok(self.sim.volumes().iter().map(|v| describe(v, self.ground)).collect())))
+        Box::pin(ready(Ok(self
+            .sim
+            .volumes()
+            .iter()
+            .map(|v| describe(v, self.ground))
+            .collect())))
     }
 
-    fn instance_exists<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<bool, CloudApiError>> {
+    fn instance_exists<'a>(
+        &'a self,
+        instance: &'a str,
+    ) -> BoxFuture<'a, Result<bool, CloudApiError>> {
         let exists = instance_no(instance).is_ok_and(|i| self.sim.instance(i).is_some());
         Box::pin(ready(Ok(exists)))
     }
 
-    fn attach<'a>(&'a self, handle: &'a str, instance: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>> {
+    fn attach<'a>(
+        &'a self,
+        handle: &'a str,
+        instance: &'a str,
+    ) -> BoxFuture<'a, Result<(), CloudApiError>> {
         let done = volume_no(handle).and_then(|v| {
             let i = instance_no(instance)?;
             self.sim.attach(v, i).map(|_| ()).map_err(|e| refusal(&e))
@@ -103,12 +120,17 @@ impl CloudApi for SimulatedCloud {
 
 impl Hardware for SimulatedCloud {
     fn guest_devices<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Vec<GuestDevice>> {
-        let numbers = instance_no(instance).map(|i| self.sim.guest_devices(i)).unwrap_or_default();
-        let devices = numbers.into_iter().filter_map(|n| self.sim.volume(n)).map(|v| GuestDevice {
-            handle: self.ground.handle(v.id, &v.label),
-            label: self.ground.serial(&v),
-            size: v.size_gib << 30,
-        });
+        let numbers = instance_no(instance)
+            .map(|i| self.sim.guest_devices(i))
+            .unwrap_or_default();
+        let devices = numbers
+            .into_iter()
+            .filter_map(|n| self.sim.volume(n))
+            .map(|v| GuestDevice {
+                handle: self.ground.handle(v.id, &v.label),
+                label: self.ground.serial(&v),
+                size: v.size_gib << 30,
+            });
         Box::pin(ready(devices.collect()))
     }
 
@@ -126,7 +148,9 @@ impl Hardware for SimulatedCloud {
                 Power::Recycle => self.sim.recycle(i).map(|_| ()),
                 // The end of a recycle is the simulator's own job; only a machine that was off is switched on here.
                 Power::On => match self.sim.instance(i).map(|i| i.status) {
-                    Some(InstanceStatus::Offline) => self.sim.set_instance_status(i, InstanceStatus::Running),
+                    Some(InstanceStatus::Offline) => {
+                        self.sim.set_instance_status(i, InstanceStatus::Running)
+                    }
                     _ => Ok(()),
                 },
             };

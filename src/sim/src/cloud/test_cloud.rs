@@ -80,7 +80,13 @@ impl TestCloud {
 
     /// Adds a detached volume of `size` bytes.
     pub fn add_volume(&self, handle: &str, size: u64) {
-        lock(&self.state).volumes.insert(handle.to_owned(), Volume { size, ..Volume::default() });
+        lock(&self.state).volumes.insert(
+            handle.to_owned(),
+            Volume {
+                size,
+                ..Volume::default()
+            },
+        );
     }
 
     /// The guest loses its device while the API goes on saying "attached": class B.
@@ -112,7 +118,10 @@ impl TestCloud {
     /// The instance that the API names as holder.
     #[must_use]
     pub fn holder(&self, handle: &str) -> Option<String> {
-        self.settled().volumes.get(handle).and_then(|v| v.holder.clone())
+        self.settled()
+            .volumes
+            .get(handle)
+            .and_then(|v| v.holder.clone())
     }
 
     /// Attach and detach calls so far.
@@ -144,7 +153,11 @@ impl TestCloud {
 
     fn describe(handle: &str, v: &Volume) -> CloudVolume {
         let ready = v.holder.is_some() && v.attached_at.is_none() && v.detached_at.is_none();
-        CloudVolume { handle: handle.to_owned(), holder: v.holder.clone(), ready }
+        CloudVolume {
+            handle: handle.to_owned(),
+            holder: v.holder.clone(),
+            ready,
+        }
     }
 
     fn begin(
@@ -156,15 +169,19 @@ impl TestCloud {
         let mut guard = self.settled();
         let s = &mut *guard;
         let (now, done) = (Instant::now(), Instant::now() + s.job);
-        let busy = || CloudApiError::Refused { status: 400, reason: "Linode busy.".into() };
+        let busy = || CloudApiError::Refused {
+            status: 400,
+            reason: "Linode busy.".into(),
+        };
         let refusal = s.detach_refusal.clone();
         let result = match (s.volumes.get_mut(handle), instance) {
             (None, _) => Err(CloudApiError::NotFound),
             (Some(v), _) if v.attached_at.is_some() || v.detached_at.is_some() => Err(busy()),
             (Some(v), Some(instance)) => match &v.holder {
-                Some(_) => {
-                    Err(CloudApiError::Refused { status: 400, reason: "Volume is already attached.".into() })
-                }
+                Some(_) => Err(CloudApiError::Refused {
+                    status: 400,
+                    reason: "Volume is already attached.".into(),
+                }),
                 None => {
                     v.holder = Some(instance.to_owned());
                     v.attached_at = Some(done);
@@ -174,9 +191,10 @@ impl TestCloud {
             (Some(v), None) => match (refusal, &v.holder) {
                 (Some(e), _) => Err(e),
                 (None, None) if !s.refuse_unattached => Ok(()),
-                (None, None) => {
-                    Err(CloudApiError::Refused { status: 400, reason: "Volume is not attached.".into() })
-                }
+                (None, None) => Err(CloudApiError::Refused {
+                    status: 400,
+                    reason: "Volume is not attached.".into(),
+                }),
                 (None, Some(_)) => {
                     v.detached_at = Some(done);
                     Ok(())
@@ -185,7 +203,13 @@ impl TestCloud {
         };
         let at = now.duration_since(s.start);
         let (handle, instance) = (handle.to_owned(), instance.map(str::to_owned));
-        s.calls.push(CloudCall { at, operation, handle, instance, accepted: result.is_ok() });
+        s.calls.push(CloudCall {
+            at,
+            operation,
+            handle,
+            instance,
+            accepted: result.is_ok(),
+        });
         result
     }
 }
@@ -193,22 +217,42 @@ impl TestCloud {
 impl CloudApi for TestCloud {
     fn volume<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<CloudVolume, CloudApiError>> {
         let s = self.settled();
-        let found = s.volumes.get(handle).map(|v| Self::describe(handle, v)).ok_or(CloudApiError::NotFound);
+        let found = s
+            .volumes
+            .get(handle)
+            .map(|v| Self::describe(handle, v))
+            .ok_or(CloudApiError::NotFound);
         Box::pin(std::future::ready(found))
     }
 
     fn volumes(&self) -> BoxFuture<'_, Result<Vec<CloudVolume>, CloudApiError>> {
-        let all = self.settled().volumes.iter().map(|(h, v)| Self::describe(h, v)).collect();
+        let all = self
+            .settled()
+            .volumes
+            .iter()
+            .map(|(h, v)| Self::describe(h, v))
+            .collect();
         Box::pin(std::future::ready(Ok(all)))
     }
 
-    fn instance_exists<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<bool, CloudApiError>> {
+    fn instance_exists<'a>(
+        &'a self,
+        instance: &'a str,
+    ) -> BoxFuture<'a, Result<bool, CloudApiError>> {
         let known = lock(&self.state).instances.contains(instance);
         Box::pin(std::future::ready(Ok(known)))
     }
 
-    fn attach<'a>(&'a self, handle: &'a str, instance: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>> {
-        Box::pin(std::future::ready(self.begin("attach", handle, Some(instance))))
+    fn attach<'a>(
+        &'a self,
+        handle: &'a str,
+        instance: &'a str,
+    ) -> BoxFuture<'a, Result<(), CloudApiError>> {
+        Box::pin(std::future::ready(self.begin(
+            "attach",
+            handle,
+            Some(instance),
+        )))
     }
 
     fn detach<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>> {
@@ -219,11 +263,15 @@ impl CloudApi for TestCloud {
 impl Hardware for TestCloud {
     fn guest_devices<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Vec<GuestDevice>> {
         let s = self.settled();
-        let devices = s.devices.iter().filter(|(i, _)| i == instance).map(|(_, handle)| GuestDevice {
-            handle: handle.clone(),
-            label: label_of(handle).to_owned(),
-            size: s.volumes.get(handle).map_or(0, |v| v.size),
-        });
+        let devices = s
+            .devices
+            .iter()
+            .filter(|(i, _)| i == instance)
+            .map(|(_, handle)| GuestDevice {
+                handle: handle.clone(),
+                label: label_of(handle).to_owned(),
+                size: s.volumes.get(handle).map_or(0, |v| v.size),
+            });
         Box::pin(std::future::ready(devices.collect()))
     }
 

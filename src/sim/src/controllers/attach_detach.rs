@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{Context, ready};
 use crate::events::Recorder;
 use crate::kapi::{
-    Informer, Kapi, MERGE, Tasks, code_of, condition, is_bound, items, name, namespace, terminating, text,
+    Informer, Kapi, MERGE, Tasks, code_of, condition, is_bound, items, name, namespace,
+    terminating, text,
 };
 use crate::names::{attachment_name, unique_volume_name};
 use crate::rng::Rng;
@@ -81,7 +82,11 @@ impl Entry {
     fn failed(&mut self, now: Instant) {
         self.operation = Operation::None;
         self.known = Known::Uncertain;
-        self.wait = if self.wait.is_zero() { BACKOFF.0 } else { (self.wait * 2).min(BACKOFF.1) };
+        self.wait = if self.wait.is_zero() {
+            BACKOFF.0
+        } else {
+            (self.wait * 2).min(BACKOFF.1)
+        };
         self.retry_at = Some(now + self.wait);
     }
 }
@@ -126,7 +131,8 @@ pub(super) async fn run(ctx: Context) {
         in_use: BTreeMap::new(),
         multi_attach_told: BTreeSet::new(),
         events: Recorder::new("attachdetach-controller", ""),
-        next_sync: Instant::now() + Rng::new(ctx.seed, "attach-detach").between(Duration::ZERO, SYNC),
+        next_sync: Instant::now()
+            + Rng::new(ctx.seed, "attach-detach").between(Duration::ZERO, SYNC),
         ctx,
     };
     let all = [
@@ -169,10 +175,16 @@ impl AttachDetach {
             }
         }
         for va in self.attachments.all() {
-            let Some(spec) = self.spec_of(text(&va, "/spec/source/persistentVolumeName")) else { continue };
-            let key =
-                (unique_volume_name(&spec.handle, &spec.driver), text(&va, "/spec/nodeName").to_owned());
-            self.world.entry(key).or_insert_with(|| Entry::new(Some(spec), Known::Uncertain));
+            let Some(spec) = self.spec_of(text(&va, "/spec/source/persistentVolumeName")) else {
+                continue;
+            };
+            let key = (
+                unique_volume_name(&spec.handle, &spec.driver),
+                text(&va, "/spec/nodeName").to_owned(),
+            );
+            self.world
+                .entry(key)
+                .or_insert_with(|| Entry::new(Some(spec), Known::Uncertain));
         }
     }
 
@@ -183,7 +195,8 @@ impl AttachDetach {
             pv: pv.into(),
             driver: csi["driver"].as_str()?.into(),
             handle: csi["volumeHandle"].as_str()?.into(),
-            shared: items(&volume, "/spec/accessModes").any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany"),
+            shared: items(&volume, "/spec/accessModes")
+                .any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany"),
         })
     }
 
@@ -196,14 +209,28 @@ impl AttachDetach {
                 continue;
             }
             for claim in super::claims_of(&pod) {
-                let Some(claim) = self.claims.get(namespace(&pod), &claim) else { continue };
+                let Some(claim) = self.claims.get(namespace(&pod), &claim) else {
+                    continue;
+                };
                 let pv = self.volumes.get("", text(&claim, "/spec/volumeName"));
                 if pv.is_some_and(|pv| !is_bound(&claim, &pv)) {
                     continue;
                 }
-                let Some(spec) = self.spec_of(text(&claim, "/spec/volumeName")) else { continue };
-                let key = (unique_volume_name(&spec.handle, &spec.driver), node.to_owned());
-                wanted.entry(key).or_insert_with(|| Wanted { spec, pods: Vec::new() }).pods.push(pod.clone());
+                let Some(spec) = self.spec_of(text(&claim, "/spec/volumeName")) else {
+                    continue;
+                };
+                let key = (
+                    unique_volume_name(&spec.handle, &spec.driver),
+                    node.to_owned(),
+                );
+                wanted
+                    .entry(key)
+                    .or_insert_with(|| Wanted {
+                        spec,
+                        pods: Vec::new(),
+                    })
+                    .pods
+                    .push(pod.clone());
             }
         }
         wanted
@@ -213,7 +240,11 @@ impl AttachDetach {
     fn verify_attached(&mut self) {
         let attachments = self.attachments.clone();
         self.world.retain(|(_, node), entry| {
-            let Some(spec) = entry.spec.as_ref().filter(|_| entry.known == Known::Attached) else {
+            let Some(spec) = entry
+                .spec
+                .as_ref()
+                .filter(|_| entry.known == Known::Attached)
+            else {
                 return true;
             };
             if entry.operation != Operation::None {
@@ -226,8 +257,9 @@ impl AttachDetach {
 
     async fn reconcile(&mut self) {
         for node in self.nodes.all() {
-            let used =
-                items(&node, "/status/volumesInUse").filter_map(|v| v.as_str().map(Into::into)).collect();
+            let used = items(&node, "/status/volumesInUse")
+                .filter_map(|v| v.as_str().map(Into::into))
+                .collect();
             self.in_use.insert(name(&node).to_owned(), used);
         }
         let wanted = self.wanted();
@@ -251,14 +283,18 @@ impl AttachDetach {
     /// Looks how a running attach or detach is doing.
     async fn follow_operation(&mut self, key: &Key, wanted: Option<&Wanted>) {
         let now = Instant::now();
-        let Some(entry) = self.world.get(key) else { return };
+        let Some(entry) = self.world.get(key) else {
+            return;
+        };
         let operation = entry.operation;
         if operation == Operation::None {
             return;
         }
         let va = self.attachments.get("", &attachment_of(key));
         let error = |field: &str| {
-            let message = va.as_ref().map(|va| text(va, &format!("/status/{field}/message")).to_owned());
+            let message = va
+                .as_ref()
+                .map(|va| text(va, &format!("/status/{field}/message")).to_owned());
             message.filter(|m| !m.is_empty())
         };
         match operation {
@@ -273,8 +309,9 @@ impl AttachDetach {
                 }
             }
             Operation::Attaching { until } => {
-                let attached =
-                    va.as_ref().is_some_and(|va| va["status"]["attached"] == true && !terminating(va));
+                let attached = va
+                    .as_ref()
+                    .is_some_and(|va| va["status"]["attached"] == true && !terminating(va));
                 let failure = error("attachError").or_else(|| {
                     let deleting = va.as_ref().is_some_and(|va| terminating(va));
                     deleting.then(|| "volume attachment is being deleted".to_owned())
@@ -287,7 +324,9 @@ impl AttachDetach {
                         format!("timed out waiting for external-attacher of {driver} CSI driver to attach volume {handle}")
                     })
                 });
-                let Some(entry) = self.world.get_mut(key) else { return };
+                let Some(entry) = self.world.get_mut(key) else {
+                    return;
+                };
                 if attached {
                     *entry = Entry::new(entry.spec.clone(), Known::Attached);
                 } else if let Some(why) = failure {
@@ -296,7 +335,9 @@ impl AttachDetach {
                     let message = format!("AttachVolume.Attach failed for volume \"{pv}\" : {why}");
                     for pod in wanted.into_iter().flat_map(|w| &w.pods) {
                         let at = (self.ctx.now)();
-                        self.events.record(&self.kapi, pod, true, "FailedAttachVolume", &message, at).await;
+                        self.events
+                            .record(&self.kapi, pod, true, "FailedAttachVolume", &message, at)
+                            .await;
                     }
                 }
             }
@@ -309,7 +350,9 @@ impl AttachDetach {
         let now = Instant::now();
         let (volume, node_name) = key;
         let node = self.nodes.get("", node_name);
-        let Some(entry) = self.world.get_mut(key) else { return };
+        let Some(entry) = self.world.get_mut(key) else {
+            return;
+        };
         if entry.operation != Operation::None {
             return;
         }
@@ -319,10 +362,14 @@ impl AttachDetach {
         }
         let timed_out = now.duration_since(since) >= FORCE_AFTER;
         let healthy = node.as_ref().is_some_and(|n| ready(n));
-        let out_of_service =
-            node.as_ref().is_some_and(|n| items(n, "/spec/taints").any(|t| t["key"] == OUT_OF_SERVICE));
+        let out_of_service = node
+            .as_ref()
+            .is_some_and(|n| items(n, "/spec/taints").any(|t| t["key"] == OUT_OF_SERVICE));
         let force = timed_out && !healthy;
-        let mounted = self.in_use.get(node_name).is_some_and(|set| set.contains(volume));
+        let mounted = self
+            .in_use
+            .get(node_name)
+            .is_some_and(|set| set.contains(volume));
         if mounted && !force && !out_of_service {
             return;
         }
@@ -347,7 +394,10 @@ impl AttachDetach {
                 return;
             }
         }
-        let path = format!("/apis/storage.k8s.io/v1/volumeattachments/{}", attachment_of(key));
+        let path = format!(
+            "/apis/storage.k8s.io/v1/volumeattachments/{}",
+            attachment_of(key)
+        );
         let deleted = self.kapi.delete(&path, &json!({})).await;
         if let Some(entry) = self.world.get_mut(key) {
             match deleted {
@@ -371,8 +421,10 @@ impl AttachDetach {
                 return;
             }
         }
-        let elsewhere =
-            self.world.iter().any(|((v, n), e)| v == volume && n != node && e.known == Known::Attached);
+        let elsewhere = self
+            .world
+            .iter()
+            .any(|((v, n), e)| v == volume && n != node && e.known == Known::Attached);
         if elsewhere && !want.spec.shared {
             if self.multi_attach_told.insert(key.clone()) {
                 self.tell_multi_attach(key, want).await;
@@ -385,7 +437,10 @@ impl AttachDetach {
             "metadata": {"name": attachment_of(key)},
             "spec": {"attacher": want.spec.driver, "nodeName": node, "source": {"persistentVolumeName": want.spec.pv}},
         });
-        let created = self.kapi.create("/apis/storage.k8s.io/v1/volumeattachments", &va).await;
+        let created = self
+            .kapi
+            .create("/apis/storage.k8s.io/v1/volumeattachments", &va)
+            .await;
         let entry = self
             .world
             .entry(key.clone())
@@ -395,7 +450,9 @@ impl AttachDetach {
                 entry.operation = Operation::Attaching { until: now + WAIT };
                 self.attachments.saw(&made).await;
             }
-            Err(e) if code_of(&e) == 409 => entry.operation = Operation::Attaching { until: now + WAIT },
+            Err(e) if code_of(&e) == 409 => {
+                entry.operation = Operation::Attaching { until: now + WAIT }
+            }
             Err(_) => entry.failed(now),
         }
         // One that existed may be attached, or have failed, already.
@@ -431,7 +488,9 @@ impl AttachDetach {
         };
         for pod in &want.pods {
             let at = (self.ctx.now)();
-            self.events.record(&self.kapi, pod, true, "FailedAttachVolume", &message, at).await;
+            self.events
+                .record(&self.kapi, pod, true, "FailedAttachVolume", &message, at)
+                .await;
         }
     }
 
@@ -443,17 +502,30 @@ impl AttachDetach {
 
     /// Writes `volumesAttached` where it differs; false if that failed.
     async fn report_node(&self, node: &str) -> bool {
-        let Some(object) = self.nodes.get("", node) else { return true };
-        let have: BTreeSet<&str> =
-            items(&object, "/status/volumesAttached").map(|v| text(v, "/name")).collect();
-        let ours = self.world.iter().filter(|((_, n), e)| n == node && e.reported);
+        let Some(object) = self.nodes.get("", node) else {
+            return true;
+        };
+        let have: BTreeSet<&str> = items(&object, "/status/volumesAttached")
+            .map(|v| text(v, "/name"))
+            .collect();
+        let ours = self
+            .world
+            .iter()
+            .filter(|((_, n), e)| n == node && e.reported);
         let want: BTreeSet<&str> = ours.map(|((v, _), _)| v.as_str()).collect();
         if have == want {
             return true;
         }
-        let list: Vec<Value> = want.iter().map(|v| json!({"name": v, "devicePath": ""})).collect();
+        let list: Vec<Value> = want
+            .iter()
+            .map(|v| json!({"name": v, "devicePath": ""}))
+            .collect();
         let body = json!({"status": {"volumesAttached": list}});
-        match self.kapi.patch(&format!("/api/v1/nodes/{node}/status"), MERGE, &body).await {
+        match self
+            .kapi
+            .patch(&format!("/api/v1/nodes/{node}/status"), MERGE, &body)
+            .await
+        {
             Ok(written) => {
                 self.nodes.saw(&written).await;
                 true
@@ -471,7 +543,11 @@ impl AttachDetach {
                 Operation::None => None,
             };
             let forced = entry.detach_since.map(|s| s + FORCE_AFTER);
-            for deadline in [operation, forced, entry.retry_at].into_iter().flatten().filter(|d| *d > now) {
+            for deadline in [operation, forced, entry.retry_at]
+                .into_iter()
+                .flatten()
+                .filter(|d| *d > now)
+            {
                 at = at.min(deadline);
             }
         }
@@ -481,8 +557,10 @@ impl AttachDetach {
 
 /// Name of the VolumeAttachment of a volume on a node.
 fn attachment_of((volume, node): &Key) -> String {
-    let (driver, handle) =
-        volume.strip_prefix("kubernetes.io/csi/").and_then(|v| v.split_once('^')).unwrap_or_default();
+    let (driver, handle) = volume
+        .strip_prefix("kubernetes.io/csi/")
+        .and_then(|v| v.split_once('^'))
+        .unwrap_or_default();
     attachment_name(handle, driver, node)
 }
 
@@ -491,7 +569,8 @@ fn is_terminated(pod: &Value) -> bool {
     if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded") {
         return true;
     }
-    terminating(pod) && items(pod, "/status/containerStatuses").all(|c| c["state"]["running"].is_null())
+    terminating(pod)
+        && items(pod, "/status/containerStatuses").all(|c| c["state"]["running"].is_null())
 }
 
 /// Whether a Node is Ready.

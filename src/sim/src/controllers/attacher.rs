@@ -53,14 +53,20 @@ struct Attacher {
 }
 
 /// Runs the attacher of `driver` until the task is aborted; `timeout` bounds one call of the CSI controller.
-pub(super) async fn run(ctx: Context, csi: Arc<dyn CloudVolumes>, driver: String, timeout: Duration) {
+pub(super) async fn run(
+    ctx: Context,
+    csi: Arc<dyn CloudVolumes>,
+    driver: String,
+    timeout: Duration,
+) {
     let client = ctx.client("system:serviceaccount:kube-system:csi-attacher");
     let (tasks, wake) = (Tasks::default(), Arc::new(Notify::new()));
     let path = "/apis/storage.k8s.io/v1/volumeattachments";
     let mut attacher = Attacher {
         attachments: Informer::spawn(&tasks, client.clone(), path, wake.clone()),
         kapi: Kapi::new(client.clone()),
-        next_reconcile: Instant::now() + Rng::new(ctx.seed, "attacher").between(Duration::ZERO, RECONCILE),
+        next_reconcile: Instant::now()
+            + Rng::new(ctx.seed, "attacher").between(Duration::ZERO, RECONCILE),
         ctx,
         csi,
         driver,
@@ -109,7 +115,11 @@ fn finalizer(driver: &str) -> String {
 impl Attacher {
     fn deadline(&self) -> Instant {
         let now = Instant::now();
-        let retries = self.memory.values().filter_map(|m| m.retry_at).filter(|at| *at > now);
+        let retries = self
+            .memory
+            .values()
+            .filter_map(|m| m.retry_at)
+            .filter(|at| *at > now);
         retries.fold(self.next_reconcile, Instant::min)
     }
 
@@ -117,15 +127,23 @@ impl Attacher {
     fn look(&mut self) {
         let now = Instant::now();
         let all = self.attachments.all();
-        self.memory.retain(|u, m| m.busy || all.iter().any(|va| uid(va) == u));
-        for va in all.iter().filter(|va| text(va, "/spec/attacher") == self.driver) {
+        self.memory
+            .retain(|u, m| m.busy || all.iter().any(|va| uid(va) == u));
+        for va in all
+            .iter()
+            .filter(|va| text(va, "/spec/attacher") == self.driver)
+        {
             let memory = self.memory.entry(uid(va).to_owned()).or_default();
             if memory.busy {
                 continue;
             }
             let ours = items(va, "/metadata/finalizers").any(|f| *f == finalizer(&self.driver));
             let attached = va["status"]["attached"] == true;
-            let due = if terminating(va) { ours } else { !attached || memory.forced };
+            let due = if terminating(va) {
+                ours
+            } else {
+                !attached || memory.forced
+            };
             if !due {
                 continue;
             }
@@ -147,7 +165,11 @@ impl Attacher {
             let va = va.clone();
             self.running.push(Box::pin(async move {
                 let ok = attempt.run(&va).await;
-                Done { uid: uid(&va).to_owned(), name: name(&va).to_owned(), ok }
+                Done {
+                    uid: uid(&va).to_owned(),
+                    name: name(&va).to_owned(),
+                    ok,
+                }
             }));
         }
     }
@@ -156,23 +178,34 @@ impl Attacher {
         // Our own writes must not look like someone else's: remember the object as it is now.
         let live = self
             .kapi
-            .get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{}", done.name))
+            .get(&format!(
+                "/apis/storage.k8s.io/v1/volumeattachments/{}",
+                done.name
+            ))
             .await
             .ok()
             .flatten();
         if let Some(live) = &live {
             self.attachments.saw(live).await;
         }
-        let Some(memory) = self.memory.get_mut(&done.uid) else { return };
+        let Some(memory) = self.memory.get_mut(&done.uid) else {
+            return;
+        };
         memory.busy = false;
         if done.ok {
             *memory = Memory::default();
             return;
         }
-        memory.wait = if memory.wait.is_zero() { BACKOFF.0 } else { (memory.wait * 2).min(BACKOFF.1) };
+        memory.wait = if memory.wait.is_zero() {
+            BACKOFF.0
+        } else {
+            (memory.wait * 2).min(BACKOFF.1)
+        };
         memory.retry_at = Some(Instant::now() + memory.wait);
         // A deletion that came while the call ran counts as a change.
-        memory.print = live.filter(|l| uid(l) == done.uid).map_or(Value::Null, |l| print_of(&l));
+        memory.print = live
+            .filter(|l| uid(l) == done.uid)
+            .map_or(Value::Null, |l| print_of(&l));
     }
 
     /// Compares every VolumeAttachment with what the driver publishes and forces a look at each mismatch.
@@ -186,15 +219,25 @@ impl Attacher {
             }
             Err(_) => return,
         };
-        for va in self.attachments.all().iter().filter(|va| text(va, "/spec/attacher") == self.driver) {
+        for va in self
+            .attachments
+            .all()
+            .iter()
+            .filter(|va| text(va, "/spec/attacher") == self.driver)
+        {
             let Ok(Some(pv)) = self
                 .kapi
-                .get(&format!("/api/v1/persistentvolumes/{}", text(va, "/spec/source/persistentVolumeName")))
+                .get(&format!(
+                    "/api/v1/persistentvolumes/{}",
+                    text(va, "/spec/source/persistentVolumeName")
+                ))
                 .await
             else {
                 continue;
             };
-            let Some(node_id) = node_id(&self.kapi, va, &self.driver).await else { continue };
+            let Some(node_id) = node_id(&self.kapi, va, &self.driver).await else {
+                continue;
+            };
             let handle = text(&pv, "/spec/csi/volumeHandle");
             let is = published.iter().any(|(h, n)| h == handle && *n == node_id);
             if is != (va["status"]["attached"] == true) {
@@ -208,12 +251,20 @@ impl Attacher {
 /// The node's ID: from CSINode first, then from the VolumeAttachment's annotation.
 async fn node_id(kapi: &Kapi, va: &Value, driver: &str) -> Option<String> {
     let node = text(va, "/spec/nodeName");
-    let csi_node = kapi.get(&format!("/apis/storage.k8s.io/v1/csinodes/{node}")).await.ok().flatten();
+    let csi_node = kapi
+        .get(&format!("/apis/storage.k8s.io/v1/csinodes/{node}"))
+        .await
+        .ok()
+        .flatten();
     let from_node = csi_node.and_then(|n| {
         let driver = items(&n, "/spec/drivers").find(|d| d["name"] == driver)?;
         Some(text(driver, "/nodeID").to_owned())
     });
-    from_node.or_else(|| va["metadata"]["annotations"][NODE_ID].as_str().map(Into::into))
+    from_node.or_else(|| {
+        va["metadata"]["annotations"][NODE_ID]
+            .as_str()
+            .map(Into::into)
+    })
 }
 
 struct Attempt {
@@ -236,15 +287,17 @@ impl Attempt {
         };
         let written = match result {
             Ok(()) if deleting => {
-                let keep: Vec<&Value> =
-                    items(va, "/metadata/finalizers").filter(|f| **f != finalizer(&self.driver)).collect();
+                let keep: Vec<&Value> = items(va, "/metadata/finalizers")
+                    .filter(|f| **f != finalizer(&self.driver))
+                    .collect();
                 let body = json!({"metadata": {"uid": uid(va), "finalizers": keep}});
                 self.kapi.patch(&path, MERGE, &body).await
             }
             Ok(()) => {
-                let body =
-                    json!({"metadata": {"uid": uid(va)}, "status": {"attached": true, "attachError": null}});
-                self.kapi.patch(&format!("{path}/status"), MERGE, &body).await
+                let body = json!({"metadata": {"uid": uid(va)}, "status": {"attached": true, "attachError": null}});
+                self.kapi
+                    .patch(&format!("{path}/status"), MERGE, &body)
+                    .await
             }
             Err(message) => {
                 let error = json!({"message": message, "time": rfc3339((self.now)())});
@@ -252,7 +305,11 @@ impl Attempt {
                 if va["status"]["attached"].is_null() {
                     body["status"]["attached"] = json!(false);
                 }
-                if let Err(e) = self.kapi.patch(&format!("{path}/status"), MERGE, &body).await {
+                if let Err(e) = self
+                    .kapi
+                    .patch(&format!("{path}/status"), MERGE, &body)
+                    .await
+                {
                     tracing::debug!(error = %e, "an attach or detach error was not recorded");
                 }
                 return false;
@@ -264,21 +321,32 @@ impl Attempt {
     /// The volume's handle, once PersistentVolume and the Secret that it names for the CSI controller are read.
     async fn handle(&self, va: &Value) -> Result<String, String> {
         let name = text(va, "/spec/source/persistentVolumeName");
-        let pv = match self.kapi.get(&format!("/api/v1/persistentvolumes/{name}")).await {
+        let pv = match self
+            .kapi
+            .get(&format!("/api/v1/persistentvolumes/{name}"))
+            .await
+        {
             Ok(Some(pv)) => pv,
             Ok(None) => return Err(format!("persistentvolume \"{name}\" not found")),
             Err(e) => return Err(e.to_string()),
         };
         let secret = &pv["spec"]["csi"]["controllerPublishSecretRef"];
-        if let (Some(namespace), Some(name)) = (secret["namespace"].as_str(), secret["name"].as_str()) {
-            let found = self.kapi.get(&format!("/api/v1/namespaces/{namespace}/secrets/{name}")).await;
+        if let (Some(namespace), Some(name)) =
+            (secret["namespace"].as_str(), secret["name"].as_str())
+        {
+            let found = self
+                .kapi
+                .get(&format!("/api/v1/namespaces/{namespace}/secrets/{name}"))
+                .await;
             let missing = match found {
                 Ok(Some(_)) => None,
                 Ok(None) => Some(format!("secrets \"{name}\" not found")),
                 Err(e) => Some(e.to_string()),
             };
             if let Some(why) = missing {
-                return Err(format!("failed to load secret \"{namespace}/{name}\": {why}"));
+                return Err(format!(
+                    "failed to load secret \"{namespace}/{name}\": {why}"
+                ));
             }
         }
         Ok(text(&pv, "/spec/csi/volumeHandle").to_owned())
@@ -288,26 +356,38 @@ impl Attempt {
         let handle = self.handle(va).await?;
         let node = text(va, "/spec/nodeName");
         let id = node_id(&self.kapi, va, &self.driver).await;
-        let id = id.ok_or_else(|| format!("CSINode {node} does not contain driver {}", self.driver))?;
+        let id =
+            id.ok_or_else(|| format!("CSINode {node} does not contain driver {}", self.driver))?;
         if !items(va, "/metadata/finalizers").any(|f| *f == finalizer(&self.driver)) {
             let body = json!({"metadata": {"uid": uid(va), "resourceVersion": va["metadata"]["resourceVersion"],
                 "finalizers": [finalizer(&self.driver)], "annotations": {NODE_ID: id}}});
-            self.kapi.patch(path, MERGE, &body).await.map_err(|e| e.to_string())?;
+            self.kapi
+                .patch(path, MERGE, &body)
+                .await
+                .map_err(|e| e.to_string())?;
         }
-        self.bounded(self.csi.publish(&handle, &id)).await.map_err(|e| e.to_string())
+        self.bounded(self.csi.publish(&handle, &id))
+            .await
+            .map_err(|e| e.to_string())
     }
 
     async fn detach(&self, va: &Value) -> Result<(), String> {
         let handle = self.handle(va).await?;
         let id = node_id(&self.kapi, va, &self.driver).await;
-        let id = id.ok_or_else(|| format!("node ID of {} is not known", text(va, "/spec/nodeName")))?;
-        self.bounded(self.csi.unpublish(&handle, &id)).await.map_err(|e| e.to_string())
+        let id =
+            id.ok_or_else(|| format!("node ID of {} is not known", text(va, "/spec/nodeName")))?;
+        self.bounded(self.csi.unpublish(&handle, &id))
+            .await
+            .map_err(|e| e.to_string())
     }
 
     async fn bounded(&self, call: BoxFuture<'_, Result<(), CsiError>>) -> Result<(), CsiError> {
         match tokio::time::timeout(self.timeout, call).await {
             Ok(result) => result,
-            Err(_) => Err(CsiError::new(CsiCode::DeadlineExceeded, "context deadline exceeded")),
+            Err(_) => Err(CsiError::new(
+                CsiCode::DeadlineExceeded,
+                "context deadline exceeded",
+            )),
         }
     }
 }

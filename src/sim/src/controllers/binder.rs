@@ -10,7 +10,10 @@ use crate::kapi::{Informer, MERGE, items, name, namespace, terminating, text, ui
 const PROTECTION: &str = "kubernetes.io/pvc-protection";
 
 pub(super) async fn run(ctx: Context) {
-    let mut c = Controller::new(ctx, "system:serviceaccount:kube-system:persistent-volume-binder");
+    let mut c = Controller::new(
+        ctx,
+        "system:serviceaccount:kube-system:persistent-volume-binder",
+    );
     let claims = c.follow("/api/v1/persistentvolumeclaims");
     let volumes = c.follow("/api/v1/persistentvolumes");
     let pods = c.follow("/api/v1/pods");
@@ -39,16 +42,21 @@ async fn look(
     pods: &Informer,
 ) -> Result<Option<Instant>, kube::Error> {
     for claim in claims.all() {
-        let path =
-            format!("/api/v1/namespaces/{}/persistentvolumeclaims/{}", namespace(&claim), name(&claim));
+        let path = format!(
+            "/api/v1/namespaces/{}/persistentvolumeclaims/{}",
+            namespace(&claim),
+            name(&claim)
+        );
         let protected = items(&claim, "/metadata/finalizers").any(|f| f == PROTECTION);
         if terminating(&claim) {
             let used = pods.all().iter().any(|p| {
-                namespace(p) == namespace(&claim) && super::claims_of(p).iter().any(|n| n == name(&claim))
+                namespace(p) == namespace(&claim)
+                    && super::claims_of(p).iter().any(|n| n == name(&claim))
             });
             if protected && !used {
-                let keep: Vec<_> =
-                    items(&claim, "/metadata/finalizers").filter(|f| *f != PROTECTION).collect();
+                let keep: Vec<_> = items(&claim, "/metadata/finalizers")
+                    .filter(|f| *f != PROTECTION)
+                    .collect();
                 let body = json!({"metadata": {"uid": uid(&claim), "finalizers": keep}});
                 c.kapi.patch(&path, MERGE, &body).await?;
             }
@@ -61,7 +69,9 @@ async fn look(
             let written = c.kapi.patch(&path, MERGE, &body).await?;
             claims.saw(&written).await;
         }
-        let Some(volume) = volume_for(&claim, volumes) else { continue };
+        let Some(volume) = volume_for(&claim, volumes) else {
+            continue;
+        };
         let of = &volume["spec"]["claimRef"];
         if of["uid"] == uid(&claim) && text(&claim, "/status/phase") == "Bound" {
             continue;
@@ -74,12 +84,22 @@ async fn look(
         let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": name(&claim),
             "namespace": namespace(&claim), "uid": uid(&claim)});
         let pv = format!("/api/v1/persistentvolumes/{}", name(&volume));
-        c.kapi.patch(&pv, MERGE, &json!({"spec": {"claimRef": reference}})).await?;
-        c.kapi.patch(&format!("{pv}/status"), MERGE, &json!({"status": {"phase": "Bound"}})).await?;
+        c.kapi
+            .patch(&pv, MERGE, &json!({"spec": {"claimRef": reference}}))
+            .await?;
+        c.kapi
+            .patch(
+                &format!("{pv}/status"),
+                MERGE,
+                &json!({"status": {"phase": "Bound"}}),
+            )
+            .await?;
         let bind = json!({"spec": {"volumeName": name(&volume)}, "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}});
         c.kapi.patch(&path, MERGE, &bind).await?;
         let status = json!({"status": {"phase": "Bound", "accessModes": volume["spec"]["accessModes"], "capacity": volume["spec"]["capacity"]}});
-        c.kapi.patch(&format!("{path}/status"), MERGE, &status).await?;
+        c.kapi
+            .patch(&format!("{path}/status"), MERGE, &status)
+            .await?;
     }
     Ok(None)
 }

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Context;
-use super::workload::{Controller, active, app_path, controller_of, owner, pod_ready, write_status};
+use super::workload::{
+    Controller, active, app_path, controller_of, owner, pod_ready, write_status,
+};
 use crate::clock::rfc3339;
 use crate::kapi::{Informer, MERGE, items, name, namespace, terminating, text, uid};
 use crate::names::short_hash;
@@ -14,7 +16,10 @@ use crate::names::short_hash;
 const HASH: &str = "pod-template-hash";
 
 pub(super) async fn run(ctx: Context) {
-    let mut c = Controller::new(ctx, "system:serviceaccount:kube-system:deployment-controller");
+    let mut c = Controller::new(
+        ctx,
+        "system:serviceaccount:kube-system:deployment-controller",
+    );
     let deployments = c.follow("/apis/apps/v1/deployments");
     let sets = c.follow("/apis/apps/v1/replicasets");
     let pods = c.follow("/api/v1/pods");
@@ -27,7 +32,10 @@ pub(super) async fn run(ctx: Context) {
 
 /// An int-or-percent of `total`; percentages round as asked.
 fn portion(value: &Value, total: i64, up: bool) -> i64 {
-    match value.as_str().and_then(|s| s.trim_end_matches('%').parse::<i64>().ok()) {
+    match value
+        .as_str()
+        .and_then(|s| s.trim_end_matches('%').parse::<i64>().ok())
+    {
         Some(percent) if up => (total * percent + 99) / 100,
         Some(percent) => total * percent / 100,
         None => value.as_i64().unwrap_or(0),
@@ -56,27 +64,43 @@ async fn look(
 async fn scale(c: &Controller, sets: &Informer, set: &Value, to: i64) -> Result<(), kube::Error> {
     if replicas(set) != to {
         let body = json!({"metadata": {"uid": uid(set)}, "spec": {"replicas": to}});
-        let written = c.kapi.patch(&app_path("replicasets", set), MERGE, &body).await?;
+        let written = c
+            .kapi
+            .patch(&app_path("replicasets", set), MERGE, &body)
+            .await?;
         sets.saw(&written).await;
     }
     Ok(())
 }
 
 fn owned(d: &Value, sets: &Informer) -> Vec<Arc<Value>> {
-    sets.all().into_iter().filter(|s| controller_of(s) == uid(d) && !terminating(s)).collect()
+    sets.all()
+        .into_iter()
+        .filter(|s| controller_of(s) == uid(d) && !terminating(s))
+        .collect()
 }
 
 fn hash_of(d: &Value) -> String {
     short_hash(&d["spec"]["template"].to_string(), 10)
 }
 
-async fn sync(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Result<(), kube::Error> {
+async fn sync(
+    c: &Controller,
+    d: &Value,
+    sets: &Informer,
+    pods: &Informer,
+) -> Result<(), kube::Error> {
     let hash = hash_of(d);
     let want = d["spec"]["replicas"].as_i64().unwrap_or(1);
     let is_new = |s: &Value| s["metadata"]["labels"][HASH] == hash.as_str();
     let ours = owned(d, sets);
     let recreate = d["spec"]["strategy"]["type"] == "Recreate";
-    let pods_of = |set: &Value| pods.all().iter().filter(|p| controller_of(p) == uid(set)).count();
+    let pods_of = |set: &Value| {
+        pods.all()
+            .iter()
+            .filter(|p| controller_of(p) == uid(set))
+            .count()
+    };
     let old: Vec<_> = ours.iter().filter(|s| !is_new(s)).collect();
     let old_running: i64 = old.iter().map(|s| replicas(s)).sum();
     let Some(new) = ours.iter().find(|s| is_new(s)) else {
@@ -90,12 +114,20 @@ async fn sync(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Re
         set["metadata"]["labels"][HASH] = json!(hash);
         set["spec"]["selector"]["matchLabels"][HASH] = json!(hash);
         set["spec"]["template"]["metadata"]["labels"][HASH] = json!(hash);
-        let made =
-            c.kapi.create(&format!("/apis/apps/v1/namespaces/{}/replicasets", namespace(d)), &set).await?;
+        let made = c
+            .kapi
+            .create(
+                &format!("/apis/apps/v1/namespaces/{}/replicasets", namespace(d)),
+                &set,
+            )
+            .await?;
         sets.saw(&made).await;
         return Ok(());
     };
-    if old.iter().all(|s| replicas(s) == 0 && (!recreate || pods_of(s) == 0)) {
+    if old
+        .iter()
+        .all(|s| replicas(s) == 0 && (!recreate || pods_of(s) == 0))
+    {
         return scale(c, sets, new, want).await;
     }
     if recreate {
@@ -110,25 +142,45 @@ async fn sync(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Re
     if surge == 0 && unavailable == 0 {
         unavailable = 1;
     }
-    scale(c, sets, new, want.min(replicas(new) + (want + surge - replicas(new) - old_running).max(0)))
-        .await?;
+    scale(
+        c,
+        sets,
+        new,
+        want.min(replicas(new) + (want + surge - replicas(new) - old_running).max(0)),
+    )
+    .await?;
     let all = pods.all();
-    let ready =
-        all.iter().filter(|p| ours.iter().any(|s| controller_of(p) == uid(s)) && pod_ready(p)).count();
+    let ready = all
+        .iter()
+        .filter(|p| ours.iter().any(|s| controller_of(p) == uid(s)) && pod_ready(p))
+        .count();
     let mut spare = i64::try_from(ready).unwrap_or(0) - (want - unavailable);
     for s in old {
         // Pods that are not ready may go in any case.
-        let unready = all.iter().filter(|p| controller_of(p) == uid(s) && active(p) && !pod_ready(p)).count();
+        let unready = all
+            .iter()
+            .filter(|p| controller_of(p) == uid(s) && active(p) && !pod_ready(p))
+            .count();
         let unready = i64::try_from(unready).unwrap_or(0);
-        let new_ready = all.iter().any(|p| controller_of(p) == uid(new) && pod_ready(p));
-        let drop = spare.max(0).max(if new_ready { unready } else { 0 }).min(replicas(s));
+        let new_ready = all
+            .iter()
+            .any(|p| controller_of(p) == uid(new) && pod_ready(p));
+        let drop = spare
+            .max(0)
+            .max(if new_ready { unready } else { 0 })
+            .min(replicas(s));
         spare -= drop;
         scale(c, sets, s, replicas(s) - drop).await?;
     }
     Ok(())
 }
 
-async fn status(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Result<(), kube::Error> {
+async fn status(
+    c: &Controller,
+    d: &Value,
+    sets: &Informer,
+    pods: &Informer,
+) -> Result<(), kube::Error> {
     let ours = owned(d, sets);
     let hash = hash_of(d);
     let all: Vec<_> = pods
@@ -137,12 +189,20 @@ async fn status(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> 
         .filter(|p| active(p) && ours.iter().any(|s| controller_of(p) == uid(s)))
         .collect();
     let ready = all.iter().filter(|p| pod_ready(p)).count();
-    let updated = all.iter().filter(|p| p["metadata"]["labels"][HASH] == hash.as_str()).count();
+    let updated = all
+        .iter()
+        .filter(|p| p["metadata"]["labels"][HASH] == hash.as_str())
+        .count();
     let want = d["spec"]["replicas"].as_i64().unwrap_or(1);
     let missing = (want - i64::try_from(ready).unwrap_or(0)).max(0);
-    let available =
-        missing <= portion(&d["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], want, false);
-    let complete = missing == 0 && i64::try_from(updated).unwrap_or(0) == want && all.len() == updated;
+    let available = missing
+        <= portion(
+            &d["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"],
+            want,
+            false,
+        );
+    let complete =
+        missing == 0 && i64::try_from(updated).unwrap_or(0) == want && all.len() == updated;
     let now = rfc3339((c.ctx.now)());
     let condition = |kind: &str, on: bool, reason: &str| {
         let value = if on { "True" } else { "False" };
@@ -151,7 +211,11 @@ async fn status(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> 
         let since = old.map_or(now.as_str(), |o| text(o, "/lastTransitionTime"));
         json!({"type": kind, "status": value, "reason": reason, "lastTransitionTime": since, "lastUpdateTime": since})
     };
-    let progress = if complete { "NewReplicaSetAvailable" } else { "ReplicaSetUpdated" };
+    let progress = if complete {
+        "NewReplicaSetAvailable"
+    } else {
+        "ReplicaSetUpdated"
+    };
     let status = json!({
         "replicas": all.len(), "updatedReplicas": updated, "readyReplicas": ready, "availableReplicas": ready,
         "unavailableReplicas": missing, "observedGeneration": d["metadata"]["generation"],

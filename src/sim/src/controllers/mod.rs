@@ -100,7 +100,12 @@ impl Controllers {
     pub fn resume_attacher(&self) {
         self.attacher.abort_all();
         if let Some((driver, csi, timeout)) = &self.csi {
-            self.attacher.spawn(attacher::run(self.ctx.clone(), csi.clone(), driver.clone(), *timeout));
+            self.attacher.spawn(attacher::run(
+                self.ctx.clone(),
+                csi.clone(),
+                driver.clone(),
+                *timeout,
+            ));
         }
     }
 }
@@ -110,7 +115,9 @@ fn claims_of(pod: &Value) -> Vec<String> {
     items(pod, "/spec/volumes")
         .filter_map(|v| match v["persistentVolumeClaim"]["claimName"].as_str() {
             Some(claim) => Some(claim.to_owned()),
-            None if v["ephemeral"].is_object() => Some(format!("{}-{}", name(pod), text(v, "/name"))),
+            None if v["ephemeral"].is_object() => {
+                Some(format!("{}-{}", name(pod), text(v, "/name")))
+            }
             None => None,
         })
         .collect()

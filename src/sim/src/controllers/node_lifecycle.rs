@@ -56,12 +56,22 @@ pub(super) async fn run(ctx: Context) {
     }
 }
 
-async fn look(c: &Controller, caches: &Caches, memory: &mut Memory) -> Result<Option<Instant>, kube::Error> {
+async fn look(
+    c: &Controller,
+    caches: &Caches,
+    memory: &mut Memory,
+) -> Result<Option<Instant>, kube::Error> {
     let now = Instant::now();
     for node in caches.nodes.all() {
         let lease = caches.leases.get("kube-node-lease", name(&node));
-        let renewed = lease.as_ref().map_or("", |l| text(l, "/spec/renewTime")).to_owned();
-        let seen = memory.leases.entry(name(&node).to_owned()).or_insert_with(|| (renewed.clone(), now));
+        let renewed = lease
+            .as_ref()
+            .map_or("", |l| text(l, "/spec/renewTime"))
+            .to_owned();
+        let seen = memory
+            .leases
+            .entry(name(&node).to_owned())
+            .or_insert_with(|| (renewed.clone(), now));
         if seen.0 != renewed {
             *seen = (renewed, now);
         }
@@ -76,7 +86,12 @@ async fn look(c: &Controller, caches: &Caches, memory: &mut Memory) -> Result<Op
         memory.next_gc = Some(now + POD_GC);
         collect(c, caches, memory, now).await?;
     }
-    Ok(Some(memory.next_eviction.unwrap_or(now + MONITOR).min(now + MONITOR)))
+    Ok(Some(
+        memory
+            .next_eviction
+            .unwrap_or(now + MONITOR)
+            .min(now + MONITOR),
+    ))
 }
 
 /// Ready becomes Unknown, and the node's pods unready.
@@ -84,15 +99,31 @@ async fn declare_unknown(c: &Controller, node: &Value, caches: &Caches) -> Resul
     let at = rfc3339((c.ctx.now)());
     let body = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
         "message": "Kubelet stopped posting node status.", "lastTransitionTime": at}]}});
-    let written = c.kapi.patch(&format!("/api/v1/nodes/{}/status", name(node)), STRATEGIC, &body).await?;
+    let written = c
+        .kapi
+        .patch(
+            &format!("/api/v1/nodes/{}/status", name(node)),
+            STRATEGIC,
+            &body,
+        )
+        .await?;
     caches.nodes.saw(&written).await;
-    for pod in caches.pods.all().iter().filter(|p| text(p, "/spec/nodeName") == name(node)) {
+    for pod in caches
+        .pods
+        .all()
+        .iter()
+        .filter(|p| text(p, "/spec/nodeName") == name(node))
+    {
         if condition(pod, "Ready") != "True" {
             continue;
         }
         let body = json!({"metadata": {"uid": uid(pod)}, "status": {"conditions": [
             {"type": "Ready", "status": "False", "lastTransitionTime": at}]}});
-        let path = format!("/api/v1/namespaces/{}/pods/{}/status", namespace(pod), name(pod));
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{}/status",
+            namespace(pod),
+            name(pod)
+        );
         match c.kapi.patch(&path, STRATEGIC, &body).await {
             Err(e) if !matches!(code_of(&e), 404 | 409 | 422) => return Err(e),
             _ => {}
@@ -118,13 +149,20 @@ async fn taint(c: &Controller, node: &Value) -> Result<(), kube::Error> {
         return Ok(());
     }
     let at = rfc3339((c.ctx.now)());
-    let mut taints: Vec<Value> = items(node, "/spec/taints").filter(|t| !is_ours(t)).cloned().collect();
+    let mut taints: Vec<Value> = items(node, "/spec/taints")
+        .filter(|t| !is_ours(t))
+        .cloned()
+        .collect();
     if let Some(key) = key {
         taints.push(json!({"key": key, "effect": "NoSchedule", "timeAdded": at}));
         taints.push(json!({"key": key, "effect": "NoExecute", "timeAdded": at}));
     }
     let body = json!({"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}, "spec": {"taints": taints}});
-    match c.kapi.patch(&format!("/api/v1/nodes/{}", name(node)), MERGE, &body).await {
+    match c
+        .kapi
+        .patch(&format!("/api/v1/nodes/{}", name(node)), MERGE, &body)
+        .await
+    {
         // Someone else was faster: the watch brings us back.
         Err(e) if code_of(&e) != 409 => Err(e),
         _ => Ok(()),
@@ -135,7 +173,11 @@ async fn taint(c: &Controller, node: &Value) -> Result<(), kube::Error> {
 fn toleration(pod: &Value, taint: &Value) -> Option<Duration> {
     let matching = items(pod, "/spec/tolerations").filter(|t| {
         let key = text(t, "/key");
-        let key_fits = if key.is_empty() { t["operator"] == "Exists" } else { taint["key"] == key };
+        let key_fits = if key.is_empty() {
+            t["operator"] == "Exists"
+        } else {
+            taint["key"] == key
+        };
         let value_fits = t["operator"] == "Exists" || text(t, "/value") == text(taint, "/value");
         key_fits && value_fits && matches!(text(t, "/effect"), "" | "NoExecute")
     });
@@ -143,7 +185,9 @@ fn toleration(pod: &Value, taint: &Value) -> Option<Duration> {
     for t in matching {
         match t["tolerationSeconds"].as_i64() {
             None => return None,
-            Some(s) => longest = longest.max(Some(Duration::from_secs(u64::try_from(s).unwrap_or(0)))),
+            Some(s) => {
+                longest = longest.max(Some(Duration::from_secs(u64::try_from(s).unwrap_or(0))))
+            }
         }
     }
     longest
@@ -158,22 +202,31 @@ async fn evict(
     let mut kept = BTreeMap::new();
     memory.next_eviction = None;
     for pod in caches.pods.all() {
-        let Some(node) = caches.nodes.get("", text(&pod, "/spec/nodeName")) else { continue };
-        let taints: Vec<&Value> =
-            items(&node, "/spec/taints").filter(|t| t["effect"] == "NoExecute").collect();
+        let Some(node) = caches.nodes.get("", text(&pod, "/spec/nodeName")) else {
+            continue;
+        };
+        let taints: Vec<&Value> = items(&node, "/spec/taints")
+            .filter(|t| t["effect"] == "NoExecute")
+            .collect();
         if taints.is_empty() || terminating(&pod) {
             continue;
         }
         let since = *memory.tainted.get(uid(&pod)).unwrap_or(&now);
         kept.insert(uid(&pod).to_owned(), since);
-        let Some(patience) = taints.iter().filter_map(|t| toleration(&pod, t)).min() else { continue };
+        let Some(patience) = taints.iter().filter_map(|t| toleration(&pod, t)).min() else {
+            continue;
+        };
         let at = since + patience;
         if at > now {
             memory.next_eviction = Some(memory.next_eviction.map_or(at, |n| n.min(at)));
             continue;
         }
         let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(&pod), name(&pod));
-        match c.kapi.delete(&path, &json!({"preconditions": {"uid": uid(&pod)}})).await {
+        match c
+            .kapi
+            .delete(&path, &json!({"preconditions": {"uid": uid(&pod)}}))
+            .await
+        {
             Err(e) if code_of(&e) != 409 => return Err(e),
             _ => {}
         }

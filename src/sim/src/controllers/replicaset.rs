@@ -8,7 +8,10 @@ use super::workload::{Controller, active, controller_of, pod_of, pod_ready, writ
 use crate::kapi::{Informer, name, namespace, terminating, text, uid};
 
 pub(super) async fn run(ctx: Context) {
-    let mut c = Controller::new(ctx, "system:serviceaccount:kube-system:replicaset-controller");
+    let mut c = Controller::new(
+        ctx,
+        "system:serviceaccount:kube-system:replicaset-controller",
+    );
     let sets = c.follow("/apis/apps/v1/replicasets");
     let pods = c.follow("/api/v1/pods");
     let mut at = None;
@@ -18,10 +21,17 @@ pub(super) async fn run(ctx: Context) {
     }
 }
 
-async fn look(c: &Controller, sets: &Informer, pods: &Informer) -> Result<Option<Instant>, kube::Error> {
+async fn look(
+    c: &Controller,
+    sets: &Informer,
+    pods: &Informer,
+) -> Result<Option<Instant>, kube::Error> {
     for set in sets.all().iter().filter(|s| !terminating(s)) {
         let all = pods.all();
-        let mut ours: Vec<_> = all.iter().filter(|p| controller_of(p) == uid(set) && active(p)).collect();
+        let mut ours: Vec<_> = all
+            .iter()
+            .filter(|p| controller_of(p) == uid(set) && active(p))
+            .collect();
         let want = usize::try_from(set["spec"]["replicas"].as_i64().unwrap_or(1)).unwrap_or(0);
         let collection = format!("/api/v1/namespaces/{}/pods", namespace(set));
         let mut failure = None;
@@ -40,14 +50,20 @@ async fn look(c: &Controller, sets: &Informer, pods: &Informer) -> Result<Option
         ours.sort_by_key(|p| (pod_ready(p), !text(p, "/spec/nodeName").is_empty()));
         for pod in ours.iter().take(ours.len().saturating_sub(want)) {
             let options = json!({"preconditions": {"uid": uid(pod)}});
-            if let Err(e) = c.kapi.delete(&format!("{collection}/{}", name(pod)), &options).await
+            if let Err(e) = c
+                .kapi
+                .delete(&format!("{collection}/{}", name(pod)), &options)
+                .await
                 && crate::kapi::code_of(&e) != 409
             {
                 failure = Some(e);
             }
         }
         let all = pods.all();
-        let ours: Vec<_> = all.iter().filter(|p| controller_of(p) == uid(set) && active(p)).collect();
+        let ours: Vec<_> = all
+            .iter()
+            .filter(|p| controller_of(p) == uid(set) && active(p))
+            .collect();
         let ready = ours.iter().filter(|p| pod_ready(p)).count();
         let status = json!({"replicas": ours.len(), "readyReplicas": ready, "availableReplicas": ready,
             "fullyLabeledReplicas": ours.len(), "observedGeneration": set["metadata"]["generation"]});

@@ -55,7 +55,11 @@ fn tolerates(pod: &Value, taint: &Value) -> bool {
     items(pod, "/spec/tolerations").any(|t| {
         let key = text(t, "/key");
         let effect = text(t, "/effect");
-        let key_fits = if key.is_empty() { t["operator"] == "Exists" } else { taint["key"] == key };
+        let key_fits = if key.is_empty() {
+            t["operator"] == "Exists"
+        } else {
+            taint["key"] == key
+        };
         let value_fits = t["operator"] == "Exists" || text(t, "/value") == text(taint, "/value");
         key_fits && value_fits && (effect.is_empty() || taint["effect"] == effect)
     })
@@ -82,19 +86,24 @@ impl Scheduler {
                 return Some("node(s) were unschedulable");
             }
         }
-        let bad = |t: &Value| matches!(text(t, "/effect"), "NoSchedule" | "NoExecute") && !tolerates(pod, t);
+        let bad = |t: &Value| {
+            matches!(text(t, "/effect"), "NoSchedule" | "NoExecute") && !tolerates(pod, t)
+        };
         if items(node, "/spec/taints").any(bad) {
             return Some("node(s) had untolerated taint(s)");
         }
         let selector = pod["spec"]["nodeSelector"].as_object();
-        if selector.is_some_and(|s| s.iter().any(|(k, v)| node["metadata"]["labels"][k.as_str()] != *v)) {
+        if selector.is_some_and(|s| {
+            s.iter()
+                .any(|(k, v)| node["metadata"]["labels"][k.as_str()] != *v)
+        }) {
             return Some("node(s) didn't match Pod's node affinity/selector");
         }
         if !volumes.is_empty() {
-            let limit = self
-                .csi_nodes
-                .get("", name(node))
-                .and_then(|n| n.pointer("/spec/drivers/0/allocatable/count").and_then(Value::as_u64));
+            let limit = self.csi_nodes.get("", name(node)).and_then(|n| {
+                n.pointer("/spec/drivers/0/allocatable/count")
+                    .and_then(Value::as_u64)
+            });
             let mut used: Vec<String> = self
                 .pods
                 .all()
@@ -114,9 +123,15 @@ impl Scheduler {
     }
 
     async fn look(&mut self) -> Result<Option<Instant>, kube::Error> {
-        for pod in self.pods.all().iter().filter(|p| !text(p, "/spec/nodeName").is_empty()) {
+        for pod in self
+            .pods
+            .all()
+            .iter()
+            .filter(|p| !text(p, "/spec/nodeName").is_empty())
+        {
             for volume in self.volumes_of(pod).into_iter().flatten() {
-                self.last.insert(volume, text(pod, "/spec/nodeName").to_owned());
+                self.last
+                    .insert(volume, text(pod, "/spec/nodeName").to_owned());
             }
         }
         let mut waiting = false;
@@ -133,14 +148,21 @@ impl Scheduler {
     /// Binds a pod; false when it fits nowhere.
     async fn place(&mut self, pod: &Arc<Value>) -> Result<bool, kube::Error> {
         let Some(volumes) = self.volumes_of(pod) else {
-            self.tell(pod, "0 nodes are available: pod has unbound immediate PersistentVolumeClaims.").await;
+            self.tell(
+                pod,
+                "0 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+            )
+            .await;
             return Ok(false);
         };
         let nodes = self.nodes.all();
         if volumes.iter().any(|v| self.volumes.get("", v).is_none()) {
-            let (n, why) =
-                (nodes.len(), "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
-            self.tell(pod, &format!("0/{n} nodes are available: {n} {why}.")).await;
+            let (n, why) = (
+                nodes.len(),
+                "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
+            );
+            self.tell(pod, &format!("0/{n} nodes are available: {n} {why}."))
+                .await;
             return Ok(false);
         }
         let mut misfits: BTreeMap<&str, usize> = BTreeMap::new();
@@ -152,17 +174,28 @@ impl Scheduler {
             }
         }
         if fits.is_empty() {
-            let why: Vec<String> = misfits.iter().map(|(why, n)| format!("{n} {why}")).collect();
+            let why: Vec<String> = misfits
+                .iter()
+                .map(|(why, n)| format!("{n} {why}"))
+                .collect();
             let message = format!("0/{} nodes are available: {}.", nodes.len(), why.join(", "));
             self.tell(pod, &message).await;
             return Ok(false);
         }
-        let old = volumes.iter().filter_map(|v| self.last.get(v)).find(|n| fits.contains(n)).cloned();
+        let old = volumes
+            .iter()
+            .filter_map(|v| self.last.get(v))
+            .find(|n| fits.contains(n))
+            .cloned();
         let node = match old {
             Some(node) => node,
             None => fits.swap_remove(self.rng.below(fits.len())),
         };
-        let path = format!("/api/v1/namespaces/{}/pods/{}/binding", namespace(pod), name(pod));
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{}/binding",
+            namespace(pod),
+            name(pod)
+        );
         let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name(pod), "uid": uid(pod)},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
         match self.c.kapi.create(&path, &body).await {
@@ -170,19 +203,34 @@ impl Scheduler {
             Err(e) if matches!(code_of(&e), 404 | 409) => return Ok(true),
             Err(e) => return Err(e),
         }
-        if let Ok(Some(live)) =
-            self.c.kapi.get(&format!("/api/v1/namespaces/{}/pods/{}", namespace(pod), name(pod))).await
+        if let Ok(Some(live)) = self
+            .c
+            .kapi
+            .get(&format!(
+                "/api/v1/namespaces/{}/pods/{}",
+                namespace(pod),
+                name(pod)
+            ))
+            .await
         {
             self.pods.saw(&live).await;
         }
-        let message = format!("Successfully assigned {}/{} to {node}", namespace(pod), name(pod));
+        let message = format!(
+            "Successfully assigned {}/{} to {node}",
+            namespace(pod),
+            name(pod)
+        );
         let at = (self.c.ctx.now)();
-        self.events.record(&self.c.kapi, pod, false, "Scheduled", &message, at).await;
+        self.events
+            .record(&self.c.kapi, pod, false, "Scheduled", &message, at)
+            .await;
         Ok(true)
     }
 
     async fn tell(&mut self, pod: &Value, message: &str) {
         let at = (self.c.ctx.now)();
-        self.events.record(&self.c.kapi, pod, true, "FailedScheduling", message, at).await;
+        self.events
+            .record(&self.c.kapi, pod, true, "FailedScheduling", message, at)
+            .await;
     }
 }

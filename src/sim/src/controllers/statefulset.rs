@@ -20,7 +20,10 @@ struct Caches {
 }
 
 pub(super) async fn run(ctx: Context) {
-    let mut c = Controller::new(ctx, "system:serviceaccount:kube-system:statefulset-controller");
+    let mut c = Controller::new(
+        ctx,
+        "system:serviceaccount:kube-system:statefulset-controller",
+    );
     let caches = Caches {
         sets: c.follow("/apis/apps/v1/statefulsets"),
         pods: c.follow("/api/v1/pods"),
@@ -42,21 +45,37 @@ pub(super) async fn run(ctx: Context) {
 }
 
 fn ordinal(set: &Value, pod: &Value) -> Option<i64> {
-    name(pod).strip_prefix(name(set))?.strip_prefix('-')?.parse().ok()
+    name(pod)
+        .strip_prefix(name(set))?
+        .strip_prefix('-')?
+        .parse()
+        .ok()
 }
 
 fn pods_of(set: &Value, caches: &Caches) -> BTreeMap<i64, Arc<Value>> {
-    let ours = caches.pods.all().into_iter().filter(|p| controller_of(p) == uid(set));
+    let ours = caches
+        .pods
+        .all()
+        .into_iter()
+        .filter(|p| controller_of(p) == uid(set));
     ours.filter_map(|p| Some((ordinal(set, &p)?, p))).collect()
 }
 
 fn update_revision(set: &Value) -> String {
-    format!("{}-{}", name(set), short_hash(&set["spec"]["template"].to_string(), 10))
+    format!(
+        "{}-{}",
+        name(set),
+        short_hash(&set["spec"]["template"].to_string(), 10)
+    )
 }
 
 fn current_revision(set: &Value) -> String {
     let current = text(set, "/status/currentRevision");
-    if current.is_empty() { update_revision(set) } else { current.to_owned() }
+    if current.is_empty() {
+        update_revision(set)
+    } else {
+        current.to_owned()
+    }
 }
 
 fn claim_name(template: &Value, set: &Value, ordinal: i64) -> String {
@@ -87,7 +106,8 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
                 }
             }
             Some(pod)
-                if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded") && !terminating(pod) =>
+                if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded")
+                    && !terminating(pod) =>
             {
                 delete(c, pod).await?;
                 return Ok(());
@@ -122,9 +142,15 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
     if scaling_down || set["spec"]["updateStrategy"]["type"] == "OnDelete" {
         return Ok(());
     }
-    let partition = set["spec"]["updateStrategy"]["rollingUpdate"]["partition"].as_i64().unwrap_or(0);
+    let partition = set["spec"]["updateStrategy"]["rollingUpdate"]["partition"]
+        .as_i64()
+        .unwrap_or(0);
     let revision = update_revision(set);
-    for (_, pod) in pods.iter().rev().filter(|(n, _)| **n >= partition && **n < want) {
+    for (_, pod) in pods
+        .iter()
+        .rev()
+        .filter(|(n, _)| **n >= partition && **n < want)
+    {
         if pod["metadata"]["labels"][REVISION] != revision.as_str() {
             if !terminating(pod) {
                 delete(c, pod).await?;
@@ -146,14 +172,22 @@ async fn ensure_revision(c: &Controller, set: &Value) -> Result<(), kube::Error>
     let body = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "revision": 1,
         "metadata": {"name": revision, "namespace": namespace(set), "ownerReferences": [owner("StatefulSet", set)]},
         "data": {"spec": {"template": template_of(set)}}});
-    let path = format!("/apis/apps/v1/namespaces/{}/controllerrevisions", namespace(set));
+    let path = format!(
+        "/apis/apps/v1/namespaces/{}/controllerrevisions",
+        namespace(set)
+    );
     match c.kapi.create(&path, &body).await {
         Err(e) if code_of(&e) != 409 => Err(e),
         _ => Ok(()),
     }
 }
 
-async fn ensure_claims(c: &Controller, set: &Value, caches: &Caches, n: i64) -> Result<(), kube::Error> {
+async fn ensure_claims(
+    c: &Controller,
+    set: &Value,
+    caches: &Caches,
+    n: i64,
+) -> Result<(), kube::Error> {
     for template in items(set, "/spec/volumeClaimTemplates") {
         let claim = claim_name(template, set, n);
         if caches.claims.get(namespace(set), &claim).is_some() {
@@ -169,7 +203,10 @@ async fn ensure_claims(c: &Controller, set: &Value, caches: &Caches, n: i64) -> 
             }
             body["metadata"]["ownerReferences"] = json!([reference]);
         }
-        let path = format!("/api/v1/namespaces/{}/persistentvolumeclaims", namespace(set));
+        let path = format!(
+            "/api/v1/namespaces/{}/persistentvolumeclaims",
+            namespace(set)
+        );
         match c.kapi.create(&path, &body).await {
             Ok(made) => caches.claims.saw(&made).await,
             Err(e) if code_of(&e) == 409 => {}
@@ -183,8 +220,14 @@ async fn create(c: &Controller, set: &Value, caches: &Caches, n: i64) -> Result<
     ensure_claims(c, set, caches, n).await?;
     let pod_name = format!("{}-{n}", name(set));
     let mut pod = pod_of(template_of(set), "StatefulSet", set);
-    let partition = set["spec"]["updateStrategy"]["rollingUpdate"]["partition"].as_i64().unwrap_or(0);
-    let revision = if n < partition { current_revision(set) } else { update_revision(set) };
+    let partition = set["spec"]["updateStrategy"]["rollingUpdate"]["partition"]
+        .as_i64()
+        .unwrap_or(0);
+    let revision = if n < partition {
+        current_revision(set)
+    } else {
+        update_revision(set)
+    };
     pod["metadata"]["name"] = json!(pod_name);
     pod["metadata"]["labels"]["statefulset.kubernetes.io/pod-name"] = json!(pod_name);
     pod["metadata"]["labels"]["apps.kubernetes.io/pod-index"] = json!(n.to_string());
@@ -196,7 +239,11 @@ async fn create(c: &Controller, set: &Value, caches: &Caches, n: i64) -> Result<
         volumes.push(json!({"name": name(template), "persistentVolumeClaim": {"claimName": claim_name(template, set, n)}}));
     }
     pod["spec"]["volumes"] = json!(volumes);
-    match c.kapi.create(&format!("/api/v1/namespaces/{}/pods", namespace(set)), &pod).await {
+    match c
+        .kapi
+        .create(&format!("/api/v1/namespaces/{}/pods", namespace(set)), &pod)
+        .await
+    {
         Ok(made) => {
             caches.pods.saw(&made).await;
             Ok(())
@@ -208,7 +255,11 @@ async fn create(c: &Controller, set: &Value, caches: &Caches, n: i64) -> Result<
 
 async fn delete(c: &Controller, pod: &Value) -> Result<(), kube::Error> {
     let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(pod), name(pod));
-    match c.kapi.delete(&path, &json!({"preconditions": {"uid": uid(pod)}})).await {
+    match c
+        .kapi
+        .delete(&path, &json!({"preconditions": {"uid": uid(pod)}}))
+        .await
+    {
         Err(e) if code_of(&e) != 409 => Err(e),
         _ => Ok(()),
     }
@@ -230,7 +281,10 @@ async fn retain_or_release(
         if caches.claims.get(namespace(set), &claim).is_some() {
             let body = json!({"metadata": {"ownerReferences": [
                 {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "uid": uid(pod)}]}});
-            let path = format!("/api/v1/namespaces/{}/persistentvolumeclaims/{claim}", namespace(set));
+            let path = format!(
+                "/api/v1/namespaces/{}/persistentvolumeclaims/{claim}",
+                namespace(set)
+            );
             c.kapi.patch(&path, MERGE, &body).await?;
         }
     }
@@ -241,7 +295,9 @@ async fn status(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube
     let pods = pods_of(set, caches);
     let (update, current) = (update_revision(set), current_revision(set));
     let of = |revision: &str| {
-        pods.values().filter(|p| !terminating(p) && p["metadata"]["labels"][REVISION] == revision).count()
+        pods.values()
+            .filter(|p| !terminating(p) && p["metadata"]["labels"][REVISION] == revision)
+            .count()
     };
     let want = set["spec"]["replicas"].as_i64().unwrap_or(1);
     let ready = pods.values().filter(|p| healthy(p)).count();

@@ -8,7 +8,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::Context;
-use crate::kapi::{Informer, Kapi, MERGE, Tasks, condition, items, name, namespace, terminating, text, uid};
+use crate::kapi::{
+    Informer, Kapi, MERGE, Tasks, condition, items, name, namespace, terminating, text, uid,
+};
 
 /// How long a controller takes to act on a change (its queue and its requests).
 pub(super) const REACTION: Duration = Duration::from_millis(150);
@@ -29,12 +31,23 @@ pub(super) struct Controller {
 impl Controller {
     pub fn new(ctx: Context, user: &str) -> Self {
         let kapi = Kapi::new(ctx.client(user));
-        Self { kapi, ctx, wake: Arc::default(), tasks: Tasks::default(), caches: Vec::new() }
+        Self {
+            kapi,
+            ctx,
+            wake: Arc::default(),
+            tasks: Tasks::default(),
+            caches: Vec::new(),
+        }
     }
 
     /// A cache of a collection.
     pub fn follow(&mut self, path: &str) -> Informer {
-        let informer = Informer::spawn(&self.tasks, self.kapi.client.clone(), path, self.wake.clone());
+        let informer = Informer::spawn(
+            &self.tasks,
+            self.kapi.client.clone(),
+            path,
+            self.wake.clone(),
+        );
         self.caches.push(informer.clone());
         informer
     }
@@ -102,7 +115,11 @@ pub(super) fn pod_of(template: &Value, kind: &str, parent: &Value) -> Value {
 
 /// The path of an object of the apps group.
 pub(super) fn app_path(plural: &str, object: &Value) -> String {
-    format!("/apis/apps/v1/namespaces/{}/{plural}/{}", namespace(object), name(object))
+    format!(
+        "/apis/apps/v1/namespaces/{}/{plural}/{}",
+        namespace(object),
+        name(object)
+    )
 }
 
 /// Writes `status` if it differs in a field that is named.
@@ -112,10 +129,18 @@ pub(super) async fn write_status(
     object: &Value,
     status: &Value,
 ) -> Result<(), kube::Error> {
-    let same = status.as_object().is_none_or(|m| m.iter().all(|(k, v)| object["status"][k.as_str()] == *v));
+    let same = status
+        .as_object()
+        .is_none_or(|m| m.iter().all(|(k, v)| object["status"][k.as_str()] == *v));
     if same {
         return Ok(());
     }
     let body = json!({"metadata": {"uid": uid(object)}, "status": status});
-    kapi.patch(&format!("{}/status", app_path(plural, object)), MERGE, &body).await.map(|_| ())
+    kapi.patch(
+        &format!("{}/status", app_path(plural, object)),
+        MERGE,
+        &body,
+    )
+    .await
+    .map(|_| ())
 }

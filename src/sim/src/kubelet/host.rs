@@ -17,18 +17,28 @@ use crate::names::staging_hash;
 pub(super) fn device_name(letters: &Mutex<BTreeMap<String, String>>, handle: &str) -> String {
     let mut letters = lock(letters);
     let next = letters.len();
-    letters.entry(handle.to_owned()).or_insert_with(|| nth_name(next + 1)).clone()
+    letters
+        .entry(handle.to_owned())
+        .or_insert_with(|| nth_name(next + 1))
+        .clone()
 }
 
 fn nth_name(n: usize) -> String {
     let letter = |i: usize| char::from(b'a' + (i % 26) as u8);
-    if n < 26 { format!("sd{}", letter(n)) } else { format!("sd{}{}", letter(n / 26 - 1), letter(n)) }
+    if n < 26 {
+        format!("sd{}", letter(n))
+    } else {
+        format!("sd{}{}", letter(n / 26 - 1), letter(n))
+    }
 }
 
 /// `MAJ:MIN` of a SCSI disk (major 8, 16 minors per disk).
 fn number(name: &str) -> String {
-    let index =
-        name.bytes().skip(2).fold(0usize, |n, b| n * 26 + usize::from(b - b'a') + 1).saturating_sub(1);
+    let index = name
+        .bytes()
+        .skip(2)
+        .fold(0usize, |n, b| n * 26 + usize::from(b - b'a') + 1)
+        .saturating_sub(1);
     let major = [8, 65, 66, 67][(index / 16).min(3)];
     format!("{major}:{}", (index % 16) * 16)
 }
@@ -82,7 +92,11 @@ pub(super) struct HostTree {
 
 impl HostTree {
     pub fn new(root: PathBuf) -> Self {
-        Self { root, view: None, shown: Entries::new() }
+        Self {
+            root,
+            view: None,
+            shown: Entries::new(),
+        }
     }
 
     /// The machine is off: nothing to see.
@@ -102,10 +116,16 @@ impl HostTree {
         if wanted == self.shown {
             return;
         }
-        let gone: Vec<_> = self.shown.iter().filter(|(p, e)| wanted.get(*p) != Some(*e)).collect();
+        let gone: Vec<_> = self
+            .shown
+            .iter()
+            .filter(|(p, e)| wanted.get(*p) != Some(*e))
+            .collect();
         for (path, entry) in gone.into_iter().rev() {
-            let replaced_in_place =
-                matches!((entry, wanted.get(path)), (Entry::File(_), Some(Entry::File(_))));
+            let replaced_in_place = matches!(
+                (entry, wanted.get(path)),
+                (Entry::File(_), Some(Entry::File(_)))
+            );
             let full = self.root.join(path);
             let result = match entry {
                 Entry::Dir => std::fs::remove_dir(&full),
@@ -114,7 +134,10 @@ impl HostTree {
             };
             log_failure(&full, result);
         }
-        for (path, entry) in wanted.iter().filter(|(p, e)| self.shown.get(*p) != Some(*e)) {
+        for (path, entry) in wanted
+            .iter()
+            .filter(|(p, e)| self.shown.get(*p) != Some(*e))
+        {
             let full = self.root.join(path);
             let result = match entry {
                 Entry::Dir => std::fs::create_dir_all(&full),
@@ -147,7 +170,11 @@ struct Builder(Entries);
 
 impl Builder {
     fn parents(&mut self, path: &Path) {
-        for parent in path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()) {
+        for parent in path
+            .ancestors()
+            .skip(1)
+            .filter(|p| !p.as_os_str().is_empty())
+        {
             self.0.entry(parent.to_owned()).or_insert(Entry::Dir);
         }
     }
@@ -174,40 +201,73 @@ impl Builder {
 const KUBELET: &str = "var/lib/kubelet";
 
 fn staging_dir(spec: &VolumeSpec) -> String {
-    format!("{KUBELET}/plugins/kubernetes.io/csi/{}/{}", spec.driver, staging_hash(&spec.handle))
+    format!(
+        "{KUBELET}/plugins/kubernetes.io/csi/{}/{}",
+        spec.driver,
+        staging_hash(&spec.handle)
+    )
 }
 
 fn pod_dir(mount: &MountView) -> String {
-    format!("{KUBELET}/pods/{}/volumes/kubernetes.io~csi/{}", mount.pod, mount.spec.pv)
+    format!(
+        "{KUBELET}/pods/{}/volumes/kubernetes.io~csi/{}",
+        mount.pod, mount.spec.pv
+    )
 }
 
 fn file_system(spec: &VolumeSpec) -> &str {
-    if spec.fs_type.is_empty() { "ext4" } else { &spec.fs_type }
+    if spec.fs_type.is_empty() {
+        "ext4"
+    } else {
+        &spec.fs_type
+    }
 }
 
 fn entries(view: &HostView) -> Entries {
     let mut b = Builder::default();
-    b.file("proc/sys/kernel/random/boot_id", format!("{}\n", view.boot_id));
+    b.file(
+        "proc/sys/kernel/random/boot_id",
+        format!("{}\n", view.boot_id),
+    );
     b.file(
         "proc/stat",
-        format!("cpu  0 0 0 0 0 0 0 0 0 0\nbtime {}\nprocesses 1\n", view.booted.as_second()),
+        format!(
+            "cpu  0 0 0 0 0 0 0 0 0 0\nbtime {}\nprocesses 1\n",
+            view.booted.as_second()
+        ),
     );
-    b.file("proc/swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n");
+    b.file(
+        "proc/swaps",
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+    );
     b.link("proc/mounts", "1/mounts");
     for (pid, name) in [(1, "systemd"), (600, "kubelet")] {
         process(&mut b, pid, name, "0::/\n", &host_mounts(view));
     }
     for p in &view.processes {
         let cgroup = format!("0::/kubepods/besteffort/pod{}/{}\n", p.pod, p.pid);
-        process(&mut b, p.pid, "workload", &cgroup, &container_mounts(view, p));
+        process(
+            &mut b,
+            p.pid,
+            "workload",
+            &cgroup,
+            &container_mounts(view, p),
+        );
     }
-    let boot_disk = GuestDevice { handle: String::new(), label: "boot".into(), size: 20 << 30 };
+    let boot_disk = GuestDevice {
+        handle: String::new(),
+        label: "boot".into(),
+        size: 20 << 30,
+    };
     device(&mut b, "sda", &boot_disk, "QEMU    ", "QEMU HARDDISK   ");
     b.dir("dev/disk/by-id");
     for (name, d, hidden) in &view.devices {
         device(&mut b, name, d, "Linode  ", "Volume          ");
         if !hidden {
-            b.link(format!("dev/disk/by-id/scsi-0Linode_Volume_{}", d.label), format!("../../{name}"));
+            b.link(
+                format!("dev/disk/by-id/scsi-0Linode_Volume_{}", d.label),
+                format!("../../{name}"),
+            );
         }
     }
     b.dir(format!("{KUBELET}/plugins/kubernetes.io/csi"));
@@ -237,13 +297,22 @@ const ROOT_MOUNT: &str = "22 1 8:0 / / rw,relatime shared:1 - ext4 /dev/sda rw,e
 fn host_mounts(view: &HostView) -> String {
     let mut out = ROOT_MOUNT.to_owned();
     let mut id = 100;
-    let staged = view.staged.iter().map(|m| (m, format!("/{}/globalmount", staging_dir(&m.spec))));
-    let pods = view.pod_dirs.iter().map(|m| (m, format!("/{}/mount", pod_dir(m))));
+    let staged = view
+        .staged
+        .iter()
+        .map(|m| (m, format!("/{}/globalmount", staging_dir(&m.spec))));
+    let pods = view
+        .pod_dirs
+        .iter()
+        .map(|m| (m, format!("/{}/mount", pod_dir(m))));
     for (m, at) in staged.chain(pods) {
         if let Some(device) = &m.device {
             let (dev, fs) = (number(device), file_system(&m.spec));
             // Writing to a String cannot fail.
-            let _ok = writeln!(out, "{id} 22 {dev} / {at} rw,relatime shared:{id} - {fs} /dev/{device} rw");
+            let _ok = writeln!(
+                out,
+                "{id} 22 {dev} / {at} rw,relatime shared:{id} - {fs} /dev/{device} rw"
+            );
             id += 1;
         }
     }
@@ -253,12 +322,17 @@ fn host_mounts(view: &HostView) -> String {
 fn container_mounts(view: &HostView, process: &ProcessView) -> String {
     let mut out = "400 399 0:60 / / rw,relatime - overlay overlay rw\n401 400 0:61 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw\n".to_owned();
     let mut id = 402;
-    let ours =
-        view.pod_dirs.iter().filter(|m| m.pod == process.pod && process.volumes.contains(&m.spec.handle));
+    let ours = view
+        .pod_dirs
+        .iter()
+        .filter(|m| m.pod == process.pod && process.volumes.contains(&m.spec.handle));
     for m in ours {
         if let Some(device) = &m.device {
             let (dev, fs, pv) = (number(device), file_system(&m.spec), &m.spec.pv);
-            let _ok = writeln!(out, "{id} 400 {dev} / /data/{pv} rw,relatime - {fs} /dev/{device} rw");
+            let _ok = writeln!(
+                out,
+                "{id} 400 {dev} / /data/{pv} rw,relatime - {fs} /dev/{device} rw"
+            );
             id += 1;
         }
     }
@@ -271,7 +345,13 @@ fn process(b: &mut Builder, pid: u32, name: &str, cgroup: &str, mountinfo: &str)
     b.file(format!("{dir}/cmdline"), format!("/usr/bin/{name}\0"));
     let parent = u32::from(pid != 1);
     let counters = "0 ".repeat(48);
-    b.file(format!("{dir}/stat"), format!("{pid} ({name}) S {parent} {pid} {pid} {}\n", counters.trim_end()));
+    b.file(
+        format!("{dir}/stat"),
+        format!(
+            "{pid} ({name}) S {parent} {pid} {pid} {}\n",
+            counters.trim_end()
+        ),
+    );
     b.file(
         format!("{dir}/status"),
         format!("Name:\t{name}\nState:\tS (sleeping)\nTgid:\t{pid}\nPid:\t{pid}\nPPid:\t{parent}\nUid:\t0\t0\t0\t0\n"),
@@ -284,7 +364,14 @@ fn process(b: &mut Builder, pid: u32, name: &str, cgroup: &str, mountinfo: &str)
     b.link(format!("{dir}/exe"), format!("/usr/bin/{name}"));
     b.link(
         format!("{dir}/ns/mnt"),
-        format!("mnt:[{}]", if pid < 1000 { 4_026_531_840 } else { 4_026_532_000 + u64::from(pid) }),
+        format!(
+            "mnt:[{}]",
+            if pid < 1000 {
+                4_026_531_840
+            } else {
+                4_026_532_000 + u64::from(pid)
+            }
+        ),
     );
     for fd in 0..3 {
         b.link(format!("{dir}/fd/{fd}"), "/dev/null");
@@ -301,7 +388,13 @@ fn classic(mountinfo: &str) -> String {
             let (left, right) = line.split_once(" - ")?;
             let left: Vec<&str> = left.split(' ').collect();
             let right: Vec<&str> = right.split(' ').collect();
-            Some(format!("{} {} {} {} 0 0\n", right.get(1)?, left.get(4)?, right.first()?, left.get(5)?))
+            Some(format!(
+                "{} {} {} {} 0 0\n",
+                right.get(1)?,
+                left.get(4)?,
+                right.first()?,
+                left.get(5)?
+            ))
         })
         .collect()
 }
@@ -311,9 +404,13 @@ fn device(b: &mut Builder, name: &str, d: &GuestDevice, vendor: &str, model: &st
     let dev = number(name);
     b.file(format!("{dir}/dev"), format!("{dev}\n"));
     b.file(format!("{dir}/size"), format!("{}\n", d.size / 512));
-    for (file, value) in
-        [("ro", "0"), ("removable", "0"), ("hidden", "0"), ("range", "16"), ("ext_range", "256")]
-    {
+    for (file, value) in [
+        ("ro", "0"),
+        ("removable", "0"),
+        ("hidden", "0"),
+        ("range", "16"),
+        ("ext_range", "256"),
+    ] {
         b.file(format!("{dir}/{file}"), format!("{value}\n"));
     }
     b.file(format!("{dir}/inflight"), "       0        0\n");
@@ -335,8 +432,14 @@ fn device(b: &mut Builder, name: &str, d: &GuestDevice, vendor: &str, model: &st
     b.file(format!("{dir}/device/type"), "0\n");
     b.file(format!("{dir}/device/state"), "running\n");
     b.file(format!("{dir}/device/vpd_pg83"), page_83(&d.label));
-    b.link(format!("sys/class/block/{name}"), format!("../../block/{name}"));
-    b.link(format!("sys/dev/block/{dev}"), format!("../../block/{name}"));
+    b.link(
+        format!("sys/class/block/{name}"),
+        format!("../../block/{name}"),
+    );
+    b.link(
+        format!("sys/dev/block/{dev}"),
+        format!("../../block/{name}"),
+    );
     b.file(format!("dev/{name}"), "");
 }
 
@@ -360,7 +463,13 @@ mod tests {
     #[test]
     fn names_and_numbers() {
         assert_eq!(
-            [nth_name(0), nth_name(1), nth_name(25), nth_name(26), nth_name(27)],
+            [
+                nth_name(0),
+                nth_name(1),
+                nth_name(25),
+                nth_name(26),
+                nth_name(27)
+            ],
             ["sda", "sdb", "sdz", "sdaa", "sdab"]
         );
         assert_eq!(

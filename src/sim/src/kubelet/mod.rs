@@ -147,7 +147,12 @@ pub struct SimKubelet {
 impl SimKubelet {
     /// A node that is off.
     #[must_use]
-    pub fn new(config: KubeletConfig, client: Client, hardware: Arc<dyn Hardware>, now: NowFn) -> Self {
+    pub fn new(
+        config: KubeletConfig,
+        client: Client,
+        hardware: Arc<dyn Hardware>,
+        now: NowFn,
+    ) -> Self {
         let (cut, is_cut) = watch::channel(false);
         let rng = Rng::new(config.seed, &config.node);
         let host = config.host_root.clone().map(host::HostTree::new);
@@ -166,7 +171,10 @@ impl SimKubelet {
             host: Mutex::new(host),
             recycled: AtomicBool::new(false),
         };
-        Self { shared: Arc::new(shared), tasks: Arc::default() }
+        Self {
+            shared: Arc::new(shared),
+            tasks: Arc::default(),
+        }
     }
 
     /// Name of the Node.
@@ -202,7 +210,10 @@ impl SimKubelet {
         let first = self.boot_id().is_empty();
         let boot = lock(&self.shared.rng).uuid();
         *lock(&self.shared.boot) = boot;
-        self.shared.hardware.power(&self.shared.config.instance, Power::On).await;
+        self.shared
+            .hardware
+            .power(&self.shared.config.instance, Power::On)
+            .await;
         self.tasks.spawn(worker::run(self.shared.clone(), first));
     }
 
@@ -219,7 +230,10 @@ impl SimKubelet {
 
     async fn lose_power(&self, how: Power) {
         self.power_lost();
-        self.shared.hardware.power(&self.shared.config.instance, how).await;
+        self.shared
+            .hardware
+            .power(&self.shared.config.instance, how)
+            .await;
     }
 
     /// As [`SimKubelet::power_off`], by the cloud's own doing: the cloud is not told.

@@ -30,7 +30,13 @@ pub(super) struct NodeReporter {
 impl NodeReporter {
     pub fn new(kapi: Kapi, shared: &Shared) -> Self {
         let ready_since = rfc3339((shared.now)());
-        Self { kapi, last: Value::Null, last_at: None, ready_since, registered: false }
+        Self {
+            kapi,
+            last: Value::Null,
+            last_at: None,
+            ready_since,
+            registered: false,
+        }
     }
 
     /// Makes sure that Node and CSINode exist.
@@ -43,7 +49,8 @@ impl NodeReporter {
                 labels[k] = json!(v);
             }
             // The attach/detach controller looks after nodes with this annotation only.
-            let annotations = json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"});
+            let annotations =
+                json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"});
             let node = json!({"apiVersion": "v1", "kind": "Node",
                 "metadata": {"name": c.node, "labels": labels, "annotations": annotations},
                 "spec": {"providerID": c.provider_id}});
@@ -61,8 +68,11 @@ impl NodeReporter {
         let found = self.kapi.get(&path).await?;
         let driver = json!({"name": c.driver, "nodeID": c.instance, "topologyKeys": [],
             "allocatable": {"count": c.max_volumes}});
-        let mut drivers: Vec<Value> =
-            found.iter().flat_map(|node| items(node, "/spec/drivers")).cloned().collect();
+        let mut drivers: Vec<Value> = found
+            .iter()
+            .flat_map(|node| items(node, "/spec/drivers"))
+            .cloned()
+            .collect();
         let before = drivers.clone();
         if registers {
             drivers.retain(|d| d["name"] != *c.driver || *d == driver);
@@ -74,21 +84,32 @@ impl NodeReporter {
         }
         if found.is_none() {
             // It goes with its Node.
-            let node = self.kapi.get(&format!("/api/v1/nodes/{}", c.node)).await?.unwrap_or_default();
-            let owner =
-                json!({"apiVersion": "v1", "kind": "Node", "name": c.node, "uid": node["metadata"]["uid"]});
+            let node = self
+                .kapi
+                .get(&format!("/api/v1/nodes/{}", c.node))
+                .await?
+                .unwrap_or_default();
+            let owner = json!({"apiVersion": "v1", "kind": "Node", "name": c.node, "uid": node["metadata"]["uid"]});
             let body = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode",
                 "metadata": {"name": c.node, "ownerReferences": [owner]}, "spec": {"drivers": drivers}});
-            self.kapi.create("/apis/storage.k8s.io/v1/csinodes", &body).await?;
+            self.kapi
+                .create("/apis/storage.k8s.io/v1/csinodes", &body)
+                .await?;
         } else if drivers != before {
-            self.kapi.patch(&path, MERGE, &json!({"spec": {"drivers": drivers}})).await?;
+            self.kapi
+                .patch(&path, MERGE, &json!({"spec": {"drivers": drivers}}))
+                .await?;
         }
         self.registered = registers;
         Ok(())
     }
 
     /// Posts the status when it changed or is old; true if the server has this `volumesInUse` now.
-    pub async fn report(&mut self, shared: &Shared, in_use: &BTreeSet<String>) -> Result<(), kube::Error> {
+    pub async fn report(
+        &mut self,
+        shared: &Shared,
+        in_use: &BTreeSet<String>,
+    ) -> Result<(), kube::Error> {
         let c = &shared.config;
         let boot = lock(&shared.boot).clone();
         let condition = |kind: &str, status: &str, reason: &str| json!({"type": kind, "status": status, "reason": reason, "lastTransitionTime": self.ready_since});
@@ -109,7 +130,9 @@ impl NodeReporter {
         });
         // Someone else may have changed the Ready condition (node lifecycle): compare with the server as well.
         let live = self.kapi.get(&format!("/api/v1/nodes/{}", c.node)).await?;
-        let ready = live.as_ref().is_some_and(|n| crate::kapi::condition(n, "Ready") == "True");
+        let ready = live
+            .as_ref()
+            .is_some_and(|n| crate::kapi::condition(n, "Ready") == "True");
         let fresh = self.last_at.is_some_and(|at| at.elapsed() < REPORT_ANYWAY);
         if live.is_none() {
             self.register(shared).await?;
@@ -118,7 +141,11 @@ impl NodeReporter {
         }
         let mut body = json!({"status": status});
         let at = rfc3339((shared.now)());
-        for condition in body["status"]["conditions"].as_array_mut().into_iter().flatten() {
+        for condition in body["status"]["conditions"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
             condition["lastHeartbeatTime"] = json!(at);
             if !ready && condition["type"] == "Ready" {
                 condition["lastTransitionTime"] = json!(at);
@@ -127,7 +154,13 @@ impl NodeReporter {
         if !ready {
             self.ready_since = at;
         }
-        self.kapi.patch(&format!("/api/v1/nodes/{}/status", c.node), STRATEGIC, &body).await?;
+        self.kapi
+            .patch(
+                &format!("/api/v1/nodes/{}/status", c.node),
+                STRATEGIC,
+                &body,
+            )
+            .await?;
         self.last = status;
         self.last_at = Some(Instant::now());
         Ok(())
@@ -139,7 +172,11 @@ impl NodeReporter {
         let collection = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
         let at = rfc3339_micro((shared.now)());
         let body = json!({"spec": {"renewTime": at}});
-        match self.kapi.patch(&format!("{collection}/{node}"), MERGE, &body).await {
+        match self
+            .kapi
+            .patch(&format!("{collection}/{node}"), MERGE, &body)
+            .await
+        {
             Err(e) if code_of(&e) == 404 => {
                 let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": node, "namespace": "kube-node-lease"},
                     "spec": {"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": at}});

@@ -45,7 +45,9 @@ pub(super) async fn verify(kapi: &Kapi, node: &str, spec: &VolumeSpec, reported:
         return false;
     }
     match kapi.get(&format!("/api/v1/nodes/{node}")).await {
-        Ok(Some(live)) => items(&live, "/status/volumesAttached").any(|v| v["name"] == *spec.unique_name()),
+        Ok(Some(live)) => {
+            items(&live, "/status/volumesAttached").any(|v| v["name"] == *spec.unique_name())
+        }
         _ => false,
     }
 }
@@ -53,17 +55,26 @@ pub(super) async fn verify(kapi: &Kapi, node: &str, spec: &VolumeSpec, reported:
 /// The live check of the VolumeAttachment before every attempt; the error is the event's text.
 async fn check_attachment(kapi: &Kapi, node: &str, spec: &VolumeSpec) -> Result<(), String> {
     let (name, handle) = (spec.attachment(node), &spec.handle);
-    let fail =
-        |why: String| Err(format!("MountVolume.WaitForAttach failed for volume \"{}\" : {why}", spec.pv));
-    match kapi.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await {
+    let fail = |why: String| {
+        Err(format!(
+            "MountVolume.WaitForAttach failed for volume \"{}\" : {why}",
+            spec.pv
+        ))
+    };
+    match kapi
+        .get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}"))
+        .await
+    {
         Ok(None) => fail(format!(
             "volume {handle} has GET error for volume attachment {name}: volumeattachments.storage.k8s.io \"{name}\" not found"
         )),
-        Err(e) => fail(format!("volume {handle} has GET error for volume attachment {name}: {e}")),
+        Err(e) => fail(format!(
+            "volume {handle} has GET error for volume attachment {name}: {e}"
+        )),
         Ok(Some(va)) if terminating(&va) => fail("volume attachment is being deleted".into()),
-        Ok(Some(va)) if va["status"]["attached"] != true => {
-            fail(format!("volume {handle} is not attached for volume attachment {name}"))
-        }
+        Ok(Some(va)) if va["status"]["attached"] != true => fail(format!(
+            "volume {handle} is not attached for volume attachment {name}"
+        )),
         Ok(Some(_)) => Ok(()),
     }
 }
@@ -81,7 +92,10 @@ pub(super) async fn mount_device(
         return Mounted::NotYet(text);
     }
     let faults: NodePluginFaults = lock(&shared.faults).clone();
-    let prefix = format!("MountVolume.MountDevice failed for volume \"{}\" :", spec.pv);
+    let prefix = format!(
+        "MountVolume.MountDevice failed for volume \"{}\" :",
+        spec.pv
+    );
     if faults.unregistered {
         return Mounted::NotYet(format!(
             "{prefix} kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: driver name {} not found in the list of registered CSI drivers",
@@ -110,8 +124,8 @@ pub(super) async fn mount_device(
     }
     tokio::time::sleep(STAGE).await;
     let devices = shared.hardware.guest_devices(&shared.config.instance).await;
-    let present =
-        devices.iter().any(|d| d.handle == spec.handle) && !lock(&shared.hidden).contains(&spec.handle);
+    let present = devices.iter().any(|d| d.handle == spec.handle)
+        && !lock(&shared.hidden).contains(&spec.handle);
     let label = spec.label();
     if !present && spec.driver == Ground::Ebs.driver() {
         // The EBS driver's words.
@@ -125,7 +139,10 @@ pub(super) async fn mount_device(
         ));
     }
     if !FILESYSTEMS.contains(&spec.fs_type.as_str()) {
-        let (device, fs) = (format!("/dev/disk/by-id/scsi-0Linode_Volume_{label}"), &spec.fs_type);
+        let (device, fs) = (
+            format!("/dev/disk/by-id/scsi-0Linode_Volume_{label}"),
+            &spec.fs_type,
+        );
         let target = format!(
             "/var/lib/kubelet/plugins/kubernetes.io/csi/{}/{}/globalmount",
             spec.driver,
@@ -149,17 +166,28 @@ pub(super) async fn set_up_object(
     if kind == CLAIM {
         return match claim_of(kapi, ns, object).await {
             Ok(Some((claim, pv))) if is_bound(&claim, &pv) => Ok(()),
-            Ok(_) => Err(format!("unable to process volume \"{volume}\": PVC {ns}/{object} is not bound")),
+            Ok(_) => Err(format!(
+                "unable to process volume \"{volume}\": PVC {ns}/{object} is not bound"
+            )),
             Err(e) => Err(format!("unable to process volume \"{volume}\": {e}")),
         };
     }
-    let plural = if kind == "secret" { "secrets" } else { "configmaps" };
-    match kapi.get(&format!("/api/v1/namespaces/{ns}/{plural}/{object}")).await {
+    let plural = if kind == "secret" {
+        "secrets"
+    } else {
+        "configmaps"
+    };
+    match kapi
+        .get(&format!("/api/v1/namespaces/{ns}/{plural}/{object}"))
+        .await
+    {
         Ok(Some(_)) => Ok(()),
-        Ok(None) => {
-            Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{object}\" not found"))
-        }
-        Err(e) => Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : {e}")),
+        Ok(None) => Err(format!(
+            "MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{object}\" not found"
+        )),
+        Err(e) => Err(format!(
+            "MountVolume.SetUp failed for volume \"{volume}\" : {e}"
+        )),
     }
 }
 
@@ -167,10 +195,20 @@ pub(super) async fn set_up_object(
 pub(super) const CLAIM: &str = "claim";
 
 /// A claim with the PersistentVolume that it names.
-async fn claim_of(kapi: &Kapi, ns: &str, claim: &str) -> Result<Option<(Value, Value)>, kube::Error> {
-    let claim = kapi.get(&format!("/api/v1/namespaces/{ns}/persistentvolumeclaims/{claim}")).await?;
+async fn claim_of(
+    kapi: &Kapi,
+    ns: &str,
+    claim: &str,
+) -> Result<Option<(Value, Value)>, kube::Error> {
+    let claim = kapi
+        .get(&format!(
+            "/api/v1/namespaces/{ns}/persistentvolumeclaims/{claim}"
+        ))
+        .await?;
     let Some(claim) = claim else { return Ok(None) };
-    let Some(pv) = claim["spec"]["volumeName"].as_str().map(str::to_owned) else { return Ok(None) };
+    let Some(pv) = claim["spec"]["volumeName"].as_str().map(str::to_owned) else {
+        return Ok(None);
+    };
     let pv = kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await?;
     Ok(pv.map(|pv| (claim, pv)))
 }
@@ -193,28 +231,52 @@ pub(super) async fn resolve(
     for v in items(pod, "/spec/volumes") {
         let volume = crate::kapi::text(v, "/name").to_owned();
         let optional = |p: &str| v[p]["optional"] == true;
-        if let Some(object) = v["secret"]["secretName"].as_str().filter(|_| !optional("secret")) {
-            objects.push(ObjectVolume { volume: volume.clone(), kind: "secret", object: object.into() });
+        if let Some(object) = v["secret"]["secretName"]
+            .as_str()
+            .filter(|_| !optional("secret"))
+        {
+            objects.push(ObjectVolume {
+                volume: volume.clone(),
+                kind: "secret",
+                object: object.into(),
+            });
         }
-        if let Some(object) = v["configMap"]["name"].as_str().filter(|_| !optional("configMap")) {
-            objects.push(ObjectVolume { volume: volume.clone(), kind: "configmap", object: object.into() });
+        if let Some(object) = v["configMap"]["name"]
+            .as_str()
+            .filter(|_| !optional("configMap"))
+        {
+            objects.push(ObjectVolume {
+                volume: volume.clone(),
+                kind: "configmap",
+                object: object.into(),
+            });
         }
         let claim = match v["persistentVolumeClaim"]["claimName"].as_str() {
             Some(claim) => claim.to_owned(),
             None if v["ephemeral"].is_object() => format!("{pod_name}-{volume}"),
             None => continue,
         };
-        let Some((object, pv)) = claim_of(kapi, ns, &claim).await? else { continue };
+        let Some((object, pv)) = claim_of(kapi, ns, &claim).await? else {
+            continue;
+        };
         if !is_bound(&object, &pv) {
-            objects.push(ObjectVolume { volume, kind: CLAIM, object: claim });
+            objects.push(ObjectVolume {
+                volume,
+                kind: CLAIM,
+                object: claim,
+            });
             continue;
         }
         let volume = pv;
         let csi = &volume["spec"]["csi"];
-        let (Some(handle), Some(driver)) = (csi["volumeHandle"].as_str(), csi["driver"].as_str()) else {
+        let (Some(handle), Some(driver)) = (csi["volumeHandle"].as_str(), csi["driver"].as_str())
+        else {
             continue;
         };
-        let attach_required = match kapi.get(&format!("/apis/storage.k8s.io/v1/csidrivers/{driver}")).await {
+        let attach_required = match kapi
+            .get(&format!("/apis/storage.k8s.io/v1/csidrivers/{driver}"))
+            .await
+        {
             Ok(d) => d.is_none_or(|d| d["spec"]["attachRequired"] != false),
             Err(e) if code_of(&e) == 403 => true,
             Err(e) => return Err(e),

@@ -75,8 +75,10 @@ impl PodWorker {
     /// A pod that is seen for the first time since boot; `known_restarts` when the disk remembers a container.
     pub fn new(pod: Arc<Value>, known_restarts: Option<i64>) -> Self {
         let was_running = pod["status"]["phase"] == "Running";
-        let reported =
-            pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_i64).unwrap_or(0);
+        let reported = pod
+            .pointer("/status/containerStatuses/0/restartCount")
+            .and_then(Value::as_i64)
+            .unwrap_or(0);
         let (container, restarts) = match (known_restarts, was_running) {
             (Some(n), _) => (Container::Lost, n),
             // The disk was re-imaged: kubelet knows of no container, and counts a restart.
@@ -99,18 +101,28 @@ impl PodWorker {
 
     /// Whether its volumes count as desired on this node.
     pub fn uses_volumes(&self) -> bool {
-        matches!(self.stage, Stage::Volumes | Stage::Starting(_) | Stage::Running | Stage::Stopping(_))
+        matches!(
+            self.stage,
+            Stage::Volumes | Stage::Starting(_) | Stage::Running | Stage::Stopping(_)
+        )
     }
 
     /// Whether new mounts are made for it.
     pub fn wants_mounts(&self) -> bool {
-        matches!(self.stage, Stage::Volumes | Stage::Starting(_) | Stage::Running)
+        matches!(
+            self.stage,
+            Stage::Volumes | Stage::Starting(_) | Stage::Running
+        )
     }
 
     /// Whether it must be stopped and is not being stopped yet.
     pub fn must_stop(&self) -> bool {
         let going = self.vanished || crate::kapi::terminating(&self.pod);
-        going && matches!(self.stage, Stage::New | Stage::Volumes | Stage::Starting(_) | Stage::Running)
+        going
+            && matches!(
+                self.stage,
+                Stage::New | Stage::Volumes | Stage::Starting(_) | Stage::Running
+            )
     }
 
     /// When this stage ends by itself.
@@ -125,7 +137,10 @@ impl PodWorker {
     /// The status to report.
     pub fn status(&self, now: Timestamp) -> Value {
         let running = matches!(self.container, Container::Running { .. });
-        let stopped = matches!(self.stage, Stage::Unmounting | Stage::Deleting(_) | Stage::Done);
+        let stopped = matches!(
+            self.stage,
+            Stage::Unmounting | Stage::Deleting(_) | Stage::Done
+        );
         let phase = match (stopped, running || self.was_running) {
             (true, _) => "Failed",
             (false, true) => "Running",
@@ -155,7 +170,11 @@ impl PodWorker {
         if self.sent["startTime"].is_string() {
             status["startTime"] = self.sent["startTime"].clone();
         }
-        let not_ready = if stopped { "PodFailed" } else { "ContainersNotReady" };
+        let not_ready = if stopped {
+            "PodFailed"
+        } else {
+            "ContainersNotReady"
+        };
         let mounted = !matches!(self.stage, Stage::New | Stage::Volumes);
         let list = [
             ("PodReadyToStartContainers", mounted && !stopped, ""),
@@ -164,7 +183,11 @@ impl PodWorker {
             ("ContainersReady", ready, not_ready),
             ("PodScheduled", true, ""),
         ];
-        let before = if self.sent.is_null() { &self.pod["status"] } else { &self.sent };
+        let before = if self.sent.is_null() {
+            &self.pod["status"]
+        } else {
+            &self.sent
+        };
         // Conditions of others stay: why the pod is disrupted.
         let others = items(&self.pod, "/status/conditions")
             .filter(|c| list.iter().all(|(kind, ..)| c["type"] != *kind))
@@ -174,9 +197,14 @@ impl PodWorker {
                 .map(|(kind, on, reason)| {
                     let value = if *on { "True" } else { "False" };
                     let old = items(before, "/conditions").find(|c| c["type"] == *kind);
-                    let since =
-                        old.filter(|c| c["status"] == value).map_or("", |c| text(c, "/lastTransitionTime"));
-                    let since = if since.is_empty() { rfc3339(now) } else { since.to_owned() };
+                    let since = old
+                        .filter(|c| c["status"] == value)
+                        .map_or("", |c| text(c, "/lastTransitionTime"));
+                    let since = if since.is_empty() {
+                        rfc3339(now)
+                    } else {
+                        since.to_owned()
+                    };
                     let mut c = json!({"type": kind, "status": value, "lastTransitionTime": since});
                     if !on && !reason.is_empty() {
                         c["reason"] = json!(reason);

@@ -12,7 +12,11 @@ impl Worker {
         if self.shared.config.host_root.is_none() {
             return;
         }
-        let devices = self.shared.hardware.guest_devices(&self.shared.config.instance).await;
+        let devices = self
+            .shared
+            .hardware
+            .guest_devices(&self.shared.config.instance)
+            .await;
         let mut view = HostView {
             boot_id: lock(&self.shared.boot).clone(),
             booted: self.booted,
@@ -24,7 +28,11 @@ impl Worker {
         };
         for device in devices {
             let hidden = lock(&self.shared.hidden).contains(&device.handle);
-            view.devices.push((host::device_name(&self.letters, &device.handle), device, hidden));
+            view.devices.push((
+                host::device_name(&self.letters, &device.handle),
+                device,
+                hidden,
+            ));
         }
         let disk = lock(&self.shared.disk).clone();
         let mounted_from = |handle: &str| match self.volumes.get(handle).map(|v| &v.device) {
@@ -39,13 +47,24 @@ impl Worker {
             });
         }
         for ((pod, handle), spec) in &disk.pod_dirs {
-            let alive = self.volumes.get(handle).is_some_and(|v| v.mounted.contains(pod));
+            let alive = self
+                .volumes
+                .get(handle)
+                .is_some_and(|v| v.mounted.contains(pod));
             let device = mounted_from(handle).filter(|_| alive);
-            view.pod_dirs.push(MountView { spec: spec.clone(), pod: pod.clone(), device });
+            view.pod_dirs.push(MountView {
+                spec: spec.clone(),
+                pod: pod.clone(),
+                device,
+            });
         }
         for (key, worker) in &self.pods {
             if let Container::Running { pid, .. } = worker.container {
-                view.processes.push(ProcessView { pid, pod: key.clone(), volumes: worker.volumes.clone() });
+                view.processes.push(ProcessView {
+                    pid,
+                    pod: key.clone(),
+                    volumes: worker.volumes.clone(),
+                });
             }
         }
         if let Some(tree) = lock(&self.shared.host).as_mut() {

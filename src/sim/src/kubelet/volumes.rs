@@ -193,13 +193,18 @@ mod tests {
             v.failed(&Operation::MountDevice, now);
             now = v.waits(&Operation::MountDevice, now).unwrap();
         }
-        let measured = [0.0, 0.6, 1.7, 3.8, 8.0, 16.0, 32.0, 64.0, 128.0, 250.0, 372.0, 494.0];
+        let measured = [
+            0.0, 0.6, 1.7, 3.8, 8.0, 16.0, 32.0, 64.0, 128.0, 250.0, 372.0, 494.0,
+        ];
         for (have, want) in at.iter().zip(measured) {
             assert!((have - want).abs() <= 1.2, "{at:?}");
         }
         assert!(v.waits(&Operation::TearDown("p".into()), now).is_none());
         v.failed(&Operation::TearDown("p".into()), now);
-        assert!(v.waits(&Operation::MountDevice, now).is_none(), "another kind of operation resets");
+        assert!(
+            v.waits(&Operation::MountDevice, now).is_none(),
+            "another kind of operation resets"
+        );
     }
 
     #[test]

@@ -76,7 +76,10 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
     let disk = lock(&shared.disk).clone();
     let mut volumes: BTreeMap<String, Volume> = BTreeMap::new();
     for (handle, spec) in &disk.staged {
-        volumes.entry(handle.clone()).or_insert_with(|| Volume::new(spec.clone())).device = Device::Uncertain;
+        volumes
+            .entry(handle.clone())
+            .or_insert_with(|| Volume::new(spec.clone()))
+            .device = Device::Uncertain;
     }
     for ((pod, handle), spec) in &disk.pod_dirs {
         volumes
@@ -99,7 +102,10 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
     }
     let tasks = Tasks::default();
     let wake = Arc::new(Notify::new());
-    let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", shared.config.node);
+    let path = format!(
+        "/api/v1/pods?fieldSelector=spec.nodeName%3D{}",
+        shared.config.node
+    );
     let informer = Informer::spawn(&tasks, shared.client.clone(), &path, wake.clone());
     let now = Instant::now();
     let mut worker = Worker {
@@ -148,8 +154,16 @@ impl Worker {
         let now = Instant::now();
         let mut at = self.next_tick.min(self.next_lease);
         let pods = self.pods.values().filter_map(PodWorker::deadline);
-        let volumes = self.volumes.values().filter(|v| !v.busy).filter_map(|v| v.backoff.waits());
-        for deadline in pods.chain(volumes).chain(self.next_retry).filter(|d| *d > now) {
+        let volumes = self
+            .volumes
+            .values()
+            .filter(|v| !v.busy)
+            .filter_map(|v| v.backoff.waits());
+        for deadline in pods
+            .chain(volumes)
+            .chain(self.next_retry)
+            .filter(|d| *d > now)
+        {
             at = at.min(deadline);
         }
         at
@@ -176,14 +190,21 @@ impl Worker {
     }
 
     fn users(&self, handle: &str) -> BTreeSet<String> {
-        let users =
-            self.pods.iter().filter(|(_, p)| p.uses_volumes() && p.volumes.iter().any(|h| h == handle));
+        let users = self
+            .pods
+            .iter()
+            .filter(|(_, p)| p.uses_volumes() && p.volumes.iter().any(|h| h == handle));
         users.map(|(uid, _)| uid.clone()).collect()
     }
 
     fn in_use(&self) -> BTreeSet<String> {
-        let used = self.volumes.values().filter(|v| v.held() || !self.users(&v.spec.handle).is_empty());
-        used.filter(|v| v.spec.attach_required).map(|v| v.spec.unique_name()).collect()
+        let used = self
+            .volumes
+            .values()
+            .filter(|v| v.held() || !self.users(&v.spec.handle).is_empty());
+        used.filter(|v| v.spec.attach_required)
+            .map(|v| v.spec.unique_name())
+            .collect()
     }
 
     async fn advance(&mut self) -> Result<(), kube::Error> {
@@ -201,16 +222,24 @@ impl Worker {
     }
 
     fn sync_pods(&mut self) {
-        let bound: BTreeMap<String, Arc<Value>> =
-            self.informer.all().into_iter().map(|p| (uid(&p).to_owned(), p)).collect();
+        let bound: BTreeMap<String, Arc<Value>> = self
+            .informer
+            .all()
+            .into_iter()
+            .map(|p| (uid(&p).to_owned(), p))
+            .collect();
         for (key, pod) in &bound {
-            let finished = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+            let finished = matches!(
+                pod["status"]["phase"].as_str(),
+                Some("Succeeded" | "Failed")
+            );
             match self.pods.get_mut(key) {
                 Some(worker) => worker.pod = pod.clone(),
                 None if finished && !crate::kapi::terminating(pod) => {}
                 None => {
                     let restarts = lock(&self.shared.disk).containers.get(key).copied();
-                    self.pods.insert(key.clone(), PodWorker::new(pod.clone(), restarts));
+                    self.pods
+                        .insert(key.clone(), PodWorker::new(pod.clone(), restarts));
                 }
             }
         }
@@ -226,13 +255,17 @@ impl Worker {
 
     async fn advance_pod(&mut self, key: &str) -> Result<(), kube::Error> {
         let now = Instant::now();
-        let Some(worker) = self.pods.get_mut(key) else { return Ok(()) };
+        let Some(worker) = self.pods.get_mut(key) else {
+            return Ok(());
+        };
         if worker.stage == Stage::New && !worker.vanished {
             let (objects, specs) = ops::resolve(&self.kapi, &worker.pod).await?;
             worker.objects = objects.into_iter().map(|o| (o, false)).collect();
             worker.volumes = specs.iter().map(|s| s.handle.clone()).collect();
             for spec in specs {
-                self.volumes.entry(spec.handle.clone()).or_insert_with(|| Volume::new(spec));
+                self.volumes
+                    .entry(spec.handle.clone())
+                    .or_insert_with(|| Volume::new(spec));
             }
             worker.stage = Stage::Volumes;
         }
@@ -242,8 +275,14 @@ impl Worker {
         match worker.stage.clone() {
             Stage::Volumes => {
                 self.set_up_objects(key).await;
-                let Some(worker) = self.pods.get_mut(key) else { return Ok(()) };
-                if worker.objects.iter().any(|(object, ok)| *ok && object.kind == ops::CLAIM) {
+                let Some(worker) = self.pods.get_mut(key) else {
+                    return Ok(());
+                };
+                if worker
+                    .objects
+                    .iter()
+                    .any(|(object, ok)| *ok && object.kind == ops::CLAIM)
+                {
                     // Its claim is bound only now, so which volume the pod mounts is known only now.
                     worker.stage = Stage::New;
                     return Box::pin(self.advance_pod(key)).await;
@@ -260,11 +299,16 @@ impl Worker {
                 if worker.container == Container::Lost {
                     worker.restarts += 1;
                 }
-                worker.container = Container::Running { since: (self.shared.now)(), pid: self.next_pid };
+                worker.container = Container::Running {
+                    since: (self.shared.now)(),
+                    pid: self.next_pid,
+                };
                 self.next_pid += 1;
                 worker.was_running = true;
                 worker.stage = Stage::Running;
-                lock(&self.shared.disk).containers.insert(key.to_owned(), worker.restarts);
+                lock(&self.shared.disk)
+                    .containers
+                    .insert(key.to_owned(), worker.restarts);
             }
             Stage::Stopping(at) if now >= at => {
                 if matches!(worker.container, Container::Running { .. }) {
@@ -274,18 +318,20 @@ impl Worker {
                 lock(&self.shared.disk).containers.remove(key);
             }
             Stage::Unmounting => {
-                let held = self
-                    .volumes
-                    .values()
-                    .any(|v| v.pod_dirs.contains(key) || (v.busy && worker.volumes.contains(&v.spec.handle)));
+                let held = self.volumes.values().any(|v| {
+                    v.pod_dirs.contains(key) || (v.busy && worker.volumes.contains(&v.spec.handle))
+                });
                 if !held {
                     worker.stage = Stage::Deleting(now + FINISH);
                 }
             }
             Stage::Deleting(at) if now >= at => {
                 if !worker.vanished {
-                    let path =
-                        format!("/api/v1/namespaces/{}/pods/{}", namespace(&worker.pod), name(&worker.pod));
+                    let path = format!(
+                        "/api/v1/namespaces/{}/pods/{}",
+                        namespace(&worker.pod),
+                        name(&worker.pod)
+                    );
                     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
                         "preconditions": {"uid": key}});
                     match self.kapi.delete(&path, &options).await {
@@ -303,14 +349,18 @@ impl Worker {
     /// Tries the Secrets and ConfigMaps of a pod that are still missing.
     async fn set_up_objects(&mut self, key: &str) {
         let now = Instant::now();
-        let Some(worker) = self.pods.get_mut(key) else { return };
+        let Some(worker) = self.pods.get_mut(key) else {
+            return;
+        };
         if worker.backoff.waits().is_some_and(|at| at > now) {
             return;
         }
         let mut failed = Vec::new();
         for (object, ok) in worker.objects.iter_mut().filter(|(_, ok)| !ok) {
             let ns = namespace(&worker.pod);
-            match ops::set_up_object(&self.kapi, ns, &object.volume, object.kind, &object.object).await {
+            match ops::set_up_object(&self.kapi, ns, &object.volume, object.kind, &object.object)
+                .await
+            {
                 Ok(()) => *ok = true,
                 Err(text) => failed.push(text),
             }
@@ -320,7 +370,16 @@ impl Worker {
         }
         let pod = worker.pod.clone();
         for text in failed {
-            self.events.record(&self.kapi, &pod, true, "FailedMount", &text, (self.shared.now)()).await;
+            self.events
+                .record(
+                    &self.kapi,
+                    &pod,
+                    true,
+                    "FailedMount",
+                    &text,
+                    (self.shared.now)(),
+                )
+                .await;
         }
     }
 
@@ -331,8 +390,13 @@ impl Worker {
         let complete = self.informer.synced() && self.pods.values().all(|p| p.stage != Stage::New);
         for handle in self.volumes.keys().cloned().collect::<Vec<_>>() {
             let users = self.users(&handle);
-            let mounting = self.pods.values().any(|p| p.wants_mounts() && p.volumes.contains(&handle));
-            let Some(volume) = self.volumes.get_mut(&handle) else { continue };
+            let mounting = self
+                .pods
+                .values()
+                .any(|p| p.wants_mounts() && p.volumes.contains(&handle));
+            let Some(volume) = self.volumes.get_mut(&handle) else {
+                continue;
+            };
             if volume.busy {
                 continue;
             }
@@ -342,21 +406,27 @@ impl Worker {
                 }
                 continue;
             };
-            let mounts =
-                matches!(operation, Operation::Verify | Operation::MountDevice | Operation::SetUp(_));
-            if (mounts && !mounting) || (!mounts && !complete) || volume.waits(&operation, now).is_some() {
+            let mounts = matches!(
+                operation,
+                Operation::Verify | Operation::MountDevice | Operation::SetUp(_)
+            );
+            if (mounts && !mounting)
+                || (!mounts && !complete)
+                || volume.waits(&operation, now).is_some()
+            {
                 continue;
             }
             volume.busy = true;
             let reported = self.reported.contains(&volume.spec.unique_name());
             let spec = volume.spec.clone();
-            let (shared, kapi, letters) = (self.shared.clone(), self.kapi.clone(), self.letters.clone());
+            let (shared, kapi, letters) =
+                (self.shared.clone(), self.kapi.clone(), self.letters.clone());
             self.operations.push(Box::pin(async move {
                 let unregistered = || lock(&shared.faults).unregistered;
                 let outcome = match &operation {
-                    Operation::Verify => {
-                        Outcome::Simple(ops::verify(&kapi, &shared.config.node, &spec, reported).await)
-                    }
+                    Operation::Verify => Outcome::Simple(
+                        ops::verify(&kapi, &shared.config.node, &spec, reported).await,
+                    ),
                     Operation::MountDevice => {
                         let letter = |h: &str| host::device_name(&letters, h);
                         Outcome::Device(ops::mount_device(&shared, &kapi, &spec, letter).await)
@@ -372,7 +442,11 @@ impl Worker {
                         Outcome::Simple(!unregistered() && !fails)
                     }
                 };
-                Done { handle, operation, outcome }
+                Done {
+                    handle,
+                    operation,
+                    outcome,
+                }
             }));
         }
         for handle in drop_now {
@@ -382,7 +456,9 @@ impl Worker {
 
     async fn finish(&mut self, done: Done) {
         let now = Instant::now();
-        let Some(volume) = self.volumes.get_mut(&done.handle) else { return };
+        let Some(volume) = self.volumes.get_mut(&done.handle) else {
+            return;
+        };
         volume.busy = false;
         let mut event = None;
         let in_use = match (&done.operation, &done.outcome) {
@@ -422,7 +498,8 @@ impl Worker {
                         Operation::SetUp(pod) => {
                             volume.mounted.insert(pod.clone());
                             volume.pod_dirs.insert(pod.clone());
-                            disk.pod_dirs.insert((pod.clone(), done.handle.clone()), volume.spec.clone());
+                            disk.pod_dirs
+                                .insert((pod.clone(), done.handle.clone()), volume.spec.clone());
                         }
                         Operation::TearDown(pod) => {
                             volume.mounted.remove(pod);
@@ -440,17 +517,34 @@ impl Worker {
             }
         }
         if let Some(in_use) = in_use {
-            self.shared.hardware.in_use(&self.shared.config.instance, &done.handle, in_use).await;
+            self.shared
+                .hardware
+                .in_use(&self.shared.config.instance, &done.handle, in_use)
+                .await;
         }
         let Some(text) = event else { return };
-        let waiting = self.pods.values().find(|p| p.wants_mounts() && p.volumes.contains(&done.handle));
+        let waiting = self
+            .pods
+            .values()
+            .find(|p| p.wants_mounts() && p.volumes.contains(&done.handle));
         if let Some(pod) = waiting.map(|p| p.pod.clone()) {
-            self.events.record(&self.kapi, &pod, true, "FailedMount", &text, (self.shared.now)()).await;
+            self.events
+                .record(
+                    &self.kapi,
+                    &pod,
+                    true,
+                    "FailedMount",
+                    &text,
+                    (self.shared.now)(),
+                )
+                .await;
         }
     }
 
     async fn report_pod(&mut self, key: &str) -> Result<(), kube::Error> {
-        let Some(worker) = self.pods.get_mut(key) else { return Ok(()) };
+        let Some(worker) = self.pods.get_mut(key) else {
+            return Ok(());
+        };
         if worker.vanished || matches!(worker.stage, Stage::New | Stage::Done) {
             return Ok(());
         }
@@ -462,7 +556,11 @@ impl Worker {
         if status == worker.sent && condition(&worker.pod, "Ready") == told {
             return Ok(());
         }
-        let path = format!("/api/v1/namespaces/{}/pods/{}/status", namespace(&worker.pod), name(&worker.pod));
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{}/status",
+            namespace(&worker.pod),
+            name(&worker.pod)
+        );
         let body = json!({"metadata": {"uid": key}, "status": status});
         match self.kapi.patch(&path, MERGE, &body).await {
             Ok(_) => worker.sent = status,

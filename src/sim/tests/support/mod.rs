@@ -31,7 +31,12 @@ pub async fn stage(seed: u64, nodes: u64) -> Stage {
     stage_with(seed, nodes, None, None).await
 }
 
-pub async fn stage_with(seed: u64, nodes: u64, host: Option<PathBuf>, workload: Option<Value>) -> Stage {
+pub async fn stage_with(
+    seed: u64,
+    nodes: u64,
+    host: Option<PathBuf>,
+    workload: Option<Value>,
+) -> Stage {
     let cloud = TestCloud::new(secs(2));
     let csi = LinodeCsi::new(Arc::new(cloud.clone()) as Arc<dyn CloudApi>);
     let mut builder = SimCluster::builder()
@@ -40,15 +45,33 @@ pub async fn stage_with(seed: u64, nodes: u64, host: Option<PathBuf>, workload: 
         .cloud(Arc::new(csi.clone()), Arc::new(cloud.clone()));
     for n in 0..nodes {
         cloud.add_instance(&(100 + n).to_string());
-        builder = builder.node(&format!("n{n}"), 100 + n, host.as_ref().map(|h| h.join(format!("n{n}"))));
+        builder = builder.node(
+            &format!("n{n}"),
+            100 + n,
+            host.as_ref().map(|h| h.join(format!("n{n}"))),
+        );
     }
     let cluster = builder.build().await.unwrap();
     let client = cluster.server().client_as("test");
     cloud.add_volume(HANDLE, 10 << 30);
-    cluster.server().insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, "data-redis-0"));
-    cluster.server().insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
-    let s = Stage { cluster, cloud, csi, client };
-    s.create(&workload.unwrap_or_else(|| manifests::stateful_set(NS, "redis", 1))).await;
+    cluster.server().insert(&manifests::linode_volume(
+        "pvc-1",
+        HANDLE,
+        "ext4",
+        NS,
+        "data-redis-0",
+    ));
+    cluster
+        .server()
+        .insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
+    let s = Stage {
+        cluster,
+        cloud,
+        csi,
+        client,
+    };
+    s.create(&workload.unwrap_or_else(|| manifests::stateful_set(NS, "redis", 1)))
+        .await;
     s
 }
 
@@ -72,13 +95,22 @@ impl Stage {
     pub async fn create(&self, object: &Value) {
         let plural = format!("{}s", object["kind"].as_str().unwrap().to_lowercase());
         let group = object["apiVersion"].as_str().unwrap();
-        let root = if group == "v1" { "/api/v1".to_owned() } else { format!("/apis/{group}") };
+        let root = if group == "v1" {
+            "/api/v1".to_owned()
+        } else {
+            format!("/apis/{group}")
+        };
         let path = format!("{root}/namespaces/{NS}/{plural}");
-        self.request("POST", &path, "application/json", object).await.unwrap();
+        self.request("POST", &path, "application/json", object)
+            .await
+            .unwrap();
     }
 
     pub async fn ready(&self) {
-        self.cluster.until(secs(120), |c| c.pod_ready(NS, POD)).await.expect("the stage is set");
+        self.cluster
+            .until(secs(120), |c| c.pod_ready(NS, POD))
+            .await
+            .expect("the stage is set");
     }
 
     pub fn pod(&self) -> Option<Arc<Value>> {
@@ -86,7 +118,10 @@ impl Stage {
     }
 
     pub fn node_name(&self) -> String {
-        self.pod().unwrap()["spec"]["nodeName"].as_str().unwrap().to_owned()
+        self.pod().unwrap()["spec"]["nodeName"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     pub fn kubelet(&self) -> &SimKubelet {
@@ -113,8 +148,12 @@ impl Stage {
     fn node_list(&self, node: &str, field: &str) -> bool {
         let volume = names::unique_volume_name(HANDLE, DRIVER);
         let node = self.cluster.server().read("", "nodes", "", node).unwrap();
-        let list = node["status"][field].as_array().cloned().unwrap_or_default();
-        list.iter().any(|v| v == volume.as_str() || v["name"] == volume.as_str())
+        let list = node["status"][field]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        list.iter()
+            .any(|v| v == volume.as_str() || v["name"] == volume.as_str())
     }
 
     /// The node is recycled uncleanly and comes back with its pod stuck: class B.
@@ -122,7 +161,10 @@ impl Stage {
         self.kubelet().recycle(disk, secs(5)).await;
         let stuck = self.cluster.until(secs(60), |c| {
             let failed = c.events(NS, POD, "FailedMount");
-            failed.iter().any(|(m, _)| m.contains("Unable to find device path")) && !c.pod_ready(NS, POD)
+            failed
+                .iter()
+                .any(|(m, _)| m.contains("Unable to find device path"))
+                && !c.pod_ready(NS, POD)
         });
         stuck.await.expect("FailedMount after the recycle");
     }
@@ -130,34 +172,50 @@ impl Stage {
     pub async fn scale(&self, replicas: i64) {
         let body = json!({"spec": {"replicas": replicas}});
         let path = format!("/apis/apps/v1/namespaces/{NS}/statefulsets/redis/scale");
-        self.request("PATCH", &path, "application/merge-patch+json", &body).await.unwrap();
+        self.request("PATCH", &path, "application/merge-patch+json", &body)
+            .await
+            .unwrap();
     }
 
     pub async fn delete_pod(&self) {
         let path = format!("/api/v1/namespaces/{NS}/pods/{POD}");
-        self.request("DELETE", &path, "application/json", &json!({})).await.unwrap();
+        self.request("DELETE", &path, "application/json", &json!({}))
+            .await
+            .unwrap();
     }
 
     /// A person declares the node dead.
     pub async fn out_of_service(&self, node: &str) {
         let object = self.cluster.server().read("", "nodes", "", node).unwrap();
-        let mut taints = object["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        let mut taints = object["spec"]["taints"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         let key = "node.kubernetes.io/out-of-service";
         taints.push(json!({"key": key, "value": "nodeshutdown", "effect": "NoExecute"}));
-        let (path, body) = (format!("/api/v1/nodes/{node}"), json!({"spec": {"taints": taints}}));
-        self.request("PATCH", &path, "application/merge-patch+json", &body).await.unwrap();
+        let (path, body) = (
+            format!("/api/v1/nodes/{node}"),
+            json!({"spec": {"taints": taints}}),
+        );
+        self.request("PATCH", &path, "application/merge-patch+json", &body)
+            .await
+            .unwrap();
     }
 
     /// Deletes what is at this path.
     pub async fn delete(&self, path: &str) {
-        self.request("DELETE", path, "application/json", &json!({})).await.unwrap();
+        self.request("DELETE", path, "application/json", &json!({}))
+            .await
+            .unwrap();
     }
 
     /// Deletes the pod without waiting for its node.
     pub async fn force_delete_pod(&self) {
         let path = format!("/api/v1/namespaces/{NS}/pods/{POD}");
         let body = json!({"gracePeriodSeconds": 0});
-        self.request("DELETE", &path, "application/json", &body).await.unwrap();
+        self.request("DELETE", &path, "application/json", &body)
+            .await
+            .unwrap();
     }
 
     /// The path of the VolumeAttachment of the volume on a node.
@@ -175,7 +233,9 @@ impl Stage {
 
     /// Waits until the pod is Ready.
     pub async fn healed(&self, limit: u64) -> Option<Duration> {
-        self.cluster.until(secs(limit), |c| c.pod_ready(NS, POD)).await
+        self.cluster
+            .until(secs(limit), |c| c.pod_ready(NS, POD))
+            .await
     }
 }
 

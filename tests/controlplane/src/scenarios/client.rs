@@ -32,7 +32,9 @@ pub(super) fn run(folder: &Path, name: &str, scenario: Scenario) -> Result<(), S
         }
         let mut begun = false;
         for line in BufReader::new(host).lines().map_while(Result::ok) {
-            match serde_json::from_str(&line).map_err(|e| format!("the host answers {line:?}: {e}"))? {
+            match serde_json::from_str(&line)
+                .map_err(|e| format!("the host answers {line:?}: {e}"))?
+            {
                 Frame::Begun => begun = true,
                 Frame::Said(line) => println!("{line}"),
                 Frame::Ended(None) => return Ok(()),
@@ -47,7 +49,10 @@ pub(super) fn run(folder: &Path, name: &str, scenario: Scenario) -> Result<(), S
             ));
         }
     }
-    Err(format!("{TRIES} hosts ended before they took the scenario; see {}", log(folder, name).display()))
+    Err(format!(
+        "{TRIES} hosts ended before they took the scenario; see {}",
+        log(folder, name).display()
+    ))
 }
 
 fn log(folder: &Path, name: &str) -> PathBuf {
@@ -56,18 +61,23 @@ fn log(folder: &Path, name: &str) -> PathBuf {
 
 /// Connects to the host, and starts one where none listens.
 fn connect(folder: &Path, name: &str) -> Result<UnixStream, String> {
-    let cannot = |what: &str, e: std::io::Error| format!("cannot {what} in {}: {e}", folder.display());
+    let cannot =
+        |what: &str, e: std::io::Error| format!("cannot {what} in {}: {e}", folder.display());
     let socket = socket(folder, name);
     if let Ok(host) = UnixStream::connect(&socket) {
         return Ok(host);
     }
     // One starts a host, the others wait for it.
-    let turn = File::create(folder.join(format!("{name}.turn"))).map_err(|e| cannot("make a file", e))?;
+    let turn =
+        File::create(folder.join(format!("{name}.turn"))).map_err(|e| cannot("make a file", e))?;
     turn.lock().map_err(|e| cannot("lock a file", e))?;
     if let Ok(host) = UnixStream::connect(&socket) {
         return Ok(host);
     }
-    let output = fs::OpenOptions::new().create(true).append(true).open(log(folder, name));
+    let output = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log(folder, name));
     let output = output.map_err(|e| cannot("make a log", e))?;
     let errors = output.try_clone().map_err(|e| cannot("open the log", e))?;
     let binary = std::env::current_exe().map_err(|e| cannot("find this test's binary", e))?;
@@ -88,7 +98,10 @@ fn connect(folder: &Path, name: &str) -> Result<UnixStream, String> {
             Err(_) => {}
         }
         if let Ok(Some(status)) = host.try_wait() {
-            return Err(format!("the host ended with {status}; see {}", log(folder, name).display()));
+            return Err(format!(
+                "the host ended with {status}; see {}",
+                log(folder, name).display()
+            ));
         }
         sleep(LOOK);
     }

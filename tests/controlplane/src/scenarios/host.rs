@@ -22,7 +22,12 @@ pub(super) const LINGER: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Serves until there is nothing left to do.
-pub(super) fn serve(folder: &Path, name: &str, scenarios: &'static [Scenario], end: fn() -> Run) -> ExitCode {
+pub(super) fn serve(
+    folder: &Path,
+    name: &str,
+    scenarios: &'static [Scenario],
+    end: fn() -> Run,
+) -> ExitCode {
     match RUNTIME.block_on(listen(folder, name, scenarios, end)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -101,7 +106,9 @@ async fn attend(
         _ = end.send(super::run(scenario, Output::Client(say), cancelled));
         drop(alive);
     };
-    std::thread::Builder::new().name(scenario.name.to_owned()).spawn(run)?;
+    std::thread::Builder::new()
+        .name(scenario.name.to_owned())
+        .spawn(run)?;
     let mut gone = pin!(gone(reader));
     let ended = loop {
         tokio::select! {
@@ -113,7 +120,11 @@ async fn attend(
     while let Ok(line) = lines.try_recv() {
         send(&mut writer, &Frame::Said(line)).await?;
     }
-    println!("{}: {}", scenario.name, ended.as_ref().err().map_or("ok", String::as_str));
+    println!(
+        "{}: {}",
+        scenario.name,
+        ended.as_ref().err().map_or("ok", String::as_str)
+    );
     send(&mut writer, &Frame::Ended(ended.err())).await
 }
 

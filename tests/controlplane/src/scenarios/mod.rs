@@ -110,13 +110,20 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a ru
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("a panic without text");
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         print(format_args!("panicked at {place}:\n{text}"));
     }));
 }
 
 /// Runs a scenario on this thread until it ends or `cancelled` resolves. An error says what it failed of.
-fn run(scenario: Scenario, output: Output, cancelled: impl Future<Output = ()>) -> Result<(), String> {
+fn run(
+    scenario: Scenario,
+    output: Output,
+    cancelled: impl Future<Output = ()>,
+) -> Result<(), String> {
     OUTPUT.set(output);
     let run = async {
         tokio::select! {
@@ -135,7 +142,10 @@ fn run(scenario: Scenario, output: Output, cancelled: impl Future<Output = ()>) 
 pub fn main(name: &'static str, scenarios: &'static [Scenario], end: fn() -> Run) -> ExitCode {
     report_panics();
     let folder = std::env::var_os(FOLDER).map(PathBuf::from);
-    if std::env::args().nth(1).is_some_and(|argument| argument == HOST) {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|argument| argument == HOST)
+    {
         let Some(folder) = folder else {
             eprintln!("{HOST}: {FOLDER} must name a folder");
             return ExitCode::FAILURE;
@@ -145,7 +155,9 @@ pub fn main(name: &'static str, scenarios: &'static [Scenario], end: fn() -> Run
     let trial = |scenario: Scenario| {
         let folder = folder.clone();
         Trial::test(scenario.name, move || match (folder, scenario.place) {
-            (Some(folder), Place::Shared) => client::run(&folder, name, scenario).map_err(Failed::from),
+            (Some(folder), Place::Shared) => {
+                client::run(&folder, name, scenario).map_err(Failed::from)
+            }
             _ => run(scenario, Output::Stdout, std::future::pending()).map_err(Failed::from),
         })
     };

@@ -59,13 +59,19 @@ fn pod(name: &str, spec: Value) -> Value {
 
 /// Words, records and marks of others.
 fn in_namespaces() -> Vec<Attack> {
-    let theirs =
-        json!({"apiVersion": "v1", "kind": "Pod", "namespace": "team-b", "name": "theirs", "uid": "u"});
+    let theirs = json!({"apiVersion": "v1", "kind": "Pod", "namespace": "team-b", "name": "theirs", "uid": "u"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "name": "node-b", "uid": "node-b"});
     let lookalike = "system:serviceaccount:team-a:reattach-controller";
     let mark = |key: &str, value: Value| json!({"metadata": {"annotations": {key: value}}});
-    let row =
-        |what, who, method, path, body, code, says| Attack { what, who, method, path, body, code, says };
+    let row = |what, who, method, path, body, code, says| Attack {
+        what,
+        who,
+        method,
+        path,
+        body,
+        code,
+        says,
+    };
     vec![
         row(
             "an event of a pod of others, in her own namespace",
@@ -126,7 +132,12 @@ fn in_namespaces() -> Vec<Attack> {
             "adam",
             "POST",
             RECORDS,
-            record("../../team-b/volumerecoveries/x", "adam", json!({}), json!({})),
+            record(
+                "../../team-b/volumerecoveries/x",
+                "adam",
+                json!({}),
+                json!({}),
+            ),
             422,
             "metadata.name: Invalid value",
         ),
@@ -153,7 +164,12 @@ fn in_namespaces() -> Vec<Attack> {
             "adam",
             "POST",
             RECORDS,
-            record("masters", "adam", json!({"requesterGroups": ["system:masters"]}), json!({})),
+            record(
+                "masters",
+                "adam",
+                json!({"requesterGroups": ["system:masters"]}),
+                json!({}),
+            ),
             403,
             "spec.requesterGroups names a group that you are not in",
         ),
@@ -162,7 +178,12 @@ fn in_namespaces() -> Vec<Attack> {
             "adam",
             "POST",
             RECORDS,
-            record("held", "adam", json!({}), json!({"labels": {"reattach.dev/hold": "true"}})),
+            record(
+                "held",
+                "adam",
+                json!({}),
+                json!({"labels": {"reattach.dev/hold": "true"}}),
+            ),
             403,
             "the label reattach.dev/hold is set and removed by reattach alone",
         ),
@@ -198,7 +219,10 @@ fn in_namespaces() -> Vec<Attack> {
             "adam",
             "POST",
             PODS,
-            pod("borrowed", json!({"serviceAccountName": "reattach-of-the-system"})),
+            pod(
+                "borrowed",
+                json!({"serviceAccountName": "reattach-of-the-system"}),
+            ),
             403,
             "serviceaccount \"reattach-of-the-system\" not found",
         ),
@@ -207,7 +231,10 @@ fn in_namespaces() -> Vec<Attack> {
             "adam",
             "POST",
             "/api/v1/namespaces/reattach-system/pods",
-            pod("borrowed", json!({"serviceAccountName": "reattach-controller"})),
+            pod(
+                "borrowed",
+                json!({"serviceAccountName": "reattach-controller"}),
+            ),
             403,
             "User \"adam\" cannot create resource \"pods\"",
         ),
@@ -225,7 +252,10 @@ fn in_namespaces() -> Vec<Attack> {
             "adam",
             "POST",
             PODS,
-            pod("bound", json!({"nodeName": "node-b", "schedulingGates": [{"name": "reattach.dev/hold"}]})),
+            pod(
+                "bound",
+                json!({"nodeName": "node-b", "schedulingGates": [{"name": "reattach.dev/hold"}]}),
+            ),
             422,
             "cannot be set until all schedulingGates have been cleared",
         ),
@@ -245,12 +275,20 @@ fn in_namespaces() -> Vec<Attack> {
 fn in_the_cluster() -> Vec<Attack> {
     let lookalike = "system:serviceaccount:team-a:reattach-agent";
     let agent = "agent of node-a";
-    let row =
-        |what, who, method, path, body, code, says| Attack { what, who, method, path, body, code, says };
+    let row = |what, who, method, path, body, code, says| Attack {
+        what,
+        who,
+        method,
+        path,
+        body,
+        code,
+        says,
+    };
     let named = |api: &str, kind: &str, name: &str, spec: Value| json!({"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec});
     let report = json!({"challenges": [], "machines": [{"instance": "999", "node": "n", "nodeUid": "u",
         "cluster": "c", "bootId": "b"}]});
-    let binding = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings/reattach-hold";
+    let binding =
+        "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings/reattach-hold";
     vec![
         row(
             "a policy by the admin of a namespace",
@@ -271,7 +309,12 @@ fn in_the_cluster() -> Vec<Attack> {
             "adam",
             "POST",
             REPORTS,
-            named("reattach.dev/v1alpha1", "NodeVolumeReport", "node-of-others", report.clone()),
+            named(
+                "reattach.dev/v1alpha1",
+                "NodeVolumeReport",
+                "node-of-others",
+                report.clone(),
+            ),
             403,
             "User \"adam\" cannot create resource \"nodevolumereports\"",
         ),
@@ -381,10 +424,25 @@ fn in_the_cluster() -> Vec<Attack> {
 }
 
 async fn send(client: &Client, attack: &Attack, record: &str) -> kube::Result<Value> {
-    let path = if attack.path == "RECORD" { format!("{RECORDS}/{record}") } else { attack.path.to_owned() };
-    let content = if attack.method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-    let body = if attack.body.is_null() { Vec::new() } else { attack.body.to_string().into_bytes() };
-    let request = http::Request::builder().method(attack.method).uri(path).header("content-type", content);
+    let path = if attack.path == "RECORD" {
+        format!("{RECORDS}/{record}")
+    } else {
+        attack.path.to_owned()
+    };
+    let content = if attack.method == "PATCH" {
+        "application/merge-patch+json"
+    } else {
+        "application/json"
+    };
+    let body = if attack.body.is_null() {
+        Vec::new()
+    } else {
+        attack.body.to_string().into_bytes()
+    };
+    let request = http::Request::builder()
+        .method(attack.method)
+        .uri(path)
+        .header("content-type", content);
     client.request(request.body(body).expect("a request")).await
 }
 
@@ -394,11 +452,19 @@ async fn lookalikes(installed: &Installed<'_>) -> BTreeMap<&'static str, Client>
     let rbac = "rbac.authorization.k8s.io";
     let mut clients = BTreeMap::new();
     for (name, user) in [
-        ("reattach-controller", "system:serviceaccount:team-a:reattach-controller"),
-        ("reattach-agent", "system:serviceaccount:team-a:reattach-agent"),
+        (
+            "reattach-controller",
+            "system:serviceaccount:team-a:reattach-controller",
+        ),
+        (
+            "reattach-agent",
+            "system:serviceaccount:team-a:reattach-agent",
+        ),
     ] {
         let metadata = json!({"name": name, "namespace": LOOKALIKES});
-        installed.apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})).await;
+        installed
+            .apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}))
+            .await;
         let subject = json!([{"kind": "ServiceAccount", "name": name, "namespace": LOOKALIKES}]);
         installed
             .apply(&json!({
@@ -414,14 +480,27 @@ async fn lookalikes(installed: &Installed<'_>) -> BTreeMap<&'static str, Client>
                 "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "reattach-agent"},
             }))
             .await;
-        let file = installed.plane.kubeconfig_for_service_account(LOOKALIKES, name, None).await;
-        let client = installed.plane.client_from(&file.expect("a kubeconfig")).await.expect("a client");
-        for (resource, verb, namespace) in
-            [("volumerecoveries", "create", Some(LOOKALIKES)), ("nodevolumereports", "create", None)]
-        {
-            let granted =
-                async || may(&client, "reattach.dev", resource, verb, namespace).await.then_some(());
-            eventually(&format!("right of {user}"), LIMIT, granted).await.expect("granted");
+        let file = installed
+            .plane
+            .kubeconfig_for_service_account(LOOKALIKES, name, None)
+            .await;
+        let client = installed
+            .plane
+            .client_from(&file.expect("a kubeconfig"))
+            .await
+            .expect("a client");
+        for (resource, verb, namespace) in [
+            ("volumerecoveries", "create", Some(LOOKALIKES)),
+            ("nodevolumereports", "create", None),
+        ] {
+            let granted = async || {
+                may(&client, "reattach.dev", resource, verb, namespace)
+                    .await
+                    .then_some(())
+            };
+            eventually(&format!("right of {user}"), LIMIT, granted)
+                .await
+                .expect("granted");
         }
         clients.insert(user, client);
     }
@@ -435,7 +514,15 @@ pub async fn each_is_refused_by_name(installed: &Installed<'_>) {
     }
     clients.insert("agent of node-a", installed.as_agent_of("node-a").await);
     let record = "shown-to-all";
-    ask(&clients["adam"], "team-a", record, "adam", json!({"mode": "Approve"})).await.expect("he may ask");
+    ask(
+        &clients["adam"],
+        "team-a",
+        record,
+        "adam",
+        json!({"mode": "Approve"}),
+    )
+    .await
+    .expect("he may ask");
     let mut wrong = Vec::new();
     for attack in in_namespaces().into_iter().chain(in_the_cluster()) {
         let (code, message) = match send(&clients[attack.who], &attack, record).await {
@@ -451,27 +538,41 @@ pub async fn each_is_refused_by_name(installed: &Installed<'_>) {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for name in ["reattach-controller", "reattach-agent"] {
-        let bindings = Api::<k8s_openapi::api::rbac::v1::ClusterRoleBinding>::all(installed.admin.clone());
-        bindings.delete(&format!("alike-{name}"), &DeleteParams::default()).await.expect("deleted");
+        let bindings =
+            Api::<k8s_openapi::api::rbac::v1::ClusterRoleBinding>::all(installed.admin.clone());
+        bindings
+            .delete(&format!("alike-{name}"), &DeleteParams::default())
+            .await
+            .expect("deleted");
     }
     words_without_effect(installed, &clients["adam"], record).await;
 }
 
 /// What the API server takes and keeps nothing of: a status in a new object, and in a change of the spec.
 async fn words_without_effect(installed: &Installed<'_>, adam: &Client, record: &str) {
-    let scaled =
-        json!({"phase": "Running", "message": "scaled to 5000", "journal": [{"line": "replicas 5000"}]});
+    let scaled = json!({"phase": "Running", "message": "scaled to 5000", "journal": [{"line": "replicas 5000"}]});
     let mut object = recovery("told", "adam", json!({}));
     object["status"] = scaled.clone();
     let request = http::Request::post(RECORDS).header("content-type", "application/json");
-    let made: Value =
-        adam.request(request.body(object.to_string().into_bytes()).expect("a request")).await.expect("made");
+    let made: Value = adam
+        .request(
+            request
+                .body(object.to_string().into_bytes())
+                .expect("a request"),
+        )
+        .await
+        .expect("made");
     assert_eq!(made.get("status"), None, "a status at creation");
-    say(adam, record, json!({"abort": {"by": "adam"}})).await.expect("his own");
+    say(adam, record, json!({"abort": {"by": "adam"}}))
+        .await
+        .expect("his own");
     let records = Api::<VolumeRecovery>::namespaced(installed.admin.clone(), "team-a");
-    let changed = kube::api::Patch::Merge(json!({"status": scaled, "metadata": {"labels": {"ticket": "1"}}}));
+    let changed =
+        kube::api::Patch::Merge(json!({"status": scaled, "metadata": {"labels": {"ticket": "1"}}}));
     let own = Api::<VolumeRecovery>::namespaced(adam.clone(), "team-a");
-    own.patch(record, &Default::default(), &changed).await.expect("the label");
+    own.patch(record, &Default::default(), &changed)
+        .await
+        .expect("the label");
     let kept = records.get(record).await.expect("there");
     assert_eq!(kept.status, None, "a status in a change of the object");
 }

@@ -37,7 +37,9 @@ pub async fn create<K>(api: &Api<K>, value: Value) -> K
 where
     K: kube::Resource + Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
-    api.create(&PostParams::default(), &object(value)).await.expect("created")
+    api.create(&PostParams::default(), &object(value))
+        .await
+        .expect("created")
 }
 
 /// The API server's refusal: code and message.
@@ -52,7 +54,10 @@ pub fn refusal<T: std::fmt::Debug>(what: &str, answer: kube::Result<T>) -> (u16,
 #[track_caller]
 pub fn refused<T: std::fmt::Debug>(what: &str, answer: kube::Result<T>, code: u16, says: &str) {
     let (found, message) = refusal(what, answer);
-    assert!(found == code && message.contains(says), "{what}: {found} {message}\nexpected {code} {says}");
+    assert!(
+        found == code && message.contains(says),
+        "{what}: {found} {message}\nexpected {code} {says}"
+    );
 }
 
 fn strict() -> PatchParams {
@@ -63,22 +68,34 @@ fn strict() -> PatchParams {
 
 /// Server-side apply of any object.
 async fn apply(client: &Client, object: &Value) -> kube::Result<DynamicObject> {
-    let (group, version) =
-        text(object, "/apiVersion").split_once('/').unwrap_or(("", text(object, "/apiVersion")));
+    let (group, version) = text(object, "/apiVersion")
+        .split_once('/')
+        .unwrap_or(("", text(object, "/apiVersion")));
     let kind = GroupVersionKind::gvk(group, version, text(object, "/kind"));
     let (resource, capabilities) = pinned_kind(client, &kind).await?;
     let namespace = text(object, "/metadata/namespace");
     let api: Api<DynamicObject> = match capabilities.scope {
         Scope::Namespaced => {
-            assert!(!namespace.is_empty(), "{} {} has no namespace", kind.kind, name(object));
+            assert!(
+                !namespace.is_empty(),
+                "{} {} has no namespace",
+                kind.kind,
+                name(object)
+            );
             Api::namespaced_with(client.clone(), namespace, &resource)
         }
         Scope::Cluster => {
-            assert!(namespace.is_empty(), "{} {} has a namespace", kind.kind, name(object));
+            assert!(
+                namespace.is_empty(),
+                "{} {} has a namespace",
+                kind.kind,
+                name(object)
+            );
             Api::all_with(client.clone(), &resource)
         }
     };
-    api.patch(name(object), &strict(), &Patch::Apply(object)).await
+    api.patch(name(object), &strict(), &Patch::Apply(object))
+        .await
 }
 
 /// A Node that the scheduler accepts.
@@ -101,36 +118,60 @@ impl<'a> Installed<'a> {
     pub async fn install(plane: &'a ControlPlane) -> Self {
         let admin = plane.admin_client();
         for crd in render("crds") {
-            apply(&admin, &crd).await.unwrap_or_else(|e| panic!("CRD {}: {e}", name(&crd)));
+            apply(&admin, &crd)
+                .await
+                .unwrap_or_else(|e| panic!("CRD {}: {e}", name(&crd)));
         }
         let crds = Api::<CustomResourceDefinition>::all(admin.clone());
         for crd in render("crds") {
             let established = async || {
                 let status = crds.get(name(&crd)).await.ok()?.status?;
                 let conditions = status.conditions.unwrap_or_default();
-                conditions.iter().find(|c| c.type_ == "Established" && c.status == "True").map(|_| ())
+                conditions
+                    .iter()
+                    .find(|c| c.type_ == "Established" && c.status == "True")
+                    .map(|_| ())
             };
-            eventually(&format!("established {}", name(&crd)), LIMIT, established).await.expect("in time");
+            eventually(&format!("established {}", name(&crd)), LIMIT, established)
+                .await
+                .expect("in time");
         }
         let objects = render("overlays/linode");
         // Made by the API server itself, a moment after its start.
         let namespaces = Api::<Namespace>::all(admin.clone());
-        eventually("kube-node-lease", LIMIT, async || namespaces.get("kube-node-lease").await.ok())
-            .await
-            .expect("there");
+        eventually("kube-node-lease", LIMIT, async || {
+            namespaces.get("kube-node-lease").await.ok()
+        })
+        .await
+        .expect("there");
         for o in &objects {
-            apply(&admin, o).await.unwrap_or_else(|e| panic!("{} {}: {e}", text(o, "/kind"), name(o)));
+            apply(&admin, o)
+                .await
+                .unwrap_or_else(|e| panic!("{} {}: {e}", text(o, "/kind"), name(o)));
         }
         for node in ["node-a", "node-b"] {
             create(&Api::<Node>::all(admin.clone()), ready_node(node)).await;
         }
         for namespace in ["team-a", "team-b"] {
             create(&namespaces, json!({ "metadata": { "name": namespace } })).await;
-            plane.await_namespace(namespace).await.expect("its ServiceAccount");
+            plane
+                .await_namespace(namespace)
+                .await
+                .expect("its ServiceAccount");
         }
-        let file = plane.kubeconfig_for_service_account(SYSTEM, "reattach-controller", None).await;
-        let controller = plane.client_from(&file.expect("a kubeconfig")).await.expect("a client");
-        let installed = Self { plane, admin, controller, objects };
+        let file = plane
+            .kubeconfig_for_service_account(SYSTEM, "reattach-controller", None)
+            .await;
+        let controller = plane
+            .client_from(&file.expect("a kubeconfig"))
+            .await
+            .expect("a client");
+        let installed = Self {
+            plane,
+            admin,
+            controller,
+            objects,
+        };
         installed.people().await;
         installed
     }
@@ -187,8 +228,14 @@ impl<'a> Installed<'a> {
             apply(&self.admin, &object).await.expect("applied");
         }
         let client = self.as_user(who).await;
-        let granted = async || crate::rights::may_approve(&client, recovery).await.then_some(());
-        eventually("right on one recovery", LIMIT, granted).await.expect("granted");
+        let granted = async || {
+            crate::rights::may_approve(&client, recovery)
+                .await
+                .then_some(())
+        };
+        eventually("right on one recovery", LIMIT, granted)
+            .await
+            .expect("granted");
     }
 
     /// Applies any object.
@@ -204,8 +251,12 @@ impl<'a> Installed<'a> {
 
     /// The controller's ServiceAccount, each request once: the stock client repeats a 429 for minutes.
     pub async fn controller_once(&self) -> Client {
-        let file = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-controller", None).await;
-        let file = kube::config::Kubeconfig::read_from(file.expect("a kubeconfig")).expect("readable");
+        let file = self
+            .plane
+            .kubeconfig_for_service_account(SYSTEM, "reattach-controller", None)
+            .await;
+        let file =
+            kube::config::Kubeconfig::read_from(file.expect("a kubeconfig")).expect("readable");
         let config = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
         let mut config = config.expect("a configuration");
         config.default_retry = false;
@@ -214,7 +265,11 @@ impl<'a> Installed<'a> {
 
     /// A client with the token that the agent's pod on that node has.
     pub async fn as_agent_of(&self, node: &str) -> Client {
-        let pod = self.pods("reattach-agent").await.remove(node).expect("an agent on that node");
+        let pod = self
+            .pods("reattach-agent")
+            .await
+            .remove(node)
+            .expect("an agent on that node");
         let file = self
             .plane
             .kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod))
@@ -226,7 +281,9 @@ impl<'a> Installed<'a> {
     /// The pods of one of our workloads, by the node that the scheduler gave them.
     async fn pods(&self, app: &str) -> BTreeMap<String, String> {
         let pods = Api::<Pod>::namespaced(self.admin.clone(), SYSTEM);
-        let list = pods.list(&ListParams::default().labels(&format!("app.kubernetes.io/name={app}"))).await;
+        let list = pods
+            .list(&ListParams::default().labels(&format!("app.kubernetes.io/name={app}")))
+            .await;
         let placed = |pod: &Pod| Some((pod.spec.as_ref()?.node_name.clone()?, pod.name_any()));
         list.expect("pods").iter().filter_map(placed).collect()
     }
@@ -240,7 +297,11 @@ impl<'a> Installed<'a> {
 
     /// The controllers of the cluster have seen the policies and roles; no policy has an expression that cannot hold.
     pub async fn settles(&self) {
-        let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy");
+        let kind = GroupVersionKind::gvk(
+            "admissionregistration.k8s.io",
+            "v1",
+            "ValidatingAdmissionPolicy",
+        );
         let policies: Api<DynamicObject> = Api::all_with(
             self.admin.clone(),
             &ApiResource::from_gvk_with_plural(&kind, "validatingadmissionpolicies"),
@@ -248,11 +309,13 @@ impl<'a> Installed<'a> {
         for policy in of_kind(&self.objects, "ValidatingAdmissionPolicy") {
             let checked = async || {
                 let found = policies.get(name(policy)).await.ok()?;
-                let current =
-                    found.data["status"]["observedGeneration"].as_i64() == found.metadata.generation;
+                let current = found.data["status"]["observedGeneration"].as_i64()
+                    == found.metadata.generation;
                 current.then(|| found.data["status"].clone())
             };
-            let status = eventually("type check", LIMIT, checked).await.expect("checked");
+            let status = eventually("type check", LIMIT, checked)
+                .await
+                .expect("checked");
             assert_eq!(
                 list(&status, "/typeChecking/expressionWarnings"),
                 &[] as &[Value],
@@ -263,10 +326,23 @@ impl<'a> Installed<'a> {
         // Requests of the controller have their own share of the API server.
         let schemas = Api::<FlowSchema>::all(self.admin.clone());
         let dangling = async || {
-            let conditions = schemas.get("reattach-controller").await.ok()?.status?.conditions?;
-            conditions.into_iter().find(|c| c.type_.as_deref() == Some("Dangling"))?.status
+            let conditions = schemas
+                .get("reattach-controller")
+                .await
+                .ok()?
+                .status?
+                .conditions?;
+            conditions
+                .into_iter()
+                .find(|c| c.type_.as_deref() == Some("Dangling"))?
+                .status
         };
-        assert_eq!(eventually("condition Dangling", LIMIT, dangling).await.expect("known"), "False");
+        assert_eq!(
+            eventually("condition Dangling", LIMIT, dangling)
+                .await
+                .expect("known"),
+            "False"
+        );
         // The last binding that was made, and the built-in roles that take ours in.
         for (who, verb) in [
             ("adam", "approve"),
@@ -278,11 +354,19 @@ impl<'a> Installed<'a> {
         ] {
             let client = self.as_user(who).await;
             let may = async || {
-                crate::rights::may(&client, "reattach.dev", "volumerecoveries", verb, Some("team-a"))
-                    .await
-                    .then_some(())
+                crate::rights::may(
+                    &client,
+                    "reattach.dev",
+                    "volumerecoveries",
+                    verb,
+                    Some("team-a"),
+                )
+                .await
+                .then_some(())
             };
-            eventually(&format!("right of {who} to {verb}"), LIMIT, may).await.expect("granted");
+            eventually(&format!("right of {who} to {verb}"), LIMIT, may)
+                .await
+                .expect("granted");
         }
     }
 
@@ -290,9 +374,16 @@ impl<'a> Installed<'a> {
     pub async fn a_second_apply_changes_nothing(&self) {
         for o in &self.objects {
             let what = format!("{} {}", text(o, "/kind"), name(o));
-            let first = apply(&self.admin, o).await.unwrap_or_else(|e| panic!("{what}: {e}"));
-            let second = apply(&self.admin, o).await.unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_eq!(first.metadata.generation, second.metadata.generation, "{what}");
+            let first = apply(&self.admin, o)
+                .await
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            let second = apply(&self.admin, o)
+                .await
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(
+                first.metadata.generation, second.metadata.generation,
+                "{what}"
+            );
             // Its status moves by itself, hence the spec alone.
             assert_eq!(first.data.get("spec"), second.data.get("spec"), "{what}");
             // A Deployment or a policy that was applied twice has one generation.
@@ -310,9 +401,10 @@ impl<'a> Installed<'a> {
         deployment["spec"]["template"]["spec"]["containers"][0]["lifenessProbe"] = json!({});
         let mut policy = one(&self.objects, "RecoveryPolicy", "default").clone();
         policy["spec"]["moode"] = "Auto".into();
-        for (object, field) in
-            [(deployment, ".lifenessProbe: field not declared"), (policy, ".spec.moode: field not declared")]
-        {
+        for (object, field) in [
+            (deployment, ".lifenessProbe: field not declared"),
+            (policy, ".spec.moode: field not declared"),
+        ] {
             // Whatever the code: server-side apply answers 500.
             let (_, message) = refusal(field, apply(&self.admin, &object).await);
             assert!(message.contains(field), "{message}");
@@ -327,21 +419,35 @@ impl<'a> Installed<'a> {
                 let nodes: BTreeSet<String> = self.pods(app).await.into_keys().collect();
                 (nodes == both).then_some(())
             };
-            eventually(&format!("{app} on each node"), LIMIT, placed).await.expect("placed");
+            eventually(&format!("{app} on each node"), LIMIT, placed)
+                .await
+                .expect("placed");
         }
         // Pod Security: the controller meets the strictest level; the agent cannot, which is why the namespace says so.
         let labels = json!({ "pod-security.kubernetes.io/enforce": "restricted" });
         let namespaces = Api::<Namespace>::all(self.admin.clone());
-        create(&namespaces, json!({ "metadata": { "name": "strict", "labels": labels } })).await;
-        self.plane.await_namespace("strict").await.expect("its ServiceAccount");
+        create(
+            &namespaces,
+            json!({ "metadata": { "name": "strict", "labels": labels } }),
+        )
+        .await;
+        self.plane
+            .await_namespace("strict")
+            .await
+            .expect("its ServiceAccount");
         let pods = Api::<Pod>::namespaced(self.admin.clone(), "strict");
-        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let dry = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
         let pod = |kind: &str, workload: &str| -> Pod {
             let mut pod = self.pod_of(kind, workload);
             pod["spec"]["serviceAccountName"] = "default".into();
             object(pod)
         };
-        pods.create(&dry, &pod("Deployment", "reattach-controller")).await.expect("restricted enough");
+        pods.create(&dry, &pod("Deployment", "reattach-controller"))
+            .await
+            .expect("restricted enough");
         let agent = pods.create(&dry, &pod("DaemonSet", "reattach-agent")).await;
         refused(
             "the agent in a restricted namespace",

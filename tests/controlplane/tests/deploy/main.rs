@@ -23,9 +23,11 @@ async fn installed_on_a_real_control_plane() {
         controller_manager_flags: vec!["--node-monitor-grace-period=1h".to_owned()],
         ..Options::default()
     };
-    let options = ["alice", "olga", "paul", "erin", "adam", "vera", "dora", "dana", "pat", "pete", "petra"]
-        .into_iter()
-        .fold(options, |o, who| o.user(who, &[]));
+    let options = [
+        "alice", "olga", "paul", "erin", "adam", "vera", "dora", "dana", "pat", "pete", "petra",
+    ]
+    .into_iter()
+    .fold(options, |o, who| o.user(who, &[]));
     let plane = ControlPlane::start(options).await.expect("a control plane");
     let installed = Installed::install(&plane).await;
 

@@ -15,11 +15,18 @@ pub fn deploy() -> PathBuf {
 
 /// Every object of a kustomization, in the order in which kubectl would apply them.
 pub fn render(folder: &str) -> Vec<Value> {
-    let out = Command::new("kubectl").arg("kustomize").arg(deploy().join(folder)).output();
+    let out = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(deploy().join(folder))
+        .output();
     let out = out.unwrap_or_else(|e| {
         panic!("deploy/ is rendered by `kubectl kustomize`, and kubectl does not run: {e}")
     });
-    assert!(out.status.success(), "{folder}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{folder}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let text = String::from_utf8(out.stdout).expect("UTF-8");
     let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
     assert!(!objects.is_empty(), "{folder} is empty");
@@ -27,11 +34,17 @@ pub fn render(folder: &str) -> Vec<Value> {
 }
 
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 pub fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    object
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 pub fn name(object: &Value) -> &str {
@@ -44,14 +57,26 @@ pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
 
 /// The one object of that kind and name.
 pub fn one<'a>(objects: &'a [Value], kind: &str, wanted: &str) -> &'a Value {
-    let found: Vec<&Value> = of_kind(objects, kind).into_iter().filter(|o| name(o) == wanted).collect();
-    let [one] = found.as_slice() else { panic!("{} objects {kind} {wanted}", found.len()) };
+    let found: Vec<&Value> = of_kind(objects, kind)
+        .into_iter()
+        .filter(|o| name(o) == wanted)
+        .collect();
+    let [one] = found.as_slice() else {
+        panic!("{} objects {kind} {wanted}", found.len())
+    };
     one
 }
 
 /// `kind namespace/name` of everything, sorted.
 fn identities(objects: &[Value]) -> BTreeSet<String> {
-    let identity = |o: &Value| format!("{} {}/{}", text(o, "/kind"), text(o, "/metadata/namespace"), name(o));
+    let identity = |o: &Value| {
+        format!(
+            "{} {}/{}",
+            text(o, "/kind"),
+            text(o, "/metadata/namespace"),
+            name(o)
+        )
+    };
     let all: BTreeSet<String> = objects.iter().map(identity).collect();
     assert_eq!(all.len(), objects.len(), "an object comes twice");
     all
@@ -71,7 +96,10 @@ fn strings(value: &Value, into: &mut Vec<String>) {
 }
 
 fn container<'a>(objects: &'a [Value], kind: &str, workload: &str) -> &'a Value {
-    let [container] = list(one(objects, kind, workload), "/spec/template/spec/containers") else {
+    let [container] = list(
+        one(objects, kind, workload),
+        "/spec/template/spec/containers",
+    ) else {
         panic!("{workload} has not one container")
     };
     container
@@ -81,8 +109,14 @@ fn container<'a>(objects: &'a [Value], kind: &str, workload: &str) -> &'a Value 
 fn the_overlay_adds_the_cloud_and_the_scaler_and_takes_nothing() {
     let (base, linode) = (render("base"), render("overlays/linode"));
     let (base_ids, linode_ids) = (identities(&base), identities(&linode));
-    assert_eq!(base_ids.difference(&linode_ids).collect::<Vec<_>>(), Vec::<&String>::new());
-    let added: Vec<&str> = linode_ids.difference(&base_ids).map(String::as_str).collect();
+    assert_eq!(
+        base_ids.difference(&linode_ids).collect::<Vec<_>>(),
+        Vec::<&String>::new()
+    );
+    let added: Vec<&str> = linode_ids
+        .difference(&base_ids)
+        .map(String::as_str)
+        .collect();
     assert_eq!(
         added,
         [
@@ -102,30 +136,56 @@ fn the_overlay_adds_the_cloud_and_the_scaler_and_takes_nothing() {
         .map(|o| format!("{} {}", text(o, "/kind"), name(o)))
         .collect();
     assert_eq!(changed, ["Deployment reattach-controller"]);
-    let args: Vec<&str> = list(container(&linode, "Deployment", "reattach-controller"), "/args")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
+    let args: Vec<&str> = list(
+        container(&linode, "Deployment", "reattach-controller"),
+        "/args",
+    )
+    .iter()
+    .filter_map(Value::as_str)
+    .collect();
     let lease = "--lease=reattach-controller";
-    assert_eq!(args, ["--namespace=$(POD_NAMESPACE)", lease, "--listen=0.0.0.0:8080", "--provider=linode"]);
+    assert_eq!(
+        args,
+        [
+            "--namespace=$(POD_NAMESPACE)",
+            lease,
+            "--listen=0.0.0.0:8080",
+            "--provider=linode"
+        ]
+    );
 }
 
 #[test]
 fn the_cloud_credential_reaches_the_controller_only() {
     let linode = render("overlays/linode");
-    assert!(of_kind(&linode, "Secret").is_empty(), "a Secret is never part of the manifests");
+    assert!(
+        of_kind(&linode, "Secret").is_empty(),
+        "a Secret is never part of the manifests"
+    );
     let controller = container(&linode, "Deployment", "reattach-controller");
-    let token = list(controller, "/env").iter().find(|e| e["name"] == "LINODE_TOKEN").expect("LINODE_TOKEN");
+    let token = list(controller, "/env")
+        .iter()
+        .find(|e| e["name"] == "LINODE_TOKEN")
+        .expect("LINODE_TOKEN");
     let reference = &token["valueFrom"]["secretKeyRef"];
-    assert_eq!((text(reference, "/name"), text(reference, "/key")), ("reattach-linode", "token"));
+    assert_eq!(
+        (text(reference, "/name"), text(reference, "/key")),
+        ("reattach-linode", "token")
+    );
     assert!(token.get("value").is_none());
     let mut said = Vec::new();
     strings(one(&linode, "DaemonSet", "reattach-agent"), &mut said);
-    let about =
-        |s: &&String| ["secret", "linode", "token", "envFrom"].iter().any(|w| s.to_lowercase().contains(w));
+    let about = |s: &&String| {
+        ["secret", "linode", "token", "envFrom"]
+            .iter()
+            .any(|w| s.to_lowercase().contains(w))
+    };
     assert_eq!(said.iter().find(about), None);
     let env = list(container(&linode, "DaemonSet", "reattach-agent"), "/env");
-    assert_eq!(env.iter().map(|e| text(e, "/name")).collect::<Vec<_>>(), ["NODE_NAME"]);
+    assert_eq!(
+        env.iter().map(|e| text(e, "/name")).collect::<Vec<_>>(),
+        ["NODE_NAME"]
+    );
 }
 
 /// Every right that is not get, list or watch. Whoever adds one says so here.
@@ -133,7 +193,10 @@ fn the_cloud_credential_reaches_the_controller_only() {
 fn rights_to_change_something_are_these() {
     let linode = render("overlays/linode");
     let mut writes = BTreeSet::new();
-    for role in linode.iter().filter(|o| o["kind"] == "ClusterRole" || o["kind"] == "Role") {
+    for role in linode
+        .iter()
+        .filter(|o| o["kind"] == "ClusterRole" || o["kind"] == "Role")
+    {
         for rule in list(role, "/rules") {
             for (group, resource, verb) in triples(rule) {
                 for word in [group, resource, verb] {
@@ -150,22 +213,74 @@ fn rights_to_change_something_are_these() {
     let mut expected = BTreeSet::new();
     for (role, verbs, resources) in [
         ("reattach-agent", "create", "nodevolumereports.reattach.dev"),
-        ("reattach-agent", "patch update", "nodevolumereports/status.reattach.dev"),
-        ("reattach-approver", "approve", "volumerecoveries.reattach.dev"),
-        ("reattach-controller", "create delete hold patch update", "volumerecoveries.reattach.dev"),
-        ("reattach-controller", "patch update", "volumerecoveries/status.reattach.dev"),
-        ("reattach-controller", "create delete patch update", "nodevolumereports.reattach.dev"),
-        ("reattach-controller", "create patch", "events. events.events.k8s.io"),
+        (
+            "reattach-agent",
+            "patch update",
+            "nodevolumereports/status.reattach.dev",
+        ),
+        (
+            "reattach-approver",
+            "approve",
+            "volumerecoveries.reattach.dev",
+        ),
+        (
+            "reattach-controller",
+            "create delete hold patch update",
+            "volumerecoveries.reattach.dev",
+        ),
+        (
+            "reattach-controller",
+            "patch update",
+            "volumerecoveries/status.reattach.dev",
+        ),
+        (
+            "reattach-controller",
+            "create delete patch update",
+            "nodevolumereports.reattach.dev",
+        ),
+        (
+            "reattach-controller",
+            "create patch",
+            "events. events.events.k8s.io",
+        ),
         ("reattach-controller", "create patch", "pods."),
         ("reattach-controller", "create", "pods/eviction."),
-        ("reattach-controller", "create", "subjectaccessreviews.authorization.k8s.io"),
-        ("reattach-controller", "delete patch", "volumeattachments.storage.k8s.io"),
+        (
+            "reattach-controller",
+            "create",
+            "subjectaccessreviews.authorization.k8s.io",
+        ),
+        (
+            "reattach-controller",
+            "delete patch",
+            "volumeattachments.storage.k8s.io",
+        ),
         ("reattach-controller", "patch", "nodes."),
-        ("reattach-controllerreattach-system", "create delete patch update", "leases.coordination.k8s.io"),
-        ("reattach-declarer", "declare", "volumerecoveries.reattach.dev"),
-        ("reattach-power-off", "poweroff", "recoverypolicies.reattach.dev volumerecoveries.reattach.dev"),
-        ("reattach-operator", "create patch", "volumerecoveries.reattach.dev"),
-        ("reattach-scaler", "patch update", "deployments.apps replicasets.apps statefulsets.apps"),
+        (
+            "reattach-controllerreattach-system",
+            "create delete patch update",
+            "leases.coordination.k8s.io",
+        ),
+        (
+            "reattach-declarer",
+            "declare",
+            "volumerecoveries.reattach.dev",
+        ),
+        (
+            "reattach-power-off",
+            "poweroff",
+            "recoverypolicies.reattach.dev volumerecoveries.reattach.dev",
+        ),
+        (
+            "reattach-operator",
+            "create patch",
+            "volumerecoveries.reattach.dev",
+        ),
+        (
+            "reattach-scaler",
+            "patch update",
+            "deployments.apps replicasets.apps statefulsets.apps",
+        ),
         (
             "reattach-scaler",
             "patch update",
@@ -173,18 +288,27 @@ fn rights_to_change_something_are_these() {
         ),
     ] {
         for verb in verbs.split(' ') {
-            expected.extend(resources.split(' ').map(|resource| format!("{role}: {verb} {resource}")));
+            expected.extend(
+                resources
+                    .split(' ')
+                    .map(|resource| format!("{role}: {verb} {resource}")),
+            );
         }
     }
     assert_eq!(writes, expected);
 }
 
 fn triples(rule: &Value) -> Vec<(&str, &str, &str)> {
-    let words = |key: &str| -> Vec<&str> { list(rule, key).iter().filter_map(Value::as_str).collect() };
+    let words =
+        |key: &str| -> Vec<&str> { list(rule, key).iter().filter_map(Value::as_str).collect() };
     let mut all = Vec::new();
     for group in words("/apiGroups") {
         for resource in words("/resources") {
-            all.extend(words("/verbs").into_iter().map(|verb| (group, resource, verb)));
+            all.extend(
+                words("/verbs")
+                    .into_iter()
+                    .map(|verb| (group, resource, verb)),
+            );
         }
     }
     all
@@ -193,8 +317,16 @@ fn triples(rule: &Value) -> Vec<(&str, &str, &str)> {
 #[test]
 fn every_reference_has_its_object() {
     let linode = render("overlays/linode");
-    for binding in linode.iter().filter(|o| text(o, "/kind").ends_with("RoleBinding")) {
-        let role = one_in(&linode, text(binding, "/roleRef/kind"), text(binding, "/roleRef/name"), binding);
+    for binding in linode
+        .iter()
+        .filter(|o| text(o, "/kind").ends_with("RoleBinding"))
+    {
+        let role = one_in(
+            &linode,
+            text(binding, "/roleRef/kind"),
+            text(binding, "/roleRef/name"),
+            binding,
+        );
         assert!(!list(role, "/rules").is_empty());
         for subject in list(binding, "/subjects") {
             assert_eq!(text(subject, "/namespace"), "reattach-system");
@@ -205,17 +337,35 @@ fn every_reference_has_its_object() {
     for policy in of_kind(&linode, "ValidatingAdmissionPolicy") {
         let binding = one(&linode, "ValidatingAdmissionPolicyBinding", name(policy));
         assert_eq!(text(binding, "/spec/policyName"), name(policy));
-        assert_eq!(binding["spec"]["validationActions"], serde_json::json!(["Deny"]));
-        assert_eq!(text(policy, "/spec/failurePolicy"), "Fail", "{}", name(policy));
-        assert!(binding["spec"].get("matchResources").is_none(), "{} is bound to a part only", name(policy));
+        assert_eq!(
+            binding["spec"]["validationActions"],
+            serde_json::json!(["Deny"])
+        );
+        assert_eq!(
+            text(policy, "/spec/failurePolicy"),
+            "Fail",
+            "{}",
+            name(policy)
+        );
+        assert!(
+            binding["spec"].get("matchResources").is_none(),
+            "{} is bound to a part only",
+            name(policy)
+        );
     }
     // The one that changes objects fails open, and finds nothing to do where nobody holds.
     let policies = of_kind(&linode, "MutatingAdmissionPolicy");
-    assert_eq!(policies.iter().map(|p| name(p)).collect::<Vec<_>>(), [HOLD_POLICY]);
+    assert_eq!(
+        policies.iter().map(|p| name(p)).collect::<Vec<_>>(),
+        [HOLD_POLICY]
+    );
     assert_eq!(text(policies[0], "/spec/failurePolicy"), "Ignore");
     let binding = one(&linode, "MutatingAdmissionPolicyBinding", HOLD_POLICY);
     assert_eq!(text(binding, "/spec/policyName"), HOLD_POLICY);
-    assert_eq!(text(binding, "/spec/paramRef/parameterNotFoundAction"), "Allow");
+    assert_eq!(
+        text(binding, "/spec/paramRef/parameterNotFoundAction"),
+        "Allow"
+    );
     let held = serde_json::json!({ HOLD_LABEL: "true" });
     assert_eq!(binding["spec"]["paramRef"]["selector"]["matchLabels"], held);
 }
@@ -232,23 +382,39 @@ fn policies_follow_the_namespace_of_the_installation() {
     let moved: Vec<Value> = render("overlays/linode")
         .into_iter()
         .map(|object| {
-            let text = object.to_string().replace("reattach-system", "storage-rescue");
+            let text = object
+                .to_string()
+                .replace("reattach-system", "storage-rescue");
             serde_json::from_str(&text).expect("JSON")
         })
         .collect();
     bounded("storage-rescue", &moved);
     let leases = one_of(&moved, "Role", "kube-node-lease", "reattach-controller");
-    assert!(!list(leases, "/rules").is_empty(), "kubelet's Leases stay where they are");
+    assert!(
+        !list(leases, "/rules").is_empty(),
+        "kubelet's Leases stay where they are"
+    );
     let account = one_of(&moved, "ServiceAccount", "storage-rescue", "reattach-agent");
     let agent = format!("system:serviceaccount:storage-rescue:{}", name(account));
     for policy in ["reattach-report-status", "reattach-report-create"] {
         let mut said = Vec::new();
         strings(one(&moved, "ValidatingAdmissionPolicy", policy), &mut said);
-        assert!(said.iter().any(|text| text.contains(&format!("'{agent}'"))), "{policy}");
+        assert!(
+            said.iter().any(|text| text.contains(&format!("'{agent}'"))),
+            "{policy}"
+        );
     }
-    for binding in moved.iter().filter(|o| text(o, "/kind").ends_with("RoleBinding")) {
+    for binding in moved
+        .iter()
+        .filter(|o| text(o, "/kind").ends_with("RoleBinding"))
+    {
         for subject in list(binding, "/subjects") {
-            assert_eq!(text(subject, "/namespace"), "storage-rescue", "{}", name(binding));
+            assert_eq!(
+                text(subject, "/namespace"),
+                "storage-rescue",
+                "{}",
+                name(binding)
+            );
         }
     }
 }
@@ -259,13 +425,20 @@ fn an_overlay_with_a_namespace_is_refused() {
     let folder = std::env::temp_dir().join(format!("reattach-namespace-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let up = "../".repeat(folder.components().count());
-    let base = deploy().canonicalize().expect("deploy/").join("overlays/linode");
+    let base = deploy()
+        .canonicalize()
+        .expect("deploy/")
+        .join("overlays/linode");
     let overlay = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [\"{up}{}\"]\nnamespace: x\n",
         base.strip_prefix("/").expect("absolute").display()
     );
     std::fs::write(folder.join("kustomization.yaml"), overlay).expect("written");
-    let out = Command::new("kubectl").arg("kustomize").arg(&folder).output().expect("kubectl");
+    let out = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(&folder)
+        .output()
+        .expect("kubectl");
     std::fs::remove_dir_all(&folder).expect("removed");
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(
@@ -281,33 +454,51 @@ fn bounded(namespace: &str, objects: &[Value]) {
     let account = text(pods, "/spec/template/spec/serviceAccountName");
     one_of(objects, "ServiceAccount", namespace, account);
     assert_eq!(text(pods, "/metadata/namespace"), namespace);
-    let condition = format!("request.userInfo.username == 'system:serviceaccount:{namespace}:{account}'");
+    let condition =
+        format!("request.userInfo.username == 'system:serviceaccount:{namespace}:{account}'");
     let by_the_controller: BTreeSet<&str> = of_kind(objects, "ValidatingAdmissionPolicy")
         .into_iter()
         .filter(|policy| {
-            list(policy, "/spec/matchConditions").iter().any(|c| text(c, "/expression").trim() == condition)
+            list(policy, "/spec/matchConditions")
+                .iter()
+                .any(|c| text(c, "/expression").trim() == condition)
         })
         .map(name)
         .collect();
     let known: BTreeSet<&str> = ALWAYS.into_iter().chain(SCALING).collect();
     assert_eq!(by_the_controller, known);
     for policy in &known {
-        let conditions = list(one(objects, "ValidatingAdmissionPolicy", policy), "/spec/matchConditions");
-        assert_eq!(conditions.len(), 1, "{policy}: the controller takes it for weakened otherwise");
+        let conditions = list(
+            one(objects, "ValidatingAdmissionPolicy", policy),
+            "/spec/matchConditions",
+        );
+        assert_eq!(
+            conditions.len(),
+            1,
+            "{policy}: the controller takes it for weakened otherwise"
+        );
     }
     let rules = list(one(objects, "ClusterRole", "reattach-controller"), "/rules");
-    for resource in ["validatingadmissionpolicies", "validatingadmissionpolicybindings"] {
-        let rule = rules.iter().find(|rule| list(rule, "/resources").iter().any(|r| r == resource));
+    for resource in [
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+    ] {
+        let rule = rules
+            .iter()
+            .find(|rule| list(rule, "/resources").iter().any(|r| r == resource));
         let rule = rule.unwrap_or_else(|| panic!("it may not read {resource}"));
-        let names: BTreeSet<&str> = list(rule, "/resourceNames").iter().filter_map(Value::as_str).collect();
+        let names: BTreeSet<&str> = list(rule, "/resourceNames")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         assert_eq!(names, known, "{resource}");
     }
 }
 
 fn one_of<'a>(objects: &'a [Value], kind: &str, namespace: &str, wanted: &str) -> &'a Value {
-    let found = objects
-        .iter()
-        .find(|o| o["kind"] == kind && name(o) == wanted && text(o, "/metadata/namespace") == namespace);
+    let found = objects.iter().find(|o| {
+        o["kind"] == kind && name(o) == wanted && text(o, "/metadata/namespace") == namespace
+    });
     found.unwrap_or_else(|| panic!("no {kind} {namespace}/{wanted}"))
 }
 
@@ -315,19 +506,36 @@ fn one_of<'a>(objects: &'a [Value], kind: &str, namespace: &str, wanted: &str) -
 #[test]
 fn network_policies_let_in_the_metrics_port_only() {
     let linode = render("overlays/linode");
-    for (kind, app) in [("Deployment", "reattach-controller"), ("DaemonSet", "reattach-agent")] {
+    for (kind, app) in [
+        ("Deployment", "reattach-controller"),
+        ("DaemonSet", "reattach-agent"),
+    ] {
         let policy = one(&linode, "NetworkPolicy", app);
         let template = &one(&linode, kind, app)["spec"]["template"];
         // A NetworkPolicy does not bind pods in the node's network.
         assert_ne!(template["spec"]["hostNetwork"], true, "{app}");
-        let selected = policy["spec"]["podSelector"]["matchLabels"].as_object().expect("labels");
+        let selected = policy["spec"]["podSelector"]["matchLabels"]
+            .as_object()
+            .expect("labels");
         for (label, value) in selected {
             assert_eq!(&template["metadata"]["labels"][label], value, "{app}");
         }
-        assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]), "{app}");
-        let served = list(container(&linode, kind, app), "/ports").iter().map(|port| &port["name"]);
-        let let_in = list(policy, "/spec/ingress").iter().flat_map(|rule| list(rule, "/ports"));
-        assert_eq!(let_in.map(|port| &port["port"]).collect::<Vec<_>>(), served.collect::<Vec<_>>(), "{app}");
+        assert_eq!(
+            policy["spec"]["policyTypes"],
+            serde_json::json!(["Ingress", "Egress"]),
+            "{app}"
+        );
+        let served = list(container(&linode, kind, app), "/ports")
+            .iter()
+            .map(|port| &port["name"]);
+        let let_in = list(policy, "/spec/ingress")
+            .iter()
+            .flat_map(|rule| list(rule, "/ports"));
+        assert_eq!(
+            let_in.map(|port| &port["port"]).collect::<Vec<_>>(),
+            served.collect::<Vec<_>>(),
+            "{app}"
+        );
         for rule in list(policy, "/spec/egress") {
             assert!(!list(rule, "/ports").is_empty(), "{app} may open any port");
         }
@@ -339,7 +547,8 @@ fn one_in<'a>(objects: &'a [Value], kind: &str, wanted: &str, binding: &Value) -
     let found = objects.iter().find(|o| {
         o["kind"] == kind
             && name(o) == wanted
-            && (kind == "ClusterRole" || o["metadata"]["namespace"] == binding["metadata"]["namespace"])
+            && (kind == "ClusterRole"
+                || o["metadata"]["namespace"] == binding["metadata"]["namespace"])
     });
     found.unwrap_or_else(|| panic!("no {kind} {wanted}"))
 }
@@ -347,10 +556,14 @@ fn one_in<'a>(objects: &'a [Value], kind: &str, wanted: &str, binding: &Value) -
 /// The agent that the live tests run is built as the one in the image.
 #[test]
 fn the_agent_is_tested_as_it_is_shipped() {
-    let build = "cargo build --profile agent --locked --package reattach-agent --bin reattach-agent";
+    let build =
+        "cargo build --profile agent --locked --package reattach-agent --bin reattach-agent";
     for file in ["Dockerfile", "../tests/run"] {
         let text = std::fs::read_to_string(deploy().join(file)).expect("a file");
-        assert!(text.contains(build), "{file} builds the agent otherwise than by: {build}");
+        assert!(
+            text.contains(build),
+            "{file} builds the agent otherwise than by: {build}"
+        );
     }
 }
 
@@ -364,25 +577,52 @@ fn images_and_dockerfile_agree() {
         dockerfile.lines().filter(with).map(words).collect()
     };
     let linode = render("overlays/linode");
-    for (kind, binary) in [("Deployment", "reattach-controller"), ("DaemonSet", "reattach-agent")] {
+    for (kind, binary) in [
+        ("Deployment", "reattach-controller"),
+        ("DaemonSet", "reattach-agent"),
+    ] {
         let image = text(container(&linode, kind, binary), "/image");
         let (repository, tag) = image.rsplit_once(':').expect("a tag");
         assert_eq!(repository, format!("ghcr.io/reattach/{binary}"));
-        assert_eq!(tag, env!("CARGO_PKG_VERSION"), "newTag in deploy/base/kustomization.yaml");
-        let stage = lines("FROM").into_iter().find(|from| from.last().is_some_and(|last| last == binary));
+        assert_eq!(
+            tag,
+            env!("CARGO_PKG_VERSION"),
+            "newTag in deploy/base/kustomization.yaml"
+        );
+        let stage = lines("FROM")
+            .into_iter()
+            .find(|from| from.last().is_some_and(|last| last == binary));
         assert!(stage.is_some(), "no stage for {binary}");
         let entry = lines("ENTRYPOINT").concat().concat();
-        assert!(entry.contains(&format!("[\"/usr/local/bin/{binary}\"]")), "{entry}");
-        assert!(deploy().join("../src").join(&binary["reattach-".len()..]).join("Cargo.toml").is_file());
+        assert!(
+            entry.contains(&format!("[\"/usr/local/bin/{binary}\"]")),
+            "{entry}"
+        );
+        assert!(
+            deploy()
+                .join("../src")
+                .join(&binary["reattach-".len()..])
+                .join("Cargo.toml")
+                .is_file()
+        );
     }
-    let toolchain = std::fs::read_to_string(deploy().join("../rust-toolchain.toml")).expect("a toolchain");
-    let channel =
-        toolchain.lines().find_map(|l| l.strip_prefix("channel = ")).expect("a channel").trim_matches('"');
+    let toolchain =
+        std::fs::read_to_string(deploy().join("../rust-toolchain.toml")).expect("a toolchain");
+    let channel = toolchain
+        .lines()
+        .find_map(|l| l.strip_prefix("channel = "))
+        .expect("a channel")
+        .trim_matches('"');
     assert!(
-        lines("FROM").iter().any(|from| from[0].starts_with(&format!("rust:{channel}-"))),
+        lines("FROM")
+            .iter()
+            .any(|from| from[0].starts_with(&format!("rust:{channel}-"))),
         "the Dockerfile builds with another Rust than {channel}"
     );
-    for copy in lines("COPY").iter().filter(|copy| !copy[0].starts_with("--from")) {
+    for copy in lines("COPY")
+        .iter()
+        .filter(|copy| !copy[0].starts_with("--from"))
+    {
         for source in &copy[..copy.len() - 1] {
             assert!(
                 deploy().join("..").join(source).exists(),

@@ -39,7 +39,10 @@ pub async fn creation(installed: &Installed<'_>) {
             json!({ "claimName": "" }),
             "claimName must be the name of a PersistentVolumeClaim in this namespace",
         ),
-        (json!({ "claimName": "c".repeat(254) }), "spec.claimName: Too long"),
+        (
+            json!({ "claimName": "c".repeat(254) }),
+            "spec.claimName: Too long",
+        ),
         // A name is no path to somewhere else.
         (
             json!({ "claimName": "team-b/data" }),
@@ -49,40 +52,101 @@ pub async fn creation(installed: &Installed<'_>) {
             json!({ "claimName": "../../team-b/persistentvolumeclaims/data" }),
             "claimName must be the name of a PersistentVolumeClaim in this namespace",
         ),
-        (json!({ "claimName": null }), "spec.claimName: Required value"),
-        (json!({ "requester": "" }), "requester must be your own user name (kubectl auth whoami)"),
-        (json!({ "requester": null }), "spec.requester: Required value"),
+        (
+            json!({ "claimName": null }),
+            "spec.claimName: Required value",
+        ),
+        (
+            json!({ "requester": "" }),
+            "requester must be your own user name (kubectl auth whoami)",
+        ),
+        (
+            json!({ "requester": null }),
+            "spec.requester: Required value",
+        ),
         (
             json!({ "runbook": "Scale to zero" }),
             "runbook must be the name of a runbook, such as scale-to-zero",
         ),
-        (json!({ "runbook": "../secret" }), "runbook must be the name of a runbook, such as scale-to-zero"),
-        (json!({ "mode": "Force" }), "supported values: \"Observe\", \"DryRun\", \"Approve\", \"Auto\""),
-        (hash("0123456789ABCDEF"), "planHash must be the 16 hexadecimal digits of status.planHash"),
-        (hash("0123456789abcde"), "planHash must be the 16 hexadecimal digits of status.planHash"),
-        (hash("0123456789abcdef0"), "spec.approval.planHash: Too long"),
-        (json!({ "approval": { "approver": "admin" } }), "spec.approval.planHash: Required value"),
-        (json!({ "abort": { "reason": "none" } }), "spec.abort.by: Required value"),
-        (word(json!({ "holder": "" })), "holder must be the instance that cannot write"),
-        (word(json!({ "reason": "" })), "reason must say why the instance cannot write"),
-        (word(json!({ "reason": "r".repeat(1025) })), "spec.declaration.reason: Too long"),
-        (word(json!({ "declaredBy": "" })), "declaredBy must be your own user name (kubectl auth whoami)"),
+        (
+            json!({ "runbook": "../secret" }),
+            "runbook must be the name of a runbook, such as scale-to-zero",
+        ),
+        (
+            json!({ "mode": "Force" }),
+            "supported values: \"Observe\", \"DryRun\", \"Approve\", \"Auto\"",
+        ),
+        (
+            hash("0123456789ABCDEF"),
+            "planHash must be the 16 hexadecimal digits of status.planHash",
+        ),
+        (
+            hash("0123456789abcde"),
+            "planHash must be the 16 hexadecimal digits of status.planHash",
+        ),
+        (
+            hash("0123456789abcdef0"),
+            "spec.approval.planHash: Too long",
+        ),
+        (
+            json!({ "approval": { "approver": "admin" } }),
+            "spec.approval.planHash: Required value",
+        ),
+        (
+            json!({ "abort": { "reason": "none" } }),
+            "spec.abort.by: Required value",
+        ),
+        (
+            word(json!({ "holder": "" })),
+            "holder must be the instance that cannot write",
+        ),
+        (
+            word(json!({ "reason": "" })),
+            "reason must say why the instance cannot write",
+        ),
+        (
+            word(json!({ "reason": "r".repeat(1025) })),
+            "spec.declaration.reason: Too long",
+        ),
+        (
+            word(json!({ "declaredBy": "" })),
+            "declaredBy must be your own user name (kubectl auth whoami)",
+        ),
         (word(json!({ "at": "yesterday" })), "spec.declaration.at"),
-        (word(json!({ "at": null })), "spec.declaration.at: Required value"),
-        (json!({ "powerOff": {} }), "spec.powerOff.allowedBy: Required value"),
+        (
+            word(json!({ "at": null })),
+            "spec.declaration.at: Required value",
+        ),
+        (
+            json!({ "powerOff": {} }),
+            "spec.powerOff.allowedBy: Required value",
+        ),
         (
             json!({ "powerOff": { "allowedBy": "" } }),
             "allowedBy must be your own user name (kubectl auth whoami)",
         ),
-        (json!({ "reason": "r".repeat(1025) }), "spec.reason: Too long"),
+        (
+            json!({ "reason": "r".repeat(1025) }),
+            "spec.reason: Too long",
+        ),
     ] {
-        let answer =
-            api.create(&PostParams::default(), &object(recovery("bad", "admin", changes.clone()))).await;
+        let answer = api
+            .create(
+                &PostParams::default(),
+                &object(recovery("bad", "admin", changes.clone())),
+            )
+            .await;
         refused(&changes.to_string(), answer, 422, says);
     }
     let mut unset = recovery("defaulted", "admin", json!({}));
-    unset["spec"].as_object_mut().expect("a spec").remove("mode");
-    let made = api.create(&PostParams::default(), &object(unset)).await.expect("created");
+    unset["spec"]
+        .as_object_mut()
+        .expect("a spec")
+        .remove("mode");
+    let made = api
+        .create(&PostParams::default(), &object(unset))
+        .await
+        .expect("created");
     assert_eq!(made.data["spec"]["mode"], "DryRun");
 }
 
@@ -93,18 +157,45 @@ pub async fn immutable_fields(installed: &Installed<'_>) {
     let spoken = json!({ "reason": "disk lost", "confirmWorkload": "StatefulSet/db", "approval": approval, "abort": abort });
     create(&api, recovery("fixed", "admin", spoken)).await;
     for (change, says) in [
-        (json!({ "claimName": "other" }), "claimName is fixed once created"),
-        (json!({ "requester": "alice" }), "requester is fixed once created"),
+        (
+            json!({ "claimName": "other" }),
+            "claimName is fixed once created",
+        ),
+        (
+            json!({ "requester": "alice" }),
+            "requester is fixed once created",
+        ),
         (json!({ "mode": "Auto" }), "mode is fixed once created"),
         (json!({ "mode": null }), "mode is fixed once created"),
-        (json!({ "runbook": "other" }), "runbook is fixed once created"),
-        (json!({ "reason": "another" }), "reason is fixed once created"),
+        (
+            json!({ "runbook": "other" }),
+            "runbook is fixed once created",
+        ),
+        (
+            json!({ "reason": "another" }),
+            "reason is fixed once created",
+        ),
         (json!({ "reason": null }), "reason is fixed once created"),
-        (json!({ "confirmWorkload": "StatefulSet/other" }), "confirmWorkload is fixed once created"),
-        (json!({ "confirmWorkload": null }), "confirmWorkload is fixed once created"),
-        (json!({ "abort": null }), "an abort cannot be taken back or changed"),
-        (json!({ "abort": { "reason": "another" } }), "an abort cannot be taken back or changed"),
-        (json!({ "approval": null }), "an approval cannot be taken back or changed"),
+        (
+            json!({ "confirmWorkload": "StatefulSet/other" }),
+            "confirmWorkload is fixed once created",
+        ),
+        (
+            json!({ "confirmWorkload": null }),
+            "confirmWorkload is fixed once created",
+        ),
+        (
+            json!({ "abort": null }),
+            "an abort cannot be taken back or changed",
+        ),
+        (
+            json!({ "abort": { "reason": "another" } }),
+            "an abort cannot be taken back or changed",
+        ),
+        (
+            json!({ "approval": null }),
+            "an approval cannot be taken back or changed",
+        ),
         (
             json!({ "approval": { "planHash": "fedcba9876543210" } }),
             "an approval cannot be taken back or changed",
@@ -118,13 +209,20 @@ pub async fn immutable_fields(installed: &Installed<'_>) {
     create(&api, recovery("open", "admin", json!({}))).await;
     let confirm = Patch::Merge(json!({ "spec": { "confirmWorkload": "StatefulSet/db" } }));
     let answer = api.patch("open", &PatchParams::default(), &confirm).await;
-    refused("a late confirmWorkload", answer, 422, "confirmWorkload is fixed once created");
+    refused(
+        "a late confirmWorkload",
+        answer,
+        422,
+        "confirmWorkload is fixed once created",
+    );
     let reason = Patch::Merge(json!({ "spec": { "reason": "said afterwards" } }));
     let answer = api.patch("open", &PatchParams::default(), &reason).await;
     refused("a late reason", answer, 422, "reason is fixed once created");
     for later in [json!({ "approval": approval }), json!({ "abort": abort })] {
         let patch = Patch::Merge(json!({ "spec": later }));
-        api.patch("open", &PatchParams::default(), &patch).await.expect("accepted");
+        api.patch("open", &PatchParams::default(), &patch)
+            .await
+            .expect("accepted");
     }
 }
 
@@ -138,7 +236,9 @@ pub async fn nothing_written_counts_as_nothing(installed: &Installed<'_>) {
         json!({ "abort": { "by": "admin" } }),
     ] {
         let patch = Patch::Merge(json!({ "spec": later }));
-        api.patch("nothing", &PatchParams::default(), &patch).await.expect("accepted");
+        api.patch("nothing", &PatchParams::default(), &patch)
+            .await
+            .expect("accepted");
     }
 }
 
@@ -156,13 +256,27 @@ pub async fn policies(installed: &Installed<'_>) {
     };
     for (spec, says) in [
         (json!({ "mode": "Always" }), "supported values"),
-        (json!({ "runbook": "" }), "runbook must be the name of a runbook"),
-        (json!({ "budgets": { "cluster": 0 } }), "spec.budgets.cluster"),
+        (
+            json!({ "runbook": "" }),
+            "runbook must be the name of a runbook",
+        ),
+        (
+            json!({ "budgets": { "cluster": 0 } }),
+            "spec.budgets.cluster",
+        ),
         (json!({ "budgets": { "node": 101 } }), "spec.budgets.node"),
-        (json!({ "powerOff": "Allowed", "selector": { "claimLabels": { "tier": "gold" } } }), LABELS_ALONE),
-        (json!({ "nodes": {}, "selector": { "claimLabels": { "tier": "gold" } } }), LABELS_ALONE),
+        (
+            json!({ "powerOff": "Allowed", "selector": { "claimLabels": { "tier": "gold" } } }),
+            LABELS_ALONE,
+        ),
+        (
+            json!({ "nodes": {}, "selector": { "claimLabels": { "tier": "gold" } } }),
+            LABELS_ALONE,
+        ),
     ] {
-        let answer = api.create(&PostParams::default(), &object(policy(spec.clone()))).await;
+        let answer = api
+            .create(&PostParams::default(), &object(policy(spec.clone())))
+            .await;
         refused(&spec.to_string(), answer, 422, says);
     }
     for spec in [
@@ -171,16 +285,34 @@ pub async fn policies(installed: &Installed<'_>) {
         json!({ "powerOff": "Allowed", "nodes": {}, "selector": {} }),
     ] {
         create(&api, policy(spec)).await;
-        api.delete("p", &DeleteParams::default()).await.expect("deleted");
+        api.delete("p", &DeleteParams::default())
+            .await
+            .expect("deleted");
     }
     let made = create(&api, policy(json!({}))).await;
     assert_eq!(made.data["spec"]["mode"], "DryRun");
-    assert_eq!(made.data["spec"]["budgets"], json!({ "cluster": 10, "node": 5 }));
-    api.delete("p", &DeleteParams::default()).await.expect("deleted");
+    assert_eq!(
+        made.data["spec"]["budgets"],
+        json!({ "cluster": 10, "node": 5 })
+    );
+    api.delete("p", &DeleteParams::default())
+        .await
+        .expect("deleted");
 
     // The one that comes with the installation does nothing, and any other goes before it.
-    let default = Api::<RecoveryPolicy>::all(installed.admin.clone()).get("default").await.expect("there");
+    let default = Api::<RecoveryPolicy>::all(installed.admin.clone())
+        .get("default")
+        .await
+        .expect("there");
     assert_eq!(default.spec.mode, reattach_core::policy::Mode::DryRun);
-    assert!(default.spec.precedence < made.data["spec"]["precedence"].as_i64().map_or(0, |p| p as i32));
-    assert_eq!(default.spec.selector, reattach_api::PolicySelector::default());
+    assert!(
+        default.spec.precedence
+            < made.data["spec"]["precedence"]
+                .as_i64()
+                .map_or(0, |p| p as i32)
+    );
+    assert_eq!(
+        default.spec.selector,
+        reattach_api::PolicySelector::default()
+    );
 }

@@ -40,8 +40,15 @@ impl Attempt {
             "delete" => ("DELETE", "application/json"),
             _ => ("PATCH", "application/merge-patch+json"),
         };
-        let body = if self.verb == "delete" { Vec::new() } else { self.body.to_string().into_bytes() };
-        let request = http::Request::builder().method(method).uri(uri).header("content-type", content);
+        let body = if self.verb == "delete" {
+            Vec::new()
+        } else {
+            self.body.to_string().into_bytes()
+        };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("content-type", content);
         client.request(request.body(body).expect("a request")).await
     }
 
@@ -50,15 +57,31 @@ impl Attempt {
             || " at the cluster scope".to_owned(),
             |namespace| format!(" in the namespace {namespace:?}"),
         );
-        let Self { verb, group, resource, .. } = self;
+        let Self {
+            verb,
+            group,
+            resource,
+            ..
+        } = self;
         format!("User {user:?} cannot {verb} resource {resource:?} in API group {group:?}{scope}")
     }
 }
 
 fn at(group: &str, namespace: Option<&str>, rest: &str) -> String {
-    let version = if group == "reattach.dev" { "v1alpha1" } else { "v1" };
-    let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/{version}") };
-    namespace.map_or_else(|| format!("{root}/{rest}"), |n| format!("{root}/namespaces/{n}/{rest}"))
+    let version = if group == "reattach.dev" {
+        "v1alpha1"
+    } else {
+        "v1"
+    };
+    let root = if group.is_empty() {
+        "/api/v1".to_owned()
+    } else {
+        format!("/apis/{group}/{version}")
+    };
+    namespace.map_or_else(
+        || format!("{root}/{rest}"),
+        |n| format!("{root}/namespaces/{n}/{rest}"),
+    )
 }
 
 fn annotations(keys: &Value) -> Value {
@@ -67,7 +90,15 @@ fn annotations(keys: &Value) -> Value {
 
 /// Rows of verb, group, resource with subresource, name of the object (`""`: a creation), namespace, body, and whether
 /// it is the controller's.
-type Row = (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, Value, bool);
+type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    Option<&'static str>,
+    Value,
+    bool,
+);
 
 fn attempts() -> Vec<Attempt> {
     let there = Some("team-b");
@@ -85,8 +116,7 @@ fn attempts() -> Vec<Attempt> {
     let marks = annotations(&json!({
         "reattach.dev/restore": "{}", "reattach.dev/expendable-emptydirs": "true", "reattach.dev/opt-out": "true",
     }));
-    let taint =
-        |key: &str| json!({ "spec": { "taints": [{ "key": key, "value": "x", "effect": "NoSchedule" }] } });
+    let taint = |key: &str| json!({ "spec": { "taints": [{ "key": key, "value": "x", "effect": "NoSchedule" }] } });
     let lease = |name: &str| {
         json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": name },
@@ -98,8 +128,24 @@ fn attempts() -> Vec<Attempt> {
     let policy = json!({ "spec": { "mode": "Auto" } });
     let ours = "reattach.dev";
     let rows: Vec<Row> = vec![
-        ("create", ours, "volumerecoveries", "", there, recovery("theirs", CONTROLLER, json!({})), true),
-        ("patch", ours, "volumerecoveries", "by-policy", there, abort, false),
+        (
+            "create",
+            ours,
+            "volumerecoveries",
+            "",
+            there,
+            recovery("theirs", CONTROLLER, json!({})),
+            true,
+        ),
+        (
+            "patch",
+            ours,
+            "volumerecoveries",
+            "by-policy",
+            there,
+            abort,
+            false,
+        ),
         (
             "patch",
             ours,
@@ -109,20 +155,100 @@ fn attempts() -> Vec<Attempt> {
             json!({ "spec": declaration("admin") }),
             false,
         ),
-        ("patch", ours, "volumerecoveries", "by-policy", there, json!({ "spec": allowance("admin") }), false),
-        ("patch", ours, "volumerecoveries", "by-policy", there, hold, true),
-        ("patch", ours, "volumerecoveries/status", "by-policy", there, status, true),
-        ("delete", ours, "volumerecoveries", "by-policy", there, Value::Null, true),
-        ("patch", ours, "recoverypolicies", "default", None, policy, false),
+        (
+            "patch",
+            ours,
+            "volumerecoveries",
+            "by-policy",
+            there,
+            json!({ "spec": allowance("admin") }),
+            false,
+        ),
+        (
+            "patch",
+            ours,
+            "volumerecoveries",
+            "by-policy",
+            there,
+            hold,
+            true,
+        ),
+        (
+            "patch",
+            ours,
+            "volumerecoveries/status",
+            "by-policy",
+            there,
+            status,
+            true,
+        ),
+        (
+            "delete",
+            ours,
+            "volumerecoveries",
+            "by-policy",
+            there,
+            Value::Null,
+            true,
+        ),
+        (
+            "patch",
+            ours,
+            "recoverypolicies",
+            "default",
+            None,
+            policy,
+            false,
+        ),
         ("create", "", "pods", "", there, gated, false),
         ("patch", "", "pods", "theirs", there, marks.clone(), false),
         ("create", "", "pods/eviction", "theirs", there, evict, true),
         ("delete", "", "pods", "theirs", there, Value::Null, false),
-        ("patch", "apps", "deployments", "web", there, marks.clone(), false),
-        ("patch", "apps", "deployments/scale", "web", there, json!({ "spec": { "replicas": 0 } }), true),
-        ("patch", "", "persistentvolumeclaims", "data", there, marks.clone(), false),
-        ("patch", "", "persistentvolumes", "pv-b", None, marks.clone(), false),
-        ("patch", "", "namespaces", "team-b", there, marks.clone(), false),
+        (
+            "patch",
+            "apps",
+            "deployments",
+            "web",
+            there,
+            marks.clone(),
+            false,
+        ),
+        (
+            "patch",
+            "apps",
+            "deployments/scale",
+            "web",
+            there,
+            json!({ "spec": { "replicas": 0 } }),
+            true,
+        ),
+        (
+            "patch",
+            "",
+            "persistentvolumeclaims",
+            "data",
+            there,
+            marks.clone(),
+            false,
+        ),
+        (
+            "patch",
+            "",
+            "persistentvolumes",
+            "pv-b",
+            None,
+            marks.clone(),
+            false,
+        ),
+        (
+            "patch",
+            "",
+            "namespaces",
+            "team-b",
+            there,
+            marks.clone(),
+            false,
+        ),
         (
             "patch",
             "storage.k8s.io",
@@ -132,21 +258,91 @@ fn attempts() -> Vec<Attempt> {
             annotations(&json!({ "reattach.dev/requeued": "now" })),
             true,
         ),
-        ("delete", "storage.k8s.io", "volumeattachments", "va-b", None, Value::Null, false),
-        ("patch", "", "nodes", "node-b", None, taint("node.kubernetes.io/out-of-service"), false),
-        ("patch", "", "nodes", "node-b", None, taint("reattach.dev/quarantine"), true),
+        (
+            "delete",
+            "storage.k8s.io",
+            "volumeattachments",
+            "va-b",
+            None,
+            Value::Null,
+            false,
+        ),
+        (
+            "patch",
+            "",
+            "nodes",
+            "node-b",
+            None,
+            taint("node.kubernetes.io/out-of-service"),
+            false,
+        ),
+        (
+            "patch",
+            "",
+            "nodes",
+            "node-b",
+            None,
+            taint("reattach.dev/quarantine"),
+            true,
+        ),
         ("patch", "", "nodes", "node-b", None, marks, false),
-        ("patch", "", "nodes/status", "node-b", None, json!({ "status": { "volumesInUse": [] } }), false),
-        ("create", "coordination.k8s.io", "leases", "", Some(SYSTEM), lease("reattach-mine"), true),
-        ("create", "coordination.k8s.io", "leases", "", Some("kube-node-lease"), lease("node-b"), false),
-        ("create", "", "serviceaccounts/token", "reattach-controller", Some(SYSTEM), token, false),
+        (
+            "patch",
+            "",
+            "nodes/status",
+            "node-b",
+            None,
+            json!({ "status": { "volumesInUse": [] } }),
+            false,
+        ),
+        (
+            "create",
+            "coordination.k8s.io",
+            "leases",
+            "",
+            Some(SYSTEM),
+            lease("reattach-mine"),
+            true,
+        ),
+        (
+            "create",
+            "coordination.k8s.io",
+            "leases",
+            "",
+            Some("kube-node-lease"),
+            lease("node-b"),
+            false,
+        ),
+        (
+            "create",
+            "",
+            "serviceaccounts/token",
+            "reattach-controller",
+            Some(SYSTEM),
+            token,
+            false,
+        ),
     ];
     let attempt = |(verb, group, resource, name, namespace, body, by_controller): Row| {
-        let (plural, sub) = resource.split_once('/').map_or((resource, ""), |(p, s)| (p, s));
-        let rest = [plural, name, sub].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
+        let (plural, sub) = resource
+            .split_once('/')
+            .map_or((resource, ""), |(p, s)| (p, s));
+        let rest = [plural, name, sub]
+            .into_iter()
+            .filter(|p| !p.is_empty())
+            .collect::<Vec<_>>()
+            .join("/");
         // A Namespace is asked about in its own scope.
         let path = at(group, namespace.filter(|_| plural != "namespaces"), &rest);
-        Attempt { verb, group, resource, namespace, path, body, by_controller }
+        Attempt {
+            verb,
+            group,
+            resource,
+            namespace,
+            path,
+            body,
+            by_controller,
+        }
     };
     rows.into_iter().map(attempt).collect()
 }
@@ -168,7 +364,11 @@ async fn another_team(installed: &Installed<'_>) -> String {
         "metadata": { "name": "data" },
         "spec": { "accessModes": ["ReadWriteOnce"], "resources": size, "volumeName": "pv-b", "storageClassName": "" },
     });
-    create(&Api::<PersistentVolumeClaim>::namespaced(admin.clone(), "team-b"), claim).await;
+    create(
+        &Api::<PersistentVolumeClaim>::namespaced(admin.clone(), "team-b"),
+        claim,
+    )
+    .await;
     let volume = json!({
         "metadata": { "name": "pv-b" },
         "spec": {
@@ -197,11 +397,21 @@ pub async fn what_is_not_theirs(installed: &Installed<'_>) {
         }
         for (who, client) in [("adam", &tenant), (AGENT, &agent)] {
             let what = format!("{} {} by {who}", attempt.verb, attempt.path);
-            refused(&what, attempt.by(client, false).await, 403, &attempt.refusal(who));
+            refused(
+                &what,
+                attempt.by(client, false).await,
+                403,
+                &attempt.refusal(who),
+            );
         }
-        let right = if attempt.by_controller { &installed.controller } else { &installed.admin };
+        let right = if attempt.by_controller {
+            &installed.controller
+        } else {
+            &installed.admin
+        };
         let answer = attempt.by(right, true).await;
-        answer.unwrap_or_else(|e| panic!("{} {} by the right one: {e}", attempt.verb, attempt.path));
+        answer
+            .unwrap_or_else(|e| panic!("{} {} by the right one: {e}", attempt.verb, attempt.path));
     }
 }
 
@@ -215,21 +425,37 @@ pub async fn names_that_are_not_theirs(installed: &Installed<'_>) {
         403,
         "ValidatingAdmissionPolicy 'reattach-recovery-authority' with binding 'reattach-recovery-authority' denied request: spec.requester must be your own user name, adam, not olga",
     );
-    ask(&adam, "team-a", "borrowed", "adam", json!({})).await.expect("his own name");
+    ask(&adam, "team-a", "borrowed", "adam", json!({}))
+        .await
+        .expect("his own name");
     for (words, says) in [
-        (approval("olga"), "spec.approval.approver must be your own user name, adam, not olga"),
+        (
+            approval("olga"),
+            "spec.approval.approver must be your own user name, adam, not olga",
+        ),
         (
             json!({ "abort": { "by": "olga", "reason": "hers" } }),
             "spec.abort.by must be your own user name, adam, not olga",
         ),
-        (declaration("dora"), "spec.declaration.declaredBy must be your own user name, adam, not dora"),
-        (allowance("dora"), "spec.powerOff.allowedBy must be your own user name, adam, not dora"),
+        (
+            declaration("dora"),
+            "spec.declaration.declaredBy must be your own user name, adam, not dora",
+        ),
+        (
+            allowance("dora"),
+            "spec.powerOff.allowedBy must be your own user name, adam, not dora",
+        ),
         (
             declaration(CONTROLLER),
             "spec.declaration.declaredBy must be your own user name, adam, not system:",
         ),
     ] {
-        refused(&words.to_string(), say(&adam, "borrowed", words.clone()).await, 403, says);
+        refused(
+            &words.to_string(),
+            say(&adam, "borrowed", words.clone()).await,
+            403,
+            says,
+        );
         let made = ask(&adam, "team-a", "borrowed-at-once", "adam", words.clone()).await;
         refused(&format!("{words} at creation"), made, 403, says);
     }
@@ -239,12 +465,20 @@ pub async fn names_that_are_not_theirs(installed: &Installed<'_>) {
         ("dora", allowance("dora")),
         ("adam", json!({ "abort": { "by": "adam" } })),
     ] {
-        say(&installed.as_user(who).await, "borrowed", words).await.expect("their own name");
+        say(&installed.as_user(who).await, "borrowed", words)
+            .await
+            .expect("their own name");
     }
     // As another by impersonation, with which every name would be one's own.
-    let as_dora = http::Request::get(at("reattach.dev", Some("team-a"), "volumerecoveries/borrowed"))
-        .header("impersonate-user", "dora");
-    let answer = adam.request::<Value>(as_dora.body(Vec::new()).expect("a request")).await;
+    let as_dora = http::Request::get(at(
+        "reattach.dev",
+        Some("team-a"),
+        "volumerecoveries/borrowed",
+    ))
+    .header("impersonate-user", "dora");
+    let answer = adam
+        .request::<Value>(as_dora.body(Vec::new()).expect("a request"))
+        .await;
     refused("as dora", answer, 403, "cannot impersonate");
 }
 
@@ -252,10 +486,22 @@ pub async fn names_that_are_not_theirs(installed: &Installed<'_>) {
 pub async fn claims_of_other_namespaces(installed: &Installed<'_>) {
     let adam = installed.as_user("adam").await;
     let only = "claimName must be the name of a PersistentVolumeClaim in this namespace";
-    for claim in
-        ["team-b/data", "../../team-b/persistentvolumeclaims/data", "data?x", "data#x", "%2e%2e", "."]
-    {
-        let made = ask(&adam, "team-a", "elsewhere", "adam", json!({ "claimName": claim })).await;
+    for claim in [
+        "team-b/data",
+        "../../team-b/persistentvolumeclaims/data",
+        "data?x",
+        "data#x",
+        "%2e%2e",
+        ".",
+    ] {
+        let made = ask(
+            &adam,
+            "team-a",
+            "elsewhere",
+            "adam",
+            json!({ "claimName": claim }),
+        )
+        .await;
         refused(claim, made, 422, only);
     }
     let mut wanted = recovery("elsewhere", "adam", json!({}));
@@ -265,12 +511,28 @@ pub async fn claims_of_other_namespaces(installed: &Installed<'_>) {
         .body(wanted.to_string().into_bytes())
         .expect("a request");
     let made = adam.request::<Value>(request).await;
-    refused("another namespace in the object", made, 400, "does not match the namespace");
-    ask(&adam, "team-a", "beside-it", "adam", json!({ "claimName": "data-0.db" }))
-        .await
-        .expect("a claim's name");
+    refused(
+        "another namespace in the object",
+        made,
+        400,
+        "does not match the namespace",
+    );
+    ask(
+        &adam,
+        "team-a",
+        "beside-it",
+        "adam",
+        json!({ "claimName": "data-0.db" }),
+    )
+    .await
+    .expect("a claim's name");
     let moved = say(&adam, "beside-it", json!({ "claimName": "data" })).await;
-    refused("another claim later", moved, 422, "claimName is fixed once created");
+    refused(
+        "another claim later",
+        moved,
+        422,
+        "claimName is fixed once created",
+    );
 }
 
 /// An answer is that of the node's own agent, and a question the controller's, whichever way it is written.
@@ -280,7 +542,10 @@ pub async fn reports_of_other_nodes(installed: &Installed<'_>) {
     let a = untyped(installed.as_agent_of("node-a").await);
     let b = untyped(installed.as_agent_of("node-b").await);
     let adam = untyped(installed.as_user("adam").await);
-    let found = untyped(installed.admin.clone()).get("node-b").await.expect("there");
+    let found = untyped(installed.admin.clone())
+        .get("node-b")
+        .await
+        .expect("there");
     let answer = json!([{
         "recovery": "u", "epoch": 1, "identity": { "kernelSerial": "x" }, "bootId": "b",
         "scannedAt": "2026-01-01T00:00:00Z", "seen": "noDevice",
@@ -292,46 +557,97 @@ pub async fn reports_of_other_nodes(installed: &Installed<'_>) {
 
     let (post, params) = (PostParams::default(), PatchParams::default());
     let only = "the status of NodeVolumeReport node-b is written by the agent on that node only";
-    refused("an answer of another node", a.replace_status("node-b", &post, &forged).await, 403, only);
+    refused(
+        "an answer of another node",
+        a.replace_status("node-b", &post, &forged).await,
+        403,
+        only,
+    );
     let patch = Patch::Merge(json!({ "status": { "answers": answer } }));
-    refused("the same as a patch", a.patch_status("node-b", &params, &patch).await, 403, only);
+    refused(
+        "the same as a patch",
+        a.patch_status("node-b", &params, &patch).await,
+        403,
+        only,
+    );
     let applied = json!({
         "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "status": { "answers": answer },
     });
-    let applied =
-        a.patch_status("node-b", &PatchParams::apply("agent").force(), &Patch::Apply(applied)).await;
+    let applied = a
+        .patch_status(
+            "node-b",
+            &PatchParams::apply("agent").force(),
+            &Patch::Apply(applied),
+        )
+        .await;
     refused("the same by apply", applied, 403, only);
     let denied = "User \"adam\" cannot patch resource \"nodevolumereports/status\" in API group \"reattach.dev\" at the cluster scope";
-    refused("an answer of a tenant", adam.patch_status("node-b", &params, &patch).await, 403, denied);
+    refused(
+        "an answer of a tenant",
+        adam.patch_status("node-b", &params, &patch).await,
+        403,
+        denied,
+    );
 
     let ask = Patch::Merge(json!({ "spec": { "challenges": question } }));
     for (who, api) in [(AGENT, &a), (AGENT, &b), ("adam", &adam)] {
         let denied = format!(
             "User {who:?} cannot patch resource \"nodevolumereports\" in API group \"reattach.dev\" at the cluster scope"
         );
-        refused("a question", api.patch("node-b", &params, &ask).await, 403, &denied);
+        refused(
+            "a question",
+            api.patch("node-b", &params, &ask).await,
+            403,
+            &denied,
+        );
         let denied = denied.replace("patch", "update");
-        refused("the same", api.replace("node-b", &post, &forged).await, 403, &denied);
+        refused(
+            "the same",
+            api.replace("node-b", &post, &forged).await,
+            403,
+            &denied,
+        );
         let denied = denied.replace("update", "delete");
-        refused("a delete", api.delete("node-b", &Default::default()).await.map(|_| ()), 403, &denied);
+        refused(
+            "a delete",
+            api.delete("node-b", &Default::default()).await.map(|_| ()),
+            403,
+            &denied,
+        );
     }
     for node in ["node-c", "node-b"] {
         let reports = Api::<NodeVolumeReport>::all(installed.as_agent_of("node-a").await);
         let only = format!("NodeVolumeReport {node} is created by the agent on that node only");
-        refused("a report", reports.create(&post, &report(node, json!([]))).await, 403, &only);
+        refused(
+            "a report",
+            reports.create(&post, &report(node, json!([]))).await,
+            403,
+            &only,
+        );
     }
     // Its own agent answers, and with the answer changes no question.
-    let written = b.replace_status("node-b", &post, &forged).await.expect("its own node's");
+    let written = b
+        .replace_status("node-b", &post, &forged)
+        .await
+        .expect("its own node's");
     assert_eq!(written.data["status"]["answers"], answer);
     assert_eq!(written.data["spec"], found.data["spec"]);
-    let asked = untyped(installed.controller.clone()).patch("node-b", &params, &ask).await;
-    assert_eq!(asked.expect("the controller's").data["spec"]["challenges"], question);
+    let asked = untyped(installed.controller.clone())
+        .patch("node-b", &params, &ask)
+        .await;
+    assert_eq!(
+        asked.expect("the controller's").data["spec"]["challenges"],
+        question
+    );
 }
 
 /// A namespace's admin hands on the rights that he has: `approve`, and neither `declare` nor `poweroff` nor `hold`.
 pub async fn rights_that_they_lack(installed: &Installed<'_>) {
     let adam = installed.as_user("adam").await;
-    let (api, path) = (format!("{RBAC}/v1"), at(RBAC, Some("team-a"), "rolebindings"));
+    let (api, path) = (
+        format!("{RBAC}/v1"),
+        at(RBAC, Some("team-a"), "rolebindings"),
+    );
     let bind = async |client: &Client, role: &str| {
         let binding = json!({
             "apiVersion": api, "kind": "RoleBinding", "metadata": { "name": format!("mine-{role}") },
@@ -345,14 +661,26 @@ pub async fn rights_that_they_lack(installed: &Installed<'_>) {
         client.request::<Value>(request).await
     };
     let beyond = "is attempting to grant RBAC permissions not currently held";
-    for role in ["reattach-declarer", "reattach-power-off", "reattach-controller"] {
+    for role in [
+        "reattach-declarer",
+        "reattach-power-off",
+        "reattach-controller",
+    ] {
         refused(role, bind(&adam, role).await, 403, beyond);
-        bind(&installed.admin, role).await.expect("by the administrator");
+        bind(&installed.admin, role)
+            .await
+            .expect("by the administrator");
     }
-    bind(&adam, "reattach-approver").await.expect("he has that one");
+    bind(&adam, "reattach-approver")
+        .await
+        .expect("he has that one");
     let recoveries = Api::<VolumeRecovery>::namespaced(installed.admin.clone(), "team-b");
     let untouched: VolumeRecovery = recoveries.get("by-policy").await.expect("there");
-    assert!(untouched.spec.abort.is_none() && untouched.spec.declaration.is_none(), "{:?}", untouched.spec);
+    assert!(
+        untouched.spec.abort.is_none() && untouched.spec.declaration.is_none(),
+        "{:?}",
+        untouched.spec
+    );
 }
 
 /// An editor cannot have a record deleted that only its own people may delete.
@@ -368,16 +696,36 @@ pub async fn records_that_they_may_not_delete(installed: &Installed<'_>) {
     refused("an owner at creation", made, 403, says);
     let merge = |body: Value| Patch::Merge(json!({ "metadata": body }));
     let params = PatchParams::default();
-    let owned = recoveries.patch("borrowed", &params, &merge(json!({ "ownerReferences": owner }))).await;
+    let owned = recoveries
+        .patch(
+            "borrowed",
+            &params,
+            &merge(json!({ "ownerReferences": owner })),
+        )
+        .await;
     refused("an owner later", owned, 403, says);
 
     let finalizer = merge(json!({ "finalizers": ["reattach.dev/restore"] }));
     let controllers = Api::<VolumeRecovery>::namespaced(installed.controller.clone(), "team-a");
-    controllers.patch("borrowed", &params, &finalizer).await.expect("the controller's finalizer");
+    controllers
+        .patch("borrowed", &params, &finalizer)
+        .await
+        .expect("the controller's finalizer");
     let stripped = merge(json!({ "finalizers": [] }));
     let says = "removing the finalizer reattach.dev/restore needs the verb delete on volumerecoveries in namespace team-a";
-    refused("a finalizer", recoveries.patch("borrowed", &params, &stripped).await, 403, says);
+    refused(
+        "a finalizer",
+        recoveries.patch("borrowed", &params, &stripped).await,
+        403,
+        says,
+    );
     let theirs = merge(json!({ "finalizers": ["reattach.dev/restore", "adam.example.com/own"] }));
-    recoveries.patch("borrowed", &params, &theirs).await.expect("a finalizer of their own is their affair");
-    controllers.patch("borrowed", &params, &stripped).await.expect("the controller removes its finalizer");
+    recoveries
+        .patch("borrowed", &params, &theirs)
+        .await
+        .expect("a finalizer of their own is their affair");
+    controllers
+        .patch("borrowed", &params, &stripped)
+        .await
+        .expect("the controller removes its finalizer");
 }

@@ -21,11 +21,17 @@ const WORKLOADS: [(&str, &str, &str, &str); 5] = [
     ("ReplicaSet", "metrics", "metrics", "node-2"),
 ];
 /// Not ours, each with what its message must name.
-const NOT_OURS: [(&str, &str); 2] =
-    [("mail", "secret \"mail-tls\" not found"), ("archive", "unknown filesystem type 'ext5'")];
+const NOT_OURS: [(&str, &str); 2] = [
+    ("mail", "secret \"mail-tls\" not found"),
+    ("archive", "unknown filesystem type 'ext5'"),
+];
 
 pub async fn measured_auto_heals_the_incident() {
-    let stage = Stage::set(StageOptions { nodes: 3, ..StageOptions::default() }).await;
+    let stage = Stage::set(StageOptions {
+        nodes: 3,
+        ..StageOptions::default()
+    })
+    .await;
     stage.namespace("shop").await;
     let mut volumes = Vec::new();
     for (kind, name, _, node) in WORKLOADS {
@@ -42,22 +48,37 @@ pub async fn measured_auto_heals_the_incident() {
     stage.await_ready("shop", "forms", 1).await;
 
     let pace = Pace::start(&stage);
-    stage.cloud.lock_volume(locked, "Contact support", true).expect("a volume");
+    stage
+        .cloud
+        .lock_volume(locked, "Contact support", true)
+        .expect("a volume");
     stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
     // These come to a node that works again.
     let tls = manifests::secret_volume("tls", "mail-tls");
     stage
         .deployment_with("shop", "mail", "node-1", |d| {
-            d["spec"]["template"]["spec"]["volumes"].as_array_mut().expect("volumes").push(tls);
+            d["spec"]["template"]["spec"]["volumes"]
+                .as_array_mut()
+                .expect("volumes")
+                .push(tls);
         })
         .await;
-    stage.bound_claim_with("shop", "archive", "ext5", |_| {}).await;
-    let mut archive =
-        manifests::deployment("shop", "archive", 1, &[manifests::claim_volume("data", "archive")]);
+    stage
+        .bound_claim_with("shop", "archive", "ext5", |_| {})
+        .await;
+    let mut archive = manifests::deployment(
+        "shop",
+        "archive",
+        1,
+        &[manifests::claim_volume("data", "archive")],
+    );
     crate::common::workloads::pin(&mut archive, "node-1");
     stage.create(archive).await;
     stage.kubelet("node-2").recycle(DiskAfter::Kept, AWAY).await;
-    stage.kubelet("node-3").recycle(DiskAfter::ReImaged, AWAY).await;
+    stage
+        .kubelet("node-3")
+        .recycle(DiskAfter::ReImaged, AWAY)
+        .await;
 
     let mut timelines = Vec::new();
     let mut effects = 0;
@@ -74,7 +95,11 @@ pub async fn measured_auto_heals_the_incident() {
         effects += stage.assert_journaled_first(&recovery, *volume);
     }
     say!("{effects} effects, each after the journal line that announces it");
-    assert_eq!(effects, 2 * WORKLOADS.len(), "one scale and one restore each: Kubernetes detached by itself");
+    assert_eq!(
+        effects,
+        2 * WORKLOADS.len(),
+        "one scale and one restore each: Kubernetes detached by itself"
+    );
     let (whole, own) = summary(&timelines);
     pace.at_most("median of the whole", whole, SignedDuration::from_secs(20));
     // Five side by side; below 1 s for one alone, see `tests/node`.
@@ -82,17 +107,34 @@ pub async fn measured_auto_heals_the_incident() {
 
     not_ours_are_named_and_untouched(&stage).await;
 
-    let waiting = stage.await_phase("shop", "forms", &[Phase::Waiting]).await.status.expect("a status");
+    let waiting = stage
+        .await_phase("shop", "forms", &[Phase::Waiting])
+        .await
+        .status
+        .expect("a status");
     say!("locked: {}", waiting.message);
-    assert!(waiting.message.contains("locked") && waiting.message.contains("class B"), "{}", waiting.message);
-    assert!(waiting.journal.is_empty() && stage.count("shop", "Deployment", "forms").await == (1, false));
+    assert!(
+        waiting.message.contains("locked") && waiting.message.contains("class B"),
+        "{}",
+        waiting.message
+    );
+    assert!(
+        waiting.journal.is_empty()
+            && stage.count("shop", "Deployment", "forms").await == (1, false)
+    );
     stage.cloud.unlock_volume(locked).expect("a volume");
-    stage.await_phase("shop", "forms", &[Phase::Recovered]).await;
+    stage
+        .await_phase("shop", "forms", &[Phase::Recovered])
+        .await;
     stage.await_ready("shop", "forms", 1).await;
 
     volumes.push(locked);
     stage.assert_one_holder(&volumes);
-    assert_eq!(stage.cloud_mutations(), [], "Kubernetes detached every volume by itself");
+    assert_eq!(
+        stage.cloud_mutations(),
+        [],
+        "Kubernetes detached every volume by itself"
+    );
     stage.await_nothing_left().await;
 }
 
@@ -101,13 +143,24 @@ async fn not_ours_are_named_and_untouched(stage: &Stage) {
         let recovery = stage.await_phase("shop", name, &[Phase::NotOurs]).await;
         let status = recovery.status.expect("a status");
         say!("not ours: {name}: {}", status.message);
-        assert!(status.message.contains(why) && status.journal.is_empty(), "{}", status.message);
+        assert!(
+            status.message.contains(why) && status.journal.is_empty(),
+            "{}",
+            status.message
+        );
         assert_eq!(stage.count("shop", "Deployment", name).await, (1, false));
     }
     let touched = |e: &&reattach_tests_controlplane::AuditEvent| {
         is_workload(e)
-            && NOT_OURS.iter().any(|(name, _)| e.name.as_deref().is_some_and(|n| n.starts_with(name)))
+            && NOT_OURS
+                .iter()
+                .any(|(name, _)| e.name.as_deref().is_some_and(|n| n.starts_with(name)))
     };
-    let writes: Vec<String> = stage.foreign_writes(&[]).iter().filter(touched).map(line).collect();
+    let writes: Vec<String> = stage
+        .foreign_writes(&[])
+        .iter()
+        .filter(touched)
+        .map(line)
+        .collect();
     assert!(writes.is_empty(), "{writes:#?}");
 }

@@ -47,28 +47,53 @@ async fn await_status(
     });
     match found.await {
         Ok(recovery) => recovery,
-        Err(_) => panic!("{claim} should come to {what:?}, and it says {last}\n{}", stage.logs()),
+        Err(_) => panic!(
+            "{claim} should come to {what:?}, and it says {last}\n{}",
+            stage.logs()
+        ),
     }
 }
 
 /// Waits until the newest recovery of a claim has this phase and this in its message; prints the message.
-async fn await_says(stage: &Stage, namespace: &str, claim: &str, phase: Phase, text: &str) -> VolumeRecovery {
+async fn await_says(
+    stage: &Stage,
+    namespace: &str,
+    claim: &str,
+    phase: Phase,
+    text: &str,
+) -> VolumeRecovery {
     let wanted = |s: &VolumeRecoveryStatus| s.phase == phase && s.message.contains(text);
     let recovery = await_status(stage, namespace, claim, text, wanted).await;
-    say!("  {claim}: {:?}: {}", phase, recovery.status.as_ref().expect("a status").message);
+    say!(
+        "  {claim}: {:?}: {}",
+        phase,
+        recovery.status.as_ref().expect("a status").message
+    );
     recovery
 }
 
 fn journal(recovery: &VolumeRecovery) -> Vec<&Entry> {
     let status = recovery.status.as_ref().expect("a status");
-    status.journal.iter().map(|e| e.get().expect("a readable line")).collect()
+    status
+        .journal
+        .iter()
+        .map(|e| e.get().expect("a readable line"))
+        .collect()
 }
 
 /// When the run was accepted and when it ended, by its journal.
 fn run(recovery: &VolumeRecovery) -> (Timestamp, Timestamp) {
     let journal = journal(recovery);
-    let begun = journal.iter().find(|e| matches!(e.event, Event::Accepted { .. })).expect("accepted").at;
-    let ended = journal.iter().find(|e| matches!(e.event, Event::Ended { .. })).expect("ended").at;
+    let begun = journal
+        .iter()
+        .find(|e| matches!(e.event, Event::Accepted { .. }))
+        .expect("accepted")
+        .at;
+    let ended = journal
+        .iter()
+        .find(|e| matches!(e.event, Event::Ended { .. }))
+        .expect("ended")
+        .at;
     (begun, ended)
 }
 
@@ -80,15 +105,25 @@ async fn budget(stage: &Stage, namespace: &str, cluster: u32, node: u32) {
     }))
     .expect("a policy");
     let api: Api<RecoveryPolicy> = Api::all(stage.admin.clone());
-    api.create(&kube::api::PostParams::default(), &policy).await.expect("accepted");
+    api.create(&kube::api::PostParams::default(), &policy)
+        .await
+        .expect("accepted");
 }
 
 /// Three claims are stuck; two of them on one node that may have one run at a time, the third under a policy that allows
 /// one run in the whole cluster. Each waits, says why, and goes on when it may.
 pub async fn budgets_are_kept() {
-    let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
+    let stage = Stage::set(StageOptions {
+        mode: None,
+        ..StageOptions::default()
+    })
+    .await;
     let mut volumes = Vec::new();
-    for (namespace, name, node) in [(NS, "one", NODE), (NS, "two", NODE), ("lab", "three", "node-2")] {
+    for (namespace, name, node) in [
+        (NS, "one", NODE),
+        (NS, "two", NODE),
+        ("lab", "three", "node-2"),
+    ] {
         if name != "two" {
             stage.namespace(namespace).await;
         }
@@ -104,7 +139,8 @@ pub async fn budgets_are_kept() {
         // It is struck once the first run on the other node is under way.
         let begun = eventually("a run", LIMIT, async || {
             let all = stage.recoveries(NS).await;
-            let runs = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+            let runs =
+                |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
             all.iter().any(runs).then_some(())
         });
         begun.await.expect("in time");
@@ -139,21 +175,34 @@ pub async fn budgets_are_kept() {
     }
     let mut runs = Vec::new();
     for (namespace, name) in [(NS, "one"), (NS, "two"), ("lab", "three")] {
-        let recovery = stage.await_phase(namespace, name, &[Phase::Recovered]).await;
+        let recovery = stage
+            .await_phase(namespace, name, &[Phase::Recovered])
+            .await;
         stage.await_ready(namespace, name, 1).await;
         assert_eq!(stage.count(namespace, "Deployment", name).await, (1, false));
         runs.push((name, run(&recovery)));
     }
     // On the node one run at a time; the third began while none was under way, and the second may have joined it. A place is
     // taken some requests before the run's first line is stored, so the lines of two runs that begin at once come in any order.
-    let [(_, one), (_, two), (_, three)] = runs[..] else { panic!("three runs: {runs:?}") };
-    assert!(one.1 <= two.0 || two.1 <= one.0, "two runs at once on {NODE}: {runs:#?}");
+    let [(_, one), (_, two), (_, three)] = runs[..] else {
+        panic!("three runs: {runs:?}")
+    };
+    assert!(
+        one.1 <= two.0 || two.1 <= one.0,
+        "two runs at once on {NODE}: {runs:#?}"
+    );
     for (name, other) in &runs[..2] {
         let under_way = other.0 + AT_ONCE <= three.0 && three.0 < other.1;
-        assert!(!under_way, "three began while {name} was under way: {runs:#?}");
+        assert!(
+            !under_way,
+            "three began while {name} was under way: {runs:#?}"
+        );
     }
     runs.sort_by_key(|(_, (begun, _))| *begun);
-    say!("  began in this order: {}", runs.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "));
+    say!(
+        "  began in this order: {}",
+        runs.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+    );
     stage.await_nothing_left().await;
     stage.assert_one_holder(&volumes);
 }
@@ -163,32 +212,70 @@ const AT_ONCE: SignedDuration = SignedDuration::from_secs(3);
 
 /// Every read of a volume goes wrong in this way until the rule is removed.
 fn cloud_reads(stage: &Stage, fault: Fault) -> FaultNo {
-    stage.cloud.add_fault(FaultRule::new([Operation::ListVolumes, Operation::DescribeVolume], fault))
+    stage.cloud.add_fault(FaultRule::new(
+        [Operation::ListVolumes, Operation::DescribeVolume],
+        fault,
+    ))
 }
 
 fn away() -> Fault {
     let reason = "upstream connect error".to_owned();
-    Fault::Error { status: 503, reason, when: When::BeforeEffect, body: ErrorBody::Html }
+    Fault::Error {
+        status: 503,
+        reason,
+        when: When::BeforeEffect,
+        body: ErrorBody::Html,
+    }
 }
 
 async fn retain(stage: &Stage, set: &str, when_scaled: &str) {
     let api: Api<StatefulSet> = Api::namespaced(stage.admin.clone(), NS);
     let policy = json!({"whenScaled": when_scaled, "whenDeleted": "Retain"});
-    stage.patch(&api, set, json!({"spec": {"persistentVolumeClaimRetentionPolicy": policy}})).await;
+    stage
+        .patch(
+            &api,
+            set,
+            json!({"spec": {"persistentVolumeClaimRetentionPolicy": policy}}),
+        )
+        .await;
 }
 
 /// Approves the plan of a claim's recovery as a person does, while the cloud is slow; the moment after which the
 /// controller may begin, and the slowness.
 async fn approve(stage: &Stage, person: &Path, claim: &str) -> (Timestamp, FaultNo) {
-    let recovery = stage.await_phase(NS, claim, &[Phase::AwaitingApproval]).await;
-    let slow = cloud_reads(stage, Fault::Latency { before_ms: SLOW, after_ms: 0 });
+    let recovery = stage
+        .await_phase(NS, claim, &[Phase::AwaitingApproval])
+        .await;
+    let slow = cloud_reads(
+        stage,
+        Fault::Latency {
+            before_ms: SLOW,
+            after_ms: 0,
+        },
+    );
     let hash = recovery.status.and_then(|s| s.plan_hash).expect("a plan");
-    stage.reattach(person, &["approve", claim, "-n", NS, "--plan", &hash]).await.ended(0);
-    let accepted = await_status(stage, NS, claim, "an accepted plan", |s| !s.journal.is_empty()).await;
+    stage
+        .reattach(person, &["approve", claim, "-n", NS, "--plan", &hash])
+        .await
+        .ended(0);
+    let accepted = await_status(stage, NS, claim, "an accepted plan", |s| {
+        !s.journal.is_empty()
+    })
+    .await;
     let journal = journal(&accepted);
-    let at = journal.iter().find(|e| matches!(e.event, Event::Accepted { .. })).expect("accepted").at;
-    let effects = journal.iter().filter(|e| matches!(e.event, Event::Started { .. })).count();
-    assert_eq!(effects, 0, "the cloud was not slow enough for this test: {journal:#?}");
+    let at = journal
+        .iter()
+        .find(|e| matches!(e.event, Event::Accepted { .. }))
+        .expect("accepted")
+        .at;
+    let effects = journal
+        .iter()
+        .filter(|e| matches!(e.event, Event::Started { .. }))
+        .count();
+    assert_eq!(
+        effects, 0,
+        "the cloud was not slow enough for this test: {journal:#?}"
+    );
     (at, slow)
 }
 
@@ -197,7 +284,10 @@ async fn approve(stage: &Stage, person: &Path, claim: &str) -> (Timestamp, Fault
 async fn await_looks(stage: &Stage, app: &str, since: Timestamp, count: usize) {
     let name = format!("{app}-dry-run-");
     let asked = |e: &reattach_tests_controlplane::AuditEvent| {
-        let generated = e.body.as_ref().and_then(|b| b.pointer("/metadata/generateName"));
+        let generated = e
+            .body
+            .as_ref()
+            .and_then(|b| b.pointer("/metadata/generateName"));
         e.user == CONTROLLER
             && e.dry_run
             && e.resource == "pods"
@@ -213,7 +303,11 @@ async fn await_looks(stage: &Stage, app: &str, since: Timestamp, count: usize) {
 /// Every write of a workload that the controller asked for, with its answer.
 fn workload_writes(stage: &Stage) -> Vec<String> {
     let foreign = stage.foreign_writes(&[]);
-    foreign.iter().filter(|e| is_workload(e)).map(|e| format!("{} {:?}", line(e), replicas(e))).collect()
+    foreign
+        .iter()
+        .filter(|e| is_workload(e))
+        .map(|e| format!("{} {:?}", line(e), replicas(e)))
+        .collect()
 }
 
 /// Nothing of the workload is changed, and its pod is where it was.
@@ -222,14 +316,26 @@ async fn assert_untouched(stage: &Stage, kind: &str, name: &str) {
     assert_eq!(stage.pods(NS, name).await.len(), 1);
     let claims: Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
         Api::namespaced(stage.admin.clone(), NS);
-    let claim = if kind == "StatefulSet" { format!("data-{name}-0") } else { name.to_owned() };
+    let claim = if kind == "StatefulSet" {
+        format!("data-{name}-0")
+    } else {
+        name.to_owned()
+    };
     let claim = claims.get(&claim).await.expect("the claim is there");
-    assert!(claim.metadata.deletion_timestamp.is_none(), "{} is being deleted", claim.name_any());
+    assert!(
+        claim.metadata.deletion_timestamp.is_none(),
+        "{} is being deleted",
+        claim.name_any()
+    );
 }
 
 pub async fn what_changes_after_the_plan_is_seen_before_the_effect() {
     let users = vec![("olga".into(), vec![])];
-    let options = StageOptions { mode: Some(Mode::Approve), users, ..StageOptions::default() };
+    let options = StageOptions {
+        mode: Some(Mode::Approve),
+        users,
+        ..StageOptions::default()
+    };
     let stage = Stage::set(options).await;
     stage.namespace(NS).await;
     for name in ["early", "late"] {
@@ -247,42 +353,96 @@ pub async fn what_changes_after_the_plan_is_seen_before_the_effect() {
     let outage = cloud_reads(&stage, away());
     stage.kubelet(NODE).recycle(DiskAfter::Kept, AWAY).await;
     for claim in ["data-early-0", "cloudless"] {
-        await_says(&stage, NS, claim, Phase::Diagnosing, "not classified, because the cloud volume").await;
+        await_says(
+            &stage,
+            NS,
+            claim,
+            Phase::Diagnosing,
+            "not classified, because the cloud volume",
+        )
+        .await;
     }
     stage.assert_only_records(&[]);
     assert!(stage.cloud.remove_fault(outage));
     for claim in ["data-early-0", "data-late-0", "pinned", "cloudless"] {
-        stage.await_phase(NS, claim, &[Phase::AwaitingApproval]).await;
+        stage
+            .await_phase(NS, claim, &[Phase::AwaitingApproval])
+            .await;
     }
 
     changed_before_the_approval(&stage, &olga).await;
     changed_in_the_last_moment(&stage, &olga).await;
     pod_replaced_after_the_approval(&stage, &olga).await;
     let late: Vec<String> = workload_writes(&stage);
-    assert!(late.len() == 1 && late[0].contains("Some(409)"), "one write, refused: {late:#?}");
+    assert!(
+        late.len() == 1 && late[0].contains("Some(409)"),
+        "one write, refused: {late:#?}"
+    );
     say!("  the one write of a workload: {}", late[0]);
     cloud_away_after_the_approval(&stage, &olga).await;
 }
 
 /// The plan is gone as soon as its ground is, and nobody can approve it any more: not by the command, and not past it.
 async fn changed_before_the_approval(stage: &Stage, olga: &Path) {
-    let planned = stage.await_phase(NS, "data-early-0", &[Phase::AwaitingApproval]).await;
-    let hash = planned.status.as_ref().and_then(|s| s.plan_hash.clone()).expect("a plan");
+    let planned = stage
+        .await_phase(NS, "data-early-0", &[Phase::AwaitingApproval])
+        .await;
+    let hash = planned
+        .status
+        .as_ref()
+        .and_then(|s| s.plan_hash.clone())
+        .expect("a plan");
     retain(stage, "early", "Delete").await;
-    await_says(stage, NS, "data-early-0", Phase::Refused, "deletes its claims when scaled down").await;
-    let said = stage.reattach(olga, &["approve", "data-early-0", "-n", NS, "--plan", &hash]).await;
-    said.one_sentence(1, &["has no plan to approve", "deletes its claims when scaled down"]);
+    await_says(
+        stage,
+        NS,
+        "data-early-0",
+        Phase::Refused,
+        "deletes its claims when scaled down",
+    )
+    .await;
+    let said = stage
+        .reattach(
+            olga,
+            &["approve", "data-early-0", "-n", NS, "--plan", &hash],
+        )
+        .await;
+    said.one_sentence(
+        1,
+        &[
+            "has no plan to approve",
+            "deletes its claims when scaled down",
+        ],
+    );
     let client = stage.plane.client_from(olga).await.expect("a client");
     let api: Api<VolumeRecovery> = Api::namespaced(client, NS);
     let approval = json!({"spec": {"approval": {"planHash": hash, "approver": "olga"}}});
     stage.patch(&api, &planned.name_any(), approval).await;
-    let generation = api.get(&planned.name_any()).await.expect("there").metadata.generation;
-    let seen = |s: &VolumeRecoveryStatus| s.observed_generation >= generation && s.phase == Phase::Refused;
-    let recovery = await_status(stage, NS, "data-early-0", "a refusal that saw the approval", seen).await;
+    let generation = api
+        .get(&planned.name_any())
+        .await
+        .expect("there")
+        .metadata
+        .generation;
+    let seen =
+        |s: &VolumeRecoveryStatus| s.observed_generation >= generation && s.phase == Phase::Refused;
+    let recovery = await_status(
+        stage,
+        NS,
+        "data-early-0",
+        "a refusal that saw the approval",
+        seen,
+    )
+    .await;
     assert_eq!(recovery.status.expect("a status").journal.len(), 0);
     stage.assert_only_records(&[]);
-    stage.reattach(olga, &["abort", "data-early-0", "-n", NS]).await.ended(0);
-    stage.await_phase(NS, "data-early-0", &[Phase::Aborted]).await;
+    stage
+        .reattach(olga, &["abort", "data-early-0", "-n", NS])
+        .await
+        .ended(0);
+    stage
+        .await_phase(NS, "data-early-0", &[Phase::Aborted])
+        .await;
     assert_untouched(stage, "StatefulSet", "early").await;
 }
 
@@ -296,7 +456,9 @@ async fn changed_in_the_last_moment(stage: &Stage, olga: &Path) {
     let text = "deletes its claims when scaled down";
     let recovery = await_says(stage, NS, "data-late-0", Phase::Failed, text).await;
     let journal = journal(&recovery);
-    let turned = journal.iter().any(|e| matches!(e.event, Event::UnwindStarted { .. }));
+    let turned = journal
+        .iter()
+        .any(|e| matches!(e.event, Event::UnwindStarted { .. }));
     assert!(turned, "{journal:#?}");
     assert_untouched(stage, "StatefulSet", "late").await;
 }
@@ -306,10 +468,22 @@ async fn pod_replaced_after_the_approval(stage: &Stage, olga: &Path) {
     let (accepted, slow) = approve(stage, olga, "pinned").await;
     await_looks(stage, "pinned", accepted, 1).await;
     let pods: Api<Pod> = Api::namespaced(stage.admin.clone(), NS);
-    let old = stage.pods(NS, "pinned").await.pop().expect("a pod").name_any();
-    pods.delete(&old, &DeleteParams::default().grace_period(0)).await.expect("deleted by force");
+    let old = stage
+        .pods(NS, "pinned")
+        .await
+        .pop()
+        .expect("a pod")
+        .name_any();
+    pods.delete(&old, &DeleteParams::default().grace_period(0))
+        .await
+        .expect("deleted by force");
     let replaced = eventually("another pod", LIMIT, async || {
-        stage.pods(NS, "pinned").await.iter().any(|p| p.name_any() != old).then_some(())
+        stage
+            .pods(NS, "pinned")
+            .await
+            .iter()
+            .any(|p| p.name_any() != old)
+            .then_some(())
     });
     replaced.await.expect("the ReplicaSet makes one");
     assert!(stage.cloud.remove_fault(slow));
@@ -318,7 +492,10 @@ async fn pod_replaced_after_the_approval(stage: &Stage, olga: &Path) {
     // The policy asks for another recovery of the claim as soon as this one is over.
     let ended = eventually(text, LIMIT, async || {
         let all = stage.recoveries(NS).await;
-        all.into_iter().filter(|r| r.spec.claim_name == "pinned").filter_map(|r| r.status).find(wanted)
+        all.into_iter()
+            .filter(|r| r.spec.claim_name == "pinned")
+            .filter_map(|r| r.status)
+            .find(wanted)
     });
     match ended.await {
         Ok(status) => say!("  pinned: {:?}: {}", status.phase, status.message),
@@ -333,15 +510,35 @@ async fn cloud_away_after_the_approval(stage: &Stage, olga: &Path) {
     await_looks(stage, "cloudless", accepted, 1).await;
     let outage = cloud_reads(stage, away());
     assert!(stage.cloud.remove_fault(slow));
-    await_says(stage, NS, "cloudless", Phase::Running, "waiting: the cloud's API does not answer").await;
+    await_says(
+        stage,
+        NS,
+        "cloudless",
+        Phase::Running,
+        "waiting: the cloud's API does not answer",
+    )
+    .await;
     assert_untouched(stage, "Deployment", "cloudless").await;
-    assert_eq!(workload_writes(stage).len(), 1, "{:#?}", workload_writes(stage));
+    assert_eq!(
+        workload_writes(stage).len(),
+        1,
+        "{:#?}",
+        workload_writes(stage)
+    );
     assert!(stage.cloud.remove_fault(outage));
-    stage.await_phase(NS, "cloudless", &[Phase::Recovered]).await;
+    stage
+        .await_phase(NS, "cloudless", &[Phase::Recovered])
+        .await;
     stage.await_ready(NS, "cloudless", 1).await;
     assert_eq!(stage.count(NS, "Deployment", "cloudless").await, (1, false));
     let foreign: Vec<String> = stage.foreign_writes(&[]).iter().map(line).collect();
-    let strange = foreign.iter().filter(|l| !l.contains("cloudless") && !l.contains("shop/late"));
+    let strange = foreign
+        .iter()
+        .filter(|l| !l.contains("cloudless") && !l.contains("shop/late"));
     assert_eq!(strange.count(), 0, "{foreign:#?}");
-    assert_eq!(stage.cloud_mutations().len(), 0, "Kubernetes' own detach was enough");
+    assert_eq!(
+        stage.cloud_mutations().len(),
+        0,
+        "Kubernetes' own detach was enough"
+    );
 }

@@ -24,16 +24,37 @@ async fn strike(stage: Stage, namespace: &str) -> (Stage, VolumeNo) {
 }
 
 pub async fn where_the_driver_publishes_nodes_its_attacher_heals() {
-    let stage = Stage::share(&STOCK, "lost", StageOptions { mode: None, ..StageOptions::default() }).await;
+    let stage = Stage::share(
+        &STOCK,
+        "lost",
+        StageOptions {
+            mode: None,
+            ..StageOptions::default()
+        },
+    )
+    .await;
     let (stage, volume) = strike(stage, "lost").await;
     stage.await_ready("lost", "redis", 1).await;
     // None at all where the attacher was quicker than the first look.
     stage.await_all_over("lost").await;
     for ended in stage.recoveries("lost").await {
         let status = ended.status.clone().expect("a status");
-        say!("class {:?}, {:?}: {}", status.class, status.phase, status.message);
-        assert!(matches!(status.phase, Phase::Resolved | Phase::Recovered), "{:?}", status.phase);
-        assert!(status.journal.is_empty() || effects(&ended).is_empty(), "{}", told(&ended));
+        say!(
+            "class {:?}, {:?}: {}",
+            status.class,
+            status.phase,
+            status.message
+        );
+        assert!(
+            matches!(status.phase, Phase::Resolved | Phase::Recovered),
+            "{:?}",
+            status.phase
+        );
+        assert!(
+            status.journal.is_empty() || effects(&ended).is_empty(),
+            "{}",
+            told(&ended)
+        );
     }
     stage.assert_only_records(&[]);
     stage.assert_one_holder(&[volume]);
@@ -43,17 +64,27 @@ pub async fn where_the_driver_publishes_nodes_its_attacher_heals() {
 pub async fn where_it_does_not_the_ladder_heals() {
     // Without its minutely comparison external-attacher is that of a driver that does not publish nodes.
     let attacher_flags = vec!["--reconcile-sync=24h"];
-    let options = StageOptions { mode: None, attacher_flags, ..StageOptions::default() };
+    let options = StageOptions {
+        mode: None,
+        attacher_flags,
+        ..StageOptions::default()
+    };
     let (stage, volume) = strike(Stage::set(options).await, "shop").await;
     let recovery = stage.await_recovered("shop", "redis").await;
     say!("{}", told(&recovery));
     stage.await_ready("shop", "redis", 1).await;
-    assert_eq!(effects(&recovery), [StepKind::Hold, StepKind::Release, StepKind::Lift]);
+    assert_eq!(
+        effects(&recovery),
+        [StepKind::Hold, StepKind::Release, StepKind::Lift]
+    );
     let count = stage.assert_pinned_and_journaled(&[recovery]);
     say!("{count} effects, each pinned by its plan and after the journal line that announces it");
     assert_eq!(stage.cloud_mutations(), []);
-    let workloads: Vec<AuditEvent> =
-        stage.foreign_writes(&[]).into_iter().filter(crate::common::logs::is_workload).collect();
+    let workloads: Vec<AuditEvent> = stage
+        .foreign_writes(&[])
+        .into_iter()
+        .filter(crate::common::logs::is_workload)
+        .collect();
     assert_eq!(workloads, []);
     stage.assert_one_holder(&[volume]);
     stage.await_nothing_left().await;

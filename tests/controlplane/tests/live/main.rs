@@ -28,8 +28,10 @@ use reattach_tests_controlplane::{scenarios, scenarios::Scenario};
 use std::process::ExitCode;
 
 /// The stock components, a driver that publishes its nodes, and two controllers.
-static STOCK: Shared =
-    Shared::new(|| StageOptions { users: people(&["olga", "tina"]), ..StageOptions::default() });
+static STOCK: Shared = Shared::new(|| StageOptions {
+    users: people(&["olga", "tina"]),
+    ..StageOptions::default()
+});
 
 static SCENARIOS: &[Scenario] = scenarios! {
     Shared:

@@ -13,7 +13,8 @@ async fn in_mode(stage: &Stage, claim: &str, mode: Mode, phase: Phase) -> Volume
     let found = eventually(&what, LIMIT, async || {
         let all = stage.recoveries("observe").await;
         let there = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase == phase);
-        all.into_iter().find(|r| r.spec.claim_name == claim && r.spec.mode == mode && there(r))
+        all.into_iter()
+            .find(|r| r.spec.claim_name == claim && r.spec.mode == mode && there(r))
     });
     found.await.expect("in time")
 }
@@ -22,7 +23,10 @@ pub async fn only_records_then_the_very_plan_that_was_shown() {
     let stage = Stage::share(
         &STOCK,
         "observe",
-        StageOptions { mode: Some(Mode::Observe), ..StageOptions::default() },
+        StageOptions {
+            mode: Some(Mode::Observe),
+            ..StageOptions::default()
+        },
     )
     .await;
     stage.namespace("observe").await;
@@ -31,10 +35,19 @@ pub async fn only_records_then_the_very_plan_that_was_shown() {
     for app in ["redis", "sql"] {
         stage.await_ready("observe", app, 1).await;
     }
-    stage.kubelet("observe-1").recycle(DiskAfter::Kept, AWAY).await;
+    stage
+        .kubelet("observe-1")
+        .recycle(DiskAfter::Kept, AWAY)
+        .await;
     for claim in ["redis", "data-sql-0"] {
-        let status = in_mode(&stage, claim, Mode::Observe, Phase::Planned).await.status.expect("a status");
-        assert!(status.plan.is_none() && status.journal.is_empty(), "{status:#?}");
+        let status = in_mode(&stage, claim, Mode::Observe, Phase::Planned)
+            .await
+            .status
+            .expect("a status");
+        assert!(
+            status.plan.is_none() && status.journal.is_empty(),
+            "{status:#?}"
+        );
         say!("Observe: {claim}: {}", status.message);
     }
     stage.assert_only_records(&[]);
@@ -42,9 +55,19 @@ pub async fn only_records_then_the_very_plan_that_was_shown() {
     stage.policy(Mode::DryRun).await;
     let mut shown = Vec::new();
     for claim in ["redis", "data-sql-0"] {
-        let status = in_mode(&stage, claim, Mode::DryRun, Phase::Planned).await.status.expect("a status");
+        let status = in_mode(&stage, claim, Mode::DryRun, Phase::Planned)
+            .await
+            .status
+            .expect("a status");
         assert!(status.journal.is_empty());
-        shown.push(status.plan.expect("a plan").get().expect("it can be read").clone());
+        shown.push(
+            status
+                .plan
+                .expect("a plan")
+                .get()
+                .expect("it can be read")
+                .clone(),
+        );
     }
     stage.assert_only_records(&[]);
     for (kind, name) in [("Deployment", "redis"), ("StatefulSet", "sql")] {
@@ -58,9 +81,16 @@ pub async fn only_records_then_the_very_plan_that_was_shown() {
         let run = run.get().expect("it can be read");
         assert_eq!(*run, plan, "what was shown is what was done");
         let steps: Vec<String> = run.steps.iter().map(|s| format!("{:?}", s.kind)).collect();
-        say!("DryRun and Auto: {claim}: plan {} ({})", run.hash, steps.join(", "));
+        say!(
+            "DryRun and Auto: {claim}: plan {} ({})",
+            run.hash,
+            steps.join(", ")
+        );
         let old = in_mode(&stage, claim, Mode::DryRun, Phase::Aborted).await;
-        say!("  the dry run gave way: {}", old.status.expect("a status").message);
+        say!(
+            "  the dry run gave way: {}",
+            old.status.expect("a status").message
+        );
     }
     for app in ["redis", "sql"] {
         stage.await_ready("observe", app, 1).await;

@@ -21,14 +21,28 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 pub async fn measured_in_memory_cluster_matches_the_real_one() {
     let start = Instant::now();
     let memory = tokio::task::spawn_blocking(|| {
-        SEEDS.map(|seed| (seed, in_virtual_time(move || all_in_memory(seed)).expect("virtual time")))
+        SEEDS.map(|seed| {
+            (
+                seed,
+                in_virtual_time(move || all_in_memory(seed)).expect("virtual time"),
+            )
+        })
     });
     let memory: [(u64, Results); SEEDS.len()] = memory.await.expect("the results in memory end");
-    say!("{:>5.1} s: the results in memory are done", start.elapsed().as_secs_f64());
+    say!(
+        "{:>5.1} s: the results in memory are done",
+        start.elapsed().as_secs_f64()
+    );
 
     // All results side by side, each with two nodes and a volume of its own.
     let nodes = 2 * u64::try_from(CASES.len()).expect("few results");
-    let options = StageOptions { nodes, mode: None, controllers: 0, agents: false, ..Default::default() };
+    let options = StageOptions {
+        nodes,
+        mode: None,
+        controllers: 0,
+        agents: false,
+        ..Default::default()
+    };
     let stage = Stage::set(options).await;
     let mut fixtures = Vec::new();
     for (at, case) in CASES.into_iter().enumerate() {
@@ -49,7 +63,13 @@ pub async fn measured_in_memory_cluster_matches_the_real_one() {
 /// Prints the table and answers what is wrong with it.
 fn compare(real: &Results, memory: &[(u64, Results)]) -> Vec<String> {
     let mut wrong = Vec::new();
-    say!("{:<17}| {:<62}| {:>13} | {:>13} | allowed", "case", "what", "measured real", "in memory");
+    say!(
+        "{:<17}| {:<62}| {:>13} | {:>13} | allowed",
+        "case",
+        "what",
+        "measured real",
+        "in memory"
+    );
     for (at, (case, result)) in real.iter().enumerate() {
         let figures = result.as_deref().unwrap_or_else(|error| {
             wrong.push(format!("{case} on the real one: {error}"));
@@ -73,11 +93,21 @@ fn compare(real: &Results, memory: &[(u64, Results)]) -> Vec<String> {
         }
         for (n, seen) in figures.iter().enumerate() {
             let values = || others.iter().filter_map(|o| o.get(n)).map(|s| s.value);
-            let (least, most) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
-            let between =
-                if least < most { format!("{least:.1} to {most:.1}") } else { format!("{most:.1}") };
+            let (least, most) = (
+                values().fold(f64::INFINITY, f64::min),
+                values().fold(0.0, f64::max),
+            );
+            let between = if least < most {
+                format!("{least:.1} to {most:.1}")
+            } else {
+                format!("{most:.1}")
+            };
             let (from, to) = seen.bounds;
-            say!("{case:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}", seen.what, seen.value);
+            say!(
+                "{case:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}",
+                seen.what,
+                seen.value
+            );
             if !seen.fits() {
                 wrong.push(format!("{case} on the real one: {seen:?}"));
             }
@@ -103,7 +133,10 @@ async fn fixture(stage: &Stage, at: usize) -> Fixture {
     let label = stage.cloud.volume(volumes[0]).expect("a volume").label;
     Fixture {
         client: stage.admin.clone(),
-        kubelets: own.iter().map(|k| (k.node().to_owned(), k.clone())).collect(),
+        kubelets: own
+            .iter()
+            .map(|k| (k.node().to_owned(), k.clone()))
+            .collect(),
         cloud: Arc::new(SimulatedCloud::new(stage.cloud.clone())),
         unpublish_fails: unpublish_switch(stage, volumes[0]),
         driver: "linodebs.csi.linode.com".to_owned(),
@@ -131,7 +164,9 @@ fn unpublish_switch(stage: &Stage, volume: VolumeNo) -> Arc<dyn Fn(bool) + Send 
                 body: ErrorBody::Json,
             };
             *fault =
-                Some(cloud.add_fault(FaultRule::new([Operation::DetachVolume], refusal).on_volume(volume)));
+                Some(cloud.add_fault(
+                    FaultRule::new([Operation::DetachVolume], refusal).on_volume(volume),
+                ));
         }
     })
 }

@@ -33,8 +33,15 @@ async fn user(stage: &Stage, name: &str, namespace: &str, roles: &[&str]) -> Cli
 
 /// Creates a namespaced object as this user.
 async fn create_as(client: &Client, object: Value) -> kube::Result<DynamicObject> {
-    let text = |at: &str| object.pointer(at).and_then(Value::as_str).unwrap_or_default();
-    let (group, version) = text("/apiVersion").split_once('/').unwrap_or(("", text("/apiVersion")));
+    let text = |at: &str| {
+        object
+            .pointer(at)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let (group, version) = text("/apiVersion")
+        .split_once('/')
+        .unwrap_or(("", text("/apiVersion")));
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
     let api: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), text("/metadata/namespace"), &resource);
@@ -57,13 +64,18 @@ async fn claim_over(stage: &Stage, tina: &Client, name: &str, driver: Option<&st
         volume["spec"]["csi"]["driver"] = json!(driver);
     }
     stage.create(volume).await;
-    create_as(tina, manifests::claim(TENANTS, name, &pv)).await.expect("a tenant may");
+    create_as(tina, manifests::claim(TENANTS, name, &pv))
+        .await
+        .expect("a tenant may");
 }
 
 /// Another cluster's machine that is off, and its volume; a PersistentVolume here names that volume.
 async fn foreign_machine(stage: &Stage, tina: &Client) -> VolumeNo {
     let machine = InstanceNo(stage.instance_number(12));
-    stage.cloud.create_instance(NewInstance::new("another-cluster").with_id(machine.0)).expect("an instance");
+    stage
+        .cloud
+        .create_instance(NewInstance::new("another-cluster").with_id(machine.0))
+        .expect("an instance");
     let (volume, handle) = stage.volume("foreign");
     stage.cloud.attach_now(volume, machine).expect("attached");
     stage.cloud.shutdown(machine).expect("it runs");
@@ -77,12 +89,15 @@ async fn false_nodes(stage: &Stage) {
     let real = stage.node("tenants-5").await.expect("a Node");
     let machine = real.spec.and_then(|s| s.provider_id).expect("a providerID");
     let label = json!({"kubernetes.io/hostname": "tenants-2"});
-    for (name, labels, id) in
-        [("tenants-0-twin", json!({}), json!(machine)), ("tenants-0-host", label, Value::Null)]
-    {
+    for (name, labels, id) in [
+        ("tenants-0-twin", json!({}), json!(machine)),
+        ("tenants-0-host", label, Value::Null),
+    ] {
         let spec = json!({"providerID": id, "unschedulable": true});
         let metadata = json!({"name": name, "labels": labels});
-        stage.create(json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec})).await;
+        stage
+            .create(json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}))
+            .await;
     }
 }
 
@@ -101,8 +116,18 @@ fn spellings(
             format!("{n}-x"),
             "is not the one that driver linodebs.csi.linode.com gives to cloud volume",
         ),
-        ("case", None, format!("{n}-{}", label.to_uppercase()), "is not the one that driver"),
-        ("same", None, format!("{n}-{label}"), "is also used through PersistentVolume"),
+        (
+            "case",
+            None,
+            format!("{n}-{}", label.to_uppercase()),
+            "is not the one that driver",
+        ),
+        (
+            "same",
+            None,
+            format!("{n}-{label}"),
+            "is also used through PersistentVolume",
+        ),
         ("signed", None, format!("+{n}-{label}"), unknown),
         ("padded", None, format!("0{n}-{label}"), unknown),
         ("wrapped", None, format!("{wrapped}-{label}"), unknown),
@@ -118,44 +143,75 @@ fn spellings(
 /// Victims on a machine that is cut off and on one that runs, and everything that a tenant and writers of PersistentVolumes,
 /// VolumeAttachments and Nodes can name of theirs. The tenant's own volume on a third machine heals meanwhile.
 pub async fn names_free_nothing_of_others() {
-    let options = StageOptions { nodes: 5, mode: None, volumes_per_node: 16, ..StageOptions::default() };
+    let options = StageOptions {
+        nodes: 5,
+        mode: None,
+        volumes_per_node: 16,
+        ..StageOptions::default()
+    };
     let mut stage = Stage::share(&STOCK, TENANTS, options).await;
-    stage.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
+    stage.set_timings(Timings {
+        shutdown_ms: 5_000,
+        boot_ms: 5_000,
+        ..Timings::default()
+    });
     stage.policy_saying(json!({"powerOff": "Allowed"})).await;
     stage.namespace(TENANTS).await;
     let opted_out = json!({"reattach.dev/opt-out": "true"});
     stage
         .create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": VICTIMS, "annotations": opted_out}}))
         .await;
-    stage.plane.await_namespace(VICTIMS).await.expect("its ServiceAccount");
+    stage
+        .plane
+        .await_namespace(VICTIMS)
+        .await
+        .expect("its ServiceAccount");
     let tina = user(&stage, "tina", TENANTS, &["edit"]).await;
     let olga = user(&stage, "olga", TENANTS, &["admin"]).await;
     let cut = stage.deployment(VICTIMS, "cut", "tenants-1").await;
     let lives = stage.deployment(VICTIMS, "lives", "tenants-2").await;
-    let own =
-        stage.deployment_with(TENANTS, "own", "tenants-4", |o| prefer(o, &["tenants-4", "tenants-3"])).await;
+    let own = stage
+        .deployment_with(TENANTS, "own", "tenants-4", |o| {
+            prefer(o, &["tenants-4", "tenants-3"])
+        })
+        .await;
     let beside = stage.deployment(TENANTS, "beside", "tenants-1").await;
     let doubled = stage.deployment(TENANTS, "doubled", "tenants-5").await;
-    let ready =
-        [(VICTIMS, "cut"), (VICTIMS, "lives"), (TENANTS, "own"), (TENANTS, "beside"), (TENANTS, "doubled")];
+    let ready = [
+        (VICTIMS, "cut"),
+        (VICTIMS, "lives"),
+        (TENANTS, "own"),
+        (TENANTS, "beside"),
+        (TENANTS, "doubled"),
+    ];
     for (namespace, app) in ready {
         stage.await_ready(namespace, app, 1).await;
     }
 
     // These claims stay Pending: the PersistentVolume is bound to the victims'. The thief's pod is on the victims' dead node.
-    create_as(&tina, manifests::claim(TENANTS, "stolen", &format!("pv-{VICTIMS}-cut")))
-        .await
-        .expect("a tenant may");
+    create_as(
+        &tina,
+        manifests::claim(TENANTS, "stolen", &format!("pv-{VICTIMS}-cut")),
+    )
+    .await
+    .expect("a tenant may");
     let mut thief = manifests::deployment(TENANTS, "stolen", 1, &[claim_volume("data", "stolen")]);
     thief["spec"]["template"]["spec"]["nodeName"] = json!("tenants-1");
     create_as(&tina, thief).await.expect("a tenant may");
     let mut picked = manifests::claim(TENANTS, "picked", "");
     let spec = picked["spec"].as_object_mut().expect("a spec");
     spec.remove("volumeName");
-    spec.insert("selector".to_owned(), json!({"matchLabels": {"of": "the-victims"}}));
+    spec.insert(
+        "selector".to_owned(),
+        json!({"matchLabels": {"of": "the-victims"}}),
+    );
     let volumes: Api<k8s_openapi::api::core::v1::PersistentVolume> = Api::all(stage.admin.clone());
     stage
-        .patch(&volumes, &format!("pv-{VICTIMS}-cut"), json!({"metadata": {"labels": {"of": "the-victims"}}}))
+        .patch(
+            &volumes,
+            &format!("pv-{VICTIMS}-cut"),
+            json!({"metadata": {"labels": {"of": "the-victims"}}}),
+        )
         .await;
     create_as(&tina, picked).await.expect("a tenant may");
     deployment(&tina, "picked", "tenants-1").await;
@@ -176,7 +232,11 @@ pub async fn names_free_nothing_of_others() {
 
     // Kubernetes takes any text for the claim of a pod: one that is a query without an end, and one that is no path. Their pods
     // are on the node that is to be fenced.
-    for (name, claim) in [("query", "?watch=true"), ("space", "no name"), ("deep", "a/b/c/d")] {
+    for (name, claim) in [
+        ("query", "?watch=true"),
+        ("space", "no name"),
+        ("deep", "a/b/c/d"),
+    ] {
         let mut object = manifests::deployment(TENANTS, name, 1, &[claim_volume("data", claim)]);
         object["spec"]["template"]["spec"]["nodeName"] = json!("tenants-4");
         create_as(&tina, object).await.expect("a tenant may");
@@ -186,19 +246,35 @@ pub async fn names_free_nothing_of_others() {
     // volume is off, says the cloud.
     stage.hang("tenants-1");
     stage.hang("tenants-5");
-    stage.cloud.shutdown(stage.instance("tenants-4")).expect("it runs, says the cloud");
+    stage
+        .cloud
+        .shutdown(stage.instance("tenants-4"))
+        .expect("it runs, says the cloud");
     stage.hang("tenants-4");
-    stage.await_instance("tenants-4", &InstanceStatus::Offline).await;
+    stage
+        .await_instance("tenants-4", &InstanceStatus::Offline)
+        .await;
     // An approver of the namespace asks for more than the nominations bring.
     for claim in ["stolen", "picked"] {
-        ask(&olga, TENANTS, &format!("{claim}-by-olga"), claim, &stage.user("olga"), "Auto")
-            .await
-            .expect("she may ask");
+        ask(
+            &olga,
+            TENANTS,
+            &format!("{claim}-by-olga"),
+            claim,
+            &stage.user("olga"),
+            "Auto",
+        )
+        .await
+        .expect("she may ask");
     }
     let mine = stage.await_recovered(TENANTS, "own").await;
     stage.await_ready_on(TENANTS, "own", "tenants-3").await;
     say!("the tenant's own volume:\n{}", told(&mine));
-    assert!(effects(&mine).contains(&StepKind::TaintOutOfService), "{:?}", effects(&mine));
+    assert!(
+        effects(&mine).contains(&StepKind::TaintOutOfService),
+        "{:?}",
+        effects(&mine)
+    );
 
     let spelled = spellings(lives, &label).map(|(claim, _, _, says)| (claim, says));
     for (claim, says) in OTHERS.iter().chain(&spelled) {
@@ -208,27 +284,57 @@ pub async fn names_free_nothing_of_others() {
         say!("{claim}: {}", sentences(&recovery));
     }
     for claim in ["stolen", "picked"] {
-        let about = stage.recoveries(TENANTS).await.into_iter().filter(|r| r.spec.claim_name == claim);
+        let about = stage
+            .recoveries(TENANTS)
+            .await
+            .into_iter()
+            .filter(|r| r.spec.claim_name == claim);
         let names: Vec<String> = about.map(|r| r.name_any()).collect();
-        assert_eq!(names, [format!("{claim}-by-olga")], "nominated by a claim that is not bound");
+        assert_eq!(
+            names,
+            [format!("{claim}-by-olga")],
+            "nominated by a claim that is not bound"
+        );
     }
 
     let count = stage.assert_pinned_and_journaled(&[mine]);
     say!("{count} effects, all of the tenant's own recovery");
-    for node in ["tenants-1", "tenants-2", "tenants-3", "tenants-5", "tenants-0-twin", "tenants-0-host"] {
+    for node in [
+        "tenants-1",
+        "tenants-2",
+        "tenants-3",
+        "tenants-5",
+        "tenants-0-twin",
+        "tenants-0-host",
+    ] {
         let ours = [OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT];
-        assert_eq!(ours.map(|key| stage.taint_writes(node, key)), [0, 0], "{node}");
+        assert_eq!(
+            ours.map(|key| stage.taint_writes(node, key)),
+            [0, 0],
+            "{node}"
+        );
     }
-    for (volume, node) in
-        [(cut, "tenants-1"), (beside, "tenants-1"), (lives, "tenants-2"), (doubled, "tenants-5")]
-    {
-        assert_eq!(stage.cloud.volume(volume).and_then(|v| v.holder), Some(stage.instance(node)), "{node}");
+    for (volume, node) in [
+        (cut, "tenants-1"),
+        (beside, "tenants-1"),
+        (lives, "tenants-2"),
+        (doubled, "tenants-5"),
+    ] {
+        assert_eq!(
+            stage.cloud.volume(volume).and_then(|v| v.holder),
+            Some(stage.instance(node)),
+            "{node}"
+        );
         let power = stage.cloud.instance(stage.instance(node)).map(|i| i.status);
         assert_eq!(power, Some(InstanceStatus::Running), "{node}");
     }
     let held = stage.cloud.volume(foreign).and_then(|v| v.holder);
     let machine = InstanceNo(stage.instance_number(12));
-    assert_eq!(held, Some(machine), "another cluster's machine keeps its volume");
+    assert_eq!(
+        held,
+        Some(machine),
+        "another cluster's machine keeps its volume"
+    );
     stage.await_ready(VICTIMS, "lives", 1).await;
     stage.assert_one_holder(&[cut, beside, lives, doubled, own, foreign]);
 }
@@ -244,8 +350,14 @@ const OTHERS: [(&str, &str); 5] = [
         "beside",
         "is on node tenants-1 and is opted out by an annotation or its policy, so the node is not fenced",
     ),
-    ("doubled", "Nodes tenants-0-twin, tenants-5 all have the providerID of instance"),
-    ("foreign", "is behind no Node of this cluster, and reattach never saw it as one"),
+    (
+        "doubled",
+        "Nodes tenants-0-twin, tenants-5 all have the providerID of instance",
+    ),
+    (
+        "foreign",
+        "is behind no Node of this cluster, and reattach never saw it as one",
+    ),
 ];
 
 /// A person asks for a recovery.
@@ -270,15 +382,23 @@ async fn ask(
 
 /// Everything that a status says in sentences.
 fn sentences(recovery: &VolumeRecovery) -> String {
-    let Some(status) = &recovery.status else { return String::new() };
-    let all: Vec<&str> =
-        std::iter::once(&status.message).chain(&status.refusals).map(String::as_str).collect();
+    let Some(status) = &recovery.status else {
+        return String::new();
+    };
+    let all: Vec<&str> = std::iter::once(&status.message)
+        .chain(&status.refusals)
+        .map(String::as_str)
+        .collect();
     all.join("\n")
 }
 
 /// The steps that were started, also where there is no plan.
 fn effects_or_none(recovery: &VolumeRecovery) -> Vec<StepKind> {
-    match recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty()) {
+    match recovery
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.journal.is_empty())
+    {
         true => effects(recovery),
         false => Vec::new(),
     }
@@ -297,7 +417,11 @@ async fn await_said(stage: &Stage, name: &str, says: &str) -> VolumeRecovery {
     let mut last = String::new();
     let found = eventually(says, LIMIT, async || {
         let recovery = api.get_opt(name).await.ok()??;
-        last = format!("{:?}: {}", recovery.status.as_ref().map(|s| s.phase), sentences(&recovery));
+        last = format!(
+            "{:?}: {}",
+            recovery.status.as_ref().map(|s| s.phase),
+            sentences(&recovery)
+        );
         last.contains(says).then_some(recovery)
     });
     match found.await {
@@ -311,7 +435,11 @@ async fn await_said(stage: &Stage, name: &str, says: &str) -> VolumeRecovery {
 
 /// The plan of a record that waits for an approval.
 fn planned(recovery: &VolumeRecovery) -> String {
-    recovery.status.as_ref().and_then(|s| s.plan_hash.clone()).expect("a plan")
+    recovery
+        .status
+        .as_ref()
+        .and_then(|s| s.plan_hash.clone())
+        .expect("a plan")
 }
 
 /// A pod of the tenant's with this claim, bound to the victims' healthy node by name. It never runs: its Secret is missing.
@@ -344,13 +472,19 @@ async fn made_up_event(tina: &Client, pod: &DynamicObject, at: &str) {
         "reason": "FailedMount", "message": says, "type": "Warning", "count": 5000,
         "firstTimestamp": at, "lastTimestamp": at, "source": {"component": "kubelet", "host": "speakers-2"},
     });
-    create_as(tina, object).await.expect("an event of her own pod");
+    create_as(tina, object)
+        .await
+        .expect("an event of her own pod");
 }
 
 /// The same of a pod of others, by the API that lets an Event of one namespace be about another one.
 async fn made_up_event_of_others(stage: &Stage, tina: &Client, app: &str) {
     let pod = stage.pods(OTHERS_THERE, app).await.remove(0);
-    let at = stage.cloud.now().strftime("%Y-%m-%dT%H:%M:%S.000000Z").to_string();
+    let at = stage
+        .cloud
+        .now()
+        .strftime("%Y-%m-%dT%H:%M:%S.000000Z")
+        .to_string();
     let about = json!({"apiVersion": "v1", "kind": "Pod", "name": pod.name_any(), "namespace": OTHERS_THERE, "uid": pod.uid()});
     let object = json!({
         "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "of-others", "namespace": SPEAKERS},
@@ -358,30 +492,43 @@ async fn made_up_event_of_others(stage: &Stage, tina: &Client, app: &str) {
         "note": format!("Multi-Attach error for volume pv-{OTHERS_THERE}-{app}"),
         "reportingController": "kubelet", "reportingInstance": "speakers-2",
     });
-    create_as(tina, object).await.expect("the API server takes it");
+    create_as(tina, object)
+        .await
+        .expect("the API server takes it");
 }
 
 /// People of one namespace under a policy that only observes, then under one that waits for an approval: their records, words,
 /// pods and events reach nothing beyond what the policy allows there.
 pub async fn words_reach_no_further_than_their_right() {
-    let options = StageOptions { nodes: 4, mode: None, ..StageOptions::default() };
+    let options = StageOptions {
+        nodes: 4,
+        mode: None,
+        ..StageOptions::default()
+    };
     let mut stage = Stage::share(&STOCK, SPEAKERS, options).await;
-    stage.policy_saying(json!({"mode": "Observe", "powerOff": "Never", "nodes": null})).await;
+    stage
+        .policy_saying(json!({"mode": "Observe", "powerOff": "Never", "nodes": null}))
+        .await;
     stage.namespace(SPEAKERS).await;
     stage.namespace(OTHERS_THERE).await;
     let tina = user(&stage, "tina", SPEAKERS, &["edit"]).await;
     let olga = user(&stage, "olga", SPEAKERS, &["admin"]).await;
     let (by_olga, by_tina) = (stage.user("olga"), stage.user("tina"));
     let near = stage
-        .deployment_with(SPEAKERS, "near", "speakers-1", |o| prefer(o, &["speakers-1", "speakers-4"]))
+        .deployment_with(SPEAKERS, "near", "speakers-1", |o| {
+            prefer(o, &["speakers-1", "speakers-4"])
+        })
         .await;
     let theirs = stage.deployment(OTHERS_THERE, "theirs", "speakers-1").await;
     let other = stage.deployment(OTHERS_THERE, "other", "speakers-2").await;
     let light = stage.deployment(SPEAKERS, "light", "speakers-3").await;
     stage.bound_claim(SPEAKERS, "bait").await;
-    for (namespace, app) in
-        [(SPEAKERS, "near"), (OTHERS_THERE, "theirs"), (OTHERS_THERE, "other"), (SPEAKERS, "light")]
-    {
+    for (namespace, app) in [
+        (SPEAKERS, "near"),
+        (OTHERS_THERE, "theirs"),
+        (OTHERS_THERE, "other"),
+        (SPEAKERS, "light"),
+    ] {
         stage.await_ready(namespace, app, 1).await;
     }
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(stage.admin.clone());
@@ -392,9 +539,12 @@ pub async fn words_reach_no_further_than_their_right() {
     // Claim names that are paths and queries, and what kubelet never said, about pods on a node of others.
     let now = stage.cloud.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let path = format!("../../{OTHERS_THERE}/persistentvolumeclaims/other");
-    for (name, claim) in
-        [("bait", "bait"), ("path", path.as_str()), ("query", "?watch=true"), ("part", "light/status")]
-    {
+    for (name, claim) in [
+        ("bait", "bait"),
+        ("path", path.as_str()),
+        ("query", "?watch=true"),
+        ("part", "light/status"),
+    ] {
         match bait(&tina, name, claim).await {
             Ok(pod) => made_up_event(&tina, &pod, &now).await,
             Err(error) => panic!("{name}: {error}"),
@@ -404,26 +554,53 @@ pub async fn words_reach_no_further_than_their_right() {
     made_up_event_of_others(&stage, &tina, "other").await;
 
     // The machine is shut down by its owner, so that a proof is there for whoever may use it.
-    stage.cloud.shutdown(stage.instance("speakers-1")).expect("it runs, says the cloud");
+    stage
+        .cloud
+        .shutdown(stage.instance("speakers-1"))
+        .expect("it runs, says the cloud");
     stage.hang("speakers-1");
     stage.await_node("speakers-1", false).await;
-    ask(&olga, SPEAKERS, "auto", "near", &by_olga, "Auto").await.expect("she may ask");
+    ask(&olga, SPEAKERS, "auto", "near", &by_olga, "Auto")
+        .await
+        .expect("she may ask");
     let auto = await_said(&stage, "auto", "at most mode Observe").await;
     assert_eq!(effects_or_none(&auto), []);
-    let looked = stage.await_recovery(SPEAKERS, "bait", "a record", |r| r.status.is_some()).await;
+    let looked = stage
+        .await_recovery(SPEAKERS, "bait", "a record", |r| r.status.is_some())
+        .await;
     let reason = looked.spec.reason.clone().unwrap_or_default();
     say!("bait: {reason:?}: {}", sentences(&looked));
     let hidden = |c: char| c.is_control() || c == '\u{202e}';
     assert!(!reason.is_empty() && !reason.contains(hidden), "{reason:?}");
-    assert!(!sentences(&looked).replace('\n', " ").contains(hidden), "{}", sentences(&looked));
+    assert!(
+        !sentences(&looked).replace('\n', " ").contains(hidden),
+        "{}",
+        sentences(&looked)
+    );
     stage.assert_only_records(&[]);
 
     // Under a policy that lets an approver of the namespace decide about the namespace.
-    stage.policy_saying(json!({"mode": "Approve", "powerOff": "Never", "nodes": null})).await;
-    ask(&olga, SPEAKERS, "asked", "near", &by_olga, "Approve").await.expect("she may ask");
-    stage.kubelet("speakers-3").recycle(DiskAfter::Kept, AWAY).await;
+    stage
+        .policy_saying(json!({"mode": "Approve", "powerOff": "Never", "nodes": null}))
+        .await;
+    ask(&olga, SPEAKERS, "asked", "near", &by_olga, "Approve")
+        .await
+        .expect("she may ask");
+    stage
+        .kubelet("speakers-3")
+        .recycle(DiskAfter::Kept, AWAY)
+        .await;
     stage.await_down(SPEAKERS, "light").await;
-    ask(&tina, SPEAKERS, "light-by-tina", "light", &by_tina, "Approve").await.expect("she may ask");
+    ask(
+        &tina,
+        SPEAKERS,
+        "light-by-tina",
+        "light",
+        &by_tina,
+        "Approve",
+    )
+    .await
+    .expect("she may ask");
     approvals_of_other_plans(&stage, &olga, &by_olga).await;
     // A finalizer of ours that a tenant puts on keeps nothing.
     let mut owned = json!({
@@ -435,8 +612,12 @@ pub async fn words_reach_no_further_than_their_right() {
     create_as(&tina, owned).await.expect("a tenant may");
     stage.assert_only_records(&[]);
     let after = stage.untouched(OTHERS_THERE, &[theirs, other]).await;
-    let other_pods =
-        |all: &[String]| all.iter().filter(|l| l.contains("\"other-")).cloned().collect::<Vec<_>>();
+    let other_pods = |all: &[String]| {
+        all.iter()
+            .filter(|l| l.contains("\"other-"))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
     assert_eq!(other_pods(&after), other_pods(&before));
 
     // Withdrawn by its author, it makes way for the policy's own; approved as it stands, that one heals.
@@ -444,29 +625,56 @@ pub async fn words_reach_no_further_than_their_right() {
     let merge = |body: Value| Patch::Merge(body);
     let params = PatchParams::default();
     let abort = merge(json!({"spec": {"abort": {"by": by_tina, "reason": ESCAPES}}}));
-    records.patch("light-by-tina", &params, &abort).await.expect("her own");
-    ask(&tina, SPEAKERS, "light-again", "light", &by_tina, "Approve").await.expect("she may ask");
+    records
+        .patch("light-by-tina", &params, &abort)
+        .await
+        .expect("her own");
+    ask(&tina, SPEAKERS, "light-again", "light", &by_tina, "Approve")
+        .await
+        .expect("she may ask");
     let waits = await_phase_of(&stage, "light-again", Phase::AwaitingApproval).await;
-    let approval = merge(json!({"spec": {"approval": {"planHash": planned(&waits), "approver": by_olga}}}));
+    let approval =
+        merge(json!({"spec": {"approval": {"planHash": planned(&waits), "approver": by_olga}}}));
     let records: Api<VolumeRecovery> = Api::namespaced(olga.clone(), SPEAKERS);
-    records.patch("light-again", &params, &approval).await.expect("she may");
+    records
+        .patch("light-again", &params, &approval)
+        .await
+        .expect("she may");
     let healed = await_phase_of(&stage, "light-again", Phase::Recovered).await;
     stage.await_ready(SPEAKERS, "light", 1).await;
     let aborted = await_phase_of(&stage, "light-by-tina", Phase::Aborted).await;
-    assert!(!sentences(&aborted).replace('\n', " ").contains(hidden), "{}", sentences(&aborted));
+    assert!(
+        !sentences(&aborted).replace('\n', " ").contains(hidden),
+        "{}",
+        sentences(&aborted)
+    );
 
     let count = stage.assert_pinned_and_journaled(&[healed]);
     say!("{count} effects, all of the recovery that was approved");
     for node in ["speakers-1", "speakers-2"] {
         let ours = [OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT];
-        assert_eq!(ours.map(|key| stage.taint_writes(node, key)), [0, 0], "{node}");
+        assert_eq!(
+            ours.map(|key| stage.taint_writes(node, key)),
+            [0, 0],
+            "{node}"
+        );
     }
-    for (volume, node) in [(near, "speakers-1"), (theirs, "speakers-1"), (other, "speakers-2")] {
-        assert_eq!(stage.cloud.volume(volume).and_then(|v| v.holder), Some(stage.instance(node)), "{node}");
+    for (volume, node) in [
+        (near, "speakers-1"),
+        (theirs, "speakers-1"),
+        (other, "speakers-2"),
+    ] {
+        assert_eq!(
+            stage.cloud.volume(volume).and_then(|v| v.holder),
+            Some(stage.instance(node)),
+            "{node}"
+        );
     }
     let pods: Api<Pod> = Api::namespaced(tina.clone(), SPEAKERS);
     for name in ["bait", "path", "query", "part"] {
-        pods.delete(name, &kube::api::DeleteParams::default().grace_period(0)).await.expect("her own");
+        pods.delete(name, &kube::api::DeleteParams::default().grace_period(0))
+            .await
+            .expect("her own");
     }
     stage.await_nothing_left().await;
     stage.assert_one_holder(&[near, theirs, other, light]);
@@ -496,7 +704,11 @@ async fn approvals_of_other_plans(stage: &Stage, olga: &Client, by_olga: &str) {
     let of_another: String = hash.chars().rev().collect();
     let approval = json!({"spec": {"approval": {"planHash": of_another, "approver": by_olga}}});
     records
-        .patch("light-by-tina", &PatchParams::default(), &Patch::Merge(approval))
+        .patch(
+            "light-by-tina",
+            &PatchParams::default(),
+            &Patch::Merge(approval),
+        )
         .await
         .expect("a word of her own");
     // Copied by olga herself with what the original says, for another claim: whatever plan comes, it is not this one.

@@ -26,7 +26,10 @@ pub struct Cluster {
 impl Cluster {
     /// One with these nodes and the product's custom resources.
     pub fn start(nodes: &[NodeName]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
         let runtime = runtime.expect("a runtime");
         let (server, port) = runtime.block_on(async {
             let server = ApiServer::new(Clock::wall(), 1);
@@ -34,14 +37,23 @@ impl Cluster {
                 assert!(server.register_crd(&serde_json::to_value(crd).expect("JSON")));
             }
             for node in nodes {
-                server.insert(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node } }));
+                server.insert(
+                    &json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node } }),
+                );
             }
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+                .await
+                .expect("a port");
             let port = listener.local_addr().expect("an address").port();
             let service = server.service_as(AGENT);
             let answer = move |request: axum::extract::Request| {
                 let mut service = service.clone();
-                async move { service.call(request).await.map(|answer| answer.map(Body::new)) }
+                async move {
+                    service
+                        .call(request)
+                        .await
+                        .map(|answer| answer.map(Body::new))
+                }
             };
             let router = axum::Router::new().fallback_service(tower::service_fn(move |request| {
                 let answer = answer(request);
@@ -50,7 +62,11 @@ impl Cluster {
             tokio::spawn(async move { axum::serve(listener, router).await });
             (server, port)
         });
-        Self { runtime, server, port }
+        Self {
+            runtime,
+            server,
+            port,
+        }
     }
 
     /// What leads an agent in a guest here. No certificate is needed for plain HTTP, and without this file, which has none, the
@@ -69,14 +85,19 @@ impl Cluster {
         self.runtime.block_on(async {
             let reports: Api<NodeVolumeReport> = Api::all(self.server.client());
             let patch = Patch::Merge(json!({ "spec": { "challenges": [challenge] } }));
-            reports.patch(node.as_str(), &PatchParams::default(), &patch).await.expect("a report to ask in");
+            reports
+                .patch(node.as_str(), &PatchParams::default(), &patch)
+                .await
+                .expect("a report to ask in");
         });
     }
 
     /// What the agent of a node says; `None` if it has said nothing yet.
     pub fn said(&self, node: &NodeName) -> Option<NodeVolumeReportStatus> {
         let plural = NodeVolumeReport::api_resource().plural;
-        let report = self.server.read("reattach.dev", &plural, "", node.as_str())?;
+        let report = self
+            .server
+            .read("reattach.dev", &plural, "", node.as_str())?;
         serde_json::from_value(report.get("status")?.clone()).expect("a status")
     }
 }

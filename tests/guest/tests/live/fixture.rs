@@ -2,7 +2,9 @@
 
 use crate::api::Cluster;
 use reattach_core::cloud::DeviceIdentity;
-use reattach_core::guest::{Answer, Challenge, DeviceUsers, GuestInventory, GuestMount, Level, ScanResult};
+use reattach_core::guest::{
+    Answer, Challenge, DeviceUsers, GuestInventory, GuestMount, Level, ScanResult,
+};
 use reattach_core::ids::{BootId, DriverName, NodeName, Uid, VolumeHandle};
 use reattach_tests_guest::{Bus, Guest, Plugged, Tools, Volume, wait_for};
 use sha2::{Digest, Sha256};
@@ -31,10 +33,15 @@ pub struct Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let logs =
-                self.guest.run("tail -n 20 /run/*.log; cat /proc/mounts; ls -d /sys/block/[!l]*; true");
+            let logs = self
+                .guest
+                .run("tail -n 20 /run/*.log; cat /proc/mounts; ls -d /sys/block/[!l]*; true");
             let logs = logs.unwrap_or_else(|e| format!("{e:#}"));
-            println!("{logs}\n{}\n{}", self.guest.words("console"), self.guest.words("qemu"));
+            println!(
+                "{logs}\n{}\n{}",
+                self.guest.words("console"),
+                self.guest.words("qemu")
+            );
         }
     }
 }
@@ -46,7 +53,12 @@ impl Fixture {
         let tools = Tools::find().expect("what guests are made of");
         let guest = Guest::new(&tools, &[agent()]).expect("a guest");
         let cluster = Cluster::start(&LEVELS.map(node));
-        let mut fixture = Self { guest, cluster, epoch: 0, begun };
+        let mut fixture = Self {
+            guest,
+            cluster,
+            epoch: 0,
+            begun,
+        };
         fixture.boot();
         fixture
     }
@@ -93,7 +105,9 @@ impl Fixture {
     /// Runs a script again and again until it ends with exit code 0.
     pub fn await_success(&mut self, what: &str, script: &str) {
         let ended = wait_for(what, LIMIT, || {
-            let answer = self.guest.run(&format!("if {{ {script}; }} >/dev/null 2>&1; then echo yes; fi"))?;
+            let answer = self.guest.run(&format!(
+                "if {{ {script}; }} >/dev/null 2>&1; then echo yes; fi"
+            ))?;
             Ok((answer == "yes").then_some(()))
         });
         ended.unwrap_or_else(|e| panic!("{e:#}"));
@@ -158,7 +172,9 @@ impl Fixture {
         let challenge = Challenge {
             recovery: Uid::new("r1"),
             epoch: self.epoch,
-            identity: DeviceIdentity { serial: volume.serial().to_owned() },
+            identity: DeviceIdentity {
+                serial: volume.serial().to_owned(),
+            },
             driver: DriverName::new(DRIVER),
             handle: handle(volume),
         };
@@ -169,7 +185,11 @@ impl Fixture {
         assert_eq!(answer.identity, challenge.identity);
         assert_eq!(answer.level, level);
         assert_eq!(answer.boot_id, self.boot_id());
-        self.say(&format!("{level:?} about {}: {:?}", volume.serial(), answer.seen));
+        self.say(&format!(
+            "{level:?} about {}: {:?}",
+            volume.serial(),
+            answer.seen
+        ));
         // What the controller concludes.
         assert_eq!(
             answer.is_clean(),
@@ -196,19 +216,32 @@ impl Fixture {
     /// Asks again while writes are all that is seen: the last ones of a user that went, or those of a filesystem that
     /// has just been made.
     pub fn ask_at_rest(&mut self, level: Level, volume: &Volume) -> ScanResult {
-        let writes = DeviceUsers { active: true, ..DeviceUsers::default() };
+        let writes = DeviceUsers {
+            active: true,
+            ..DeviceUsers::default()
+        };
         let answer = wait_for("a volume at rest", LIMIT, || {
             let seen = self.ask(level, volume);
-            Ok(Some(seen).filter(|seen| !matches!(seen, ScanResult::InUse { users } if *users == writes)))
+            Ok(Some(seen)
+                .filter(|seen| !matches!(seen, ScanResult::InUse { users } if *users == writes)))
         });
         answer.unwrap_or_else(|e| panic!("{e:#}"))
     }
 
     /// The answer that a report has now, or soon, that is as wanted.
-    pub fn await_answer(&self, level: Level, what: &str, is_wanted: impl Fn(&Answer) -> bool) -> Answer {
+    pub fn await_answer(
+        &self,
+        level: Level,
+        what: &str,
+        is_wanted: impl Fn(&Answer) -> bool,
+    ) -> Answer {
         let found = wait_for(&format!("{what} of {level:?}"), LIMIT, || {
             let answers = self.cluster.said(&node(level)).unwrap_or_default().answers;
-            Ok(answers.iter().map(|a| a.get().expect("an answer")).find(|a| is_wanted(a)).cloned())
+            Ok(answers
+                .iter()
+                .map(|a| a.get().expect("an answer"))
+                .find(|a| is_wanted(a))
+                .cloned())
         });
         found.unwrap_or_else(|e| panic!("{e}; it says {:#?}", self.cluster.said(&node(level))))
     }
@@ -221,7 +254,11 @@ impl Fixture {
         is_wanted: impl Fn(&GuestInventory) -> bool,
     ) -> GuestInventory {
         let found = wait_for(&format!("{what} from {level:?}"), LIMIT, || {
-            let Some(inventory) = self.cluster.said(&node(level)).and_then(|said| said.inventory) else {
+            let Some(inventory) = self
+                .cluster
+                .said(&node(level))
+                .and_then(|said| said.inventory)
+            else {
                 return Ok(None);
             };
             Ok(Some(inventory.get().expect("an inventory").clone()).filter(&is_wanted))
@@ -233,20 +270,29 @@ impl Fixture {
     pub fn say(&self, what: &str) {
         let thread = std::thread::current();
         let test = thread.name().unwrap_or_default();
-        println!("{:6.1} s  {test}: {what}", self.begun.elapsed().as_secs_f64());
+        println!(
+            "{:6.1} s  {test}: {what}",
+            self.begun.elapsed().as_secs_f64()
+        );
     }
 }
 
 /// The mounts of one volume in an inventory.
 pub fn mounts<'a>(inventory: &'a GuestInventory, volume: &Volume) -> &'a [GuestMount] {
     let handle = handle(volume);
-    inventory.csi_volumes.iter().find(|v| v.handle == handle).map_or(&[], |v| &v.mounts)
+    inventory
+        .csi_volumes
+        .iter()
+        .find(|v| v.handle == handle)
+        .map_or(&[], |v| &v.mounts)
 }
 
 /// Where a volume is staged and published.
 pub fn places(volume: &Volume) -> (String, String) {
-    let publish =
-        format!("/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/pv-{}/mount", volume.serial());
+    let publish = format!(
+        "/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/pv-{}/mount",
+        volume.serial()
+    );
     (format!("{}/globalmount", staging(volume)), publish)
 }
 
@@ -262,7 +308,10 @@ fn folders(volume: &Volume) -> String {
     let handle = handle(volume);
     let (staged, published) = places(volume);
     let data = format!(r#"{{"driverName":"{DRIVER}","volumeHandle":"{handle}""#);
-    let more = format!(r#""specVolID":"pv-{}","volumeLifecycleMode":"Persistent""#, volume.serial());
+    let more = format!(
+        r#""specVolID":"pv-{}","volumeLifecycleMode":"Persistent""#,
+        volume.serial()
+    );
     format!(
         "mkdir -p {staged} {published}\n\
         echo '{data}}}' >{}/vol_data.json\necho '{data},{more}}}' >{}/../vol_data.json\n",
@@ -289,10 +338,17 @@ fn agent() -> PathBuf {
         Some(folder) => PathBuf::from(folder),
         None => {
             let test = std::env::current_exe().expect("this test's own path");
-            test.parent().and_then(Path::parent).expect("target/debug").to_owned()
+            test.parent()
+                .and_then(Path::parent)
+                .expect("target/debug")
+                .to_owned()
         }
     };
     let path = folder.join("reattach-agent");
-    assert!(path.exists(), "{} is not built; run: cargo build -p reattach-agent", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built; run: cargo build -p reattach-agent",
+        path.display()
+    );
     path
 }

@@ -25,7 +25,10 @@ fn an_open_encrypted_volume_is_in_use_until_it_is_closed() {
     for level in LEVELS {
         let users = fixture.users(level, &volume);
         assert_eq!(users.holders, ["dm-0"]);
-        assert!(users.mounts.is_empty() && users.openers.is_empty(), "{users:?}");
+        assert!(
+            users.mounts.is_empty() && users.openers.is_empty(),
+            "{users:?}"
+        );
         fixture.await_inventory(level, "the holder", |seen| {
             seen.devices.iter().any(|d| d.users.holders == ["dm-0"])
         });
@@ -35,7 +38,10 @@ fn an_open_encrypted_volume_is_in_use_until_it_is_closed() {
     for level in LEVELS {
         let users = fixture.users(level, &volume);
         assert_eq!(users.holders, ["dm-0"]);
-        assert!(users.mounts.contains(&staged) && users.mounts.contains(&published), "{users:?}");
+        assert!(
+            users.mounts.contains(&staged) && users.mounts.contains(&published),
+            "{users:?}"
+        );
     }
     fixture.unpublish(&volume);
     for level in LEVELS {
@@ -61,7 +67,10 @@ fn a_disk_pulled_out_below_an_encrypted_mount_is_never_clean() {
     );
     for level in LEVELS {
         let users = fixture.users(level, &volume);
-        assert!(users.mounts.contains(&staged) && users.mounts.contains(&published), "{users:?}");
+        assert!(
+            users.mounts.contains(&staged) && users.mounts.contains(&published),
+            "{users:?}"
+        );
         let seen = fixture.await_inventory(level, "no disk", |seen| seen.devices.is_empty());
         assert_eq!(mounts(&seen, &volume).len(), 2, "{seen:#?}");
     }

@@ -8,14 +8,24 @@ use reattach_tests_guest::Bus;
 fn a_disk_without_links_is_found_on_every_bus() {
     let mut fixture = Fixture::set();
     assert_eq!(fixture.run("ls /dev/disk 2>/dev/null || echo none"), "none");
-    for (bus, serial) in [(Bus::Scsi, "pvc0011"), (Bus::Nvme, "vol0011"), (Bus::Virtio, "vd0011")] {
+    for (bus, serial) in [
+        (Bus::Scsi, "pvc0011"),
+        (Bus::Nvme, "vol0011"),
+        (Bus::Virtio, "vd0011"),
+    ] {
         let volume = fixture.volume(serial);
         let (plugged, disk) = fixture.plug(&volume, bus);
         fixture.assert_unused(&volume);
         for level in LEVELS {
             let seen = fixture.await_inventory(level, "the disk", |seen| !seen.devices.is_empty());
             assert_eq!(seen.devices.len(), 1);
-            assert_eq!((&*seen.devices[0].kernel_name, &*seen.devices[0].identity.serial), (&*disk, serial));
+            assert_eq!(
+                (
+                    &*seen.devices[0].kernel_name,
+                    &*seen.devices[0].identity.serial
+                ),
+                (&*disk, serial)
+            );
             assert_eq!(seen.devices[0].size_bytes, 32 << 20);
         }
         // Not even the kernel's own node: then it cannot be opened, and it is still no disk that is not there.
@@ -24,7 +34,12 @@ fn a_disk_without_links_is_found_on_every_bus() {
         let ScanResult::Unreadable { items } = fixture.ask(Level::Full, &volume) else {
             panic!("it was not opened")
         };
-        assert!(items.iter().all(|item| item.starts_with(&format!("/dev/{disk}: "))), "{items:?}");
+        assert!(
+            items
+                .iter()
+                .all(|item| item.starts_with(&format!("/dev/{disk}: "))),
+            "{items:?}"
+        );
         fixture.pull(plugged, &disk);
         for level in LEVELS {
             assert_eq!(fixture.ask(level, &volume), ScanResult::NoDevice);

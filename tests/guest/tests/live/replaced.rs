@@ -20,12 +20,16 @@ fn another_volume_under_the_same_kernel_name_is_not_ours() {
         "mkdir -p /dev/disk/by-id; ln -s ../../{next} /dev/disk/by-id/scsi-0Linode_Volume_{}",
         ours.serial()
     ));
-    fixture.run(&format!("mkfs.ext4 -q /dev/{next}; mount -t ext4 /dev/{next} /mnt"));
+    fixture.run(&format!(
+        "mkfs.ext4 -q /dev/{next}; mount -t ext4 /dev/{next} /mnt"
+    ));
     for level in LEVELS {
         assert_eq!(fixture.ask(level, &ours), ScanResult::NoDevice);
         assert_eq!(fixture.users(level, &other).mounts, ["/mnt"]);
         let seen = fixture.await_inventory(level, "the other volume", |seen| {
-            seen.devices.iter().any(|device| device.kernel_name == next && device.users.mounts == ["/mnt"])
+            seen.devices
+                .iter()
+                .any(|device| device.kernel_name == next && device.users.mounts == ["/mnt"])
         });
         assert_eq!(seen.devices.len(), 1);
         assert_eq!(seen.devices[0].identity.serial, other.serial());
@@ -44,7 +48,12 @@ fn dead_mounts_of_ours_are_not_the_other_volumes() {
     fixture.pull(plugged, &disk);
     fixture.plug(&other, Bus::Scsi);
     for level in LEVELS {
-        assert_eq!(fixture.ask(level, &ours), ScanResult::DeadMount { paths: paths.clone() });
+        assert_eq!(
+            fixture.ask(level, &ours),
+            ScanResult::DeadMount {
+                paths: paths.clone()
+            }
+        );
     }
     fixture.assert_unused(&other);
 }

@@ -22,29 +22,51 @@ fn a_disk_pulled_out_under_a_busy_filesystem(bus: Bus) {
     let mut places = vec![staged, published.clone()];
     places.sort();
     // Its working directory is on the volume: so it is a user as long as it lives.
-    fixture.run(&format!("{WRITER}cd {published}; setsid sh /run/writer {published} >/dev/null 2>&1 &"));
+    fixture.run(&format!(
+        "{WRITER}cd {published}; setsid sh /run/writer {published} >/dev/null 2>&1 &"
+    ));
     fixture.await_success("the writer writes", &format!("[ -s {published}/data ]"));
     for level in LEVELS {
         let users = fixture.users(level, &volume);
         assert_eq!(users.mounts, places);
-        assert!(users.openers.iter().any(|opener| opener.ends_with(" sh")), "{users:?}");
-        let seen = fixture.await_inventory(level, "live mounts", |seen| mounts(seen, &volume).len() == 2);
         assert!(
-            mounts(&seen, &volume).iter().all(|mount| !mount.dead && places.contains(&mount.path)),
+            users.openers.iter().any(|opener| opener.ends_with(" sh")),
+            "{users:?}"
+        );
+        let seen = fixture.await_inventory(level, "live mounts", |seen| {
+            mounts(seen, &volume).len() == 2
+        });
+        assert!(
+            mounts(&seen, &volume)
+                .iter()
+                .all(|mount| !mount.dead && places.contains(&mount.path)),
             "{seen:#?}"
         );
     }
 
     fixture.pull(plugged, &disk);
-    fixture.await_success("writes fail", "grep -q 'error\\|No such device\\|Read-only' /run/failed");
+    fixture.await_success(
+        "writes fail",
+        "grep -q 'error\\|No such device\\|Read-only' /run/failed",
+    );
     for level in LEVELS {
         // Unasked.
         let seen = fixture.await_inventory(level, "no disk", |seen| seen.devices.is_empty());
         let left = mounts(&seen, &volume);
-        assert_eq!(left.iter().map(|mount| mount.path.clone()).collect::<Vec<_>>(), places);
+        assert_eq!(
+            left.iter()
+                .map(|mount| mount.path.clone())
+                .collect::<Vec<_>>(),
+            places
+        );
         assert!(left.iter().all(|mount| mount.dead), "{seen:#?}");
         assert_eq!(seen.unreadable, Vec::<String>::new());
-        assert_eq!(fixture.ask(level, &volume), ScanResult::DeadMount { paths: places.clone() });
+        assert_eq!(
+            fixture.ask(level, &volume),
+            ScanResult::DeadMount {
+                paths: places.clone()
+            }
+        );
     }
 
     // The same volume comes back as another disk, and the mounts are still those of the one that went.
@@ -52,7 +74,13 @@ fn a_disk_pulled_out_under_a_busy_filesystem(bus: Bus) {
     assert_ne!(again, disk, "the kernel gave a name away that is in use");
     for level in LEVELS {
         let users = fixture.users(level, &volume);
-        assert_eq!(users.mounts, places.iter().map(|place| format!("{place} (dead)")).collect::<Vec<_>>());
+        assert_eq!(
+            users.mounts,
+            places
+                .iter()
+                .map(|place| format!("{place} (dead)"))
+                .collect::<Vec<_>>()
+        );
     }
 
     // The pod's process ends and kubelet cleans up.
@@ -87,7 +115,13 @@ fn a_dead_mount_in_a_containers_namespace_is_one() {
     fixture.unpublish(&volume);
     for level in LEVELS {
         let users = fixture.users(level, &volume);
-        assert!(users.mounts.iter().any(|mount| mount.starts_with(&published)), "{users:?}");
+        assert!(
+            users
+                .mounts
+                .iter()
+                .any(|mount| mount.starts_with(&published)),
+            "{users:?}"
+        );
     }
     fixture.pull(plugged, &disk);
     for level in [Level::Basic, Level::Full] {
@@ -95,7 +129,10 @@ fn a_dead_mount_in_a_containers_namespace_is_one() {
             panic!("{level:?}: no dead mount")
         };
         assert_eq!(paths.len(), 2);
-        assert!(paths.iter().all(|path| path.ends_with(" sleep)")), "{paths:?}");
+        assert!(
+            paths.iter().all(|path| path.ends_with(" sleep)")),
+            "{paths:?}"
+        );
     }
     fixture.run("kill -9 $(pidof sleep)");
     fixture.await_success("the container ends", "! pidof sleep");

@@ -13,10 +13,16 @@ fn users_past_the_mount_table_are_seen() {
     fixture.assert_unused(&volume);
 
     fixture.run(&format!("setsid sleep 1000 <{device} >/dev/null 2>&1 &"));
-    fixture.await_success("it is open", &format!("ls -l /proc/$(pidof sleep)/fd | grep -q {device}"));
+    fixture.await_success(
+        "it is open",
+        &format!("ls -l /proc/$(pidof sleep)/fd | grep -q {device}"),
+    );
     for level in LEVELS {
         let users = fixture.users(level, &volume);
-        assert!(matches!(&users.openers[..], [one] if one.ends_with(" sleep")), "{users:?}");
+        assert!(
+            matches!(&users.openers[..], [one] if one.ends_with(" sleep")),
+            "{users:?}"
+        );
     }
     fixture.run("kill $(pidof sleep)");
     fixture.await_success("it is closed", "! pidof sleep");
@@ -26,12 +32,21 @@ fn users_past_the_mount_table_are_seen() {
     fixture.run(&format!("losetup /dev/loop3 {device}"));
     for level in LEVELS {
         let users = fixture.users(level, &volume);
-        assert_eq!(users, DeviceUsers { loops: vec!["loop3".to_owned()], ..DeviceUsers::default() });
+        assert_eq!(
+            users,
+            DeviceUsers {
+                loops: vec!["loop3".to_owned()],
+                ..DeviceUsers::default()
+            }
+        );
     }
     fixture.run("mkfs.ext4 -q /dev/loop3; mount -t ext4 /dev/loop3 /mnt");
     for level in LEVELS {
         let users = fixture.users(level, &volume);
-        assert_eq!((users.loops, users.mounts), (vec!["loop3".to_owned()], vec!["/mnt".to_owned()]));
+        assert_eq!(
+            (users.loops, users.mounts),
+            (vec!["loop3".to_owned()], vec!["/mnt".to_owned()])
+        );
     }
     fixture.run("umount /mnt; losetup -d /dev/loop3");
     fixture.assert_unused(&volume);
@@ -51,12 +66,18 @@ fn a_filesystem_that_no_table_shows_is_never_clean() {
     let volume = fixture.volume("pvc0013");
     let (_, disk) = fixture.plug(&volume, Bus::Scsi);
     fixture.run(&format!("mkfs.ext4 -q /dev/{disk}; mount -t ext4 /dev/{disk} /mnt; cd /mnt; setsid sleep 1000 >/dev/null 2>&1 &"));
-    fixture.await_success("it is there", "[ $(readlink /proc/$(pidof sleep)/cwd) = /mnt ]");
+    fixture.await_success(
+        "it is there",
+        "[ $(readlink /proc/$(pidof sleep)/cwd) = /mnt ]",
+    );
     fixture.run("umount -l /mnt");
     for level in LEVELS {
         let users = fixture.users(level, &volume);
         assert!(users.mounts.is_empty(), "{users:?}");
-        assert!(matches!(&users.openers[..], [one] if one.ends_with(" sleep")), "{users:?}");
+        assert!(
+            matches!(&users.openers[..], [one] if one.ends_with(" sleep")),
+            "{users:?}"
+        );
     }
     fixture.run("kill $(pidof sleep)");
     fixture.await_success("it ends", "! pidof sleep");
@@ -70,8 +91,14 @@ fn a_filesystem_that_no_table_shows_is_never_clean() {
     assert_eq!(fixture.run("grep -c /mnt /proc/mounts || true"), "0");
     // The basic level cannot know, and does not say more than that.
     assert_eq!(fixture.ask_at_rest(Level::Basic, &volume), ScanResult::Idle);
-    let users = DeviceUsers { claimed: true, ..DeviceUsers::default() };
-    assert_eq!(fixture.ask_at_rest(Level::Full, &volume), ScanResult::InUse { users });
+    let users = DeviceUsers {
+        claimed: true,
+        ..DeviceUsers::default()
+    };
+    assert_eq!(
+        fixture.ask_at_rest(Level::Full, &volume),
+        ScanResult::InUse { users }
+    );
     fixture.run("umount /run/names/one");
     fixture.assert_unused(&volume);
 }

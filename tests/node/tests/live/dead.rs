@@ -16,7 +16,10 @@ use serde_json::json;
 /// Two nodes; the cloud may be asked to power one off.
 async fn set(name: &str) -> (Fixture, VolumeNo) {
     let fixture = Fixture::share(&REAL, name, 2).await;
-    fixture.stage.policy_saying(json!({"powerOff": "Allowed"})).await;
+    fixture
+        .stage
+        .policy_saying(json!({"powerOff": "Allowed"}))
+        .await;
     let (first, second) = (fixture.stage.node_name(1), fixture.stage.node_name(2));
     let volume = fixture.canary_anywhere(&first, &[&second]).await;
     (fixture, volume)
@@ -26,7 +29,13 @@ async fn set(name: &str) -> (Fixture, VolumeNo) {
 async fn taints(fixture: &Fixture, node: &str) -> Vec<String> {
     let nodes: Api<Node> = Api::all(fixture.stage.admin.clone());
     let found = nodes.get(node).await.expect("a Node");
-    found.spec.and_then(|s| s.taints).unwrap_or_default().into_iter().map(|t| t.key).collect()
+    found
+        .spec
+        .and_then(|s| s.taints)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|t| t.key)
+        .collect()
 }
 
 /// Waits for the end of the recovery, and checks that the canary writes elsewhere, that writers never overlapped, and that
@@ -37,7 +46,9 @@ async fn is_healed_elsewhere(fixture: &Fixture, volume: VolumeNo) {
         let newest = fixture.stage.recoveries(fixture.namespace()).await.pop()?;
         (newest.status.as_ref()?.phase == Phase::Recovered).then_some(newest)
     });
-    let recovery = recovered.await.unwrap_or_else(|e| panic!("{e}\n{}", fixture.stage.logs()));
+    let recovery = recovered
+        .await
+        .unwrap_or_else(|e| panic!("{e}\n{}", fixture.stage.logs()));
     fixture.stage.await_ready(fixture.namespace(), APP, 1).await;
     let node = fixture.pod().await.spec.and_then(|s| s.node_name);
     assert_eq!(node.as_deref(), Some(second.as_str()));
@@ -55,27 +66,40 @@ async fn is_healed_elsewhere(fixture: &Fixture, volume: VolumeNo) {
     let shutdowns = fixture.stage.cloud_mutations();
     assert_eq!(shutdowns.len(), 1, "{shutdowns:#?}");
     assert!(
-        shutdowns[0].path.ends_with(&format!("/{}/shutdown", fixture.stage.instance_number(1))),
+        shutdowns[0]
+            .path
+            .ends_with(&format!("/{}/shutdown", fixture.stage.instance_number(1))),
         "{}",
         shutdowns[0].path
     );
     let left = taints(fixture, first).await;
     assert!(!left.iter().any(|t| t == OUT_OF_SERVICE_TAINT), "{left:?}");
-    assert!(left.iter().any(|t| t == QUARANTINE_TAINT), "until its agent answers clean: {left:?}");
+    assert!(
+        left.iter().any(|t| t == QUARANTINE_TAINT),
+        "until its agent answers clean: {left:?}"
+    );
 
     fixture.boot(first).await;
     fixture.await_node(first, true).await;
     let free = eventually("the end of the quarantine", LIMIT, async || {
-        (!taints(fixture, first).await.iter().any(|t| t == QUARANTINE_TAINT)).then_some(())
+        (!taints(fixture, first)
+            .await
+            .iter()
+            .any(|t| t == QUARANTINE_TAINT))
+        .then_some(())
     });
-    free.await.unwrap_or_else(|e| panic!("{e}\n{}\n{}", fixture.stage.logs(), fixture.logs(first)));
+    free.await
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", fixture.stage.logs(), fixture.logs(first)));
     fixture.say("the fenced node is back, clean, and out of quarantine");
     fixture.stage.await_nothing_left().await;
 }
 
 pub async fn a_dead_node_loses_its_volume_to_another() {
     let (fixture, volume) = set("dead").await;
-    fixture.machine("dead-1").power_off().expect("the power goes");
+    fixture
+        .machine("dead-1")
+        .power_off()
+        .expect("the power goes");
     fixture.say("the node is dead; the cloud goes on calling it running");
     is_healed_elsewhere(&fixture, volume).await;
 }

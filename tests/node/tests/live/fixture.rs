@@ -12,7 +12,9 @@ use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, NewInstance, VolumeNo};
 use reattach_sim::manifests;
 use reattach_tests_controlplane::{AuditEvent, eventually, say};
-use reattach_tests_node::{Disk, Hypervisor, IMAGE, Machine, MachineConfig, Program, Stamps, Tools, sweep};
+use reattach_tests_node::{
+    Disk, Hypervisor, IMAGE, Machine, MachineConfig, Program, Stamps, Tools, sweep,
+};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,7 +47,11 @@ impl Fixture {
     /// The same with agents that look this far (`--level`), and no controller that judges what they see.
     pub async fn without_controller(nodes: u64, level: &'static str) -> Self {
         let users = (1..=nodes).map(|n| kubelet(&format!("node-{n}"))).collect();
-        let options = StageOptions { controllers: 0, users, ..options() };
+        let options = StageOptions {
+            controllers: 0,
+            users,
+            ..options()
+        };
         Self::on(Stage::set(options).await, nodes, level).await
     }
 
@@ -57,12 +63,21 @@ impl Fixture {
     async fn on(stage: Stage, nodes: u64, level: &'static str) -> Self {
         let begun = Instant::now();
         sweep().expect("what others left is gone");
-        let tools = tokio::task::spawn_blocking(Tools::find).await.expect("it ran").expect("tools");
+        let tools = tokio::task::spawn_blocking(Tools::find)
+            .await
+            .expect("it ran")
+            .expect("tools");
         let tools = Arc::new(tools);
         let volumes = stage.folder.join(format!("volumes-{}", stage.node_name(0)));
         let hypervisor = Hypervisor::start(stage.cloud.clone(), tools.clone(), volumes);
         let hypervisor = hypervisor.expect("a hypervisor");
-        let mut fixture = Self { machines: Vec::new(), hypervisor, stage, level, begun };
+        let mut fixture = Self {
+            machines: Vec::new(),
+            hypervisor,
+            stage,
+            level,
+            begun,
+        };
         for n in 1..=nodes {
             fixture.add_machine(n, tools.clone());
         }
@@ -87,10 +102,25 @@ impl Fixture {
         self.stage.cloud.create_instance(new).expect("an instance");
         // 127.A.B.N: no other process and no other machine listens there.
         let process = std::process::id();
-        let address = format!("127.{}.{}.{}", 1 + process / 250 % 250, 1 + process % 250, address_number());
-        let kubeconfig = self.stage.plane.kubeconfig_for(&kubelet(&name).0).expect("a user");
-        let config = MachineConfig { name: name.clone(), instance, address, kubeconfig };
-        let mut machine = Machine::new(config, tools, self.stage.folder.join(&name)).expect("a machine");
+        let address = format!(
+            "127.{}.{}.{}",
+            1 + process / 250 % 250,
+            1 + process % 250,
+            address_number()
+        );
+        let kubeconfig = self
+            .stage
+            .plane
+            .kubeconfig_for(&kubelet(&name).0)
+            .expect("a user");
+        let config = MachineConfig {
+            name: name.clone(),
+            instance,
+            address,
+            kubeconfig,
+        };
+        let mut machine =
+            Machine::new(config, tools, self.stage.folder.join(&name)).expect("a machine");
         machine.power_on(Disk::Kept).expect("it boots");
         for program in [Program::Containerd, Program::CsiNode, Program::Kubelet] {
             machine.start(&program).expect("it starts");
@@ -102,9 +132,14 @@ impl Fixture {
 
     /// The machine of a node. Not to be held across an await.
     pub fn machine(&self, node: &str) -> MutexGuard<'_, Machine> {
-        let lock =
-            |m: &'_ Arc<Mutex<Machine>>| m.lock().unwrap_or_else(PoisonError::into_inner).name() == node;
-        let found = self.machines.iter().find(|m| lock(m)).expect("a machine of the fixture");
+        let lock = |m: &'_ Arc<Mutex<Machine>>| {
+            m.lock().unwrap_or_else(PoisonError::into_inner).name() == node
+        };
+        let found = self
+            .machines
+            .iter()
+            .find(|m| lock(m))
+            .expect("a machine of the fixture");
         found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,10 +154,14 @@ impl Fixture {
         let what = format!("{node} with Ready={ready}");
         let found = eventually(&what, LIMIT, async || {
             let conditions = api.get_opt(node).await.ok()??.status?.conditions?;
-            let is = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            let is = conditions
+                .iter()
+                .any(|c| c.type_ == "Ready" && c.status == "True");
             (is == ready).then_some(())
         });
-        found.await.unwrap_or_else(|e| panic!("{e}\n{}", self.logs(node)));
+        found
+            .await
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.logs(node)));
     }
 
     /// A pod that stands for the DaemonSet's on a node, and the agent with that pod's token.
@@ -144,9 +183,14 @@ impl Fixture {
     /// Starts the agent of a machine that has just booted.
     async fn start_agent(&self, node: &str) {
         let pod = format!("reattach-agent-{node}");
-        let config =
-            self.stage.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
-        let arguments = ["--node-name", node, "--level", self.level].map(str::to_owned).to_vec();
+        let config = self
+            .stage
+            .plane
+            .kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod))
+            .await;
+        let arguments = ["--node-name", node, "--level", self.level]
+            .map(str::to_owned)
+            .to_vec();
         let program = Program::Agent {
             binary: binary_path("reattach-agent"),
             arguments,
@@ -167,19 +211,26 @@ impl Fixture {
     pub async fn canary_unawaited(&self, node: &str) -> VolumeNo {
         let console = self.machine(node).path("console").display().to_string();
         self.stage
-            .deployment_with(self.namespace(), APP, node, |object| canary(object, &console, "/data/stamps"))
+            .deployment_with(self.namespace(), APP, node, |object| {
+                canary(object, &console, "/data/stamps")
+            })
             .await
     }
 
     /// The same, and where that node cannot run it, another one may.
     pub async fn canary_anywhere(&self, node: &str, others: &[&str]) -> VolumeNo {
         let console = self.machine(node).path("console").display().to_string();
-        let nodes: Vec<&str> = std::iter::once(node).chain(others.iter().copied()).collect();
+        let nodes: Vec<&str> = std::iter::once(node)
+            .chain(others.iter().copied())
+            .collect();
         let shape = |object: &mut Value| {
             canary(object, &console, "/data/stamps");
             prefer(object, &nodes);
         };
-        let volume = self.stage.deployment_with(self.namespace(), APP, node, shape).await;
+        let volume = self
+            .stage
+            .deployment_with(self.namespace(), APP, node, shape)
+            .await;
         self.await_canary(node, 10).await;
         self.say("the canary writes");
         volume
@@ -196,13 +247,21 @@ impl Fixture {
             object["spec"]["volumeMode"] = json!("Block");
             self.stage.create(object).await;
         }
-        let mut object =
-            manifests::deployment(self.namespace(), APP, 1, &[manifests::claim_volume("data", APP)]);
+        let mut object = manifests::deployment(
+            self.namespace(),
+            APP,
+            1,
+            &[manifests::claim_volume("data", APP)],
+        );
         pin(&mut object, node);
         let container = &mut object["spec"]["template"]["spec"]["containers"][0];
         container["volumeMounts"] = json!([]);
         container["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/stamps"}]);
-        canary(&mut object, &self.machine(node).path("console").display().to_string(), "/dev/stamps");
+        canary(
+            &mut object,
+            &self.machine(node).path("console").display().to_string(),
+            "/dev/stamps",
+        );
         self.stage.create(object).await;
         self.await_canary(node, 10).await;
         self.say("the canary writes");
@@ -243,7 +302,10 @@ impl Fixture {
             return Stamps::parse(&std::fs::read_to_string(&path).expect("the volume can be read"))
                 .expect("records");
         }
-        let device = self.hypervisor.device(instance, volume).expect("the guest has the device");
+        let device = self
+            .hypervisor
+            .device(instance, volume)
+            .expect("the guest has the device");
         Stamps::parse_sectors(&std::fs::read(format!("/dev/{device}")).expect("it can be read"))
             .expect("records")
     }
@@ -258,8 +320,13 @@ impl Fixture {
         let console = self.console(console);
         let volume = self.read_volume(node, volume).await;
         let writers = console.one_after_another().expect("one after another");
-        assert_eq!(volume.one_after_another().expect("one after another"), writers);
-        let kept = console.all_in(&volume).expect("nothing acknowledged is missing");
+        assert_eq!(
+            volume.one_after_another().expect("one after another"),
+            writers
+        );
+        let kept = console
+            .all_in(&volume)
+            .expect("nothing acknowledged is missing");
         self.say(&format!(
             "{writers} writers, one after another; all {kept} acknowledged records are on the volume"
         ));
@@ -275,14 +342,23 @@ impl Fixture {
     /// The cloud recycles a machine uncleanly: it comes back with a new boot ID, without its devices, and the API still
     /// says that they are attached. Answers when the power went.
     pub async fn recycle(&self, node: &str, disk: Disk) -> Timestamp {
-        self.recycle_with_agent_after(Duration::ZERO, node, disk).await
+        self.recycle_with_agent_after(Duration::ZERO, node, disk)
+            .await
     }
 
     /// The same, and its agent is this much later than its kubelet, as a pod of a DaemonSet may be.
-    pub async fn recycle_with_agent_after(&self, late: Duration, node: &str, disk: Disk) -> Timestamp {
+    pub async fn recycle_with_agent_after(
+        &self,
+        late: Duration,
+        node: &str,
+        disk: Disk,
+    ) -> Timestamp {
         let instance = self.machine(node).instance();
         self.machine(node).power_off().expect("the power goes");
-        self.stage.cloud.recycle(InstanceNo(instance)).expect("an instance");
+        self.stage
+            .cloud
+            .recycle(InstanceNo(instance))
+            .expect("an instance");
         let off = self.stage.cloud.now();
         self.say(&format!("{node} lost its power"));
         tokio::time::sleep(AWAY).await;
@@ -303,9 +379,12 @@ impl Fixture {
     pub async fn await_count(&self, replicas: i64, stamped: bool) {
         let what = format!("a workload at {replicas}, stamped: {stamped}");
         let there = eventually(&what, LIMIT, async || {
-            (self.stage.count(self.namespace(), "Deployment", APP).await == (replicas, stamped)).then_some(())
+            (self.stage.count(self.namespace(), "Deployment", APP).await == (replicas, stamped))
+                .then_some(())
         });
-        there.await.unwrap_or_else(|e| panic!("{e}\n{}", self.stage.logs()));
+        there
+            .await
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.stage.logs()));
     }
 
     /// The machine boots again, by the cloud's own doing, and its node's programs start.
@@ -316,7 +395,9 @@ impl Fixture {
             let found = self.stage.cloud.instance(instance)?;
             (found.status == InstanceStatus::Running).then_some(())
         };
-        eventually("the cloud says that it runs", LIMIT, up).await.expect("it boots");
+        eventually("the cloud says that it runs", LIMIT, up)
+            .await
+            .expect("it boots");
         {
             let mut machine = self.machine(node);
             machine.power_off().expect("it is off");
@@ -332,7 +413,10 @@ impl Fixture {
     /// How often a kubelet has renewed its Lease.
     pub async fn heartbeats(&self, node: &str) -> usize {
         let renewal = |e: &&AuditEvent| {
-            e.resource == "leases" && e.name.as_deref() == Some(node) && e.verb == "update" && e.took_effect()
+            e.resource == "leases"
+                && e.name.as_deref() == Some(node)
+                && e.verb == "update"
+                && e.took_effect()
         };
         self.stage.audit().iter().filter(renewal).count()
     }
@@ -340,17 +424,31 @@ impl Fixture {
     /// Puts a runbook in force, in mode Auto.
     pub async fn runbook(&self, name: &str) {
         let policies: Api<RecoveryPolicy> = Api::all(self.stage.admin.clone());
-        self.stage.patch(&policies, self.stage.policy_name(), json!({"spec": {"runbook": name}})).await;
+        self.stage
+            .patch(
+                &policies,
+                self.stage.policy_name(),
+                json!({"spec": {"runbook": name}}),
+            )
+            .await;
     }
 
     /// Waits until a recovery of class B has healed the workload, prints what happened when after `trouble` and how long it
     /// took without the cloud's own time, and checks that writers never overlapped, that nothing acknowledged is missing, that
     /// one guest at a time had the volume, and that nothing of reattach is left.
     pub async fn await_healed(&self, volume: VolumeNo, trouble: Timestamp) -> VolumeRecovery {
-        let recovery = self.stage.await_phase(self.namespace(), APP, &[Phase::Recovered]).await;
+        let recovery = self
+            .stage
+            .await_phase(self.namespace(), APP, &[Phase::Recovered])
+            .await;
         self.stage.await_ready(self.namespace(), APP, 1).await;
         self.say("Ready");
-        let node = self.pod().await.spec.and_then(|s| s.node_name).expect("a node");
+        let node = self
+            .pod()
+            .await
+            .spec
+            .and_then(|s| s.node_name)
+            .expect("a node");
         self.await_canary(&node, 10).await;
         self.assert_writers_apart(&node, volume).await;
         self.stage.assert_one_holder(&[volume]);
@@ -367,11 +465,15 @@ impl Fixture {
     /// What happened after `trouble`, from the audit log: when reattach heard of it, each of its effects, and what came of it.
     fn moments(&self, trouble: Timestamp) -> Vec<(Timestamp, String)> {
         let all = self.stage.audit();
-        let events: Vec<&AuditEvent> =
-            all.iter().filter(|e| e.received > trouble && e.took_effect()).collect();
-        let text = |e: &AuditEvent, at: &str| Some(e.body.as_ref()?.pointer(at)?.as_str()?.to_owned());
+        let events: Vec<&AuditEvent> = all
+            .iter()
+            .filter(|e| e.received > trouble && e.took_effect())
+            .collect();
+        let text =
+            |e: &AuditEvent, at: &str| Some(e.body.as_ref()?.pointer(at)?.as_str()?.to_owned());
         let list = |e: &AuditEvent, at: &str| e.body.as_ref()?.pointer(at)?.as_array().cloned();
-        let is = |e: &AuditEvent, verb: &str, resource: &str| e.verb == verb && e.resource == resource;
+        let is =
+            |e: &AuditEvent, verb: &str, resource: &str| e.verb == verb && e.resource == resource;
         let answered = |e: &AuditEvent| {
             e.user == AGENT && list(e, "/status/answers").is_some_and(|answers| !answers.is_empty())
         };
@@ -379,7 +481,9 @@ impl Fixture {
             let conditions = list(e, "/status/conditions").unwrap_or_default();
             e.resource == "pods"
                 && e.namespace.as_deref() == Some(self.namespace())
-                && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+                && conditions
+                    .iter()
+                    .any(|c| c["type"] == "Ready" && c["status"] == "True")
         };
         type Wanted<'a> = &'a dyn Fn(&AuditEvent) -> bool;
         let firsts: [(&str, Wanted<'_>); 4] = [
@@ -388,19 +492,36 @@ impl Fixture {
             }),
             ("recovery begun", &|e| is(e, "create", "volumerecoveries")),
             ("the agent's answer, the deciding fact", &answered),
-            ("Kubernetes lets the VolumeAttachment go", &|e| is(e, "delete", "volumeattachments")),
+            ("Kubernetes lets the VolumeAttachment go", &|e| {
+                is(e, "delete", "volumeattachments")
+            }),
         ];
         let first = |(what, wanted): (&str, Wanted<'_>)| {
-            events.iter().find(|e| wanted(e)).map(|e| (e.received, what.to_owned()))
+            events
+                .iter()
+                .find(|e| wanted(e))
+                .map(|e| (e.received, what.to_owned()))
         };
         let mut moments: Vec<_> = firsts.into_iter().filter_map(first).collect();
         let effect = |e: &AuditEvent| {
-            let sub = e.subresource.as_deref().map(|s| format!("/{s}")).unwrap_or_default();
-            (e.received, format!("reattach: {} {}{sub}", e.verb, e.resource))
+            let sub = e
+                .subresource
+                .as_deref()
+                .map(|s| format!("/{s}"))
+                .unwrap_or_default();
+            (
+                e.received,
+                format!("reattach: {} {}{sub}", e.verb, e.resource),
+            )
         };
         let ours = self.stage.foreign_writes(&[]);
         moments.extend(ours.iter().filter(|e| e.took_effect()).map(effect));
-        moments.extend(events.iter().rfind(|e| ready(e)).map(|e| (e.received, "Ready".to_owned())));
+        moments.extend(
+            events
+                .iter()
+                .rfind(|e| ready(e))
+                .map(|e| (e.received, "Ready".to_owned())),
+        );
         moments.sort();
         moments
     }
@@ -412,7 +533,10 @@ impl Fixture {
         let end = |name: &str| {
             let log = machine.log(name);
             let lines: Vec<&str> = log.lines().collect();
-            format!("--- {node} {name}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n"))
+            format!(
+                "--- {node} {name}\n{}\n",
+                lines[lines.len().saturating_sub(25)..].join("\n")
+            )
         };
         names.map(end).concat()
     }
@@ -426,7 +550,13 @@ fn address_number() -> u32 {
 
 /// What a stage with real nodes has.
 pub fn options() -> StageOptions {
-    StageOptions { nodes: 0, agents: false, controllers: 1, real_nodes: true, ..StageOptions::default() }
+    StageOptions {
+        nodes: 0,
+        agents: false,
+        controllers: 1,
+        real_nodes: true,
+        ..StageOptions::default()
+    }
 }
 
 /// The user that the kubelet of a node is.

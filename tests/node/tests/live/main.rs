@@ -20,8 +20,13 @@ use std::process::ExitCode;
 
 /// One controller, and a user for each kubelet.
 static REAL: Shared = Shared::new(|| {
-    let nodes = NAMES.iter().flat_map(|name| [1, 2].map(|n| format!("{name}-{n}")));
-    StageOptions { users: nodes.map(|node| fixture::kubelet(&node)).collect(), ..fixture::options() }
+    let nodes = NAMES
+        .iter()
+        .flat_map(|name| [1, 2].map(|n| format!("{name}-{n}")));
+    StageOptions {
+        users: nodes.map(|node| fixture::kubelet(&node)).collect(),
+        ..fixture::options()
+    }
 });
 
 /// The names of the scenes on it.

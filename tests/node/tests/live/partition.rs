@@ -19,7 +19,9 @@ pub async fn a_partitioned_node_keeps_its_volume() {
     // A person who does not know better, and a pod that will be Terminating for ever.
     let pods: Api<Pod> = Api::namespaced(fixture.stage.admin.clone(), fixture.namespace());
     let pod = fixture.pod().await;
-    pods.delete(&pod.name_any(), &DeleteParams::default()).await.expect("deleted");
+    pods.delete(&pod.name_any(), &DeleteParams::default())
+        .await
+        .expect("deleted");
     let judged = eventually("a recovery that says why it waits", LIMIT, async || {
         let newest = fixture.stage.recoveries(fixture.namespace()).await.pop()?;
         let status = newest.status?;
@@ -32,8 +34,16 @@ pub async fn a_partitioned_node_keeps_its_volume() {
     fixture.await_canary("keeps-1", 400).await;
     let console = fixture.console("keeps-1");
     assert_eq!(console.one_after_another().expect("a writer"), 1);
-    assert!(console.0.iter().all(|s| s.error.is_none()), "a write failed");
-    let worst = console.0.windows(2).map(|p| p[1].at - p[0].at).max().unwrap_or_default();
+    assert!(
+        console.0.iter().all(|s| s.error.is_none()),
+        "a write failed"
+    );
+    let worst = console
+        .0
+        .windows(2)
+        .map(|p| p[1].at - p[0].at)
+        .max()
+        .unwrap_or_default();
     fixture.say(&format!(
         "{} writes, none failed, at most {:.1} s apart",
         console.0.len(),
@@ -44,15 +54,26 @@ pub async fn a_partitioned_node_keeps_its_volume() {
     let holder = fixture.stage.cloud.volume(volume).expect("a volume").holder;
     assert_eq!(holder.map(|i| i.0), Some(fixture.stage.instance_number(1)));
     assert!(
-        fixture.hypervisor.device(fixture.stage.instance_number(1), volume).is_some(),
+        fixture
+            .hypervisor
+            .device(fixture.stage.instance_number(1), volume)
+            .is_some(),
         "the guest has its device"
     );
     assert_eq!(
-        fixture.stage.count(fixture.namespace(), "Deployment", APP).await,
+        fixture
+            .stage
+            .count(fixture.namespace(), "Deployment", APP)
+            .await,
         (1, false),
         "nothing was scaled"
     );
-    let effects: Vec<_> =
-        fixture.stage.recoveries(fixture.namespace()).await.into_iter().filter_map(|r| r.status).collect();
+    let effects: Vec<_> = fixture
+        .stage
+        .recoveries(fixture.namespace())
+        .await
+        .into_iter()
+        .filter_map(|r| r.status)
+        .collect();
     assert!(effects.iter().all(|s| s.journal.is_empty()), "{effects:#?}");
 }

@@ -19,8 +19,16 @@ async fn is_healed(name: &str, disk: Disk) {
     let recovery = fixture.await_healed(volume, trouble).await;
     assert_eq!(recovery.spec.mode, Mode::Auto);
     assert_ne!(before.metadata.uid, fixture.pod().await.metadata.uid);
-    assert_eq!(fixture.console(&node).writers().len(), 2, "one before, one after");
-    assert_eq!(fixture.stage.cloud_mutations(), [], "Kubernetes detached by itself");
+    assert_eq!(
+        fixture.console(&node).writers().len(),
+        2,
+        "one before, one after"
+    );
+    assert_eq!(
+        fixture.stage.cloud_mutations(),
+        [],
+        "Kubernetes detached by itself"
+    );
 }
 
 pub async fn a_recycled_node_is_healed() {
@@ -36,7 +44,11 @@ pub async fn a_raw_block_volume_is_healed() {
     let volume = fixture.raw_canary("raw-1").await;
     let trouble = fixture.recycle("raw-1", Disk::Kept).await;
     fixture.await_healed(volume, trouble).await;
-    assert_eq!(fixture.console("raw-1").writers().len(), 2, "one before, one after");
+    assert_eq!(
+        fixture.console("raw-1").writers().len(),
+        2,
+        "one before, one after"
+    );
 }
 
 /// The runbook that leaves the workload's count alone: new pods are held, the stuck one is released.
@@ -46,10 +58,22 @@ pub async fn a_recycled_node_is_healed_by_hold_and_release() {
     let volume = fixture.canary("release-1").await;
     let trouble = fixture.recycle("release-1", Disk::Kept).await;
     fixture.await_healed(volume, trouble).await;
-    assert_eq!(fixture.console("release-1").writers().len(), 2, "one before, one after");
-    let scaled = fixture.stage.foreign_writes(&[]).iter().any(crate::common::logs::is_workload);
+    assert_eq!(
+        fixture.console("release-1").writers().len(),
+        2,
+        "one before, one after"
+    );
+    let scaled = fixture
+        .stage
+        .foreign_writes(&[])
+        .iter()
+        .any(crate::common::logs::is_workload);
     assert!(!scaled, "the workload was not touched");
-    assert_eq!(fixture.stage.cloud_mutations(), [], "Kubernetes detached by itself");
+    assert_eq!(
+        fixture.stage.cloud_mutations(),
+        [],
+        "Kubernetes detached by itself"
+    );
 }
 
 /// kubelet tells that it has let go of a volume at its next status tick, every 10 s from its start on, so how long a recovery
@@ -83,7 +107,14 @@ async fn after_agents_delay(fixture: &Fixture, late: Duration) -> (Timeline, Pac
     let node = fixture.stage.node_name(1);
     let volume = fixture.canary(&node).await;
     let pace = Pace::start(&fixture.stage);
-    let trouble = fixture.recycle_with_agent_after(late, &node, Disk::Kept).await;
+    let trouble = fixture
+        .recycle_with_agent_after(late, &node, Disk::Kept)
+        .await;
     let recovery = fixture.await_healed(volume, trouble).await;
-    (fixture.stage.timeline(&recovery, volume, &fixture.pod().await.name_any()), pace)
+    (
+        fixture
+            .stage
+            .timeline(&recovery, volume, &fixture.pod().await.name_any()),
+        pace,
+    )
 }

@@ -36,26 +36,53 @@ impl Bench {
             .attach_now(volume, reattach_cloud_simulator::InstanceNo(instance))
             .expect("attached");
         let plugged = async || fixture.hypervisor.device(INSTANCE, volume);
-        let device = format!("/dev/{}", eventually("the device", LIMIT, plugged).await.expect("it comes"));
-        let bench = Self { fixture, handle, device, free, asked: AtomicU64::new(0) };
+        let device = format!(
+            "/dev/{}",
+            eventually("the device", LIMIT, plugged)
+                .await
+                .expect("it comes")
+        );
+        let bench = Self {
+            fixture,
+            handle,
+            device,
+            free,
+            asked: AtomicU64::new(0),
+        };
         bench.script(
             "format",
-            &format!("mkfs.ext4 -q -F {}; touch /run/formatted; exec sleep 1000", bench.device),
+            &format!(
+                "mkfs.ext4 -q -F {}; touch /run/formatted; exec sleep 1000",
+                bench.device
+            ),
         );
-        bench.fixture.machine(NODE).await_file("/run/formatted").expect("formatted");
+        bench
+            .fixture
+            .machine(NODE)
+            .await_file("/run/formatted")
+            .expect("formatted");
         bench
     }
 
     /// Starts a script on the machine.
     fn script(&self, name: &str, script: &str) {
-        let program = Program::Other { name: name.to_owned(), script: script.to_owned() };
-        self.fixture.machine(NODE).start(&program).expect("it starts");
+        let program = Program::Other {
+            name: name.to_owned(),
+            script: script.to_owned(),
+        };
+        self.fixture
+            .machine(NODE)
+            .start(&program)
+            .expect("it starts");
     }
 
     /// Starts a script and waits until it has made `/run/NAME`.
     fn script_done(&self, name: &str, script: &str) {
         self.script(name, script);
-        self.fixture.machine(NODE).await_file(&format!("/run/{name}")).expect("done");
+        self.fixture
+            .machine(NODE)
+            .await_file(&format!("/run/{name}"))
+            .expect("done");
     }
 
     /// Asks the agent as the controller does, and waits for the answer to this very question.
@@ -67,16 +94,25 @@ impl Bench {
             "driver": "linodebs.csi.linode.com", "handle": self.handle,
         });
         let body = json!({"spec": {"challenges": [challenge]}});
-        let there =
-            eventually("the agent's report", LIMIT, async || reports.get_opt(NODE).await.ok().flatten());
+        let there = eventually("the agent's report", LIMIT, async || {
+            reports.get_opt(NODE).await.ok().flatten()
+        });
         there.await.expect("the agent writes it");
-        reports.patch(NODE, &PatchParams::default(), &Patch::Merge(&body)).await.expect("asked");
+        reports
+            .patch(NODE, &PatchParams::default(), &Patch::Merge(&body))
+            .await
+            .expect("asked");
         let answered = eventually("an answer", LIMIT, async || {
             let status = reports.get_opt(NODE).await.ok()??.status?;
             let answers = status.answers.iter().filter_map(|a| a.get().ok());
-            answers.into_iter().find(|a| a.epoch == epoch).map(|a| a.seen.clone())
+            answers
+                .into_iter()
+                .find(|a| a.epoch == epoch)
+                .map(|a| a.seen.clone())
         });
-        answered.await.unwrap_or_else(|e| panic!("{e}\n{}", self.fixture.logs(NODE)))
+        answered
+            .await
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.fixture.logs(NODE)))
     }
 
     /// Asks until nobody uses the device: what a process leaves takes the kernel a moment to clear.
@@ -93,7 +129,9 @@ impl Bench {
     async fn in_use(&self, what: &str, why: impl Fn(&DeviceUsers) -> bool) {
         let asked = async || {
             let seen = self.ask().await;
-            let ScanResult::InUse { users } = &seen else { panic!("{what}: {seen:?}") };
+            let ScanResult::InUse { users } = &seen else {
+                panic!("{what}: {seen:?}")
+            };
             why(users).then_some(seen)
         };
         match eventually("these reasons", LIMIT, asked).await {
@@ -126,38 +164,65 @@ async fn all_users_are_seen(level: &'static str, free: ScanResult) {
         "the machine itself has it not mounted"
     );
     bench
-        .in_use("mounted in a forgotten namespace", |u| said(&u.mounts, "/run/m (mount namespace of "))
+        .in_use("mounted in a forgotten namespace", |u| {
+            said(&u.mounts, "/run/m (mount namespace of ")
+        })
         .await;
-    bench.script_done("after-forgotten", "kill $(pgrep -f '^sleep 1001'); touch /run/after-forgotten");
+    bench.script_done(
+        "after-forgotten",
+        "kill $(pgrep -f '^sleep 1001'); touch /run/after-forgotten",
+    );
     bench.free("that process ended").await;
 
     let script = format!(
         "mkdir -p /run/l; mount {device} /run/l; sleep 1002 </run/l/lost+found & until [ /proc/$!/fd/0 -ef /run/l/lost+found ]; do :; done; umount --lazy /run/l; touch /run/lazy; wait"
     );
     bench.script_done("lazy", &script);
-    bench.in_use("unmounted lazily, a file open", |u| u.mounts.is_empty() && said(&u.openers, "sleep")).await;
-    bench.script_done("after-lazy", "kill $(pgrep -f '^sleep 1002'); touch /run/after-lazy");
+    bench
+        .in_use("unmounted lazily, a file open", |u| {
+            u.mounts.is_empty() && said(&u.openers, "sleep")
+        })
+        .await;
+    bench.script_done(
+        "after-lazy",
+        "kill $(pgrep -f '^sleep 1002'); touch /run/after-lazy",
+    );
     bench.free("that process ended").await;
 
     let script = format!(
         "sleep 1003 <{device} & until [ /proc/$!/fd/0 -ef {device} ]; do :; done; touch /run/raw; wait"
     );
     bench.script_done("raw", &script);
-    bench.in_use("opened raw", |u| u.mounts.is_empty() && said(&u.openers, "sleep")).await;
-    bench.script_done("after-raw", "kill $(pgrep -f '^sleep 1003'); touch /run/after-raw");
+    bench
+        .in_use("opened raw", |u| {
+            u.mounts.is_empty() && said(&u.openers, "sleep")
+        })
+        .await;
+    bench.script_done(
+        "after-raw",
+        "kill $(pgrep -f '^sleep 1003'); touch /run/after-raw",
+    );
     bench.free("that process ended").await;
 
     bench.script_done(
         "loop",
         &format!("losetup --find --show {device} >/run/loop.new; mv /run/loop.new /run/loop"),
     );
-    let upper = std::fs::read_to_string(bench.fixture.machine(NODE).inside("/run/loop").expect("on"))
-        .expect("a name");
+    let upper =
+        std::fs::read_to_string(bench.fixture.machine(NODE).inside("/run/loop").expect("on"))
+            .expect("a name");
     let upper = upper.trim().trim_start_matches("/dev/").to_owned();
     let link = bench.fixture.machine(NODE).path("sys/block").join(&upper);
     let shown = async || link.is_symlink().then_some(());
-    eventually("that loop in the agent's /sys", LIMIT, shown).await.expect("the hypervisor shows it");
-    bench.in_use("a loop device over it", |u| said(&u.loops, &upper)).await;
-    bench.script_done("after-loop", &format!("losetup --detach /dev/{upper}; touch /run/after-loop"));
+    eventually("that loop in the agent's /sys", LIMIT, shown)
+        .await
+        .expect("the hypervisor shows it");
+    bench
+        .in_use("a loop device over it", |u| said(&u.loops, &upper))
+        .await;
+    bench.script_done(
+        "after-loop",
+        &format!("losetup --detach /dev/{upper}; touch /run/after-loop"),
+    );
     bench.free("that loop is gone").await;
 }

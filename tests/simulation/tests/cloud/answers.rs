@@ -3,7 +3,9 @@
 use super::{linode, run, start};
 use futures::future::join_all;
 use jiff::SignedDuration;
-use reattach_cloud_simulator::{CloudSim, Fault, FaultRule, NewVolume, Operation, clock::tokio_from};
+use reattach_cloud_simulator::{
+    CloudSim, Fault, FaultRule, NewVolume, Operation, clock::tokio_from,
+};
 use reattach_controller::providers::{Located, Providers};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::Known;
@@ -16,7 +18,10 @@ fn located(providers: &Providers, numbers: std::ops::Range<u64>) -> Vec<Located>
             driver: "linodebs.csi.linode.com".into(),
             handle: format!("{n}-v{n}").as_str().into(),
         };
-        providers.locate(&csi).expect("a good handle").expect("Linode's")
+        providers
+            .locate(&csi)
+            .expect("a good handle")
+            .expect("Linode's")
     };
     numbers.map(one).collect()
 }
@@ -24,7 +29,9 @@ fn located(providers: &Providers, numbers: std::ops::Range<u64>) -> Vec<Located>
 fn cloud_of(numbers: std::ops::Range<u64>) -> CloudSim {
     let cloud = CloudSim::new(tokio_from(start())).with_seed(1);
     for n in numbers {
-        cloud.create_volume(NewVolume::new(format!("v{n}")).with_id(n)).expect("a volume");
+        cloud
+            .create_volume(NewVolume::new(format!("v{n}")).with_id(n))
+            .expect("a volume");
     }
     cloud
 }
@@ -33,7 +40,10 @@ fn cloud_of(numbers: std::ops::Range<u64>) -> CloudSim {
 fn many_looks_at_once_cost_one_request_and_bear_the_moment_before_it() {
     run(|| async {
         let cloud = cloud_of(1..41);
-        let slow = Fault::Latency { before_ms: 1_500, after_ms: 700 };
+        let slow = Fault::Latency {
+            before_ms: 1_500,
+            after_ms: 700,
+        };
         cloud.add_fault(FaultRule::new([Operation::ListVolumes], slow));
         let volumes = located(&linode(&cloud), 1..41);
         let now = || cloud.now();
@@ -41,8 +51,14 @@ fn many_looks_at_once_cost_one_request_and_bear_the_moment_before_it() {
         let facts = join_all(volumes.iter().map(|v| v.describe(before, now))).await;
         assert_eq!(cloud.requests().len(), 1, "{:?}", cloud.requests());
         assert!(facts.iter().all(|f| f.shown().is_some()));
-        assert!(facts.iter().all(|f| f.at == before), "the answer took 2.2 s and is of the moment before it");
-        assert_eq!(now().duration_since(before), SignedDuration::from_millis(2_200));
+        assert!(
+            facts.iter().all(|f| f.at == before),
+            "the answer took 2.2 s and is of the moment before it"
+        );
+        assert_eq!(
+            now().duration_since(before),
+            SignedDuration::from_millis(2_200)
+        );
 
         // An answer of then is good for who wants none newer, and for nobody else.
         let again = volumes[7].describe(before, now).await;
@@ -77,7 +93,10 @@ fn what_one_look_asks_another_gets_along_with_it() {
         tokio::time::sleep(Duration::from_secs(4)).await;
         let before = cloud.requests().len();
         volumes[0].describe(now(), now).await;
-        let paths: Vec<_> = cloud.requests()[before..].iter().map(|r| r.path.clone()).collect();
+        let paths: Vec<_> = cloud.requests()[before..]
+            .iter()
+            .map(|r| r.path.clone())
+            .collect();
         assert_eq!(paths, ["/v4/volumes/1"]);
     });
 }
@@ -94,6 +113,9 @@ fn a_failed_or_missing_volume_is_told_with_its_date_too() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let at = now();
         let failed = volumes[0].describe(at, now).await;
-        assert!(matches!(failed.value, Known::Unknown { .. }) && failed.at == at, "{failed:?}");
+        assert!(
+            matches!(failed.value, Known::Unknown { .. }) && failed.at == at,
+            "{failed:?}"
+        );
     });
 }

@@ -19,26 +19,46 @@ fn a_holder_whose_kubelet_can_speak_costs_no_question() {
         s.read_tags_of_machines().await;
         let before = s.cloud().requests().len();
         let e = s.collect().await;
-        assert_eq!(e.cloud_volume.shown().map(|v| v.holders.clone()), Some(vec![s.instance()]));
+        assert_eq!(
+            e.cloud_volume.shown().map(|v| v.holders.clone()),
+            Some(vec![s.instance()])
+        );
         assert!(e.instances.is_empty() && e.power.is_empty() && e.cloud_scope.is_none());
         let paths: Vec<_> = s.asked(before).into_iter().map(|r| r.path).collect();
         assert_eq!(paths, ["/v4/volumes/7002"]);
 
         // No VolumeAttachment stands for the holder: whatever its kubelet says, Kubernetes will not free the volume.
-        for attachment in s.stage.world.server().list("storage.k8s.io", "volumeattachments", None) {
+        for attachment in s
+            .stage
+            .world
+            .server()
+            .list("storage.k8s.io", "volumeattachments", None)
+        {
             let name = attachment["metadata"]["name"].as_str().expect("a name");
             let path = format!("/apis/storage.k8s.io/v1/volumeattachments/{name}");
             let nobodys = json!({"metadata": {"finalizers": null}});
-            s.stage.world.merge("system:admin", &path, &nobodys).await.expect("a patch");
+            s.stage
+                .world
+                .merge("system:admin", &path, &nobodys)
+                .await
+                .expect("a patch");
             let plain = "application/json";
-            s.stage.world.request("system:admin", "DELETE", &path, plain, &json!({})).await.expect("deleted");
+            s.stage
+                .world
+                .request("system:admin", "DELETE", &path, plain, &json!({}))
+                .await
+                .expect("deleted");
         }
         let e = s.collect().await;
         assert_eq!(e.attachments.shown().map(Vec::len), Some(0));
         assert!(e.instances.contains_key(&s.instance()), "{e:?}");
 
         // The cloud names an instance that nothing here is known of.
-        let other = NODES.map(|(_, n)| InstanceNo(n)).into_iter().find(|n| *n != s.holder).expect("another");
+        let other = NODES
+            .map(|(_, n)| InstanceNo(n))
+            .into_iter()
+            .find(|n| *n != s.holder)
+            .expect("another");
         s.cloud().make_orphan(VOLUME, other).expect("moved");
         s.pass(1).await;
         let e = s.collect().await;
@@ -61,12 +81,21 @@ fn what_is_collected_of_a_silent_holder_has_source_and_age() {
         let mut s = Fixture::set().await;
         s.read_tags_of_machines().await;
         s.die().await;
-        let slow = Fault::Latency { before_ms: 400, after_ms: 300 };
+        let slow = Fault::Latency {
+            before_ms: 400,
+            after_ms: 300,
+        };
         s.cloud().add_fault(FaultRule::new([], slow));
         let (before, requests) = (s.now(), s.cloud().requests().len());
         let collectors: Vec<_> = (0..10).map(|_| s.collector.clone()).collect();
-        let looks = collectors.iter().map(|c| c.collect(&s.claim, None, Needs::Diagnose));
-        let all: Vec<Evidence> = join_all(looks).await.into_iter().map(|e| e.expect("evidence")).collect();
+        let looks = collectors
+            .iter()
+            .map(|c| c.collect(&s.claim, None, Needs::Diagnose));
+        let all: Vec<Evidence> = join_all(looks)
+            .await
+            .into_iter()
+            .map(|e| e.expect("evidence"))
+            .collect();
         assert_eq!(
             s.asked(requests).len(),
             4,
@@ -79,7 +108,14 @@ fn what_is_collected_of_a_silent_holder_has_source_and_age() {
                 ("linode API", &instance.source)
             );
             let since = |at: Timestamp| at.duration_since(before).as_millis();
-            assert_eq!((since(e.cloud_volume.at), since(instance.at), since(power.at)), (0, 700, 700));
+            assert_eq!(
+                (
+                    since(e.cloud_volume.at),
+                    since(instance.at),
+                    since(power.at)
+                ),
+                (0, 700, 700)
+            );
             assert_eq!(since(e.collected_at), 1_400);
             assert!(e.cloud_scope.is_some());
         }
@@ -91,7 +127,11 @@ fn what_is_collected_of_a_silent_holder_has_source_and_age() {
 fn the_tags_of_machines_are_read_once_in_ten_minutes() {
     run(|| async {
         let mut s = Fixture::set().await;
-        let other = NODES.map(|(_, n)| InstanceNo(n)).into_iter().find(|n| *n != s.holder).expect("another");
+        let other = NODES
+            .map(|(_, n)| InstanceNo(n))
+            .into_iter()
+            .find(|n| *n != s.holder)
+            .expect("another");
         let volume = "/v4/volumes/7002".to_owned();
         let machine = |n: InstanceNo| format!("/v4/linode/instances/{n}");
         let all = [volume.clone(), machine(s.holder), machine(other)];

@@ -32,9 +32,15 @@ fn start() -> Timestamp {
 
 fn linode(cloud: &CloudSim) -> Providers {
     cloud.add_token(TOKEN, &["*"]);
-    let config = LinodeConfig::new(Token::new(TOKEN).expect("a token"), Some("https://linode.invalid"));
+    let config = LinodeConfig::new(
+        Token::new(TOKEN).expect("a token"),
+        Some("https://linode.invalid"),
+    );
     let mut providers = Providers::default();
-    providers.register(Arc::new(LinodeProvider::new(in_memory(cloud.clone()), config.expect("settings"))));
+    providers.register(Arc::new(LinodeProvider::new(
+        in_memory(cloud.clone()),
+        config.expect("settings"),
+    )));
     providers
 }
 
@@ -53,11 +59,22 @@ struct Fixture {
 
 impl Fixture {
     async fn set() -> Self {
-        let mut stage = Stage::new(1, start(), &NODES, Arc::new(|_| {})).await.expect("a stage");
-        let app = App::stateful_set("postgres", VOLUME.0, "pvc5c1f6f0e6a0d4d0e", 1, "the database");
+        let mut stage = Stage::new(1, start(), &NODES, Arc::new(|_| {}))
+            .await
+            .expect("a stage");
+        let app = App::stateful_set(
+            "postgres",
+            VOLUME.0,
+            "pvc5c1f6f0e6a0d4d0e",
+            1,
+            "the database",
+        );
         let claim = ObjectName::new(APPS, app.volumes[0].claim.as_str());
         stage.add(app, Expect::Running).await.expect("an app");
-        stage.running(&["postgres"], Duration::from_secs(180)).await.expect("it runs");
+        stage
+            .running(&["postgres"], Duration::from_secs(180))
+            .await
+            .expect("it runs");
         let node = stage.node_of("postgres");
         let holder = stage.world.instance(&node).expect("an instance");
         let client = stage.world.client_as("system:admin");
@@ -67,7 +84,13 @@ impl Fixture {
             linode(&stage.world.cloud),
             Clock::starting_at(stage.world.now()),
         );
-        Self { stage, collector, claim, node, holder }
+        Self {
+            stage,
+            collector,
+            claim,
+            node,
+            holder,
+        }
     }
 
     fn cloud(&self) -> &CloudSim {
@@ -89,12 +112,20 @@ impl Fixture {
     /// The machine dies, once jobs of its power are over, and Kubernetes notices.
     async fn die(&mut self) {
         self.pass(40).await;
-        self.stage.world.node(&self.node).expect("a node").power_off().await;
+        self.stage
+            .world
+            .node(&self.node)
+            .expect("a node")
+            .power_off()
+            .await;
         self.pass(90).await;
     }
 
     async fn collect(&self) -> Evidence {
-        self.collector.collect(&self.claim, None, Needs::Diagnose).await.expect("evidence")
+        self.collector
+            .collect(&self.claim, None, Needs::Diagnose)
+            .await
+            .expect("evidence")
     }
 
     /// Looks once, and lets the look's other answers grow old; what it asked for. Tags of machines are kept for ten minutes.

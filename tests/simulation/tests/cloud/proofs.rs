@@ -23,11 +23,16 @@ type Spoil = fn(&mut Evidence, &mut InstanceObservation, &InstanceId);
 
 /// Older than any decision allows.
 fn stale<T>(fact: &mut Fact<T>) {
-    fact.at = fact.at.checked_sub(SignedDuration::from_secs(60)).expect("a time");
+    fact.at = fact
+        .at
+        .checked_sub(SignedDuration::from_secs(60))
+        .expect("a time");
 }
 
 fn unknown<T>(fact: &mut Fact<T>) {
-    fact.value = Known::Unknown { why: "no answer".to_owned() };
+    fact.value = Known::Unknown {
+        why: "no answer".to_owned(),
+    };
 }
 
 fn node(e: &mut Evidence, change: impl Fn(&mut NodeFacts)) {
@@ -39,7 +44,11 @@ fn node(e: &mut Evidence, change: impl Fn(&mut NodeFacts)) {
 }
 
 fn history(e: &mut Evidence, instance: &InstanceId, change: impl FnOnce(&mut PowerFacts)) {
-    if let Some(Fact { value: Known::Present(facts), .. }) = e.power.get_mut(instance) {
+    if let Some(Fact {
+        value: Known::Present(facts),
+        ..
+    }) = e.power.get_mut(instance)
+    {
         change(facts);
     }
 }
@@ -50,8 +59,16 @@ fn another_scope() -> CloudScope {
 
 /// What both proofs rest on. Each spoils one item; the text is part of the refusal.
 const BOTH: &[(&str, Spoil, &str)] = &[
-    ("volume stale", |e, _, _| stale(&mut e.cloud_volume), "cloud volume"),
-    ("volume unknown", |e, _, _| unknown(&mut e.cloud_volume), "cloud volume"),
+    (
+        "volume stale",
+        |e, _, _| stale(&mut e.cloud_volume),
+        "cloud volume",
+    ),
+    (
+        "volume unknown",
+        |e, _, _| unknown(&mut e.cloud_volume),
+        "cloud volume",
+    ),
     (
         "another holder",
         |e, _, _| {
@@ -61,14 +78,42 @@ const BOTH: &[(&str, Spoil, &str)] = &[
         },
         "names 5",
     ),
-    ("instance stale", |e, _, _| e.instances.values_mut().for_each(stale), "cloud says of instance"),
-    ("instance unknown", |e, _, _| e.instances.values_mut().for_each(unknown), "cloud says of instance"),
-    ("instance not asked", |e, _, _| e.instances.clear(), "cloud says of instance"),
-    ("nodes stale", |e, _, _| e.nodes.values_mut().for_each(stale), "Node"),
+    (
+        "instance stale",
+        |e, _, _| e.instances.values_mut().for_each(stale),
+        "cloud says of instance",
+    ),
+    (
+        "instance unknown",
+        |e, _, _| e.instances.values_mut().for_each(unknown),
+        "cloud says of instance",
+    ),
+    (
+        "instance not asked",
+        |e, _, _| e.instances.clear(),
+        "cloud says of instance",
+    ),
+    (
+        "nodes stale",
+        |e, _, _| e.nodes.values_mut().for_each(stale),
+        "Node",
+    ),
     ("scope not known", |e, _, _| e.cloud_scope = None, "seen"),
-    ("another scope", |e, _, _| e.cloud_scope = Some(another_scope()), "seen"),
-    ("seen by another scope", |_, s, _| s.scope = another_scope(), "seen"),
-    ("another instance seen", |_, s, _| s.instance = "5".into(), "seen"),
+    (
+        "another scope",
+        |e, _, _| e.cloud_scope = Some(another_scope()),
+        "seen",
+    ),
+    (
+        "seen by another scope",
+        |_, s, _| s.scope = another_scope(),
+        "seen",
+    ),
+    (
+        "another instance seen",
+        |_, s, _| s.instance = "5".into(),
+        "seen",
+    ),
     ("seen only now", |e, s, i| s.at = e.instances[i].at, "seen"),
 ];
 
@@ -80,11 +125,27 @@ const OFF: &[(&str, Spoil, &str)] = &[
         },
         "Ready",
     ),
-    ("running before", |_, s, _| s.state = Some(InstanceState::Running), "once"),
-    ("history stale", |e, _, _| e.power.values_mut().for_each(stale), "history"),
-    ("history unknown", |e, _, _| e.power.values_mut().for_each(unknown), "history"),
+    (
+        "running before",
+        |_, s, _| s.state = Some(InstanceState::Running),
+        "once",
+    ),
+    (
+        "history stale",
+        |e, _, _| e.power.values_mut().for_each(stale),
+        "history",
+    ),
+    (
+        "history unknown",
+        |e, _, _| e.power.values_mut().for_each(unknown),
+        "history",
+    ),
     ("history not asked", |e, _, _| e.power.clear(), "history"),
-    ("history empty", |e, _, i| history(e, i, |f| f.jobs.clear()), "no shutdown job"),
+    (
+        "history empty",
+        |e, _, i| history(e, i, |f| f.jobs.clear()),
+        "no shutdown job",
+    ),
     (
         "nobody asked for it",
         |e, _, i| history(e, i, |f| f.jobs.iter_mut().for_each(|j| j.by = None)),
@@ -114,7 +175,10 @@ fn refused_when_spoiled(
         let (mut e, mut seen) = (e.clone(), seen.clone());
         spoil(&mut e, &mut seen, instance);
         let refusal = prove(&e, Some(&seen)).expect_err(name).to_string();
-        assert!(refusal.contains(expected), "{name}: {refusal:?} does not say {expected:?}");
+        assert!(
+            refusal.contains(expected),
+            "{name}: {refusal:?} does not say {expected:?}"
+        );
     }
     assert!(prove(e, None).is_err(), "without an earlier sighting");
 }
@@ -123,7 +187,9 @@ fn refused_when_spoiled(
 fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
     run(|| async {
         let mut s = Fixture::set().await;
-        s.cloud().shutdown(s.holder).expect("an operator's shutdown");
+        s.cloud()
+            .shutdown(s.holder)
+            .expect("an operator's shutdown");
         s.die().await;
         let instance = s.instance();
         let seen = sighting(&s.collect().await, &instance);
@@ -138,7 +204,10 @@ fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
         assert!(
             matches!(proof.kind(), ProofKind::Off { job: Some(_), first_seen } if *first_seen == seen.at)
         );
-        assert!(proof.age(now) < SignedDuration::from_secs(2), "as old as its oldest ground: {proof:?}");
+        assert!(
+            proof.age(now) < SignedDuration::from_secs(2),
+            "as old as its oldest ground: {proof:?}"
+        );
         refused_when_spoiled(prove, &e, &seen, &instance, &[BOTH, OFF]);
 
         // Half a minute later the same facts prove nothing.
@@ -157,7 +226,11 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
         // What is done to the cloud before the machine is dead, and what stands against the proof.
         type Hook = fn(&CloudSim, InstanceNo);
         let hooks: [(&str, Hook, &str); 2] = [
-            ("power lost: the watchdog is about to boot it", |_, _| {}, "boots it"),
+            (
+                "power lost: the watchdog is about to boot it",
+                |_, _| {},
+                "boots it",
+            ),
             (
                 "the cloud's own shutdown",
                 |cloud, i| {
@@ -185,13 +258,17 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
         let seen = sighting(&s.collect().await, &instance);
         s.cloud().boot(s.holder).expect("a boot");
         s.pass(5).await;
-        let refusal = off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booting");
+        let refusal =
+            off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booting");
         assert!(refusal.to_string().contains("not off"), "{refusal}");
         s.pass(100).await;
         // The attachment did not outlive the boot; someone made it again.
         s.cloud().make_orphan(VOLUME, s.holder).expect("attached");
-        s.cloud().set_instance_status(s.holder, InstanceStatus::Offline).expect("a status");
-        let refusal = off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booted since");
+        s.cloud()
+            .set_instance_status(s.holder, InstanceStatus::Offline)
+            .expect("a status");
+        let refusal =
+            off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booted since");
         assert!(refusal.to_string().contains("booted it after"), "{refusal}");
     });
 }
@@ -212,15 +289,26 @@ fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
         let prove = |e: &Evidence, seen: Option<&InstanceObservation>| {
             gone(e, &instance, seen, now).map(|p| p.kind().clone())
         };
-        assert_eq!(prove(&e, Some(&seen)), Ok(ProofKind::Gone { last_seen: Some(seen.at) }));
+        assert_eq!(
+            prove(&e, Some(&seen)),
+            Ok(ProofKind::Gone {
+                last_seen: Some(seen.at)
+            })
+        );
         refused_when_spoiled(prove, &e, &seen, &instance, &[BOTH]);
-        assert!(off(&e, &instance, Some(&seen), now).is_err(), "gone is not off");
+        assert!(
+            off(&e, &instance, Some(&seen), now).is_err(),
+            "gone is not off"
+        );
 
         // To another account everything is "not found": that proves nothing.
         s.cloud().add_foreign_token(TOKEN);
         s.pass(5).await;
         let e = s.collect().await;
-        assert_eq!((e.cloud_volume.value.clone(), e.instances.len()), (Known::Absent, 0));
+        assert_eq!(
+            (e.cloud_volume.value.clone(), e.instances.len()),
+            (Known::Absent, 0)
+        );
         assert!(gone(&e, &instance, Some(&seen), s.now()).is_err());
     });
 }
@@ -241,7 +329,14 @@ fn a_machine_that_is_there_is_never_gone() {
         s.pass(5).await;
         let e = s.collect().await;
         assert_eq!(e.cloud_volume.shown().map(|v| v.holders.len()), Some(0));
-        assert_eq!(e.instances[&instance].value, Known::Absent, "Kubernetes' holder is still asked for");
-        assert!(matches!(gone(&e, &instance, Some(&seen), s.now()), Err(NoProof::Holder { .. })));
+        assert_eq!(
+            e.instances[&instance].value,
+            Known::Absent,
+            "Kubernetes' holder is still asked for"
+        );
+        assert!(matches!(
+            gone(&e, &instance, Some(&seen), s.now()),
+            Err(NoProof::Holder { .. })
+        ));
     });
 }

@@ -9,14 +9,20 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, a
 
 /// A cluster that can hold pods away, with a second node, whose cloud says who answers.
 fn base() -> Case {
-    let mut case = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    let mut case = Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE);
     case.evidence.cloud_scope = Some(CloudScope("account".into()));
     case
 }
 
 /// Class B on a cluster that has no policy to hold pods away with.
 pub fn phantom_without_policy() -> Case {
-    without_policy(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE))
+    without_policy(
+        Case::statefulset()
+            .holdable()
+            .with_node(OTHER_NODE, OTHER_INSTANCE),
+    )
 }
 
 /// The case on a cluster that is known to have no policy.
@@ -28,14 +34,25 @@ pub fn without_policy(mut case: Case) -> Case {
 
 /// Class A: the node is dead, its pod terminates, the machine runs as far as the cloud knows.
 pub fn dead_node() -> Case {
-    let mut case = base().pod(|p| p.deleting_since = Some(p.created)).node(|n| n.ready = false);
+    let mut case = base()
+        .pod(|p| p.deleting_since = Some(p.created))
+        .node(|n| n.ready = false);
     let on_it = vec![(ObjectName::new("default", "redis-0"), "pod-1".into())];
     let source = Source::Kubernetes("Pods on the node".into());
-    case.evidence.node_pods.insert(NODE.into(), Fact::present(on_it, source.clone(), case.now));
-    case.evidence.node_losses.insert(NODE.into(), Fact::present(Vec::new(), source, case.now));
+    case.evidence
+        .node_pods
+        .insert(NODE.into(), Fact::present(on_it, source.clone(), case.now));
+    case.evidence
+        .node_losses
+        .insert(NODE.into(), Fact::present(Vec::new(), source, case.now));
     case = case.alone_down(NODE);
-    let none = PowerFacts { jobs: Vec::new(), off_stays_off: false };
-    case.evidence.power.insert(INSTANCE.into(), Fact::present(none, cloud(), case.now));
+    let none = PowerFacts {
+        jobs: Vec::new(),
+        off_stays_off: false,
+    };
+    case.evidence
+        .power
+        .insert(INSTANCE.into(), Fact::present(none, cloud(), case.now));
     case
 }
 
@@ -44,7 +61,10 @@ pub fn dead_node_off() -> Case {
     let mut case = dead_node();
     let at = case.now;
     shut_down(&mut case.evidence, at - SignedDuration::from_secs(60));
-    case.evidence.sightings.push(sighting(Some(InstanceState::Off), at - SignedDuration::from_secs(20)));
+    case.evidence.sightings.push(sighting(
+        Some(InstanceState::Off),
+        at - SignedDuration::from_secs(20),
+    ));
     case
 }
 
@@ -64,8 +84,16 @@ pub fn detach_error() -> Case {
 /// Class D: the Node of the VolumeAttachment is gone, and its machine as well.
 pub fn node_missing() -> Case {
     let mut case = elsewhere(base());
-    case.evidence.nodes.get_mut(&NodeName::from(NODE)).unwrap().value = Known::Absent;
-    let fact = case.evidence.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    case.evidence
+        .nodes
+        .get_mut(&NodeName::from(NODE))
+        .unwrap()
+        .value = Known::Absent;
+    let fact = case
+        .evidence
+        .instances
+        .get_mut(&InstanceId::from(INSTANCE))
+        .unwrap();
     change(fact, |i| i.state = InstanceState::Gone);
     case
 }
@@ -78,8 +106,14 @@ pub fn orphan() -> Case {
         .attachments(|all| all[0].attach_error = Some("volume 5551 is already attached".into()));
     let gone = case.evidence.instances[&InstanceId::from(INSTANCE)].clone();
     case.evidence.instances.insert("26000009".into(), gone);
-    let fact = case.evidence.instances.get_mut(&InstanceId::from("26000009")).unwrap();
-    change(fact, |i| (i.id, i.state) = ("26000009".into(), InstanceState::Gone));
+    let fact = case
+        .evidence
+        .instances
+        .get_mut(&InstanceId::from("26000009"))
+        .unwrap();
+    change(fact, |i| {
+        (i.id, i.state) = ("26000009".into(), InstanceState::Gone)
+    });
     case.node(|n| {
         n.volumes_in_use.clear();
         n.volumes_attached.clear();
@@ -95,10 +129,11 @@ pub fn orphan_of_the_same_name() -> Case {
 
 /// The pod is bound to the other node, whose VolumeAttachment waits.
 fn elsewhere(case: Case) -> Case {
-    case.pod(|p| p.node = Some(OTHER_NODE.into())).attachments(|all| {
-        all.push(reattach_core::evidence::AttachmentFacts {
-            attached: false,
-            ..attachment("csi-redis-2", OTHER_NODE)
-        });
-    })
+    case.pod(|p| p.node = Some(OTHER_NODE.into()))
+        .attachments(|all| {
+            all.push(reattach_core::evidence::AttachmentFacts {
+                attached: false,
+                ..attachment("csi-redis-2", OTHER_NODE)
+            });
+        })
 }

@@ -2,7 +2,9 @@
 
 use super::{By, Walk, change, cloud};
 use jiff::{SignedDuration, Timestamp};
-use reattach_core::cloud::{CloudJob, CloudSnapshot, JobKind, JobStatus, SnapshotState, VolumeState};
+use reattach_core::cloud::{
+    CloudJob, CloudSnapshot, JobKind, JobStatus, SnapshotState, VolumeState,
+};
 use reattach_core::fact::Fact;
 use reattach_core::testkit::Case;
 
@@ -15,7 +17,9 @@ impl Walk {
     /// A detach that does not end.
     pub(super) fn begin_detaching(&mut self) {
         self.detaching = self.detaching.or(Some(self.case.now));
-        change(&mut self.case.evidence.cloud_volume, |c| c.state = VolumeState::Detaching);
+        change(&mut self.case.evidence.cloud_volume, |c| {
+            c.state = VolumeState::Detaching
+        });
     }
 
     pub(super) fn detached(&mut self) {
@@ -55,7 +59,9 @@ impl Walk {
         for snapshot in &mut self.snapshots {
             if now.duration_since(snapshot.started).as_secs() >= SNAPSHOT {
                 snapshot.state = match self.world.no_snapshot {
-                    true => SnapshotState::Failed { why: "the key is disabled".into() },
+                    true => SnapshotState::Failed {
+                        why: "the key is disabled".into(),
+                    },
                     false => SnapshotState::Completed,
                 };
             }

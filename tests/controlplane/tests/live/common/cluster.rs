@@ -29,7 +29,11 @@ const STAGES: u64 = 40;
 
 /// Users for a shared cluster: one of each name for each stage, see [`super::Stage::user`].
 pub fn people(names: &[&str]) -> Vec<(String, Vec<&'static str>)> {
-    let of = |number| names.iter().map(move |name| (format!("{name}-{number}"), Vec::new()));
+    let of = |number| {
+        names
+            .iter()
+            .map(move |name| (format!("{name}-{number}"), Vec::new()))
+    };
     (1..=STAGES).flat_map(of).collect()
 }
 
@@ -42,7 +46,10 @@ pub struct Shared {
 impl Shared {
     /// A cluster with these options; nothing is started yet.
     pub const fn new(options: fn() -> StageOptions) -> Self {
-        Self { options, cluster: tokio::sync::Mutex::const_new(None) }
+        Self {
+            options,
+            cluster: tokio::sync::Mutex::const_new(None),
+        }
     }
 
     /// The cluster.
@@ -89,8 +96,17 @@ impl Cluster {
     /// Starts everything but nodes.
     pub async fn start(options: &StageOptions) -> Self {
         let cloud = CloudSim::new(clock::system());
-        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        cloud.add_token(
+            TOKEN,
+            &[
+                "volumes:read_write",
+                "linodes:read_write",
+                "events:read_only",
+            ],
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
         let cloud_url = format!("http://{}", listener.local_addr().expect("an address"));
         let app = router(cloud.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -102,9 +118,12 @@ impl Cluster {
             plane_options = plane_options.feature_gate(gate);
         }
         if let Some(csi) = &mut plane_options.csi {
-            csi.attacher_flags.extend(options.attacher_flags.iter().map(|f| (*f).to_owned()));
+            csi.attacher_flags
+                .extend(options.attacher_flags.iter().map(|f| (*f).to_owned()));
         }
-        let plane = ControlPlane::start(plane_options).await.expect("a control plane");
+        let plane = ControlPlane::start(plane_options)
+            .await
+            .expect("a control plane");
         let admin = plane.admin_client();
         let folder = plane.folder().join("reattach");
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -133,18 +152,32 @@ impl Cluster {
         let Some(stage) = stage else { return 0 };
         let mut stages = lock(&self.stages);
         let number = stages.len() as u64 + 1;
-        assert!(number <= STAGES, "{stage} is stage {number} of this cluster: raise STAGES");
-        assert!(stages.insert(stage.to_owned(), number).is_none(), "two stages are called {stage}");
+        assert!(
+            number <= STAGES,
+            "{stage} is stage {number} of this cluster: raise STAGES"
+        );
+        assert!(
+            stages.insert(stage.to_owned(), number).is_none(),
+            "two stages are called {stage}"
+        );
         number
     }
 
     /// The stage that an object or namespace of this name belongs to: its own, its PersistentVolume's, its node's lock.
     pub(super) fn stage_of(&self, name: &str) -> Option<String> {
-        let name = name.strip_prefix("pv-").or(name.strip_prefix("node-")).unwrap_or(name);
+        let name = name
+            .strip_prefix("pv-")
+            .or(name.strip_prefix("node-"))
+            .unwrap_or(name);
         let of = |stage: &&String| {
-            name.strip_prefix(stage.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            name.strip_prefix(stage.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
         };
-        lock(&self.stages).keys().filter(of).max_by_key(|stage| stage.len()).cloned()
+        lock(&self.stages)
+            .keys()
+            .filter(of)
+            .max_by_key(|stage| stage.len())
+            .cloned()
     }
 
     /// Keeps nodes and agents of a stage that is over.
@@ -161,13 +194,21 @@ impl Cluster {
             .args(["kustomize", &format!("{repository}/deploy/overlays/linode")])
             .output()
             .expect("kubectl");
-        assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+        assert!(
+            rendered.status.success(),
+            "{}",
+            String::from_utf8_lossy(&rendered.stderr)
+        );
         let manifests = String::from_utf8(rendered.stdout).expect("text");
         // More than once: custom resources need their definitions to be established first.
         let mut refused = String::new();
         let accepted = eventually("the manifests", LIMIT, async || {
-            let answer =
-                self.kubectl(&["apply", "--server-side", "--validate=strict"], manifests.clone()).await;
+            let answer = self
+                .kubectl(
+                    &["apply", "--server-side", "--validate=strict"],
+                    manifests.clone(),
+                )
+                .await;
             answer.map_err(|e| refused = e).ok()
         });
         accepted.await.unwrap_or_else(|e| panic!("{e}\n{refused}"));
@@ -179,12 +220,22 @@ impl Cluster {
     async fn expect_real_nodes(&self) {
         let foreground = DeleteParams::foreground();
         let agents: Api<DaemonSet> = Api::namespaced(self.admin.clone(), SYSTEM);
-        agents.delete("reattach-agent", &foreground).await.expect("deleted");
+        agents
+            .delete("reattach-agent", &foreground)
+            .await
+            .expect("deleted");
         let controllers: Api<Deployment> = Api::namespaced(self.admin.clone(), SYSTEM);
-        controllers.delete("reattach-controller", &foreground).await.expect("deleted");
+        controllers
+            .delete("reattach-controller", &foreground)
+            .await
+            .expect("deleted");
         let gone = eventually("the end of the installed pods", LIMIT, async || {
             let left = agents.get_opt("reattach-agent").await.ok()?.is_some()
-                || controllers.get_opt("reattach-controller").await.ok()?.is_some();
+                || controllers
+                    .get_opt("reattach-controller")
+                    .await
+                    .ok()?
+                    .is_some();
             (!left).then_some(())
         });
         gone.await.expect("deleted");
@@ -200,7 +251,10 @@ impl Cluster {
     /// Runs kubectl as the administrator with a file on its standard input; an error is what it says.
     async fn kubectl(&self, arguments: &[&str], file: String) -> Result<(), String> {
         let mut command = Command::new("kubectl");
-        command.args(arguments).args(["-f", "-", "--kubeconfig"]).arg(self.plane.admin_kubeconfig());
+        command
+            .args(arguments)
+            .args(["-f", "-", "--kubeconfig"])
+            .arg(self.plane.admin_kubeconfig());
         let run = move || {
             let mut child = command
                 .stdin(Stdio::piped())
@@ -208,7 +262,12 @@ impl Cluster {
                 .stderr(Stdio::piped())
                 .spawn()
                 .expect("kubectl");
-            child.stdin.take().expect("a pipe").write_all(file.as_bytes()).expect("kubectl reads");
+            child
+                .stdin
+                .take()
+                .expect("a pipe")
+                .write_all(file.as_bytes())
+                .expect("kubectl reads");
             child.wait_with_output().expect("kubectl ends")
         };
         let output = tokio::task::spawn_blocking(run).await.expect("it ran");
@@ -231,34 +290,62 @@ impl Cluster {
     }
 
     async fn create_one(&self, object: &Value) {
-        let text = |at: &str| object.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (api_version, kind, namespace) =
-            (text("/apiVersion"), text("/kind"), text("/metadata/namespace"));
+        let text = |at: &str| {
+            object
+                .pointer(at)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let (api_version, kind, namespace) = (
+            text("/apiVersion"),
+            text("/kind"),
+            text("/metadata/namespace"),
+        );
         let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
         let namespace = Some(namespace.as_str()).filter(|n| !n.is_empty());
         // `Api::create` cannot ask for strict validation (kube 5.0), and a misspelt field must not be dropped.
-        let url = format!("{}?fieldValidation=Strict", DynamicObject::url_path(&resource, namespace));
+        let url = format!(
+            "{}?fieldValidation=Strict",
+            DynamicObject::url_path(&resource, namespace)
+        );
         let request = Request::post(url).header("content-type", "application/json");
-        let request = request.body(object.to_string().into_bytes()).expect("a request");
+        let request = request
+            .body(object.to_string().into_bytes())
+            .expect("a request");
         let created: kube::Result<DynamicObject> = self.admin.request(request).await;
         created.unwrap_or_else(|e| panic!("{e}\n{object}"));
     }
 
     /// The environment of a controller or of the command line.
     pub fn cloud_environment(&self) -> Vec<(&'static str, String)> {
-        vec![("LINODE_TOKEN", TOKEN.to_owned()), ("LINODE_URL", self.cloud_url.clone())]
+        vec![
+            ("LINODE_TOKEN", TOKEN.to_owned()),
+            ("LINODE_URL", self.cloud_url.clone()),
+        ]
     }
 
     /// Starts one more controller process, with the controller's service account.
     pub async fn start_controller(&self) {
-        let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-controller", None).await;
+        let config = self
+            .plane
+            .kubeconfig_for_service_account(SYSTEM, "reattach-controller", None)
+            .await;
         let config = config.expect("a kubeconfig").display().to_string();
         let n = lock(&self.controllers).len();
         let log = self.folder.join(format!("controller-{n}.log"));
         let name = format!("controller-{n}");
-        let arguments =
-            ["--provider", "linode", "--listen", "127.0.0.1:0", "--pod-name", &name, "--pod-uid", "test"];
+        let arguments = [
+            "--provider",
+            "linode",
+            "--listen",
+            "127.0.0.1:0",
+            "--pod-name",
+            &name,
+            "--pod-uid",
+            "test",
+        ];
         let mut environment = self.cloud_environment();
         environment.push(("KUBECONFIG", config));
         environment.push(("RUST_LOG", "info,reattach_controller=debug".to_owned()));
@@ -272,8 +359,16 @@ impl Cluster {
         let found = eventually("a leader", LIMIT, async || {
             let lease = api.get_opt("reattach-controller").await.ok()??.spec?;
             let holder = lease.holder_identity.filter(|h| !h.is_empty())?;
-            let number: usize = holder.strip_prefix("controller-")?.split('/').next()?.parse().ok()?;
-            lock(&self.controllers).get(number)?.runs().then_some(number)
+            let number: usize = holder
+                .strip_prefix("controller-")?
+                .split('/')
+                .next()?
+                .parse()
+                .ok()?;
+            lock(&self.controllers)
+                .get(number)?
+                .runs()
+                .then_some(number)
         });
         found.await.expect("a controller that leads")
     }
@@ -286,18 +381,29 @@ impl Cluster {
     /// Ends a controller as the kubelet does.
     pub fn stop_controller(&self, number: usize) {
         let controller = &mut lock(&self.controllers)[number];
-        assert!(controller.terminate(), "a controller did not end well: {}", controller.output());
+        assert!(
+            controller.terminate(),
+            "a controller did not end well: {}",
+            controller.output()
+        );
     }
 
     /// Ends every controller as the kubelet does.
     pub fn stop_controllers(&self) {
         for controller in lock(&self.controllers).iter_mut().filter(|c| c.runs()) {
-            assert!(controller.terminate(), "a controller did not end well: {}", controller.output());
+            assert!(
+                controller.terminate(),
+                "a controller did not end well: {}",
+                controller.output()
+            );
         }
     }
 
     /// What each controller has printed so far, with the path of its log.
     pub(super) fn controller_output(&self) -> Vec<(PathBuf, String)> {
-        lock(&self.controllers).iter().map(|c| (c.log.clone(), c.output())).collect()
+        lock(&self.controllers)
+            .iter()
+            .map(|c| (c.log.clone(), c.output()))
+            .collect()
     }
 }

@@ -29,11 +29,21 @@ impl Ran {
     /// Asserts that it failed with this code and one sentence that names all these things; gives the sentence.
     #[track_caller]
     pub fn one_sentence(self, code: i32, names: &[&str]) -> String {
-        let lines: Vec<&str> = self.err.lines().filter(|l| l.starts_with("error: ")).collect();
-        assert!(self.code == code && lines.len() == 1 && self.out.is_empty(), "{self:#?}");
+        let lines: Vec<&str> = self
+            .err
+            .lines()
+            .filter(|l| l.starts_with("error: "))
+            .collect();
+        assert!(
+            self.code == code && lines.len() == 1 && self.out.is_empty(),
+            "{self:#?}"
+        );
         let sentence = lines[0].to_owned();
         for name in names {
-            assert!(sentence.contains(name), "{name:?} is not named in: {sentence}");
+            assert!(
+                sentence.contains(name),
+                "{name:?} is not named in: {sentence}"
+            );
         }
         say!("  {code}: {sentence}");
         sentence
@@ -45,7 +55,9 @@ pub async fn run(binary: &str, arguments: &[&str], environment: &[(&str, String)
     let mut command = Command::new(binary_path(binary));
     command.args(arguments).env_clear().stdin(Stdio::null());
     command.envs(environment.iter().map(|(k, v)| (*k, v.as_str())));
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it ran");
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .expect("it ran");
     let output = output.expect("it starts");
     Ran {
         code: output.status.code().unwrap_or(-1),
@@ -73,7 +85,9 @@ impl Stage {
             }))
             .await;
         }
-        self.plane.kubeconfig_for(user).expect("a user of the stage")
+        self.plane
+            .kubeconfig_for(user)
+            .expect("a user of the stage")
     }
 
     /// A user gets a ClusterRole everywhere; answers the kubeconfig.
@@ -87,6 +101,8 @@ impl Stage {
             }))
             .await;
         }
-        self.plane.kubeconfig_for(user).expect("a user of the stage")
+        self.plane
+            .kubeconfig_for(user)
+            .expect("a user of the stage")
     }
 }

@@ -112,7 +112,10 @@ impl Stage {
     }
 
     fn agent_of(&self, node: &str) -> usize {
-        self.kubelets.iter().position(|k| k.node() == node).expect("a node of the stage")
+        self.kubelets
+            .iter()
+            .position(|k| k.node() == node)
+            .expect("a node of the stage")
     }
 
     /// The kernel of a node hangs, its agent with it; the cloud goes on calling it running.
@@ -168,7 +171,10 @@ impl Stage {
     pub async fn cordon(&self, node: &str) {
         let nodes: Api<Node> = Api::all(self.admin.clone());
         let body = json!({"spec": {"unschedulable": true}});
-        nodes.patch(node, &PatchParams::default(), &Patch::Merge(&body)).await.expect("cordoned");
+        nodes
+            .patch(node, &PatchParams::default(), &Patch::Merge(&body))
+            .await
+            .expect("cordoned");
     }
 
     /// Nothing new is scheduled to a node, and the pods of a workload there are deleted.
@@ -176,7 +182,9 @@ impl Stage {
         self.cordon(node).await;
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
         for pod in self.pods(namespace, app).await {
-            pods.delete(&pod.name_any(), &DeleteParams::default()).await.expect("deleted");
+            pods.delete(&pod.name_any(), &DeleteParams::default())
+                .await
+                .expect("deleted");
         }
     }
 
@@ -184,12 +192,19 @@ impl Stage {
         let config = self.agent_config(node).await;
         let host = self.folder.join("hosts").join(node);
         let boot = host.join("proc/sys/kernel/random/boot_id");
-        let shown = eventually("the host's boot ID", LIMIT, async || boot.exists().then_some(()));
+        let shown = eventually("the host's boot ID", LIMIT, async || {
+            boot.exists().then_some(())
+        });
         shown.await.expect("the machine is on");
         let host = host.display().to_string();
         let log = self.folder.join(format!("agent-{node}-again.log"));
         let arguments = ["--host-root", &host, "--node-name", node, "--rescan", "5s"];
-        Process::start("reattach-agent", &log, &arguments, &[("KUBECONFIG", config)])
+        Process::start(
+            "reattach-agent",
+            &log,
+            &arguments,
+            &[("KUBECONFIG", config)],
+        )
     }
 
     /// Waits until the cloud says this of a node's instance.
@@ -197,14 +212,20 @@ impl Stage {
         let instance = self.instance(node);
         let what = format!("instance {instance} {}", status.word());
         let there = eventually(&what, LIMIT, async || {
-            self.cloud.instance(instance).is_some_and(|i| i.status == *status).then_some(())
+            self.cloud
+                .instance(instance)
+                .is_some_and(|i| i.status == *status)
+                .then_some(())
         });
         there.await.expect(&what);
     }
 
     /// A Node; none if it does not exist.
     pub async fn node(&self, name: &str) -> Option<Node> {
-        Api::<Node>::all(self.admin.clone()).get_opt(name).await.expect("the API server answers")
+        Api::<Node>::all(self.admin.clone())
+            .get_opt(name)
+            .await
+            .expect("the API server answers")
     }
 
     /// The taints of a Node with these keys.
@@ -216,7 +237,8 @@ impl Stage {
 
     /// Whether a Node has our out-of-service taint.
     pub async fn is_out_of_service(&self, node: &str) -> bool {
-        let ours = |t: &Taint| t.key == OUT_OF_SERVICE_TAINT && t.value.as_deref() == Some(TAINT_VALUE);
+        let ours =
+            |t: &Taint| t.key == OUT_OF_SERVICE_TAINT && t.value.as_deref() == Some(TAINT_VALUE);
         !self.taints(node, ours).await.is_empty()
     }
 
@@ -226,7 +248,9 @@ impl Stage {
         let seen = eventually(&what, LIMIT, async || {
             let node = self.node(name).await?;
             let conditions = node.status?.conditions.unwrap_or_default();
-            let is = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            let is = conditions
+                .iter()
+                .any(|c| c.type_ == "Ready" && c.status == "True");
             (is == ready).then_some(())
         });
         seen.await.expect(&what);
@@ -235,7 +259,11 @@ impl Stage {
     /// The node of the only pod of a workload.
     pub async fn node_of(&self, namespace: &str, app: &str) -> String {
         let on = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone());
-        self.pods(namespace, app).await.iter().find_map(on).expect("a bound pod")
+        self.pods(namespace, app)
+            .await
+            .iter()
+            .find_map(on)
+            .expect("a bound pod")
     }
 
     /// Waits until a live pod of a workload is Ready on `node`; its name.
@@ -244,7 +272,9 @@ impl Stage {
         let found = eventually(&what, DEATH, async || {
             let pods = self.pods(namespace, app).await;
             let on = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node);
-            pods.iter().find(|p| on(p) && is_ready(p)).map(ResourceExt::name_any)
+            pods.iter()
+                .find(|p| on(p) && is_ready(p))
+                .map(ResourceExt::name_any)
         });
         match found.await {
             Ok(name) => name,
@@ -256,17 +286,29 @@ impl Stage {
     pub async fn attachments(&self, namespace: &str, claim: &str) -> Vec<VolumeAttachment> {
         let api: Api<VolumeAttachment> = Api::all(self.admin.clone());
         let pv = format!("pv-{namespace}-{claim}");
-        let all = api.list(&ListParams::default()).await.expect("listed").items;
-        let of =
-            |va: &VolumeAttachment| va.spec.source.persistent_volume_name.as_deref() == Some(pv.as_str());
+        let all = api
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
+        let of = |va: &VolumeAttachment| {
+            va.spec.source.persistent_volume_name.as_deref() == Some(pv.as_str())
+        };
         all.into_iter().filter(of).collect()
     }
 
     /// The locks of nodes that somebody has.
     pub async fn node_locks(&self) -> Vec<String> {
         let api: Api<Lease> = Api::namespaced(self.admin.clone(), super::cluster::SYSTEM);
-        let all = api.list(&ListParams::default()).await.expect("listed").items;
-        let locks = all.iter().map(ResourceExt::name_any).filter(|n| n.starts_with("node-"));
+        let all = api
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
+        let locks = all
+            .iter()
+            .map(ResourceExt::name_any)
+            .filter(|n| n.starts_with("node-"));
         locks.filter(|n| !self.is_name_of_another(n)).collect()
     }
 
@@ -295,7 +337,11 @@ impl Stage {
         let over = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase.is_final());
         let what = format!("an end of all recoveries in {namespace}");
         let found = eventually(&what, DEATH, async || {
-            self.recoveries(namespace).await.iter().all(over).then_some(())
+            self.recoveries(namespace)
+                .await
+                .iter()
+                .all(over)
+                .then_some(())
         });
         if let Err(error) = found.await {
             panic!("{error}\n{}\n{}", self.story(namespace).await, self.logs());
@@ -305,15 +351,25 @@ impl Stage {
     /// Waits until the newest recovery of a claim that had something to do is over, and well.
     pub async fn await_recovered(&self, namespace: &str, claim: &str) -> VolumeRecovery {
         let ended = self
-            .await_recovery(namespace, claim, "an end", |r| match r.status.as_ref().map(|s| s.phase) {
-                // A slow attach, or a pod that is not called unready yet, may have been looked at and have come right by itself.
-                Some(Phase::Recovered) => !effects(r).is_empty(),
-                Some(phase) => (phase.is_final() && phase != Phase::Resolved) || phase == Phase::Stuck,
-                None => false,
+            .await_recovery(namespace, claim, "an end", |r| {
+                match r.status.as_ref().map(|s| s.phase) {
+                    // A slow attach, or a pod that is not called unready yet, may have been looked at and have come right by itself.
+                    Some(Phase::Recovered) => !effects(r).is_empty(),
+                    Some(phase) => {
+                        (phase.is_final() && phase != Phase::Resolved) || phase == Phase::Stuck
+                    }
+                    None => false,
+                }
             })
             .await;
         let phase = ended.status.as_ref().map(|s| s.phase);
-        assert_eq!(phase, Some(Phase::Recovered), "{}\n{}", self.story(namespace).await, self.logs());
+        assert_eq!(
+            phase,
+            Some(Phase::Recovered),
+            "{}\n{}",
+            self.story(namespace).await,
+            self.logs()
+        );
         ended
     }
 
@@ -328,20 +384,36 @@ impl Stage {
     ) -> Return {
         let events = self.audit();
         let became_ready = |e: &&AuditEvent| {
-            let conditions = e.body.as_ref().and_then(|b| b.pointer("/status/conditions")?.as_array());
+            let conditions = e
+                .body
+                .as_ref()
+                .and_then(|b| b.pointer("/status/conditions")?.as_array());
             e.resource == "pods"
                 && e.subresource.as_deref() == Some("status")
                 && e.namespace.as_deref() == Some(namespace)
                 && e.name.as_deref() == Some(pod)
                 && e.took_effect()
                 && e.received > from
-                && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+                && conditions.is_some_and(|c| {
+                    c.iter()
+                        .any(|c| c["type"] == "Ready" && c["status"] == "True")
+                })
         };
-        let ready = events.iter().find(became_ready).expect("the pod became Ready").reached;
+        let ready = events
+            .iter()
+            .find(became_ready)
+            .expect("the pod became Ready")
+            .reached;
         let of_it = |action| matches!(action, JobAction::VolumeDetach | JobAction::VolumeAttach);
-        let jobs = self.cloud.jobs().into_iter().filter(|j| j.volume == Some(volume) && of_it(j.action));
+        let jobs = self
+            .cloud
+            .jobs()
+            .into_iter()
+            .filter(|j| j.volume == Some(volume) && of_it(j.action));
         let within = jobs.filter(|j| j.created >= from && j.created <= ready);
-        let cloud = within.filter_map(|j| Some(j.due?.duration_since(j.created))).sum();
+        let cloud = within
+            .filter_map(|j| Some(j.due?.duration_since(j.created)))
+            .sum();
         let gone = |e: &&AuditEvent| {
             e.user_agent.ends_with("pod-garbage-collector")
                 && e.verb == "delete"
@@ -349,15 +421,25 @@ impl Stage {
                 && e.took_effect()
                 && e.received > from
         };
-        let collected =
-            events.iter().find(gone).map_or(SignedDuration::ZERO, |e| e.reached.duration_since(from));
-        Return { claim: claim.to_owned(), took: ready.duration_since(from) - cloud, cloud, collected }
+        let collected = events
+            .iter()
+            .find(gone)
+            .map_or(SignedDuration::ZERO, |e| e.reached.duration_since(from));
+        Return {
+            claim: claim.to_owned(),
+            took: ready.duration_since(from) - cloud,
+            cloud,
+            collected,
+        }
     }
 
     /// How many writes of reattach put a taint with this key on a Node.
     pub fn taint_writes(&self, node: &str, key: &str) -> usize {
         let has = |e: &AuditEvent| {
-            let taints = e.body.as_ref().and_then(|b| b.pointer("/spec/taints")?.as_array());
+            let taints = e
+                .body
+                .as_ref()
+                .and_then(|b| b.pointer("/spec/taints")?.as_array());
             taints.is_some_and(|all| all.iter().any(|t| t["key"] == key))
         };
         let events = self.audit();
@@ -369,27 +451,45 @@ impl Stage {
         });
         // A write carries the whole list: only the first of a row with it puts it there.
         let mut before = false;
-        ours.filter(|e| !std::mem::replace(&mut before, has(e)) && has(e)).count()
+        ours.filter(|e| !std::mem::replace(&mut before, has(e)) && has(e))
+            .count()
     }
 
     /// What is on a node that is not touched: pods by UID and whether they are being deleted, VolumeAttachments by UID and
     /// whether they are, the cloud's holders.
     pub async fn untouched(&self, namespace: &str, volumes: &[VolumeNo]) -> Vec<String> {
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
-        let pods = pods.list(&ListParams::default()).await.expect("listed").items;
+        let pods = pods
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
         let attachments: Api<VolumeAttachment> = Api::all(self.admin.clone());
-        let attachments = attachments.list(&ListParams::default()).await.expect("listed").items;
-        let of =
-            |m: &ObjectMeta| format!("{:?} {:?}, deleted {}", m.name, m.uid, m.deletion_timestamp.is_some());
+        let attachments = attachments
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
+        let of = |m: &ObjectMeta| {
+            format!(
+                "{:?} {:?}, deleted {}",
+                m.name,
+                m.uid,
+                m.deletion_timestamp.is_some()
+            )
+        };
         let mut all: Vec<String> = pods.iter().map(|p| of(&p.metadata)).collect();
         let own = |va: &&VolumeAttachment| {
             let volume = va.spec.source.persistent_volume_name.as_ref();
             !volume.is_some_and(|volume| self.is_name_of_another(volume))
         };
         all.extend(attachments.iter().filter(own).map(|va| of(&va.metadata)));
-        all.extend(
-            volumes.iter().map(|v| format!("{v} held by {:?}", self.cloud.volume(*v).and_then(|v| v.holder))),
-        );
+        all.extend(volumes.iter().map(|v| {
+            format!(
+                "{v} held by {:?}",
+                self.cloud.volume(*v).and_then(|v| v.holder)
+            )
+        }));
         all.sort();
         all
     }
@@ -401,19 +501,26 @@ impl Stage {
         let writes: Vec<&AuditEvent> = events
             .iter()
             .filter(|e| {
-                (e.user == CONTROLLER || e.user == AGENT) && e.is_write() && !super::logs::is_record(e)
+                (e.user == CONTROLLER || e.user == AGENT)
+                    && e.is_write()
+                    && !super::logs::is_record(e)
             })
             .collect();
         let mut count = 0;
         for (at, write) in writes.iter().enumerate() {
             // The lock of a node belongs to the effect that it is taken for; what only takes our marks off a Node may be the
             // janitor's, which keeps no journal.
-            let lock =
-                write.resource == "leases" || (write.resource == "nodes" && !marks(write, &writes[..at]));
+            let lock = write.resource == "leases"
+                || (write.resource == "nodes" && !marks(write, &writes[..at]));
             let by = recoveries.iter().find(|r| {
-                names(r, write).is_some_and(|kinds| lock || begun(&events, r, write.received, kinds))
+                names(r, write)
+                    .is_some_and(|kinds| lock || begun(&events, r, write.received, kinds))
             });
-            assert!(by.is_some(), "not pinned, or not journaled first:\n{}", line(write));
+            assert!(
+                by.is_some(),
+                "not pinned, or not journaled first:\n{}",
+                line(write)
+            );
             count += usize::from(write.resource != "leases");
         }
         for request in self.cloud_mutations() {
@@ -424,11 +531,17 @@ impl Stage {
                     Some("boot") => &[StepKind::PowerOn],
                     _ => &[StepKind::CloudDetach, StepKind::CloudForce],
                 };
-                let about =
-                    [format!("/volumes/{}/detach", pins.volume), format!("/instances/{}/", pins.holder)];
-                about.iter().any(|a| request.path.contains(a)) && begun(&events, r, request.at, kinds)
+                let about = [
+                    format!("/volumes/{}/detach", pins.volume),
+                    format!("/instances/{}/", pins.holder),
+                ];
+                about.iter().any(|a| request.path.contains(a))
+                    && begun(&events, r, request.at, kinds)
             });
-            assert!(by.is_some(), "not pinned, or not journaled first: {request:#?}");
+            assert!(
+                by.is_some(),
+                "not pinned, or not journaled first: {request:#?}"
+            );
             count += 1;
         }
         count
@@ -438,16 +551,30 @@ impl Stage {
 /// Whether a write puts a taint of ours on a Node that the last write of ours there did not have. Such a write carries all taints
 /// of the Node, so one that takes a mark off may name others.
 fn marks(write: &AuditEvent, earlier: &[&AuditEvent]) -> bool {
-    let on_same_node = |e: &&&AuditEvent| e.resource == "nodes" && e.name == write.name && e.took_effect();
-    let before = earlier.iter().rev().find(on_same_node).map(|e| our_taints(e)).unwrap_or_default();
-    our_taints(write).iter().any(|taint| !before.contains(taint))
+    let on_same_node =
+        |e: &&&AuditEvent| e.resource == "nodes" && e.name == write.name && e.took_effect();
+    let before = earlier
+        .iter()
+        .rev()
+        .find(on_same_node)
+        .map(|e| our_taints(e))
+        .unwrap_or_default();
+    our_taints(write)
+        .iter()
+        .any(|taint| !before.contains(taint))
 }
 
 /// The keys of our taints in a write of a Node.
 fn our_taints(write: &AuditEvent) -> Vec<String> {
-    let taints = write.body.as_ref().and_then(|b| b.pointer("/spec/taints")).and_then(Value::as_array);
-    let ours =
-        taints.into_iter().flatten().filter(|t| t["value"] == TAINT_VALUE || t["key"] == QUARANTINE_TAINT);
+    let taints = write
+        .body
+        .as_ref()
+        .and_then(|b| b.pointer("/spec/taints"))
+        .and_then(Value::as_array);
+    let ours = taints
+        .into_iter()
+        .flatten()
+        .filter(|t| t["value"] == TAINT_VALUE || t["key"] == QUARANTINE_TAINT);
     ours.map(|taint| taint["key"].to_string()).collect()
 }
 
@@ -456,24 +583,35 @@ fn names<'a>(recovery: &VolumeRecovery, write: &AuditEvent) -> Option<&'a [StepK
     let pins = &history(recovery).0.pins;
     let name = write.name.as_deref().unwrap_or_default();
     let uid = |path: &str| {
-        write.body.as_ref().and_then(|b| b.pointer(path)?.as_str()).unwrap_or_default().to_owned()
+        write
+            .body
+            .as_ref()
+            .and_then(|b| b.pointer(path)?.as_str())
+            .unwrap_or_default()
+            .to_owned()
     };
     match (write.resource.as_str(), write.subresource.as_deref()) {
-        ("nodes", None) if name == pins.node.as_str() => {
-            Some(&[StepKind::TaintOutOfService, StepKind::Untaint, StepKind::Quarantine])
-        }
+        ("nodes", None) if name == pins.node.as_str() => Some(&[
+            StepKind::TaintOutOfService,
+            StepKind::Untaint,
+            StepKind::Quarantine,
+        ]),
         // A lock is created without its name in the request's path.
         ("leases", None) if write.namespace.as_deref() == Some(super::cluster::SYSTEM) => {
             let lock = format!("node-{}", pins.node);
             (name == lock || uid("/metadata/name") == lock).then_some(&[])
         }
-        ("volumeattachments", None) if write.verb == "delete" => {
-            pins.is_attachment(&uid("/preconditions/uid").into()).then_some(&[StepKind::DeleteAttachment])
-        }
+        ("volumeattachments", None) if write.verb == "delete" => pins
+            .is_attachment(&uid("/preconditions/uid").into())
+            .then_some(&[StepKind::DeleteAttachment]),
         ("volumeattachments", None) => Some(&[StepKind::Requeue]),
         ("volumerecoveries", None) if name == recovery.name_any() => {
             let off = hold_label(write).is_some_and(Value::is_null);
-            Some(if off { &[StepKind::Lift] } else { &[StepKind::Hold] })
+            Some(if off {
+                &[StepKind::Lift]
+            } else {
+                &[StepKind::Hold]
+            })
         }
         ("pods", Some("eviction")) => {
             let pinned = pins.pods.iter().any(|(pod, _)| pod.name == name);
@@ -485,7 +623,12 @@ fn names<'a>(recovery: &VolumeRecovery, write: &AuditEvent) -> Option<&'a [StepK
 }
 
 /// Whether the last journal line that a recovery had stored at `at` says that one of these steps is started.
-fn begun(events: &[AuditEvent], recovery: &VolumeRecovery, at: Timestamp, kinds: &[StepKind]) -> bool {
+fn begun(
+    events: &[AuditEvent],
+    recovery: &VolumeRecovery,
+    at: Timestamp,
+    kinds: &[StepKind],
+) -> bool {
     let name = recovery.name_any();
     let mut saved = events.iter().filter(|e| {
         e.resource == "volumerecoveries"
@@ -494,8 +637,17 @@ fn begun(events: &[AuditEvent], recovery: &VolumeRecovery, at: Timestamp, kinds:
             && e.took_effect()
             && e.received < at
     });
-    let last = saved.next_back().and_then(|s| journal(s).last().cloned()).unwrap_or_default();
-    let step = last.pointer("/mark/step").and_then(Value::as_u64).and_then(|s| usize::try_from(s).ok());
-    let kind = step.and_then(|s| history(recovery).0.steps.get(s)).map(|s| s.kind);
-    last.pointer("/mark/mark").is_some_and(|m| m == "started") && kind.is_some_and(|k| kinds.contains(&k))
+    let last = saved
+        .next_back()
+        .and_then(|s| journal(s).last().cloned())
+        .unwrap_or_default();
+    let step = last
+        .pointer("/mark/step")
+        .and_then(Value::as_u64)
+        .and_then(|s| usize::try_from(s).ok());
+    let kind = step
+        .and_then(|s| history(recovery).0.steps.get(s))
+        .map(|s| s.kind);
+    last.pointer("/mark/mark").is_some_and(|m| m == "started")
+        && kind.is_some_and(|k| kinds.contains(&k))
 }

@@ -19,7 +19,10 @@ pub const AGENT: &str = "system:serviceaccount:reattach-system:reattach-agent";
 pub fn is_record(event: &AuditEvent) -> bool {
     let own_lease = || {
         event.namespace.as_deref() == Some("reattach-system")
-            && event.name.as_deref().is_none_or(|n| n.starts_with("reattach-"))
+            && event
+                .name
+                .as_deref()
+                .is_none_or(|n| n.starts_with("reattach-"))
     };
     event.dry_run
         || match (event.group.as_str(), event.resource.as_str()) {
@@ -39,14 +42,26 @@ pub fn is_record(event: &AuditEvent) -> bool {
 
 /// What a write says about the label of a hold: `true`, or null where it is taken off.
 pub fn hold_label(event: &AuditEvent) -> Option<&Value> {
-    let labels = event.body.as_ref().and_then(|b| b.pointer("/metadata/labels"));
-    labels.filter(|_| event.resource == "volumerecoveries" && event.subresource.is_none())?.get(HOLD_LABEL)
+    let labels = event
+        .body
+        .as_ref()
+        .and_then(|b| b.pointer("/metadata/labels"));
+    labels
+        .filter(|_| event.resource == "volumerecoveries" && event.subresource.is_none())?
+        .get(HOLD_LABEL)
 }
 
 /// One line about a request.
 pub fn line(event: &AuditEvent) -> String {
-    let sub = event.subresource.as_deref().map(|s| format!("/{s}")).unwrap_or_default();
-    let (ns, name) = (event.namespace.as_deref().unwrap_or("-"), event.name.as_deref().unwrap_or("-"));
+    let sub = event
+        .subresource
+        .as_deref()
+        .map(|s| format!("/{s}"))
+        .unwrap_or_default();
+    let (ns, name) = (
+        event.namespace.as_deref().unwrap_or("-"),
+        event.name.as_deref().unwrap_or("-"),
+    );
     format!(
         "{} {} {} {}{sub} {ns}/{name} {:?}",
         event.received, event.user, event.verb, event.resource, event.code
@@ -55,7 +70,10 @@ pub fn line(event: &AuditEvent) -> String {
 
 /// The journal that a write of a recovery's status carries.
 pub fn journal(event: &AuditEvent) -> &[Value] {
-    let journal = event.body.as_ref().and_then(|b| b.pointer("/status/journal"));
+    let journal = event
+        .body
+        .as_ref()
+        .and_then(|b| b.pointer("/status/journal"));
     journal.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -66,13 +84,19 @@ pub fn replicas(event: &AuditEvent) -> Option<i64> {
 
 /// Whether it is a write of a workload.
 pub fn is_workload(event: &AuditEvent) -> bool {
-    matches!(event.resource.as_str(), "deployments" | "statefulsets" | "replicasets")
+    matches!(
+        event.resource.as_str(),
+        "deployments" | "statefulsets" | "replicasets"
+    )
 }
 
 /// Whether a program of ours sent this request to the cloud.
 fn is_ours(request: &RequestRecord) -> bool {
     let agents = [Product::Controller, Product::Cli].map(Product::user_agent);
-    request.user_agent.as_deref().is_some_and(|agent| agents.contains(&agent))
+    request
+        .user_agent
+        .as_deref()
+        .is_some_and(|agent| agents.contains(&agent))
 }
 
 impl Stage {
@@ -104,31 +128,47 @@ impl Stage {
     /// Every request by reattach's processes, or by one of these people, to change what is not reattach's own record,
     /// whatever came of it.
     pub fn foreign_writes(&self, people: &[&str]) -> Vec<AuditEvent> {
-        let ours =
-            |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
-        self.audit().into_iter().filter(|e| ours(e) && e.is_write() && !is_record(e)).collect()
+        let ours = |e: &AuditEvent| {
+            e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str())
+        };
+        self.audit()
+            .into_iter()
+            .filter(|e| ours(e) && e.is_write() && !is_record(e))
+            .collect()
     }
 
     /// Every request to change something that reattach sent to the cloud.
     pub fn cloud_mutations(&self) -> Vec<RequestRecord> {
         let all = self.cloud.requests().into_iter();
-        all.filter(|r| is_ours(r) && r.is_mutation() && !self.is_request_of_another(r)).collect()
+        all.filter(|r| is_ours(r) && r.is_mutation() && !self.is_request_of_another(r))
+            .collect()
     }
 
     /// Asserts that nothing but records was written and nothing was asked of the cloud; prints how many requests were
     /// looked through.
     pub fn assert_only_records(&self, people: &[&str]) {
         let foreign: Vec<String> = self.foreign_writes(people).iter().map(line).collect();
-        assert!(foreign.is_empty(), "outside the list of S6:\n{}", foreign.join("\n"));
+        assert!(
+            foreign.is_empty(),
+            "outside the list of S6:\n{}",
+            foreign.join("\n")
+        );
         let cloud = self.cloud_mutations();
         assert!(cloud.is_empty(), "asked of the cloud: {cloud:#?}");
-        let ours =
-            |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
+        let ours = |e: &AuditEvent| {
+            e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str())
+        };
         let requests: Vec<AuditEvent> = self.audit().into_iter().filter(ours).collect();
         let writes = requests.iter().filter(|e| e.is_write()).count();
         let reads = self.cloud.requests().iter().filter(|r| is_ours(r)).count();
-        assert!(writes > 0 && reads > 0, "nothing was watched: {writes} writes, {reads} reads of the cloud");
-        say!("{} requests ({writes} writes) and {reads} reads of the cloud, none outside S6", requests.len());
+        assert!(
+            writes > 0 && reads > 0,
+            "nothing was watched: {writes} writes, {reads} reads of the cloud"
+        );
+        say!(
+            "{} requests ({writes} writes) and {reads} reads of the cloud, none outside S6",
+            requests.len()
+        );
     }
 
     /// Asserts that no two instances held one of these volumes at any moment, and that none was taken from a guest that
@@ -140,7 +180,11 @@ impl Stage {
                 "guests: {:#?}",
                 self.cloud.holder_intervals(*volume)
             );
-            assert!(self.cloud.max_holders(*volume) <= 1, "{:#?}", self.cloud.api_holder_intervals(*volume));
+            assert!(
+                self.cloud.max_holders(*volume) <= 1,
+                "{:#?}",
+                self.cloud.api_holder_intervals(*volume)
+            );
         }
         let mut pulled = self.cloud.pulled();
         pulled.retain(|p| !self.is_volume_of_another(p.volume));

@@ -87,7 +87,9 @@ impl Pace {
                 match api.patch(&name, &apply, &Patch::Apply(&object)).await {
                     Ok(_) => {
                         let took = SignedDuration::try_from(began.elapsed()).expect("a short time");
-                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                        kept.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(took);
                     }
                     // A cluster that was taken down answers nothing more.
                     Err(error) => say!("the pace of writes: {error}"),
@@ -95,24 +97,43 @@ impl Pace {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         };
-        Self { samples, task: tokio::spawn(sampling).abort_handle() }
+        Self {
+            samples,
+            task: tokio::spawn(sampling).abort_handle(),
+        }
     }
 
     /// How many times as long as on an idle machine a write took.
     fn slower(&self) -> i32 {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let samples = self
+            .samples
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         assert!(!samples.is_empty(), "no write of the pace came through");
         let (count, middle) = (samples.len(), median(samples));
-        let times = (middle.as_secs_f64() / Self::IDLE.as_secs_f64()).ceil().max(1.0);
-        say!("a write took {:.3} s, the median of {count}", middle.as_secs_f64());
+        let times = (middle.as_secs_f64() / Self::IDLE.as_secs_f64())
+            .ceil()
+            .max(1.0);
+        say!(
+            "a write took {:.3} s, the median of {count}",
+            middle.as_secs_f64()
+        );
         times as i32
     }
 
     /// Asserts that something took no longer than its goal. Where other tests compute meanwhile it may take ten times as long
     /// for each time that a write is slower than on an idle machine.
     pub fn at_most(&self, what: &str, took: SignedDuration, goal: SignedDuration) {
-        let limit = if by_itself() { goal } else { goal * 10 * self.slower() };
-        say!("{what}: {:.2} s, the goal is {goal:#}, the limit of this run {limit:#}", took.as_secs_f64());
+        let limit = if by_itself() {
+            goal
+        } else {
+            goal * 10 * self.slower()
+        };
+        say!(
+            "{what}: {:.2} s, the goal is {goal:#}, the limit of this run {limit:#}",
+            took.as_secs_f64()
+        );
         assert!(took < limit, "{what}: {took:#}");
     }
 }
@@ -159,7 +180,11 @@ pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
 }
 
 fn plan(recovery: &VolumeRecovery) -> &Plan {
-    recovery.history().expect("it can be read").0.expect("a plan")
+    recovery
+        .history()
+        .expect("it can be read")
+        .0
+        .expect("a plan")
 }
 
 impl Stage {
@@ -174,18 +199,29 @@ impl Stage {
             false => ours_on(&events, recovery, workload).find(|e| replicas(e) == Some(0)),
         };
         let begun = begun.expect("the stuck pod had to go").received;
-        let restored = match held {
-            true => labellings(&events, recovery).find(|e| hold_label(e).is_some_and(Value::is_null)),
-            false => ours_on(&events, recovery, workload).find(|e| replicas(e).is_some_and(|n| n > 0)),
-        };
+        let restored =
+            match held {
+                true => labellings(&events, recovery)
+                    .find(|e| hold_label(e).is_some_and(Value::is_null)),
+                false => ours_on(&events, recovery, workload)
+                    .find(|e| replicas(e).is_some_and(|n| n > 0)),
+            };
         let restored = restored.expect("pods were let come again").received;
         let answers = |e: &&AuditEvent| {
-            let list = e.body.as_ref().and_then(|b| b.pointer("/status/answers")).and_then(Value::as_array);
+            let list = e
+                .body
+                .as_ref()
+                .and_then(|b| b.pointer("/status/answers"))
+                .and_then(Value::as_array);
             e.user == AGENT
                 && e.took_effect()
                 && list.is_some_and(|l| l.iter().any(|a| a["recovery"] == uid.as_str()))
         };
-        let fact = events.iter().find(answers).expect("the agent answered").reached;
+        let fact = events
+            .iter()
+            .find(answers)
+            .expect("the agent answered")
+            .reached;
         let released = |e: &&AuditEvent| {
             e.resource == "volumeattachments"
                 && e.name.as_deref() == Some(plan.pins.attachment_name())
@@ -194,26 +230,54 @@ impl Stage {
                 && e.took_effect()
                 && e.reached <= restored + AUDIT_LAG
         };
-        let gone =
-            events.iter().filter(released).map(|e| e.reached).max().expect("the VolumeAttachment went");
+        let gone = events
+            .iter()
+            .filter(released)
+            .map(|e| e.reached)
+            .max()
+            .expect("the VolumeAttachment went");
         let became_ready = |e: &&AuditEvent| {
-            let conditions =
-                e.body.as_ref().and_then(|b| b.pointer("/status/conditions")).and_then(Value::as_array);
+            let conditions = e
+                .body
+                .as_ref()
+                .and_then(|b| b.pointer("/status/conditions"))
+                .and_then(Value::as_array);
             e.resource == "pods"
                 && e.subresource.as_deref() == Some("status")
                 && e.name.as_deref() == Some(pod)
                 && e.namespace == recovery.namespace()
                 && e.took_effect()
                 && e.received > restored
-                && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+                && conditions.is_some_and(|c| {
+                    c.iter()
+                        .any(|c| c["type"] == "Ready" && c["status"] == "True")
+                })
         };
-        let ready = events.iter().find(became_ready).expect("the pod became Ready").reached;
-        let of_the_volume = |action| matches!(action, JobAction::VolumeDetach | JobAction::VolumeAttach);
-        let jobs =
-            self.cloud.jobs().into_iter().filter(|j| j.volume == Some(volume) && of_the_volume(j.action));
+        let ready = events
+            .iter()
+            .find(became_ready)
+            .expect("the pod became Ready")
+            .reached;
+        let of_the_volume =
+            |action| matches!(action, JobAction::VolumeDetach | JobAction::VolumeAttach);
+        let jobs = self
+            .cloud
+            .jobs()
+            .into_iter()
+            .filter(|j| j.volume == Some(volume) && of_the_volume(j.action));
         let within = jobs.filter(|j| j.created >= fact && j.created <= ready);
-        let cloud = within.filter_map(|j| Some(j.due?.duration_since(j.created))).sum();
-        Timeline { claim: recovery.spec.claim_name.clone(), fact, begun, gone, restored, ready, cloud }
+        let cloud = within
+            .filter_map(|j| Some(j.due?.duration_since(j.created)))
+            .sum();
+        Timeline {
+            claim: recovery.spec.claim_name.clone(),
+            fact,
+            begun,
+            gone,
+            restored,
+            ready,
+            cloud,
+        }
     }
 
     /// S3: every write of ours on the recovery's workload, on a VolumeAttachment, and every request to change something at
@@ -223,18 +287,26 @@ impl Stage {
         let plan = plan(recovery);
         let saves: Vec<&AuditEvent> = events
             .iter()
-            .filter(|e| e.resource == "volumerecoveries" && e.subresource.as_deref() == Some("status"))
+            .filter(|e| {
+                e.resource == "volumerecoveries" && e.subresource.as_deref() == Some("status")
+            })
             .filter(|e| e.name.as_deref() == Some(&recovery.name_any()) && e.took_effect())
             .collect();
         let check = |what: &str, received: Timestamp, kinds: &[&str]| {
             let before = saves.iter().rfind(|s| s.received < received);
-            let last = before.and_then(|s| journal(s).last()).unwrap_or(&Value::Null);
-            let step =
-                last.pointer("/mark/step").and_then(Value::as_u64).and_then(|s| usize::try_from(s).ok());
-            let kind =
-                step.and_then(|s| plan.steps.get(s)).map(|s| format!("{:?}", s.kind)).unwrap_or_default();
-            let journaled =
-                last.pointer("/mark/mark").is_some_and(|m| m == "started") && kinds.contains(&kind.as_str());
+            let last = before
+                .and_then(|s| journal(s).last())
+                .unwrap_or(&Value::Null);
+            let step = last
+                .pointer("/mark/step")
+                .and_then(Value::as_u64)
+                .and_then(|s| usize::try_from(s).ok());
+            let kind = step
+                .and_then(|s| plan.steps.get(s))
+                .map(|s| format!("{:?}", s.kind))
+                .unwrap_or_default();
+            let journaled = last.pointer("/mark/mark").is_some_and(|m| m == "started")
+                && kinds.contains(&kind.as_str());
             assert!(journaled, "{what} was issued after the journal said {last}");
             let stored = before.map(|s| s.reached).unwrap_or(Timestamp::MAX);
             assert!(
@@ -244,13 +316,20 @@ impl Stage {
         };
         let mut count = 0;
         for event in ours_on(&events, recovery, &plan.pins.workload.name.name) {
-            let kinds: &[&str] =
-                if replicas(event) == Some(0) { &["ScaleToZero"] } else { &["Restore", "ScaleToZero"] };
+            let kinds: &[&str] = if replicas(event) == Some(0) {
+                &["ScaleToZero"]
+            } else {
+                &["Restore", "ScaleToZero"]
+            };
             check(&line(event), event.received, kinds);
             count += 1;
         }
         for event in labellings(&events, recovery) {
-            let kind = if hold_label(event).is_some_and(Value::is_null) { "Lift" } else { "Hold" };
+            let kind = if hold_label(event).is_some_and(Value::is_null) {
+                "Lift"
+            } else {
+                "Hold"
+            };
             check(&line(event), event.received, &[kind]);
             count += 1;
         }
@@ -259,15 +338,25 @@ impl Stage {
             count += 1;
         }
         let touched = |e: &&AuditEvent| {
-            e.user == CONTROLLER && e.is_write() && e.name.as_deref() == Some(plan.pins.attachment_name())
+            e.user == CONTROLLER
+                && e.is_write()
+                && e.name.as_deref() == Some(plan.pins.attachment_name())
         };
         for event in events.iter().filter(touched) {
             check(&line(event), event.received, &["Requeue"]);
             count += 1;
         }
         let path = format!("/volumes/{volume}/");
-        for request in self.cloud_mutations().iter().filter(|r| r.path.contains(&path)) {
-            check(&format!("{} {}", request.method, request.path), request.at, &["CloudDetach"]);
+        for request in self
+            .cloud_mutations()
+            .iter()
+            .filter(|r| r.path.contains(&path))
+        {
+            check(
+                &format!("{} {}", request.method, request.path),
+                request.at,
+                &["CloudDetach"],
+            );
             count += 1;
         }
         count
@@ -299,7 +388,11 @@ fn evictions<'a>(
         e.user == CONTROLLER
             && e.subresource.as_deref() == Some("eviction")
             && e.namespace == namespace
-            && plan.pins.pods.iter().any(|(pod, _)| e.name.as_deref() == Some(pod.name.as_str()))
+            && plan
+                .pins
+                .pods
+                .iter()
+                .any(|(pod, _)| e.name.as_deref() == Some(pod.name.as_str()))
             && e.took_effect()
     })
 }

@@ -14,7 +14,12 @@ pub struct Process {
 
 impl Process {
     /// Starts `binary` of this build.
-    pub fn start(binary: &str, log: &Path, arguments: &[&str], environment: &[(&str, String)]) -> Self {
+    pub fn start(
+        binary: &str,
+        log: &Path,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
         let file = File::create(log).expect("a log file");
         let child = Command::new(binary_path(binary))
             .args(arguments)
@@ -25,7 +30,11 @@ impl Process {
             .stderr(file)
             .spawn()
             .unwrap_or_else(|e| panic!("{binary} does not start: {e}"));
-        Self { child, ended: false, log: log.to_owned() }
+        Self {
+            child,
+            ended: false,
+            log: log.to_owned(),
+        }
     }
 
     /// Ends it as the kubelet does first: SIGTERM. Returns whether it ended well.
@@ -70,10 +79,17 @@ pub fn binary_path(name: &str) -> PathBuf {
         Some(folder) => PathBuf::from(folder),
         None => {
             let test = std::env::current_exe().expect("this test's own path");
-            test.parent().and_then(Path::parent).expect("target/debug").to_owned()
+            test.parent()
+                .and_then(Path::parent)
+                .expect("target/debug")
+                .to_owned()
         }
     };
     let path = folder.join(name);
-    assert!(path.exists(), "{} is not built; run: cargo build --workspace --bins", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built; run: cargo build --workspace --bins",
+        path.display()
+    );
     path
 }

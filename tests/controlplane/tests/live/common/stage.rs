@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
-use reattach_cloud_simulator::{InstanceNo, NewInstance, NewVolume, RequestRecord, Timings, VolumeNo};
+use reattach_cloud_simulator::{
+    InstanceNo, NewInstance, NewVolume, RequestRecord, Timings, VolumeNo,
+};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_sim::Clock;
@@ -102,7 +104,10 @@ impl Drop for Stage {
         if std::thread::panicking() {
             self.cluster.plane.keep_folder();
         }
-        self.cluster.retire(std::mem::take(&mut self.kubelets), std::mem::take(&mut self.agents));
+        self.cluster.retire(
+            std::mem::take(&mut self.kubelets),
+            std::mem::take(&mut self.agents),
+        );
     }
 }
 
@@ -130,8 +135,13 @@ impl Stage {
             volumes: AtomicU64::new(1),
         };
         for n in 1..=options.nodes {
-            let kubelet =
-                stage.machine(&stage.node_name(n), stage.instance_number(n), options.volumes_per_node).await;
+            let kubelet = stage
+                .machine(
+                    &stage.node_name(n),
+                    stage.instance_number(n),
+                    options.volumes_per_node,
+                )
+                .await;
             stage.kubelets.push(kubelet);
         }
         if let Some(mode) = options.mode {
@@ -155,7 +165,10 @@ impl Stage {
 
     /// Whether a volume or an instance of this number is another stage's.
     fn is_of_another(&self, id: u64, first: u64, each: u64) -> bool {
-        self.name.is_some() && id.checked_sub(first).is_some_and(|id| id / each != self.number)
+        self.name.is_some()
+            && id
+                .checked_sub(first)
+                .is_some_and(|id| id / each != self.number)
     }
 
     /// Whether a volume is another stage's.
@@ -165,21 +178,34 @@ impl Stage {
 
     /// Whether a request to the cloud is about a volume or an instance of another stage.
     pub fn is_request_of_another(&self, request: &RequestRecord) -> bool {
-        let id =
-            |part: &str| -> Option<u64> { request.path.split_once(part)?.1.split('/').next()?.parse().ok() };
+        let id = |part: &str| -> Option<u64> {
+            request
+                .path
+                .split_once(part)?
+                .1
+                .split('/')
+                .next()?
+                .parse()
+                .ok()
+        };
         id("/volumes/").is_some_and(|id| self.is_of_another(id, VOLUMES, VOLUMES_EACH))
-            || id("/linode/instances/").is_some_and(|id| self.is_of_another(id, INSTANCES, INSTANCES_EACH))
+            || id("/linode/instances/")
+                .is_some_and(|id| self.is_of_another(id, INSTANCES, INSTANCES_EACH))
     }
 
     /// Whether an object of this name, or in a namespace of this name, is another stage's.
     pub fn is_name_of_another(&self, name: &str) -> bool {
         let Some(own) = &self.name else { return false };
-        self.cluster.stage_of(name).is_some_and(|stage| stage != *own)
+        self.cluster
+            .stage_of(name)
+            .is_some_and(|stage| stage != *own)
     }
 
     /// A new instance with a kubelet that calls its Node `name`.
     pub async fn machine(&self, name: &str, instance: u64, volumes: u32) -> SimKubelet {
-        self.cloud.create_instance(NewInstance::new(name).with_id(instance)).expect("an instance");
+        self.cloud
+            .create_instance(NewInstance::new(name).with_id(instance))
+            .expect("an instance");
         let mut config = KubeletConfig::linode(name, instance, instance % 1000);
         let host = self.folder.join("hosts").join(name);
         std::fs::create_dir_all(&host).expect("a folder");
@@ -198,13 +224,16 @@ impl Stage {
 
     /// The same with any runbook.
     pub async fn policy_by(&self, mode: Mode, runbook: &str) {
-        self.policy_of(json!({"mode": mode, "runbook": runbook})).await;
+        self.policy_of(json!({"mode": mode, "runbook": runbook}))
+            .await;
     }
 
     /// The same by the default runbook in mode Auto, with whatever else it says.
     pub async fn policy_saying(&self, more: Value) {
         let mut spec = json!({"mode": Mode::Auto, "runbook": DEFAULT_RUNBOOK});
-        spec.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        spec.as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().cloned().unwrap_or_default());
         self.policy_of(spec).await;
     }
 
@@ -212,7 +241,10 @@ impl Stage {
         spec["precedence"] = json!(10);
         // The nodes of other stages fall silent too, and no kubelet here takes a boot's time.
         let nodes = json!({"patienceSeconds": 60, "mostTogether": 100});
-        spec.as_object_mut().expect("an object").entry("nodes").or_insert(nodes);
+        spec.as_object_mut()
+            .expect("an object")
+            .entry("nodes")
+            .or_insert(nodes);
         if let Some(name) = &self.name {
             spec["selector"] = json!({"namespaces": [name]});
             // Those of other stages count too.
@@ -225,7 +257,9 @@ impl Stage {
         .expect("a policy");
         let api: Api<RecoveryPolicy> = Api::all(self.admin.clone());
         let params = kube::api::PatchParams::apply("test").force();
-        api.patch(name, &params, &kube::api::Patch::Apply(&policy)).await.expect("accepted");
+        api.patch(name, &params, &kube::api::Patch::Apply(&policy))
+            .await
+            .expect("accepted");
     }
 
     /// Sets how long the cloud's work on the stage's instances takes.
@@ -234,14 +268,18 @@ impl Stage {
             return self.cloud.set_timings(timings);
         }
         for kubelet in &self.kubelets {
-            self.cloud.set_power_timings(instance_of(kubelet), timings.clone());
+            self.cloud
+                .set_power_timings(instance_of(kubelet), timings.clone());
         }
     }
 
     /// Sets how the CSI controller detaches these volumes from now on.
     pub async fn unpublish(&self, volumes: &[VolumeNo], how: Unpublish) {
         for volume in volumes {
-            self.plane.csi_unpublish(volume.0, how).await.expect("the switch moves");
+            self.plane
+                .csi_unpublish(volume.0, how)
+                .await
+                .expect("the switch moves");
         }
     }
 
@@ -265,19 +303,29 @@ impl Stage {
             let config = self.agent_config(&node).await;
             let host = self.folder.join("hosts").join(&node);
             let boot = host.join("proc/sys/kernel/random/boot_id");
-            let shown = eventually("the host's boot ID", LIMIT, async || boot.exists().then_some(()));
+            let shown = eventually("the host's boot ID", LIMIT, async || {
+                boot.exists().then_some(())
+            });
             shown.await.expect("the machine is on");
             let host = host.display().to_string();
             let log = self.folder.join(format!("agent-{node}.log"));
             let arguments = ["--host-root", &host, "--node-name", &node, "--rescan", "5s"];
-            self.agents.push(Process::start("reattach-agent", &log, &arguments, &[("KUBECONFIG", config)]));
+            self.agents.push(Process::start(
+                "reattach-agent",
+                &log,
+                &arguments,
+                &[("KUBECONFIG", config)],
+            ));
         }
     }
 
     /// The kubeconfig of a node's agent, with the token of its pod there.
     pub async fn agent_config(&self, node: &str) -> String {
         let pod = self.pod_on(SYSTEM, "reattach-agent", node).await;
-        let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
+        let config = self
+            .plane
+            .kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod))
+            .await;
         config.expect("a kubeconfig").display().to_string()
     }
 
@@ -298,23 +346,35 @@ impl Stage {
 
     /// Creates a cloud volume and gives its number and CSI handle.
     pub fn volume(&self, label: &str) -> (VolumeNo, String) {
-        let no = VOLUMES + self.number * VOLUMES_EACH + self.volumes.fetch_add(1, Ordering::Relaxed);
-        let volume = self.cloud.create_volume(NewVolume::new(label).with_id(no)).expect("a volume");
+        let no =
+            VOLUMES + self.number * VOLUMES_EACH + self.volumes.fetch_add(1, Ordering::Relaxed);
+        let volume = self
+            .cloud
+            .create_volume(NewVolume::new(label).with_id(no))
+            .expect("a volume");
         (volume, format!("{no}-{label}"))
     }
 
     /// The recoveries of a namespace, the newest last. Of two of the same second the one that was given up is the older.
     pub async fn recoveries(&self, namespace: &str) -> Vec<VolumeRecovery> {
         let api: Api<VolumeRecovery> = Api::namespaced(self.admin.clone(), namespace);
-        let mut all = api.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default();
-        let given_up = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase == Phase::Aborted);
+        let mut all = api
+            .list(&ListParams::default())
+            .await
+            .map(|l| l.items)
+            .unwrap_or_default();
+        let given_up =
+            |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase == Phase::Aborted);
         all.sort_by_key(|r| (r.creation_timestamp(), !given_up(r)));
         all
     }
 
     /// The kubelet of a node.
     pub fn kubelet(&self, node: &str) -> &SimKubelet {
-        self.kubelets.iter().find(|k| k.node() == node).expect("a node of the stage")
+        self.kubelets
+            .iter()
+            .find(|k| k.node() == node)
+            .expect("a node of the stage")
     }
 
     /// The end of what each process printed, for a failing test. Of controllers that serve other stages too, what names this
@@ -323,12 +383,28 @@ impl Stage {
         let agents = self.agents.iter().map(|a| (a.log.clone(), a.output()));
         let end = |(log, output): (PathBuf, String)| {
             let lines: Vec<&str> = output.lines().collect();
-            format!("--- {}\n{}\n", log.display(), lines[lines.len().saturating_sub(15)..].join("\n"))
+            format!(
+                "--- {}\n{}\n",
+                log.display(),
+                lines[lines.len().saturating_sub(15)..].join("\n")
+            )
         };
         let of_this = |(log, output): (PathBuf, String)| {
-            let names = |line: &&str| self.name.as_ref().is_none_or(|name| line.contains(name.as_str()));
-            (log, output.lines().filter(names).collect::<Vec<_>>().join("\n"))
+            let names = |line: &&str| {
+                self.name
+                    .as_ref()
+                    .is_none_or(|name| line.contains(name.as_str()))
+            };
+            (
+                log,
+                output.lines().filter(names).collect::<Vec<_>>().join("\n"),
+            )
         };
-        self.controller_output().into_iter().map(of_this).chain(agents).map(end).collect()
+        self.controller_output()
+            .into_iter()
+            .map(of_this)
+            .chain(agents)
+            .map(end)
+            .collect()
     }
 }

@@ -3,7 +3,8 @@
 use super::{LIMIT, Stage};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{
-    ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
+    ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, Patch, PatchParams,
+    PostParams,
 };
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, Phase, VolumeRecovery};
@@ -18,14 +19,21 @@ impl Stage {
     /// A namespace.
     pub async fn namespace(&self, name: &str) {
         let api: Api<Namespace> = Api::all(self.admin.clone());
-        let object = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
-        api.create(&PostParams::default(), &object).await.expect("created");
-        self.plane.await_namespace(name).await.expect("its ServiceAccount");
+        let object =
+            serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
+        api.create(&PostParams::default(), &object)
+            .await
+            .expect("created");
+        self.plane
+            .await_namespace(name)
+            .await
+            .expect("its ServiceAccount");
     }
 
     /// A bound claim over a new cloud volume.
     pub async fn bound_claim(&self, namespace: &str, claim: &str) -> VolumeNo {
-        self.bound_claim_with(namespace, claim, "ext4", |_| {}).await
+        self.bound_claim_with(namespace, claim, "ext4", |_| {})
+            .await
     }
 
     /// The same with another filesystem type in the PersistentVolume, and the claim changed as the test likes.
@@ -46,10 +54,16 @@ impl Stage {
         pv["spec"]["accessModes"] = object["spec"]["accessModes"].clone();
         let volumes: Api<PersistentVolume> = Api::all(self.admin.clone());
         let pv = serde_json::from_value(pv).expect("a PV");
-        volumes.create(&PostParams::default(), &pv).await.expect("created");
+        volumes
+            .create(&PostParams::default(), &pv)
+            .await
+            .expect("created");
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.admin.clone(), namespace);
         let object = serde_json::from_value(object).expect("a claim");
-        claims.create(&PostParams::default(), &object).await.expect("created");
+        claims
+            .create(&PostParams::default(), &object)
+            .await
+            .expect("created");
         volume
     }
 
@@ -67,7 +81,8 @@ impl Stage {
         change: impl FnOnce(&mut Value),
     ) -> VolumeNo {
         let volume = self.bound_claim(namespace, name).await;
-        let mut object = manifests::deployment(namespace, name, 1, &[manifests::claim_volume("data", name)]);
+        let mut object =
+            manifests::deployment(namespace, name, 1, &[manifests::claim_volume("data", name)]);
         pin(&mut object, node);
         change(&mut object);
         self.create(object).await;
@@ -78,7 +93,10 @@ impl Stage {
     pub async fn replica_set(&self, namespace: &str, name: &str, node: &str) -> VolumeNo {
         let change = |object: &mut Value| {
             object["kind"] = json!("ReplicaSet");
-            object["spec"].as_object_mut().expect("a spec").remove("strategy");
+            object["spec"]
+                .as_object_mut()
+                .expect("a spec")
+                .remove("strategy");
         };
         self.deployment_with(namespace, name, node, change).await
     }
@@ -91,7 +109,8 @@ impl Stage {
         replicas: i64,
         node: &str,
     ) -> Vec<VolumeNo> {
-        self.stateful_set_with(namespace, name, replicas, node, |_| {}).await
+        self.stateful_set_with(namespace, name, replicas, node, |_| {})
+            .await
     }
 
     /// The same, changed as the test likes.
@@ -105,7 +124,10 @@ impl Stage {
     ) -> Vec<VolumeNo> {
         let mut volumes = Vec::new();
         for n in 0..replicas {
-            volumes.push(self.bound_claim(namespace, &format!("data-{name}-{n}")).await);
+            volumes.push(
+                self.bound_claim(namespace, &format!("data-{name}-{n}"))
+                    .await,
+            );
         }
         let mut object = manifests::stateful_set(namespace, name, replicas);
         pin(&mut object, node);
@@ -116,7 +138,8 @@ impl Stage {
 
     /// A workload's object.
     pub async fn workload(&self, namespace: &str, kind: &str, name: &str) -> DynamicObject {
-        let api: Api<DynamicObject> = Api::namespaced_with(self.admin.clone(), namespace, &apps(kind));
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.admin.clone(), namespace, &apps(kind));
         api.get(name).await.expect("the workload is there")
     }
 
@@ -124,7 +147,14 @@ impl Stage {
     pub async fn count(&self, namespace: &str, kind: &str, name: &str) -> (i64, bool) {
         let object = self.workload(namespace, kind, name).await;
         let stamped = object.annotations().keys().any(|k| k == STAMP_ANNOTATION);
-        (object.data.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1), stamped)
+        (
+            object
+                .data
+                .pointer("/spec/replicas")
+                .and_then(Value::as_i64)
+                .unwrap_or(1),
+            stamped,
+        )
     }
 
     /// Everything of ours that is still somewhere: stamps, finalizers, questions to agents. Empty when all is well.
@@ -133,26 +163,48 @@ impl Stage {
         let own = |m: &ObjectMeta| {
             let of_another =
                 |name: &Option<String>| name.as_ref().is_some_and(|n| self.is_name_of_another(n));
-            !of_another(if m.namespace.is_some() { &m.namespace } else { &m.name })
+            !of_another(if m.namespace.is_some() {
+                &m.namespace
+            } else {
+                &m.name
+            })
         };
         for kind in ["Deployment", "StatefulSet", "ReplicaSet"] {
             let api: Api<DynamicObject> = Api::all_with(self.admin.clone(), &apps(kind));
             let list = api.list(&ListParams::default()).await.expect("listed");
-            let marked = list.items.iter().filter(|o| o.annotations().contains_key(STAMP_ANNOTATION));
+            let marked = list
+                .items
+                .iter()
+                .filter(|o| o.annotations().contains_key(STAMP_ANNOTATION));
             let marked = marked.filter(|o| own(&o.metadata));
             found.extend(marked.map(|o| format!("a stamp on {kind} {}", o.name_any())));
         }
         let recoveries: Api<VolumeRecovery> = Api::all(self.admin.clone());
-        let all = recoveries.list(&ListParams::default()).await.expect("listed").items;
+        let all = recoveries
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
         let list: Vec<_> = all.iter().filter(|r| own(&r.metadata)).collect();
         let labelled = list.iter().filter(|r| r.labels().contains_key(HOLD_LABEL));
-        found.extend(labelled.map(|r| format!("the label of a hold on VolumeRecovery {}", r.name_any())));
+        found.extend(
+            labelled.map(|r| format!("the label of a hold on VolumeRecovery {}", r.name_any())),
+        );
         let pods: Api<Pod> = Api::all(self.admin.clone());
-        let pods = pods.list(&ListParams::default()).await.expect("listed").items;
+        let pods = pods
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
         for pod in pods.iter().filter(|p| own(&p.metadata)) {
-            let mut gates = pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+            let mut gates = pod
+                .spec
+                .iter()
+                .flat_map(|s| s.scheduling_gates.iter().flatten());
             found.extend(
-                gates.any(|g| g.name == HOLD_GATE).then(|| format!("a gate on pod {}", pod.name_any())),
+                gates
+                    .any(|g| g.name == HOLD_GATE)
+                    .then(|| format!("a gate on pod {}", pod.name_any())),
             );
         }
         let held = list.iter().filter(|r| !r.finalizers().is_empty());
@@ -163,16 +215,34 @@ impl Stage {
             of.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
         };
         let reports: Api<NodeVolumeReport> = Api::all(self.admin.clone());
-        let reports = reports.list(&ListParams::default()).await.expect("listed").items;
+        let reports = reports
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
         for report in reports.iter().filter(|r| own(&r.metadata)) {
-            let asked = report.spec.challenges.iter().map(|c| c.get().expect("it can be read"));
+            let asked = report
+                .spec
+                .challenges
+                .iter()
+                .map(|c| c.get().expect("it can be read"));
             let old = asked.filter(|c| over(c.recovery.as_str()));
-            found.extend(old.map(|c| format!("a question of {} to {}", c.recovery, report.name_any())));
+            found.extend(
+                old.map(|c| format!("a question of {} to {}", c.recovery, report.name_any())),
+            );
         }
         let nodes: Api<Node> = Api::all(self.admin.clone());
-        let nodes = nodes.list(&ListParams::default()).await.expect("listed").items;
+        let nodes = nodes
+            .list(&ListParams::default())
+            .await
+            .expect("listed")
+            .items;
         for node in nodes.iter().filter(|n| own(&n.metadata)) {
-            let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+            let taints = node
+                .spec
+                .as_ref()
+                .and_then(|s| s.taints.clone())
+                .unwrap_or_default();
             let ours = taints.iter().filter(|t| t.key.contains("reattach.dev/"));
             found.extend(ours.map(|t| format!("taint {} on {}", t.key, node.name_any())));
         }
@@ -182,7 +252,10 @@ impl Stage {
     /// Waits until nothing of ours is left.
     pub async fn await_nothing_left(&self) {
         let what = "nothing of ours left";
-        let done = eventually(what, LIMIT, async || self.leftovers().await.is_empty().then_some(())).await;
+        let done = eventually(what, LIMIT, async || {
+            self.leftovers().await.is_empty().then_some(())
+        })
+        .await;
         if done.is_err() {
             panic!("left behind: {:#?}", self.leftovers().await);
         }
@@ -206,7 +279,11 @@ impl Stage {
         });
         if let Err(error) = done.await {
             let pods = self.pods(namespace, app).await;
-            panic!("{error}\n{}\n{}", serde_json::to_string_pretty(&pods).unwrap_or_default(), self.logs());
+            panic!(
+                "{error}\n{}\n{}",
+                serde_json::to_string_pretty(&pods).unwrap_or_default(),
+                self.logs()
+            );
         }
     }
 
@@ -230,13 +307,20 @@ impl Stage {
     }
 
     /// Waits until the newest recovery of a claim is in one of these phases.
-    pub async fn await_phase(&self, namespace: &str, claim: &str, phases: &[Phase]) -> VolumeRecovery {
+    pub async fn await_phase(
+        &self,
+        namespace: &str,
+        claim: &str,
+        phases: &[Phase],
+    ) -> VolumeRecovery {
         let what = format!("{phases:?} for {namespace}/{claim}");
         let found = eventually(&what, LIMIT, async || {
             let mut all = self.recoveries(namespace).await;
             all.retain(|r| r.spec.claim_name == claim);
             let newest = all.pop()?;
-            phases.contains(&newest.status.as_ref()?.phase).then_some(newest)
+            phases
+                .contains(&newest.status.as_ref()?.phase)
+                .then_some(newest)
         });
         match found.await {
             Ok(recovery) => recovery,
@@ -276,7 +360,9 @@ impl Stage {
     where
         K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     {
-        api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await.expect("patched");
+        api.patch(name, &PatchParams::default(), &Patch::Merge(&body))
+            .await
+            .expect("patched");
     }
 }
 
@@ -296,11 +382,19 @@ pub fn prefer(object: &mut Value, nodes: &[&str]) {
         "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [within(nodes)]},
         "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": within(&nodes[..1])}],
     }});
-    object["spec"]["template"]["spec"].as_object_mut().expect("a pod").remove("nodeSelector");
+    object["spec"]["template"]["spec"]
+        .as_object_mut()
+        .expect("a pod")
+        .remove("nodeSelector");
 }
 
 /// Whether a pod's condition Ready is True.
 pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
