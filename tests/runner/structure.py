@@ -12,8 +12,33 @@ import pathlib
 import re
 import sys
 
-# Files that may import each other, with the reason.
-TOGETHER = {}
+# Files of src/core/src that may import each other: one type and its parts.
+PARTS = {
+    "evidence holds this part, and the part's file judges it against the rest": [
+        ("authority.rs", "evidence.rs"),
+        ("consent.rs", "evidence.rs"),
+        ("evidence.rs", "identity.rs"),
+        ("evidence.rs", "loss.rs"),
+        ("evidence.rs", "proof/declared.rs"),
+        ("evidence.rs", "proof/power.rs"),
+        ("evidence.rs", "workload.rs"),
+    ],
+    "a refusal holds the reason that this file finds": [
+        ("identity.rs", "plan/refusal.rs"),
+        ("loss.rs", "plan/refusal.rs"),
+    ],
+    "a planned step has the class of its row, and the row describes the planned step": [
+        ("plan/mod.rs", "steps/spec.rs"),
+        ("plan/build.rs", "steps/spec.rs"),
+    ],
+    "the facts of a workload hold its stamp, and the stamp is judged by these facts": [
+        ("stamp.rs", "workload.rs"),
+    ],
+    "rows of the table that are about records stand in a file of their own": [
+        ("diagnosis/records.rs", "diagnosis/table.rs"),
+    ],
+}
+TOGETHER = {tuple(f"src/core/src/{file}" for file in pair) for pairs in PARTS.values() for pair in pairs}
 
 ITEM = re.compile(r"^\s*(?:pub(?:\([^)]*\))? )?(?:async |unsafe |const )*(?:struct|enum|trait|fn|type|static|const|union) (?:mut )?(\w+)", re.M)
 MACRO = re.compile(r"^macro_rules! (\w+)", re.M)

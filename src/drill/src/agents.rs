@@ -1,6 +1,6 @@
 //! The shipped agents of the drill's nodes: each runs while its machine does, over its node's network.
 
-use crate::world::AGENT_USER;
+use crate::names::AGENT_USER;
 use reattach_agent::guest::HostRoot;
 use reattach_agent::report::{AgentConfig, ScanOn};
 use reattach_core::ids::NodeName;

@@ -1,6 +1,6 @@
 //! Workloads to set the stage with.
 
-use crate::world::APPS;
+use crate::names::APPS;
 use reattach_cloud_simulator::{CloudSim, NewVolume, OpError, VolumeNo};
 use reattach_sim::cloud::Ground;
 use reattach_sim::{ApiServer, manifests};

@@ -1,10 +1,10 @@
 //! The kind of cloud that a world simulates: its names, the provider of the controllers, and which of the cloud's requests
 //! change something.
 
-use crate::replica::linode_config;
+use crate::names::TOKEN;
 use bytes::Bytes;
 use http::Request;
-use reattach_linode::LinodeProvider;
+use reattach_linode::{LinodeConfig, LinodeProvider, Token};
 use reattach_provider_api::{HttpTransport, Provider};
 use reattach_sim::cloud::Ground;
 use serde_json::{Map, Value};
@@ -81,6 +81,11 @@ fn action(form: &[u8]) -> Option<(String, Value)> {
         other => format!("/{other}"),
     };
     Some((path, Value::Object(form)))
+}
+
+/// The provider's settings: the token that the simulated cloud knows.
+fn linode_config() -> Result<LinodeConfig, reattach_linode::ConfigError> {
+    LinodeConfig::new(Token::new(TOKEN)?, Some("https://linode.invalid"))
 }
 
 #[cfg(test)]

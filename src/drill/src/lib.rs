@@ -6,6 +6,8 @@ pub mod app;
 pub mod baseline;
 pub mod checks;
 pub mod cloud_profile;
+mod judged;
+mod names;
 mod observe;
 mod play;
 mod proofs;

@@ -1,6 +1,7 @@
 //! Playing a scenario from its first line to its verdict.
 
-use crate::checks::{self, Check};
+use crate::checks;
+use crate::judged::Check;
 use crate::record::describe;
 use crate::scenario::{Pace, SCENARIOS, Scenario};
 use crate::stage::{Expect, Sink, Stage, recovery_of};

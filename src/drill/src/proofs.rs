@@ -1,7 +1,7 @@
 //! Nothing is freed without a proof, and every proof was true: what the journal says against what the cloud's own history
 //! and the guests' say of that very moment.
 
-use crate::checks::{Check, Stored, latest, pinned, started};
+use crate::judged::{Check, Stored, latest, pinned, started};
 use crate::request_log::{Entry, Target};
 use crate::stage::Stage;
 use crate::taint_recorder::is_out_of_service_by_us;

@@ -1,6 +1,7 @@
 //! One replica of the controller, which can be cut off or killed at an exact point.
 
 use crate::cloud_profile::CloudProfile;
+pub use crate::names::TOKEN;
 use crate::request_log::{Entry, RequestLog, Target};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -13,7 +14,6 @@ use reattach_cloud_simulator::{CloudSim, in_memory};
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::{Controller, Providers, Settings};
-use reattach_linode::{LinodeConfig, Token};
 use reattach_provider_api::{HttpTransport, TransportError};
 use reattach_sim::ApiServer;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,6 @@ use tower::ServiceExt;
 
 /// The user that every replica is, as `deploy/` sets it up.
 pub const CONTROLLER_USER: &str = "system:serviceaccount:reattach-system:reattach-controller";
-/// The token that the simulated cloud accepts; to EC2 the identifier of the access key.
-pub const TOKEN: &str = "drill-token-5e77e15";
 /// The namespace of the leader Lease.
 pub const NAMESPACE: &str = "reattach-system";
 /// The name of the leader Lease.
@@ -366,9 +364,4 @@ fn recorded_cloud(
         }
     });
     HttpTransport::new(service)
-}
-
-/// The provider's settings: the token that the simulated cloud knows.
-pub(crate) fn linode_config() -> Result<LinodeConfig, reattach_linode::ConfigError> {
-    LinodeConfig::new(Token::new(TOKEN)?, Some("https://linode.invalid"))
 }

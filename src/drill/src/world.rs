@@ -3,6 +3,7 @@
 use crate::agents::Agents;
 use crate::app::App;
 use crate::cloud_profile::CloudProfile;
+pub use crate::names::{AGENT_USER, APPS, PERSON};
 use crate::replica::{CrashPoint, Replica, TOKEN};
 use crate::request_log::RequestLog;
 use crate::scratch::Scratch;
@@ -24,12 +25,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
-/// The user that every agent is, as `deploy/` sets it up.
-pub const AGENT_USER: &str = "system:serviceaccount:reattach-system:reattach-agent";
-/// The user of the requests that a person sends.
-pub const PERSON: &str = "sre@example.org";
-/// The namespace of the drill's workloads.
-pub const APPS: &str = "default";
 /// Why the stage could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum WorldError {

@@ -1,8 +1,8 @@
 //! The post-mortem as one HTML file: no scripts, no links to anything outside, light and dark.
 
 use crate::doc::{Block, Inline, Line, Tone};
+use crate::escape::escape;
 use crate::{Incident, postmortem, svg};
-use reattach_core::plain::is_hidden;
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("style.css");
@@ -88,22 +88,4 @@ fn inline(line: &Line) -> String {
             }
         })
         .collect()
-}
-
-/// Escapes for element content and double-quoted attributes.
-pub(crate) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            '\n' | '\t' => out.push(c),
-            c if is_hidden(c) => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }

@@ -4,6 +4,7 @@
 //! outside (events, provider errors, names) is stripped of control characters and escaped for its format.
 
 mod doc;
+mod escape;
 mod format;
 mod html;
 mod json;

@@ -1,8 +1,8 @@
 //! The timeline as SVG: the whole incident, one lane per volume, and each healing in detail.
 
 use crate::Incident;
+use crate::escape::escape;
 use crate::format::{clock, date_clock, millis, quoted, relative, same_day, span};
-use crate::html::escape;
 use crate::scale::Axis;
 use crate::summary::{RecoverySummary, StepSummary, is_provider_lock};
 use crate::timing::Stretch;

@@ -1,6 +1,6 @@
 //! *Declared*: a named human says that the holder cannot write. Their word is taken as long as no fact contradicts it.
 
-use super::handshake::veto_by_answer;
+use super::veto::veto_by_answer;
 use super::{
     FenceProof, Ground, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume,
 };

@@ -29,6 +29,7 @@ mod handshake;
 mod names;
 mod power;
 mod reboot;
+mod veto;
 
 pub use declared::{Declaration, declared};
 pub use handshake::{ATTEMPT, UnusedSince, answered_clean, kubelet_handshake};

@@ -1,7 +1,7 @@
 //! *Rebooted and clean*: whatever the old boot had under way is gone with it, and the new one has nothing.
 
-use super::handshake::veto;
 use super::names::under_another_name;
+use super::veto::veto;
 use super::{
     FenceProof, Ground, NoProof, ProofKind, for_a_while, ground, held, held_by, is_holder, missing,
     no_pod, the_volume,

@@ -12,8 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Context, ready};
 use crate::events::Recorder;
 use crate::kapi::{
-    Informer, Kapi, MERGE, Tasks, code_of, condition, is_bound, items, name, namespace,
-    terminating, text,
+    Informer, Kapi, MERGE, Tasks, code_of, is_bound, items, name, namespace, terminating, text,
 };
 use crate::names::{attachment_name, unique_volume_name};
 use crate::rng::Rng;
@@ -571,9 +570,4 @@ fn is_terminated(pod: &Value) -> bool {
     }
     terminating(pod)
         && items(pod, "/status/containerStatuses").all(|c| c["state"]["running"].is_null())
-}
-
-/// Whether a Node is Ready.
-pub(super) fn node_ready(node: &Value) -> bool {
-    condition(node, "Ready") == "True"
 }

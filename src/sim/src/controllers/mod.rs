@@ -19,8 +19,7 @@ use serde_json::Value;
 
 use crate::clock::NowFn;
 use crate::cloud::CloudVolumes;
-use crate::kapi::{Tasks, items, name, text};
-use attach_detach::node_ready as ready;
+use crate::kapi::{Tasks, condition, items, name, text};
 
 /// Makes a client for an identity.
 pub type ClientFactory = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -121,4 +120,9 @@ fn claims_of(pod: &Value) -> Vec<String> {
             None => None,
         })
         .collect()
+}
+
+/// Whether a Node is Ready.
+fn ready(node: &Value) -> bool {
+    condition(node, "Ready") == "True"
 }
