@@ -86,6 +86,14 @@ fn shape(plan: &Plan, found: &mut Findings) {
         let in_time = back.is_none_or(|r| last(step).is_some_and(|d| d < r));
         found.require(in_time, Violation::DetachAfterReturn { step });
     }
+    for planned in &plan.steps {
+        let step = planned.kind;
+        found.require(
+            !matches!(step, StepKind::PowerOff | StepKind::PowerOn)
+                || planned.effect_class == EffectClass::Once,
+            Violation::PowerMayRepeat { step },
+        );
+    }
     found.require(
         first(StepKind::Snapshot).is_none_or(|s| {
             plan.steps[s].effect_class == EffectClass::Once

@@ -120,6 +120,8 @@ pub enum Violation {
     // S3: no effect is repeated blindly.
     #[error("S3: a snapshot that could be repeated blindly, or that no detach by force follows")]
     SnapshotMisplaced,
+    #[error("S3: an order about power that could be repeated blindly ({step:?})")]
+    PowerMayRepeat { step: StepKind },
     // S5: each step ends.
     #[error("S5: a step without a deadline (step {step})")]
     NoDeadline { step: StepIx },
@@ -227,7 +229,7 @@ impl Violation {
             | Self::NotScalable
             | Self::ReplicasUnconfirmed { .. }
             | Self::OrderedStuck => Rule::S2,
-            Self::SnapshotMisplaced => Rule::S3,
+            Self::SnapshotMisplaced | Self::PowerMayRepeat { .. } => Rule::S3,
             Self::NoDeadline { .. } => Rule::S5,
             Self::NodeNotListed
             | Self::OptedOut

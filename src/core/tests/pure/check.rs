@@ -246,6 +246,22 @@ const HOLD_MUTATIONS: &[Mutation] = &[
 /// The same for the plan that fences a node.
 const FENCE_MUTATIONS: &[Mutation] = &[
     (
+        "repeatable power-off",
+        |p| {
+            let at = place(p, StepKind::PowerOff);
+            p.steps[at].effect_class = EffectClass::Repeatable;
+        },
+        "S3: an order about power that could be repeated blindly (PowerOff)",
+    ),
+    (
+        "repeatable power-on",
+        |p| {
+            let at = place(p, StepKind::PowerOn);
+            p.steps[at].effect_class = EffectClass::Repeatable;
+        },
+        "S3: an order about power that could be repeated blindly (PowerOn)",
+    ),
+    (
         "no taint",
         |p| remove(p, StepKind::TaintOutOfService),
         "S9: an out-of-service taint without",
