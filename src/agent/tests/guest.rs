@@ -569,6 +569,31 @@ fn files_that_say_nonsense_are_unreadable() {
     }
 }
 
+/// kubelet rewrites the file in place, several times a second for a raw block volume that it cannot map.
+#[test]
+fn a_file_that_kubelet_rewrites_is_read_again() {
+    let tree = Tree::with_volume();
+    let file = "var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pv-1/data/vol_data.json";
+    let whole = format!(r#"{{"driverName":"{DRIVER}","volumeHandle":"{HANDLE}"}}"#);
+    tree.file(file, &whole);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                // The file is empty for a third of the time, as was measured.
+                tree.file(file, "");
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                tree.file(file, &whole);
+                std::thread::sleep(std::time::Duration::from_millis(6));
+            }
+        });
+        let found: Vec<_> = (0..100).map(|_| tree.scan().unreadable).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let broken: Vec<_> = found.iter().flatten().collect();
+        assert!(broken.is_empty(), "{broken:?}");
+    });
+}
+
 #[test]
 fn a_root_that_is_not_the_hosts_proves_nothing() {
     for missing in ["sys/block", "proc/1/mountinfo"] {

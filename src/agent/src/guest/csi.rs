@@ -9,6 +9,7 @@ use reattach_core::ids::{DriverName, PvName, Uid, VolumeHandle};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Driver and handle of a volume.
 pub(crate) type Key = (DriverName, VolumeHandle);
@@ -25,6 +26,7 @@ pub(crate) struct Folder {
 pub(crate) struct Folders {
     pub(crate) volumes: BTreeMap<Key, Folder>,
     places: BTreeMap<Place, Key>,
+    pauses: u32,
 }
 
 /// The purpose of a path below kubelet's folder.
@@ -53,6 +55,11 @@ struct VolData {
     #[serde(default)]
     volume_lifecycle_mode: String,
 }
+
+/// Maximum number of pauses of one scan for files that are cut short. After a power loss many may be so for good.
+const PAUSES: u32 = 25;
+/// Pause before such a file is read again.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Returns the hash that kubelet uses as the name of a volume's staging folder.
 pub(crate) fn staging_hash(handle: &VolumeHandle) -> String {
@@ -130,6 +137,25 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
 }
 
 impl Folders {
+    /// Reads a `vol_data.json`, again if it is empty or cut short. kubelet truncates and writes the file in place
+    /// (`saveVolumeData` in `pkg/volume/csi/csi_util.go`), for a raw block volume several times a second while it cannot map the
+    /// volume: every third scan found the file empty (measured). Returns `None` if the file cannot be read at all.
+    fn vol_data(
+        &mut self,
+        reader: &mut Reader<'_>,
+        file: &str,
+    ) -> Option<serde_json::Result<VolData>> {
+        loop {
+            match serde_json::from_slice(&reader.read(file)?) {
+                Err(e) if e.is_eof() && self.pauses < PAUSES => {
+                    self.pauses += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                read => return Some(read),
+            }
+        }
+    }
+
     /// Adds one folder with a `vol_data.json`. Never reads the mount point beside that file: a dead mount would return EIO, and
     /// a hanging one would not return.
     fn add(
@@ -140,7 +166,7 @@ impl Folders {
         pod: Option<Uid>,
     ) -> Option<Key> {
         let file = format!("{dir}/vol_data.json");
-        let data = match serde_json::from_slice::<VolData>(&reader.read(&file)?) {
+        let data = match self.vol_data(reader, &file)? {
             Ok(data) if data.driver_name.is_empty() || data.volume_handle.is_empty() => {
                 reader.unreadable(&file, "names no driver or no volume handle");
                 return None;
