@@ -401,6 +401,7 @@ mod tests {
         let stamp = json!({"replicas": i32::MAX, "workload": "u-1", "recovery": "r", "at": "2026-03-01T00:00:00Z"});
         let mut object = DynamicObject::new("redis", &kind);
         object.metadata = deployment(&stamp.to_string(), &json!([]));
+        object.metadata.resource_version = Some("7".to_owned());
         object.data = json!({"spec": {"replicas": 0, "ordinals": {"start": 1},
             "volumeClaimTemplates": [{"metadata": {"name": "data"}}]}});
         let stamped = stamped(&kind, &object).unwrap();
