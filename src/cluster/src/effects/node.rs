@@ -10,7 +10,7 @@
 //! Node that is Ready: the attach/detach controller would pull volumes that are mounted (measured).
 //!
 //! # Assumptions
-//! For the out-of-service taint the caller holds the node's lock ([`crate::node_lock`]). The others need none: they keep
+//! For the out-of-service taint the caller holds the node's lock ([`super::node_lock`]). The others need none: they keep
 //! new pods away, and get in no other remediator's way.
 //!
 //! # Caveats
