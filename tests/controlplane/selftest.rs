@@ -429,7 +429,7 @@ fn mutations(cloud: &CloudSim) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_volume_attachment_goes_through_the_attacher_and_the_csi_controller() {
+async fn a_volume_attachment_reaches_the_csi_controller() {
     let (cloud, url) = cloud().await;
     cloud
         .attach_now(VolumeNo(12), InstanceNo(7002))

@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn sends_only_when_the_proven_holder_alone_has_the_volume() {
+    async fn a_detach_is_sent_only_when_the_proven_holder_is_alone() {
         let busy = VolumeState::Busy {
             doing: "resizing".to_owned(),
         };
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn looks_behind_a_refusal_once_and_sends_nothing_more() {
+    async fn a_refusal_is_explained_by_one_read_and_no_resend() {
         let said = || "busy, it said".to_owned();
         let busy = || Ok(DetachOutcome::Busy { detail: said() });
         let error = || Err(refused(Refusal::Other).error);
@@ -650,7 +650,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn everything_ends_by_one_deadline() {
+    async fn all_requests_end_by_one_deadline() {
         let seconds = Duration::from_secs;
         let table = [
             (

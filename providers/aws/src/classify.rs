@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_a_refused_credential_are_not_repeated() {
+    fn the_text_of_a_refused_credential_is_not_repeated() {
         for code in BAD_CREDENTIAL {
             let error = refused(SENT, 403, Some(code)).error.to_string();
             assert!(

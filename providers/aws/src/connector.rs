@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mutation_leaves_once_whatever_asks_for_more() {
+    async fn a_second_send_of_a_mutation_is_prevented() {
         let (count, marked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (hits, marks) = (count.clone(), marked.clone());
         let transport = HttpTransport::new(tower::service_fn(move |request: Request<Bytes>| {

@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_what_decisions_rest_on_is_no_answer() {
+    fn an_answer_without_required_fields_is_an_error() {
         let mut bare = raw("available", vec![]);
         bare.attachments = None;
         assert!(volume(&bare).is_err() && jobs(&bare).is_err());
@@ -600,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn attachments_tell_about_jobs() {
+    fn attachments_become_jobs() {
         let table = [
             ("attaching", JobKind::Attach, ATTACH, JobStatus::Started),
             ("attached", JobKind::Attach, ATTACH, JobStatus::Finished),

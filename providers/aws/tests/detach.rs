@@ -23,7 +23,7 @@ const VOL: &str = "vol-00000000000000017";
 const HOLDER_ID: &str = "i-00000000000000042";
 
 #[tokio::test(start_paused = true)]
-async fn the_holder_is_read_right_before_the_one_detach_which_names_it() {
+async fn a_detach_reads_the_holder_first_and_names_it() {
     let aws = Aws::new();
     assert_eq!(aws.detach().await, Ok(DetachOutcome::Accepted));
     assert_eq!(
@@ -185,7 +185,7 @@ async fn a_refusal_because_of_the_state_is_read_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_detach_that_waits_for_the_guest_is_pending_and_not_repeated() {
+async fn a_detach_waiting_for_the_guest_is_not_repeated() {
     let aws = Aws::new();
     aws.sim.set_in_use(HOLDER, VOLUME, true);
     assert_eq!(aws.detach().await, Ok(DetachOutcome::Accepted));

@@ -172,7 +172,7 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
 }
 
 #[test]
-fn a_phantom_is_healed_by_hold_and_release_without_an_order_to_ec2() {
+fn a_phantom_is_healed_without_a_request_to_ec2() {
     simulate(|| async {
         let mut s = stage(1, "Required").await?;
         s.recycle(NODES[0].0, DiskAfter::Kept, Duration::from_secs(20))
@@ -280,17 +280,17 @@ fn stuck_in_detaching(
 }
 
 #[test]
-fn a_detach_of_ours_that_hangs_is_forced_after_a_snapshot() {
+fn our_hanging_detach_is_forced_after_a_snapshot() {
     stuck_in_detaching(3, "Required", true, &[STOP, PLAIN, SNAPSHOT, FORCE]);
 }
 
 #[test]
-fn a_detach_of_the_drivers_that_hangs_is_forced_after_a_snapshot() {
+fn the_drivers_hanging_detach_is_forced_after_a_snapshot() {
     stuck_in_detaching(4, "BestEffort", false, &[STOP, SNAPSHOT, FORCE]);
 }
 
 #[test]
-fn without_the_policys_wish_no_snapshot_is_made() {
+fn a_policy_without_snapshots_makes_none() {
     stuck_in_detaching(5, "Never", true, &[STOP, PLAIN, FORCE]);
 }
 
@@ -298,7 +298,7 @@ fn without_the_policys_wish_no_snapshot_is_made() {
 /// its detach is stuck. EBS' driver does not report which nodes have a volume, so no controller corrects the new
 /// instance's VolumeAttachment afterwards: a recovery of class C does.
 #[test]
-fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_healed() {
+fn an_orphan_is_force_detached_and_its_record_is_healed() {
     simulate(|| async {
         let mut s = stage(7, "Required").await?;
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
@@ -345,7 +345,7 @@ fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_heal
 }
 
 #[test]
-fn an_instance_that_is_only_stopping_frees_nothing() {
+fn a_stopping_instance_frees_nothing() {
     simulate(|| async {
         let mut s = stage(6, "Never").await?;
         s.world.cloud.set_timings(Timings {
@@ -379,7 +379,7 @@ fn an_instance_that_is_only_stopping_frees_nothing() {
 
 /// The driver tags a volume with its PersistentVolume: this volume was made for another one.
 #[test]
-fn a_volume_made_for_another_persistent_volume_waits_for_a_person() {
+fn a_volume_tagged_for_another_pv_waits_for_a_person() {
     simulate(|| async {
         let mut s = stage(8, "Never").await?;
         let tags = [

@@ -54,7 +54,7 @@ async fn a_detach_over_a_socket() {
 }
 
 #[tokio::test]
-async fn a_connection_cut_or_no_answer_leaves_the_outcome_open_and_nothing_is_repeated() {
+async fn a_cut_or_unanswered_request_is_unknown_and_not_repeated() {
     for fault in [
         Fault::Cut {
             when: When::AfterEffect,
@@ -84,7 +84,7 @@ async fn a_connection_cut_or_no_answer_leaves_the_outcome_open_and_nothing_is_re
 }
 
 #[tokio::test]
-async fn nobody_listening_is_nothing_done() {
+async fn a_refused_connection_sends_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
@@ -105,7 +105,7 @@ async fn nobody_listening_is_nothing_done() {
 }
 
 #[tokio::test]
-async fn redirects_are_not_followed_and_foreign_pages_not_believed() {
+async fn redirects_and_foreign_pages_are_not_used() {
     let hits = Arc::new(AtomicUsize::new(0));
     let counted = hits.clone();
     let elsewhere = serve(Router::new().fallback(any(move || {

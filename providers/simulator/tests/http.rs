@@ -91,7 +91,7 @@ async fn faults_apply_as_often_as_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn faults_with_a_chance_follow_the_seed() {
+async fn random_faults_follow_the_seed() {
     let statuses = |seed| async move {
         let sim = cloud().with_seed(seed);
         let mut rule = FaultRule::new([], Fault::Maintenance);
@@ -285,7 +285,7 @@ async fn the_control_api_sets_up_a_cloud_and_shows_its_history() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_has_its_effect_when_its_sender_gave_up() {
+async fn a_request_has_its_effect_after_its_sender_gave_up() {
     let sim = CloudSim::new(clock::tokio_from(start()));
     sim.create_instance(NewInstance::new("node-a").with_id(1))
         .expect("an instance");

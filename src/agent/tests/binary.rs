@@ -44,7 +44,7 @@ fn once_prints_the_inventory_without_a_cluster() {
 }
 
 #[test]
-fn the_level_is_basic_unless_a_flag_or_the_environment_says_full() {
+fn the_level_is_basic_unless_set_to_full() {
     let once = |args: &[&str], environment: &[(&str, &str)]| {
         let tree = Tree::with_volume();
         let output = Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
@@ -150,7 +150,7 @@ fn the_help_names_every_flag_variable_and_exit_code() {
 }
 
 #[test]
-fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
+fn an_unreachable_cluster_is_logged_and_sigterm_exits_cleanly() {
     let tree = Tree::with_volume();
     // A free port without a listener.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -206,7 +206,7 @@ fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
 }
 
 #[test]
-fn a_complaint_is_one_line_whatever_it_quotes() {
+fn an_error_message_is_one_line_whatever_it_quotes() {
     let output = Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
         .args([
             "--host-root",

@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// The agent runs on every node: it links no provider, no HTTP client for one, and no credential chain.
 #[test]
-fn links_no_provider() {
+fn the_agent_links_no_provider() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let tree = Command::new(cargo)
         .args([

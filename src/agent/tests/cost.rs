@@ -219,7 +219,7 @@ fn skip(what: &str) {
 }
 
 #[test]
-fn idle() {
+fn an_idle_agent_stays_within_its_cpu_and_memory_bounds() {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -256,7 +256,7 @@ fn idle() {
 
 /// The kernel's event about a mount causes a scan. tests/pace.rs and tests/rest.rs check how soon.
 #[test]
-fn a_mount_is_reported_because_the_kernel_tells_of_it() {
+fn a_kernel_mount_event_causes_a_report() {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -324,7 +324,7 @@ fn storm(what: &str, script: &str) {
 }
 
 #[test]
-fn mounts_that_come_and_go() {
+fn changing_mounts_cost_bounded_cpu() {
     // Two changes each: mounted, unmounted.
     storm(
         "mounts",
@@ -333,7 +333,7 @@ fn mounts_that_come_and_go() {
 }
 
 #[test]
-fn loop_devices_that_come_and_go() {
+fn changing_loop_devices_cost_bounded_cpu() {
     if !fs::exists("/dev/loop-control").unwrap_or_default() {
         return skip("loop devices");
     }

@@ -43,7 +43,7 @@ fn counted() -> Tree {
 }
 
 #[test]
-fn absent_is_no_device_at_both_levels() {
+fn an_absent_volume_is_no_device_at_both_levels() {
     for level in [Level::Basic, Level::Full] {
         assert_eq!(seen(&Tree::host(), level), ScanResult::NoDevice);
     }
@@ -52,7 +52,7 @@ fn absent_is_no_device_at_both_levels() {
 }
 
 #[test]
-fn what_is_no_block_device_is_not_opened_and_is_no_answer() {
+fn a_file_that_is_no_block_device_is_not_opened() {
     let tree = counted();
     assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     assert_eq!(doubts(&tree), ["/dev/sda: is not the device 8:0"]);
@@ -150,7 +150,7 @@ fn a_thread_may_have_descriptors_of_its_own() {
 }
 
 #[test]
-fn what_is_left_of_a_pod_that_had_the_volume() {
+fn processes_left_by_the_volumes_pod_are_users() {
     for group in [
         "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0aa0_pod.slice/cri-1.scope\n",
         "3:pids:/kubepods/burstable/pod0aa0-pod/abc\n",

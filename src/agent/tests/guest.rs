@@ -151,7 +151,7 @@ fn a_thread_may_have_a_namespace_of_its_own() {
 }
 
 #[test]
-fn containers_of_a_mounted_volume_do_not_change_the_unasked_report() {
+fn containers_do_not_change_the_unasked_report() {
     let tree = Tree::with_volume();
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
@@ -244,7 +244,7 @@ fn dead_mount() {
 }
 
 #[test]
-fn a_dead_mount_that_only_another_namespace_still_has() {
+fn a_dead_mount_in_another_namespace_only_is_seen() {
     let tree = Tree::host();
     tree.csi_folders();
     let below = format!(
@@ -284,7 +284,7 @@ fn dead_mount_whose_folders_were_removed() {
 }
 
 #[test]
-fn the_device_came_back_under_another_number_while_the_old_mount_is_still_there() {
+fn an_old_dead_mount_is_seen_beside_the_devices_new_number() {
     let tree = Tree::host();
     tree.disk("sdb", "8:16", LABEL);
     tree.csi_folders();
@@ -299,7 +299,7 @@ fn the_device_came_back_under_another_number_while_the_old_mount_is_still_there(
 }
 
 #[test]
-fn kubelets_mount_from_something_else_is_never_no_device() {
+fn a_kubelet_mount_of_another_device_is_in_use() {
     let tree = Tree::host();
     tree.csi_folders();
     tree.disk("sdb", "8:16", "another");
@@ -308,7 +308,7 @@ fn kubelets_mount_from_something_else_is_never_no_device() {
 }
 
 #[test]
-fn a_tenants_own_mounts_cannot_pretend_to_be_a_volumes_user() {
+fn a_tenants_own_mounts_are_no_user_of_a_volume() {
     let tree = Tree::with_volume();
     tree.csi_folders();
     let before = tree.scan();
@@ -543,7 +543,7 @@ fn unreadable_items_are_no_answer_but_hide_no_user() {
 }
 
 #[test]
-fn files_that_say_nonsense_are_unreadable() {
+fn malformed_files_are_unreadable() {
     let nonsense = [
         ("sys/block/sda/dev", "eight\n"),
         ("sys/block/sda/size", "-\n"),
@@ -595,7 +595,7 @@ fn a_file_that_kubelet_rewrites_is_read_again() {
 }
 
 #[test]
-fn a_root_that_is_not_the_hosts_proves_nothing() {
+fn an_incomplete_host_root_gives_no_answer() {
     for missing in ["sys/block", "proc/1/mountinfo"] {
         let tree = Tree::host();
         let path = tree.0.join(missing);
@@ -623,7 +623,7 @@ fn a_root_that_is_not_the_hosts_proves_nothing() {
 }
 
 #[test]
-fn lists_are_bounded_and_say_so_where_it_matters() {
+fn long_lists_are_cut_with_a_mark() {
     let tree = Tree::with_volume();
     for n in 10..40 {
         tree.mount(&format!("{n} 22 8:0 / /srv/{n} rw - ext4 /dev/sda rw"));

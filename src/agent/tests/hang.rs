@@ -23,7 +23,7 @@ fn seen(tree: &Tree) -> ScanResult {
 }
 
 #[test]
-fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
+fn a_hung_process_does_not_block_the_answer_no_device() {
     let (gone, there) = (Tree::host(), Tree::with_volume());
     for tree in [&gone, &there] {
         tree.process(99, "db", &[]);

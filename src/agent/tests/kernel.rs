@@ -35,8 +35,8 @@ fn is_free(disk: &Disk) {
 }
 
 #[test]
-fn a_device_that_nothing_has() {
-    on_a_disk("a_device_that_nothing_has", |disk| is_free(disk));
+fn an_unused_device_is_idle() {
+    on_a_disk("an_unused_device_is_idle", |disk| is_free(disk));
 }
 
 #[test]
@@ -107,8 +107,8 @@ fn lazily_unmounted_with_a_file_in_memory_only() {
 
 /// An exclusive open does not detect this user.
 #[test]
-fn opened_raw() {
-    on_a_disk("opened_raw", |disk| {
+fn a_raw_opener_is_a_user() {
+    on_a_disk("a_raw_opener_is_a_user", |disk| {
         let pid = disk.start(&[
             "sh",
             "-c",
@@ -126,8 +126,8 @@ fn opened_raw() {
 
 /// Neither an exclusive open nor `holders/` shows a loop device, or one over it.
 #[test]
-fn loops_over_it() {
-    on_a_disk("loops_over_it", |disk| {
+fn loop_devices_are_users() {
+    on_a_disk("loop_devices_are_users", |disk| {
         let device = disk.device();
         assert!(disk.attach(&device));
         let second = disk.loops[1].clone();
@@ -149,8 +149,8 @@ fn loops_over_it() {
 }
 
 #[test]
-fn swap_on_it() {
-    on_a_disk("swap_on_it", |disk| {
+fn a_swap_area_is_a_user() {
+    on_a_disk("a_swap_area_is_a_user", |disk| {
         let device = disk.device();
         disk.run(&["mkswap", &device]);
         disk.run(&["swapon", &device]);
@@ -208,8 +208,8 @@ fn mounted_in_a_namespace_without_a_process() {
 }
 
 #[test]
-fn written_to_while_it_is_looked_at() {
-    on_a_disk("written_to_while_it_is_looked_at", |disk| {
+fn a_device_written_during_the_scan_is_in_use() {
+    on_a_disk("a_device_written_during_the_scan_is_in_use", |disk| {
         let write = |disk: &Disk| {
             let to = format!("of={}", disk.device());
             disk.run(&[
@@ -231,8 +231,8 @@ fn written_to_while_it_is_looked_at() {
 }
 
 #[test]
-fn a_program_at_work_on_it() {
-    on_a_disk("a_program_at_work_on_it", |disk| {
+fn a_running_program_on_the_volume_is_a_user() {
+    on_a_disk("a_running_program_on_the_volume_is_a_user", |disk| {
         let program = disk.path("fsck.ext4");
         std::fs::write(&program, "#!/bin/sh\necho ready; read x\n").unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -256,8 +256,8 @@ fn a_program_at_work_on_it() {
 
 #[test]
 #[ignore = "needs a kernel with device mapper; run it with --ignored"]
-fn a_device_mapper_target_over_it() {
-    on_a_disk("a_device_mapper_target_over_it", |disk| {
+fn a_device_mapper_target_is_a_user() {
+    on_a_disk("a_device_mapper_target_is_a_user", |disk| {
         let name = format!("reattach-test-{}", Disk::name(&disk.device()));
         let table = format!("0 2048 linear {} 0", disk.device());
         let made = std::process::Command::new("dmsetup")
@@ -265,7 +265,7 @@ fn a_device_mapper_target_over_it() {
             .output();
         if !made.is_ok_and(|made| made.status.success()) {
             return skip(
-                "a_device_mapper_target_over_it",
+                "a_device_mapper_target_is_a_user",
                 "this kernel has no device mapper",
             );
         }

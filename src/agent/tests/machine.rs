@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 #[test]
-fn this_machine() {
+fn this_machines_report_is_complete() {
     let root = HostRoot::new("/");
     let started = Instant::now();
     let inventory = scan(&root).unwrap();

@@ -221,7 +221,7 @@ fn mountinfo_as_the_manual_has_it() {
 }
 
 #[test]
-fn a_bad_line_spoils_only_itself_and_is_told() {
+fn a_bad_line_spoils_only_itself_and_is_reported() {
     let (mounts, all_good) =
         parse(b"1 0 8:0 / / rw - ext4 /dev/sda rw\nrubbish\n2 1 8:x / /a rw - ext4 s rw\n");
     assert_eq!(mounts.len(), 1);

@@ -317,7 +317,7 @@ async fn a_broken_watch_loses_no_challenge() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_waits_for_its_crd_and_for_a_readable_boot() {
+async fn the_agent_waits_for_its_crd_and_a_readable_boot_id() {
     let tree = Tree::with_volume();
     let mut world = World {
         server: World::bare(),

@@ -38,7 +38,7 @@ fn mounts(world: &World) -> Option<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_scan_that_waited_does_not_delay_the_next() {
+async fn a_delayed_scan_does_not_delay_the_next() {
     let tree = Tree::with_volume();
     tree.file("proc/swaps", "");
     let swaps = tree.0.join("proc/swaps");

@@ -108,8 +108,8 @@ fn changes(folder: &str, victim: u32) -> Vec<(&'static str, bool)> {
 }
 
 #[test]
-fn it_reads_everything_and_changes_nothing() {
-    if !can("it_reads_everything_and_changes_nothing") {
+fn the_agent_reads_everything_and_changes_nothing() {
+    if !can("the_agent_reads_everything_and_changes_nothing") {
         return;
     }
     let tree = Tree::empty();
@@ -161,8 +161,8 @@ fn it_reads_everything_and_changes_nothing() {
 }
 
 #[test]
-fn it_sees_each_user_of_a_device_that_root_sees() {
-    on_a_disk("it_sees_each_user_of_a_device_that_root_sees", |disk| {
+fn the_agent_sees_each_device_user_that_root_sees() {
+    on_a_disk("the_agent_sees_each_device_user_that_root_sees", |disk| {
         assert_eq!(disk.seen(Level::Full), ScanResult::Clean);
         assert_eq!(
             with_rights(as_running, || disk.seen(Level::Full)),
@@ -198,8 +198,8 @@ fn it_sees_each_user_of_a_device_that_root_sees() {
 }
 
 #[test]
-fn each_thread_of_the_running_agent_has_two_capabilities_and_no_way_back() {
-    if !can("each_thread_of_the_running_agent_has_two_capabilities_and_no_way_back") {
+fn each_agent_thread_has_two_capabilities_for_good() {
+    if !can("each_agent_thread_has_two_capabilities_for_good") {
         return;
     }
     let api = Api::start();

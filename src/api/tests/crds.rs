@@ -149,7 +149,7 @@ fn names_scopes_and_subresources() {
 }
 
 #[test]
-fn dry_run_is_the_default_and_required_is_what_cannot_be_guessed() {
+fn only_fields_without_a_safe_default_are_required() {
     for plural in ["volumerecoveries", "recoverypolicies"] {
         let mode = at(&crd(plural), &["spec", "mode"]);
         assert_eq!(mode.default.map(|d| d.0), Some(json!("DryRun")), "{plural}");
@@ -308,7 +308,7 @@ fn dropped(schema: &JSONSchemaProps, value: &Value, path: &str, into: &mut Vec<S
 }
 
 #[test]
-fn nothing_that_we_write_is_dropped() {
+fn no_field_that_we_write_is_dropped() {
     let text = || Some("text".to_owned());
     let groups = || vec!["sre".to_owned()];
     let mut recovery = VolumeRecovery::new(

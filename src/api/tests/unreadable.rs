@@ -78,7 +78,7 @@ fn an_unreadable_value_is_kept_as_it_was_found() {
 }
 
 #[test]
-fn a_recovery_names_its_first_unreadable_field_and_loses_nothing() {
+fn an_unreadable_field_is_named_and_nothing_is_lost() {
     let raw = recovery(
         &json!({ "phase": "Running", "message": "", "epoch": 0, "journal": [accepted(), of_the_future()] }),
     );
@@ -155,7 +155,7 @@ fn report(status: &Value) -> NodeVolumeReport {
 }
 
 #[test]
-fn an_agent_that_is_not_understood_has_said_nothing() {
+fn an_unreadable_agent_report_counts_as_silence() {
     let inventory = json!({
         "bootId": "b", "bootedAt": "2026-01-02T03:04:05Z", "level": "basic",
         "devices": [], "csiVolumes": [], "unreadable": [],
@@ -195,7 +195,7 @@ fn an_agent_that_is_not_understood_has_said_nothing() {
 }
 
 #[test]
-fn words_of_another_version_read_as_the_most_cautious_of_ours() {
+fn unknown_words_read_as_the_most_cautious_value() {
     let mut raw = recovery(&json!({ "phase": "Quarantined" }));
     raw["spec"]["mode"] = json!("Supervised");
     let read = read(&raw);

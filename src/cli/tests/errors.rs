@@ -191,7 +191,7 @@ fn refuse_pods(stage: &Stage, message: &str, details: Value) {
 
 /// The controller has rights of its own, but the same admission.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_a_missing_right_is_told_as_ones_own() {
+async fn a_403_of_another_account_is_not_shown_as_the_users() {
     let stage = Stage::new("pods").await;
     let own = "that pod was asked for with the rights of jane";
     let of_nobody = json!({"kind": "pods"});
@@ -281,7 +281,7 @@ async fn an_unreachable_api_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cloud_and_its_token() {
+async fn cloud_and_token_errors_are_told_apart() {
     let stage = Stage::new("cloud").await;
     let verbs = [
         &["diagnose", CLAIM][..],
@@ -516,7 +516,7 @@ async fn break_glass_guesses_no_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_to_consent_and_other_usage() {
+async fn usage_errors_name_the_wrong_argument() {
     let stage = Stage::new("usage").await;
     let sentence = one_sentence(&stage.run(&["recover", CLAIM, "--break-glass"]).await, 2);
     names(&sentence, &["consent", "--yes"]);

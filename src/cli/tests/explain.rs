@@ -152,7 +152,7 @@ fn a_line_is_answered_before_the_next_one_comes() {
 }
 
 #[test]
-fn other_forms() {
+fn json_output_empty_input_and_missing_files() {
     let output = command(&["explain", "-o", "json", CATALOGUE])
         .output()
         .unwrap();
@@ -170,7 +170,7 @@ fn other_forms() {
 }
 
 #[test]
-fn what_a_person_reads() {
+fn the_explanation_for_people() {
     let picked: Vec<Value> = rows()
         .into_iter()
         .filter(|r| r["source"].as_str().unwrap().contains("linode") || r["remedy"] == "escalate")

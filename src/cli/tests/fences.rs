@@ -132,7 +132,7 @@ async fn plans_of_the_other_classes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn powering_off_is_in_the_plan_where_somebody_allows_it() {
+async fn a_plan_powers_off_only_with_a_permission() {
     let stage = Stage::new("power").await;
     dead_node(&stage);
     let off = |ran: &Ran| steps(ran).iter().any(|s| s == "PowerOff");
@@ -190,7 +190,7 @@ async fn powering_off_is_in_the_plan_where_somebody_allows_it() {
 
 /// What a person allows goes on the record in their name, and the controller's plan has the step.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_allows_it_for_one_recovery() {
+async fn a_person_allows_power_off_for_one_recovery() {
     let stage = Stage::new("allow").await;
     dead_node(&stage);
     let controller = Running::start(&stage).await;

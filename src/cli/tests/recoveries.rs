@@ -43,7 +43,7 @@ fn lease(stage: &Stage) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn looking_writes_nothing() {
+async fn read_only_verbs_write_nothing() {
     let stage = Stage::new("look").await;
     ended(
         &stage.run(&["diagnose", CLAIM]).await,
@@ -146,7 +146,7 @@ async fn looking_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_refused_waits_or_is_not_ours_says_so() {
+async fn refused_waiting_and_foreign_cases_are_told_apart() {
     let stage = Arc::new(Stage::new("refuse").await);
     let world = turn(&stage);
     let controller = Running::start(&stage).await;
@@ -229,7 +229,7 @@ async fn what_is_refused_waits_or_is_not_ours_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn through_the_controller() {
+async fn the_controller_heals_what_the_cli_asks_for() {
     let stage = Arc::new(Stage::new("through").await);
     let world = turn(&stage);
     let controller = Running::start(&stage).await;
@@ -386,7 +386,7 @@ async fn through_the_controller() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_ask_and_not_approve_leaves_the_plan_to_those_who_may() {
+async fn a_requester_without_approval_rights_leaves_a_plan() {
     let stage = Arc::new(Stage::new("approver").await);
     let world = turn(&stage);
     stage.server.add_admission(Arc::new(|request| {
@@ -435,7 +435,7 @@ async fn who_may_ask_and_not_approve_leaves_the_plan_to_those_who_may() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_abort_in_the_middle_puts_everything_back() {
+async fn an_abort_in_the_middle_restores_everything() {
     let stage = Arc::new(Stage::new("abort").await);
     let controller = Running::start(&stage).await;
     let world = turn(&stage);
@@ -525,7 +525,7 @@ async fn break_glass_heals_without_a_controller() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn break_glass_steps_back_from_a_live_controller() {
+async fn break_glass_refuses_to_run_beside_a_live_controller() {
     let stage = Arc::new(Stage::new("live").await);
     let controller = Running::start(&stage).await;
     let ran = stage
@@ -562,7 +562,7 @@ async fn send(signal: &str, pid: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_terminal_ends_no_break_glass() {
+async fn break_glass_survives_a_lost_terminal() {
     let stage = Arc::new(Stage::new("hangup").await);
     turn_until_scaled_to_zero(&stage);
     let mut child = stage
@@ -586,7 +586,7 @@ async fn a_lost_terminal_ends_no_break_glass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
+async fn an_interrupted_break_glass_can_be_resumed() {
     let stage = Arc::new(Stage::new("interrupt").await);
     turn_until_scaled_to_zero(&stage);
     let mut command = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]);
@@ -678,7 +678,7 @@ async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
+async fn a_dead_controllers_lease_is_taken_once_it_expired() {
     let stage = Arc::new(Stage::new("dead").await);
     let world = turn(&stage);
     stage.insert_lease("controller-9/uid/1", 4);

@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_complaint_is_news_once_for_each_object_and_reason() {
+    fn an_unreadable_object_is_reported_once_for_each_reason() {
         let report = |name: &str| NodeVolumeReport::new(name, Default::default());
         let mut complaints = Complaints::default();
         let mut news =

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_pod_is_not_made_again() {
+    fn a_bare_pod_is_a_loss() {
         let bare = said(&pod(json!([]), |_| {}), claim(false), None);
         assert_eq!(
             bare,
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_claim_goes_with_its_last_pod() {
+    fn a_deleted_claim_is_lost_with_its_last_pod() {
         let going =
             |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
         for pod in [
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_policy_says_what_a_disruption_is() {
+    fn a_pod_failure_policy_decides_what_a_disruption_costs() {
         let disrupted = |action: &str| json!({ "action": action, "onPodConditions": [{ "type": DISRUPTED, "status": "True" }] });
         let exits = |action: &str, operator: &str, code: i32| json!({ "action": action, "onExitCodes": { "operator": operator, "values": [code] } });
         let of = |limit: i32, rules: Value| {
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_goes_with_the_pod_that_owns_it() {
+    fn a_claim_owned_by_a_pod_is_lost_with_it() {
         let owned = |uid: &str, name: &str| -> PersistentVolumeClaim {
             serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "default",
                 "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid }] } }))
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generic_ephemeral_volume_goes_with_its_pod() {
+    fn a_generic_ephemeral_volume_is_lost_with_its_pod() {
         let scratch =
             json!({ "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } });
         let pod = pod(owned_by("ReplicaSet"), |p| {

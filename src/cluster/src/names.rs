@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_leads_elsewhere_is_no_name() {
+    fn an_invalid_object_name_is_refused() {
         for name in ["data", "data-0.db", "0", "a.b-c.d", &"a".repeat(253)] {
             assert!(is_object_name(name), "{name}");
         }

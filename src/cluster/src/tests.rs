@@ -112,7 +112,7 @@ fn may_be_tried_again(outcome: &Outcome) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_has_one_holder_until_it_is_given_back_or_expires() {
+async fn a_lock_has_one_holder_until_released_or_expired() {
     let s = Stage::new();
     s.take("a").await.unwrap();
     let lease = s.lease().unwrap();
@@ -438,7 +438,7 @@ fn workload(kind: &str, uid: &str) -> WorkloadRef {
 /// Each write of a count names the object by UID and by the version that was read; the stamp goes with the count, or after it
 /// where `/scale` drops annotations.
 #[tokio::test]
-async fn a_restore_is_conditional_and_takes_the_stamp_off() {
+async fn a_restore_is_conditional_and_removes_the_stamp() {
     let no_stamp = json!({ STAMP_ANNOTATION: null });
     let object = "/apis/apps/v1/namespaces/shop/statefulsets/db".to_owned();
     let at_once = json!({

@@ -630,7 +630,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_pods_that_the_scheduler_would_send_to_a_closed_node_ignore_its_taint() {
+    fn blanket_tolerations_and_fixed_nodes_ignore_the_taint() {
         let why = |spec: Value| {
             let spec: PodSpec = serde_json::from_value(spec).unwrap_or_else(|e| panic!("{e}"));
             ignores_taints(&spec)

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_may_act_go_before_records_to_look_at() {
+    fn acting_records_are_driven_before_diagnosing_ones() {
         assert!(!is_urgent(&record(|_| {}), "controller"));
         assert!(is_urgent(
             &record(|r| r["spec"]["requester"] = json!("controller")),

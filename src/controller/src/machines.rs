@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kubelet_lives_that_renewed_its_own_lease_a_moment_ago() {
+    fn a_recent_node_lease_shows_a_live_kubelet() {
         let lease = |holder: &str, age: i64| LeaseSpec {
             holder_identity: Some(holder.into()),
             renew_time: Some(MicroTime(start() - SignedDuration::from_secs(age))),

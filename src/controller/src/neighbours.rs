@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_down_since_it_was_first_seen_so() {
+    fn a_node_is_down_since_it_was_first_seen_down() {
         let memory = Neighbours::default();
         let at = |s: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s);
         // Name, since when, whether it was seen to fall, whether it is silent.

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_leads_somewhere_begins_anew() {
+    fn progress_resets_the_pause() {
         let mut backoff = Backoff::default();
         let first = backoff.after(Fruitless::Refused);
         assert!(backoff.after(Fruitless::Refused) > first);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_ended_driver_begins_again_with_news_or_after_its_pause() {
+    async fn an_ended_driver_restarts_on_news_or_after_its_pause() {
         let mut rest = Rest::default();
         let name = ObjectName::new("ns", "r");
         assert!(rest.may_begin(&name, "1"));

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_hundred_of_a_namespace_are_looked_at() {
+    fn the_oldest_hundred_records_of_a_namespace_are_driven() {
         let mut all: Vec<_> = (0..QUOTA + 2)
             .rev()
             .map(|n| record("crowd", n, |_| {}))

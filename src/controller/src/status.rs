@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_wait_calls_for_a_person_once_and_again_when_it_begins_anew() {
+    fn each_long_wait_calls_a_person_once() {
         let mut r = recovery();
         set(&mut r, Phase::Waiting, "locked", at(0));
         assert!(!escalate(&mut r, AFTER, at(1799)));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_is_told_stands_as_long_as_the_call() {
+    fn an_escalation_text_stays_as_long_as_the_escalation() {
         let told = |r: &VolumeRecovery| r.status.as_ref().and_then(|s| s.escalation.clone());
         let mut r = recovery();
         set(
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_turn_calls_nobody() {
+    fn waiting_for_a_turn_escalates_nothing() {
         let mut r = recovery();
         set_in_line(&mut r, "the budget is spent", at(0));
         assert!(!escalate(&mut r, AFTER, at(99_999)));

@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_crowd_in_one_namespace_delays_the_others_by_one_turn() {
+    async fn many_records_in_one_namespace_delay_others_by_one_turn() {
         for crowd in [10, 2_000] {
             let mut turns = turns(1, 1);
             turns.offer([many("crowd", crowd), many("a-victim", 1), many("victim", 2)].concat());
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_namespace_takes_its_share_of_the_places_alone() {
+    async fn one_namespace_takes_only_its_share_of_places() {
         let mut turns = turns(4, 2);
         turns.offer(many("crowd", 100));
         let now = Instant::now();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn fruitless_work_rests_longer_and_longer() {
+    async fn turns_without_progress_pause_longer_each_time() {
         let mut turns = turns(1, 1);
         let start = Instant::now();
         let mut moments = Vec::new();
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_ends_a_rest() {
+    async fn a_change_ends_the_pause() {
         let mut turns = turns(1, 1);
         let of = |version| [(name("ns", 0), Offer { version, rank: 0 })];
         let now = Instant::now();

@@ -48,7 +48,7 @@ fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
 }
 
 #[test]
-fn a_missing_token_is_no_matter_of_flags() {
+fn a_missing_token_ends_with_exit_code_1() {
     let output = controller(&["--provider", "linode"]);
     let text = String::from_utf8(output.stderr).expect("UTF-8");
     assert_eq!(output.status.code(), Some(1), "{text}");

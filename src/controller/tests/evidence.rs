@@ -73,7 +73,7 @@ async fn collect(stage: &Stage, cloud: &TestCloud, watched: bool) -> Evidence {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_dead_node_every_pod_and_the_power_of_its_machine_are_known() {
+async fn a_dead_nodes_pods_and_power_are_collected() {
     for watched in [false, true] {
         let s = Stage::new();
         let cloud = TestCloud::held_by("100");
@@ -105,7 +105,7 @@ async fn of_a_dead_node_every_pod_and_the_power_of_its_machine_are_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_missing_node_the_machine_is_known_by_the_cloud() {
+async fn a_missing_nodes_machine_is_collected_from_the_cloud() {
     let s = Stage::new();
     attachment(&s, NODE, |_| {});
     pod(&s, "redis-0", NS, NODE, Some(CLAIM));
@@ -115,7 +115,7 @@ async fn of_a_missing_node_the_machine_is_known_by_the_cloud() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_node_of_an_orphans_holder_is_found_by_its_instance() {
+async fn an_orphans_node_is_found_by_its_instance() {
     for watched in [false, true] {
         let s = Stage::new();
         s.node("True", &json!([]));
@@ -204,7 +204,7 @@ fn events_of(stage: &Stage, reason: &str) -> Vec<String> {
 
 /// A policy that selects drivers of a cloud that is not asked is told so, once for each version of it.
 #[tokio::test(start_paused = true)]
-async fn a_policy_for_a_driver_that_no_provider_knows_is_told_so() {
+async fn a_policy_for_an_unknown_driver_gets_one_event() {
     let policy = |s: &Stage, driver: &str| {
         s.put(
             json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": "p"},
@@ -243,7 +243,7 @@ async fn a_policy_for_a_driver_that_no_provider_knows_is_told_so() {
 
 /// One recovery of a claim at a time, also where the watch has not told of the first one yet when the pod is replaced.
 #[tokio::test(start_paused = true)]
-async fn a_recovery_that_the_watch_does_not_know_of_is_under_way_all_the_same() {
+async fn a_lagging_watch_causes_no_second_recovery() {
     let mut s = Stage::new();
     let cloud = TestCloud::held_by("100");
     s.node("Unknown", &json!([]));
@@ -281,7 +281,7 @@ fn stalled(stage: &Stage) -> Option<Value> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
+async fn a_lasting_lock_escalates_and_resumes_once_lifted() {
     let mut s = Stage::new();
     let cloud = TestCloud::held_by("100");
     cloud.set(|a| {
@@ -357,7 +357,7 @@ async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
 
 /// A cloud that cannot make the snapshot which the policy requires is not asked to detach by force.
 #[tokio::test(start_paused = true)]
-async fn what_a_policy_says_of_snapshots_limits_force() {
+async fn a_required_snapshot_limits_force() {
     use SnapshotRule::{BestEffort, Never, Required};
     let stage = Stage::new();
     let cloud = TestCloud::held_by("1");

@@ -32,7 +32,7 @@ fn lock(stage: &Stage, holder: &str, seconds: u32) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_taint_stays_while_its_recovery_is_under_way_and_goes_with_it() {
+async fn a_taint_stays_as_long_as_its_recovery() {
     let mut s = Stage::new();
     s.node("Unknown", &out_of_service("reattach"));
     s.recovery("r", "Stuck", |_| {});
@@ -56,7 +56,7 @@ async fn a_taint_stays_while_its_recovery_is_under_way_and_goes_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_taint_goes_when_its_lock_expires_or_its_node_is_ready() {
+async fn a_taint_ends_when_its_lock_expires_or_its_node_is_ready() {
     let mut s = Stage::new();
     s.recovery("r", "Stuck", |_| {});
     s.node("Unknown", &out_of_service("reattach"));
@@ -76,7 +76,7 @@ async fn a_taint_goes_when_its_lock_expires_or_its_node_is_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_taints_and_locks_of_others_stay() {
+async fn foreign_taints_and_locks_stay() {
     let mut s = Stage::new();
     s.node("True", &out_of_service("nodeshutdown"));
     lock(&s, "node-maintenance", 1);
@@ -116,7 +116,7 @@ fn over(stage: &Stage) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_agent_is_asked_and_its_clean_answer_ends_the_quarantine() {
+async fn a_late_clean_answer_ends_the_quarantine() {
     let mut s = Stage::new();
     let uid = over(&s);
     s.node("Unknown", &quarantine(&uid));
@@ -154,7 +154,7 @@ async fn a_late_agent_is_asked_and_its_clean_answer_ends_the_quarantine() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_its_recovery_a_quarantine_ends_by_the_report_of_this_boot() {
+async fn a_report_of_this_boot_ends_a_leftover_quarantine() {
     let mut s = Stage::new();
     s.node("True", &quarantine("gone"));
     s.report(BOOT, true, &json!([]));
@@ -170,7 +170,7 @@ async fn without_its_recovery_a_quarantine_ends_by_the_report_of_this_boot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closing_taint_stays_while_its_recovery_is_under_way_and_goes_with_it() {
+async fn a_closing_taint_stays_as_long_as_its_recovery() {
     let mut s = Stage::new();
     let uid = s.recovery("r", "Stuck", |_| {});
     let closing = |recovery: &str| format!("hold.reattach.dev/{recovery}");
@@ -193,7 +193,7 @@ async fn a_closing_taint_stays_while_its_recovery_is_under_way_and_goes_with_it(
 
 /// What the watch of the recoveries does not know may have come into being a moment ago.
 #[tokio::test(start_paused = true)]
-async fn a_closing_taint_stays_while_the_watch_of_the_recoveries_lags_behind() {
+async fn a_lagging_watch_removes_no_closing_taint() {
     let mut s = Stage::new();
     s.start(Providers::default()).await;
     a_while().await;
@@ -325,7 +325,7 @@ async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
 
 /// A scale to zero whose reply was lost may land after its run has ended: the workload does not stay at zero.
 #[tokio::test(start_paused = true)]
-async fn a_stamp_that_landed_after_its_run_restores_the_workload() {
+async fn a_late_stamp_restores_the_workload() {
     let mut s = Stage::new();
     let uid = aborted(&s, "set-uid", true);
     s.start(Providers::default()).await;
@@ -377,7 +377,7 @@ async fn a_stamp_of_a_recovery_that_did_not_scale_is_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stamp_that_others_wrote_last_is_ignored_and_reported_once() {
+async fn a_foreign_stamp_is_ignored_and_reported_once() {
     let mut s = Stage::new();
     let mut theirs = ours();
     theirs[0]["manager"] = json!("kubectl-edit");
@@ -396,7 +396,7 @@ async fn a_stamp_that_others_wrote_last_is_ignored_and_reported_once() {
 
 /// A StatefulSet's past is in its claims; a claim that is missing or not bound ends the row.
 #[tokio::test(start_paused = true)]
-async fn a_stamp_beyond_the_claims_of_the_set_is_cut() {
+async fn a_stamp_is_cut_to_the_number_of_the_sets_claims() {
     let mut s = Stage::new();
     claim_of(&s, 1);
     claim_of(&s, 3);
@@ -437,7 +437,7 @@ async fn a_stamp_within_an_autoscalers_bound_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_goes_with_its_recovery() {
+async fn a_question_is_removed_with_its_recovery() {
     let mut s = Stage::new();
     let uid = s.recovery("r", "Planned", |_| {});
     let question = |of: &str| json!({"recovery": of, "epoch": 1, "identity": {"serial": "x"}, "driver": DRIVER, "handle": HANDLE});

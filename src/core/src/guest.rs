@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_tenants_choose_are_made_plain() {
+    fn names_chosen_by_tenants_are_made_plain() {
         let evil = || vec!["/a\u{1b}[2J\nforged".to_owned(), "x".repeat(9_000)];
         let users = || DeviceUsers {
             mounts: evil(),

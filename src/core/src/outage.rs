@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_of_reattach_joins_no_nodes_that_fell_silent_apart() {
+    fn a_restart_does_not_merge_separate_node_failures() {
         // Both were first seen at the start of the process.
         let all = [
             down("a", 50_000, Some(100)),
@@ -117,7 +117,7 @@ mod tests {
 
     /// Three nodes are cut off; two of them come through for a moment after a while.
     #[test]
-    fn a_node_that_fell_again_within_the_last_minutes_counts() {
+    fn a_node_that_failed_again_minutes_ago_counts() {
         let at = |s: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s);
         let again = |name| DownNode {
             fell: true,

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_and_say_so() {
+    fn long_texts_are_cut_with_a_mark() {
         let long = "x".repeat(5_000);
         for most in [1, 5, 79, 80, 100, 1_024] {
             let cut = cut(&long, most);
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_its_value_and_shows_all() {
+    fn json_keeps_its_value_and_escapes_hidden_characters() {
         let value = serde_json::json!({ "message": EVIL, "nested": [{ "k\u{202e}": "v\u{9b}" }] });
         for text in [
             value.to_string(),

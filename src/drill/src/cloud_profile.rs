@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_changes_nothing_is_no_change() {
+    fn reads_and_dry_runs_are_no_change() {
         let path = |form: &str| action(form.as_bytes()).map(|(path, _)| path);
         assert_eq!(path("Action=DescribeVolumes&Version=2016-11-15"), None);
         assert_eq!(path("Action=GetCallerIdentity"), None);

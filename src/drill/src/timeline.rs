@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_text_is_wrapped_under_itself() {
+    fn long_text_is_wrapped_with_a_hanging_indent() {
         let line = Line {
             at: "2021-07-11T01:13:05Z".parse().expect("a time"),
             who: Who::Reattach,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_in_words() {
+    fn durations_are_written_in_words() {
         assert_eq!(
             [span(0.04), span(17.24), span(245.0), span(19_200.0)],
             ["0.0 s", "17.2 s", "4 min 5 s", "5 h 20 min"]

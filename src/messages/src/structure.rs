@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_tells_where_the_text_does_not() {
+    fn an_event_reason_decides_where_the_text_does_not() {
         let mut message = Message {
             message: "volume is in use".to_owned(),
             ..Message::default()

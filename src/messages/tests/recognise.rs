@@ -255,7 +255,7 @@ fn spacing_and_case_may_differ() {
 }
 
 #[test]
-fn other_words_for_the_same() {
+fn synonyms_are_recognised() {
     for (from, to) in [
         ("can't", "cannot"),
         ("can't", "could not"),

@@ -14,7 +14,7 @@ use support::{HANDLE, NS, POD, Stage, median, secs, stage};
 
 /// Healthy life: attach, mount, Ready; released cleanly.
 #[tokio::test(start_paused = true)]
-async fn healthy() {
+async fn a_healthy_cluster_stays_ready() {
     let s = stage(1, 2).await;
     s.ready().await;
     let node = s.node_name();
@@ -35,7 +35,7 @@ async fn healthy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b_symptom_and_nothing_done() {
+async fn b_an_untouched_phantom_stays_stuck() {
     for disk in [DiskAfter::Kept, DiskAfter::ReImaged] {
         let s = stage(2, 2).await;
         s.ready().await;
@@ -164,7 +164,7 @@ async fn b_scaling_back_at_once_never_heals() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b_scale_to_zero_wait_for_the_attachment_and_back() {
+async fn b_scale_to_zero_and_wait_for_the_attachment_heals() {
     let (mut gone, mut back, mut in_use) = (Vec::new(), Vec::new(), Vec::new());
     for seed in 0..30 {
         let s = stuck(seed, 20 + seed % 10).await;
@@ -212,7 +212,7 @@ async fn b_scale_to_zero_wait_for_the_attachment_and_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b_deleting_only_the_attachment() {
+async fn b_deleting_only_the_attachment_heals_slowly() {
     let mut all = Vec::new();
     for seed in 0..12 {
         let s = stuck(seed, 20 + seed).await;

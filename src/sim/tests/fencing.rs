@@ -150,7 +150,7 @@ async fn an_ordered_shutdown_ends_the_node_for_good() {
 
 /// Power lost without a job: the watchdog boots the machine, and the node is back under another boot.
 #[tokio::test(start_paused = true)]
-async fn the_watchdog_boots_what_nobody_shut_down() {
+async fn the_watchdog_boots_a_machine_without_a_shutdown_job() {
     let s = Powered::set(2).await;
     let node = s.node();
     let (instance, boot) = (s.instance(&node), s.cluster.node(&node).unwrap().boot_id());
@@ -192,7 +192,7 @@ async fn the_watchdog_boots_what_nobody_shut_down() {
 
 /// A partitioned node writes on while Kubernetes thinks it dead; when it is back nothing was lost.
 #[tokio::test(start_paused = true)]
-async fn a_partitioned_node_writes_on() {
+async fn a_partitioned_node_keeps_writing() {
     let s = Powered::set(3).await;
     let node = s.node();
     let instance = s.instance(&node);

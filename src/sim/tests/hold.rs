@@ -207,7 +207,7 @@ async fn holds_nothing_without_the_policy_or_on_an_older_server() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn gates_come_off_and_never_on() {
+async fn gates_can_be_removed_and_never_added() {
     let s = with_recovery(3, 2).await;
     let node = s.node_name();
     set_hold(&s, "r", true).await;
@@ -463,7 +463,7 @@ async fn hold_and_release_heals_every_time() {
 
 /// A ReplicaSet makes the replacement at once, beside the pod that is still terminating; the hold keeps it away.
 #[tokio::test(start_paused = true)]
-async fn a_deployment_has_its_replacement_at_once() {
+async fn a_deployment_has_its_replacement_pod_at_once() {
     let s = with_recovery(5, 2).await;
     s.cloud.add_volume("7009-pvc9", 10 << 30);
     s.cluster.server().insert(&manifests::linode_volume(
@@ -524,7 +524,7 @@ async fn a_deployment_has_its_replacement_at_once() {
 /// Without the driver's node plugin the released pod stays, Terminating and Failed, and frees nothing. CSINode goes on
 /// naming the driver after a recycle, and loses it when the plugin deregisters on a running node.
 #[tokio::test(start_paused = true)]
-async fn without_the_node_plugin_a_release_frees_nothing() {
+async fn a_release_without_the_node_plugin_frees_nothing() {
     let s = with_recovery(6, 2).await;
     let node = s.node_name();
     let drivers = |s: &Stage| {

@@ -163,7 +163,7 @@ async fn d_refused_detach_gives_two_attachments() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn d_busy_cloud() {
+async fn d_a_busy_cloud_delays_the_detach() {
     refused_detach(4, 400, "Linode busy.", 45).await;
 }
 
@@ -207,7 +207,7 @@ async fn refused_detach(seed: u64, status: u16, reason: &str, measured: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn csi_controller_down() {
+async fn a_csi_controller_that_is_down_blocks_detach() {
     let s = stage(5, 2).await;
     s.ready().await;
     s.class_b(DiskAfter::Kept).await;
@@ -230,7 +230,7 @@ async fn csi_controller_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn away_for_seven_minutes() {
+async fn a_node_back_after_seven_minutes_ends_its_old_pod() {
     let s = stage(6, 1).await;
     s.ready().await;
     let uid = s.pod().unwrap()["metadata"]["uid"].clone();

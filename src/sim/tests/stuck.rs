@@ -15,7 +15,7 @@ const ATTACHER: u64 = 300;
 
 /// A driver that does not publish nodes never learns that the cloud lost an attachment.
 #[tokio::test(start_paused = true)]
-async fn c_without_published_nodes_is_never_healed() {
+async fn c_is_never_healed_without_published_nodes() {
     let s = stage(1, 2).await;
     s.ready().await;
     s.csi.set_publishes_nodes(false);
@@ -160,7 +160,7 @@ async fn blocked(
 }
 
 #[tokio::test(start_paused = true)]
-async fn d_missing_secret() {
+async fn d_a_missing_secret_blocks_the_detach() {
     for requeue in [false, true] {
         let s = stage(4, 2).await;
         s.ready().await;
@@ -194,7 +194,7 @@ async fn d_missing_secret() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn d_missing_persistent_volume() {
+async fn d_a_missing_persistent_volume_blocks_the_detach() {
     let s = stage(5, 2).await;
     s.ready().await;
     let node = s.node_name();
@@ -229,7 +229,7 @@ async fn d_missing_persistent_volume() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn d_driver_uninstalled() {
+async fn d_an_uninstalled_driver_blocks_the_unmount() {
     let s = stage(6, 2).await;
     s.ready().await;
     let node = s.node_name();

@@ -60,7 +60,7 @@ async fn when_scaled_delete_loses_the_claims() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retained_claims_stay() {
+async fn retained_claims_survive_a_scale_down() {
     let s = trio(2, |_| {}).await;
     s.scale(0).await;
     let pods = |s: &Stage| s.cluster.server().list("", "pods", Some(NS));
@@ -187,7 +187,7 @@ async fn ordered_scale_down_with_two_stuck_pods() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_that_are_not_ours() {
+async fn failures_that_are_not_ours_are_reproduced() {
     let s = stage(4, 2).await;
     s.ready().await;
     s.cloud.add_volume("7009-pvc9", 10 << 30);

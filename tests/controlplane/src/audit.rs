@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dry_run_is_seen_wherever_it_is_asked_for() {
+    fn a_dry_run_is_recognised_in_query_and_body() {
         let options = json!({ "kind": "DeleteOptions", "apiVersion": "v1", "dryRun": ["All"] });
         let eviction = json!({ "kind": "Eviction", "deleteOptions": { "dryRun": ["All"] } });
         for (verb, uri, body) in [

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_token_file_has_one_line_per_user_and_keeps_groups_together() {
+    fn the_token_file_has_one_line_for_each_user() {
         let jane = User {
             name: "jane".into(),
             groups: vec!["ops".into(), "oncall".into()],

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_process_takes_its_group_with_it() {
+    async fn a_dropped_process_ends_its_group() {
         let reaper = Reaper::start().expect("reaper");
         let running = sleeper(&reaper, "dropped");
         let group = running.id();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_reaper_kills_what_a_killed_test_leaves_and_nothing_else() {
+    async fn the_reaper_kills_only_a_killed_tests_processes() {
         let (reaper, other) = (
             Reaper::start().expect("reaper"),
             Reaper::start().expect("reaper"),

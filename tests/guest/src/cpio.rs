@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_is_as_the_kernel_reads_it() {
+    fn an_archive_has_the_kernels_format() {
         let mut archive = Archive::default();
         archive.program(Path::new("/a/b"), b"12345");
         archive.program(Path::new("/a/c"), b"");

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_volume_lost_is_found() {
+    fn lost_writes_are_found() {
         let console = Stamps::parse(&[line("n1", "a", 0, 1), line("n1", "a", 1, 2)].concat())
             .expect("records");
         let volume = Stamps::parse(&line("n1", "a", 0, 1)).expect("a record");

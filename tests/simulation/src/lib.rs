@@ -320,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_together_are_every_case_once() {
+    fn the_parts_cover_every_case_once() {
         for count in 1..6 {
             let parts = (0..count).map(|index| Part { index, count });
             let mut all: Vec<u64> = parts.flat_map(|part| part.of(1..=23)).collect();

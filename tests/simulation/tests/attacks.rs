@@ -105,7 +105,7 @@ async fn pods_of_others(s: &Stage, name: &str, claim: &str, node: &str) -> Resul
 /// Kubernetes takes any text for the claim of a pod. Such pods on a dead node keep the volumes of that node from nothing, and
 /// nothing asks the API server for what the text leads to.
 #[test]
-fn a_claim_name_that_is_a_path_keeps_no_node_down() {
+fn a_claim_name_with_a_path_blocks_no_recovery() {
     simulate(|| async {
         let mut s = stage(Value::Null).await?;
         namespace(&s, "evil");
@@ -136,7 +136,7 @@ fn a_claim_name_that_is_a_path_keeps_no_node_down() {
 
 /// In the middle of a run the claim is deleted and another one is made under its name.
 #[test]
-fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
+fn a_recreated_claim_is_not_the_runs_claim() {
     simulate(|| async {
         let mut s = stage(json!({"nodes": {"patienceSeconds": 120}})).await?;
         s.hang(NODES[0].0)?;
@@ -177,7 +177,7 @@ fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
 
 /// In the middle of a run the PersistentVolume is made again under its name, for the volume of somebody else.
 #[test]
-fn a_volume_that_was_made_again_for_anothers_is_not_freed() {
+fn a_volume_recreated_over_anothers_handle_is_not_freed() {
     simulate(|| async {
         let mut s = stage(json!({"nodes": {"patienceSeconds": 120}})).await?;
         let other = s
@@ -229,7 +229,7 @@ fn a_volume_that_was_made_again_for_anothers_is_not_freed() {
 
 /// A claim that says Bound, over a PersistentVolume that is reserved for its name and bound to no UID.
 #[test]
-fn a_volume_that_names_no_uid_is_nobodys() {
+fn a_volume_without_a_claim_uid_is_not_freed() {
     simulate(|| async {
         let mut s = stage(Value::Null).await?;
         let path = format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv());
@@ -295,7 +295,7 @@ fn a_made_up_attachment_frees_nothing() {
 
 /// An approver approves a plan of another record, and a tenant puts our finalizer on a record of their own.
 #[test]
-fn an_approval_of_another_plan_lets_nothing_run() {
+fn an_approval_of_another_plan_starts_no_run() {
     simulate(|| async {
         let mut s = stage(json!({"mode": "Approve"})).await?;
         s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await?;
@@ -338,7 +338,7 @@ fn an_approval_of_another_plan_lets_nothing_run() {
 /// The claim of the database is opted out. Its pod on the dead node was deleted by force, and its volume is still attached there: a
 /// fence for the cache beside it would detach it.
 #[test]
-fn an_opted_out_volume_whose_pod_is_gone_keeps_its_node() {
+fn an_opted_out_volume_without_a_pod_keeps_its_node_unfenced() {
     simulate(|| async {
         let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
         let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;

@@ -108,7 +108,7 @@ async fn approve(s: &mut Stage, asked: &str, who: &str) -> Result<(), WorldError
 }
 
 #[test]
-fn a_namespace_admin_goes_no_further_than_the_policy() {
+fn a_namespace_admin_is_bound_by_the_policy() {
     simulate(|| async {
         for (mode, words) in [
             ("Observe", "at most mode Observe"),
@@ -134,7 +134,7 @@ fn a_namespace_admin_goes_no_further_than_the_policy() {
 }
 
 #[test]
-fn a_cluster_admin_goes_further_than_the_policy() {
+fn a_cluster_admin_may_exceed_the_policy() {
     simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         phantom(&mut s).await?;
@@ -249,7 +249,7 @@ fn a_namespace_admin_fences_no_node() {
 
 /// The network cuts both nodes off, and their pods write on. The policy has rules for nodes, and lets no machine be powered off.
 #[test]
-fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
+fn a_namespace_declaration_fences_no_node() {
     simulate(|| async {
         for (who, fences) in [(ADAM, false), (CARLA, true)] {
             let (mut s, _) =
@@ -346,7 +346,7 @@ fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
 }
 
 #[test]
-fn an_approval_without_the_right_lets_nothing_run() {
+fn an_approval_without_the_right_starts_no_run() {
     simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
         phantom(&mut s).await?;

@@ -238,7 +238,7 @@ fn a_deleted_claim_ends_its_run() {
 
 /// The plan powers the machine off after a minute; in that minute the policy stops allowing it.
 #[test]
-fn a_power_off_that_is_not_allowed_any_more_is_not_ordered() {
+fn a_revoked_power_off_permission_stops_the_order() {
     let played = in_virtual_time(|| async {
         let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
         let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;

@@ -166,7 +166,7 @@ async fn is_not_delayed_by(crowd: fn(&World)) -> Stage {
 }
 
 #[test]
-fn pods_with_events_and_made_up_claims_delay_no_record() {
+fn pods_with_forged_events_and_claims_delay_no_record() {
     play(|| async {
         let s = is_not_delayed_by(crowd_of_events).await;
         assert_eq!(

@@ -48,7 +48,7 @@ fn messages(s: &Stage) -> Vec<String> {
 
 /// After the power-off a pod of a DaemonSet is bound to the dead node: it never ran there, and the fence goes on.
 #[test]
-fn a_pod_that_comes_to_a_machine_that_is_off_ends_no_fence() {
+fn a_pod_bound_to_a_powered_off_node_ends_no_fence() {
     let played = in_virtual_time(|| async {
         let mut s = stage("Allowed").await?;
         s.hang(NODES[0].0)?;
@@ -143,7 +143,7 @@ fn an_aborted_run_powers_the_machine_on_again() {
 
 /// After the taint the pod goes, and with it a claim that somebody deleted: nothing in the cluster leads to the volume.
 #[test]
-fn a_claim_deleted_after_the_taint_leaves_no_machine_off() {
+fn a_claim_deleted_after_the_taint_powers_the_machine_on() {
     let played = in_virtual_time(|| async {
         let mut s = stage("AllowedAndOn").await?;
         s.world.csi.set_unpublish_fails(true);

@@ -147,8 +147,8 @@ fn for_a_while(s: &Stage) {
 }
 
 #[test]
-fn a_shaky_api_server() {
-    all_good("a_shaky_api_server", 8, |seed| Setup {
+fn faults_of_the_api_server_are_survived() {
+    all_good("faults_of_the_api_server_are_survived", 8, |seed| Setup {
         then: shaky_api,
         unpublish_fails: seed % 2 == 0,
         ..Setup::default()
@@ -156,8 +156,8 @@ fn a_shaky_api_server() {
 }
 
 #[test]
-fn a_shaky_cloud() {
-    all_good("a_shaky_cloud", 8, |_| Setup {
+fn faults_of_the_cloud_are_survived() {
+    all_good("faults_of_the_cloud_are_survived", 8, |_| Setup {
         then: shaky_cloud,
         unpublish_fails: true,
         within: Duration::from_secs(1800),
@@ -166,15 +166,17 @@ fn a_shaky_cloud() {
 }
 
 #[test]
-fn a_shaky_api_server_and_a_shaky_cloud() {
+fn faults_of_api_server_and_cloud_are_survived() {
     let both = |s: &Stage, seed: u64| {
         shaky_api(s, seed);
         shaky_cloud(s, seed);
     };
-    all_good("a_shaky_api_server_and_a_shaky_cloud", 8, |_| Setup {
-        then: both,
-        unpublish_fails: true,
-        within: Duration::from_secs(1800),
-        ..Setup::default()
+    all_good("faults_of_api_server_and_cloud_are_survived", 8, |_| {
+        Setup {
+            then: both,
+            unpublish_fails: true,
+            within: Duration::from_secs(1800),
+            ..Setup::default()
+        }
     });
 }

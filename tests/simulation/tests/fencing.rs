@@ -129,7 +129,7 @@ fn left(s: &Stage) -> Vec<String> {
     found
 }
 
-parts!(what_is_aborted_while_a_node_is_fenced_leaves_no_taint { part_1, part_2 } aborts);
+parts!(an_abort_during_fencing_leaves_no_taint { part_1, part_2 } aborts);
 
 fn aborts(part: Part) {
     let mut aborted = 0;

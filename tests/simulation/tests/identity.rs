@@ -203,7 +203,7 @@ fn a_claim_that_is_bound_to_nothing_fences_no_node() {
 
 /// The claim loses its volume while the run waits for the node to come back.
 #[test]
-fn a_run_whose_claim_is_no_longer_bound_turns_back() {
+fn a_claim_that_loses_its_binding_unwinds_the_run() {
     let after = played(|| async {
         let mut s = stage().await?;
         s.hang(NODES[0].0)?;
@@ -347,7 +347,7 @@ fn a_machine_that_was_never_a_node_keeps_its_volume() {
 
 /// Somebody created a Node with the machine's providerID and deleted it a minute later. No kubelet ever renewed its Lease.
 #[test]
-fn a_node_that_came_and_went_makes_no_machine_of_this_cluster() {
+fn a_short_lived_node_makes_no_machine_of_this_cluster() {
     let after = played(|| async {
         let mut s = stage().await?;
         s.world
@@ -377,7 +377,7 @@ fn a_node_that_came_and_went_makes_no_machine_of_this_cluster() {
 
 /// A person who may declare in the whole cluster says that the machine is this cluster's.
 #[test]
-fn a_machine_that_a_person_vouches_for_is_freed() {
+fn a_machine_vouched_for_by_a_person_is_freed() {
     let after = played(|| async {
         let mut s = held_by_a_stranger().await?;
         let refused = |w: &World| phases(w).contains(&Phase::Refused);
@@ -600,7 +600,7 @@ fn a_volume_whose_tags_a_person_accepts_is_freed() {
 
 /// The tags change while the run waits for the node to come back.
 #[test]
-fn a_run_whose_volume_is_tagged_anew_turns_back() {
+fn a_volume_tagged_for_another_owner_unwinds_the_run() {
     let after = played(|| async {
         let mut s = stage().await?;
         s.hang(NODES[0].0)?;
@@ -617,7 +617,7 @@ fn a_run_whose_volume_is_tagged_anew_turns_back() {
 
 /// While the machines' own tags cannot be read, nothing says that the volume is this cluster's.
 #[test]
-fn a_tagged_volume_waits_until_the_machines_tags_are_read() {
+fn a_tagged_volume_waits_for_the_machines_tags() {
     let after = played(|| async {
         let mut s = stage().await?;
         let fault = Fault::Error {

@@ -72,7 +72,7 @@ fn path(s: &Stage) -> String {
 }
 
 #[test]
-fn a_detach_that_is_pending_for_an_hour_is_not_forgotten() {
+fn a_detach_pending_for_an_hour_is_not_forgotten() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
@@ -114,7 +114,7 @@ fn an_abort_lifts_no_hold_while_the_detach_is_pending() {
 }
 
 #[test]
-fn a_detach_that_arrives_late_pulls_no_disk() {
+fn a_late_detach_takes_no_disk_in_use() {
     for late in [20, 75, 130, 400] {
         let played = in_virtual_time(move || async move {
             let mut s = stage(DEFAULT_RUNBOOK).await?;
@@ -208,7 +208,7 @@ fn is_given_back(w: &World) -> bool {
 
 /// The claim leads nowhere any more: the run goes by what its plan pinned.
 #[test]
-fn a_claim_deleted_under_a_detach_blinds_no_run() {
+fn a_claim_deleted_during_a_detach_still_ends_the_run() {
     for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
         let played = in_virtual_time(move || async move {
             let mut s = stage(runbook).await?;
@@ -240,7 +240,7 @@ fn a_claim_deleted_under_a_detach_blinds_no_run() {
 }
 
 #[test]
-fn a_namespace_deleted_under_a_detach_ends() {
+fn a_namespace_deleted_during_a_detach_terminates() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
@@ -271,7 +271,7 @@ fn a_namespace_deleted_under_a_detach_ends() {
 
 /// The request never arrives, and claim and PersistentVolume go meanwhile. A person's word ends the wait all the same.
 #[test]
-fn a_word_counts_where_the_volume_is_gone_from_the_cluster() {
+fn a_persons_statement_counts_after_the_volume_is_gone() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
         let mut cut = CloudRule::new(
@@ -335,7 +335,7 @@ async fn delete_the_record(s: &Stage) -> Result<(), WorldError> {
 
 /// The request is sent and has not arrived when the record goes: no history shows it, and the note alone tells of it.
 #[test]
-fn a_detach_of_a_deleted_record_that_arrives_late_pulls_no_disk() {
+fn a_deleted_records_late_detach_takes_no_disk_in_use() {
     for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
         let played = in_virtual_time(move || async move {
             let mut s = stage(runbook).await?;
@@ -369,7 +369,7 @@ fn a_detach_of_a_deleted_record_that_arrives_late_pulls_no_disk() {
 
 /// The label of the hold went with the record, and the pod that it gated is deleted, too: the next one waits as well.
 #[test]
-fn new_pods_are_held_away_after_the_record_was_deleted_by_force() {
+fn new_pods_stay_gated_after_the_record_was_force_deleted() {
     let played = in_virtual_time(|| async {
         let mut s = stage(DEFAULT_RUNBOOK).await?;
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
@@ -426,7 +426,7 @@ fn a_stamp_whose_claim_is_gone_restores_nothing() {
 }
 
 #[test]
-fn a_record_deleted_by_force_restores_nothing_under_a_detach() {
+fn a_force_deleted_record_restores_nothing_during_a_detach() {
     for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
         let played = in_virtual_time(move || async move {
             let mut s = stage(runbook).await?;

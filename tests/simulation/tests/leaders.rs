@@ -83,7 +83,7 @@ parts!(
 );
 
 parts!(
-    the_leader_dies_at_every_request_of_a_cloud_detach_under_a_hold { part_1, part_2 } | part | {
+    the_leader_dies_at_every_request_of_a_held_cloud_detach { part_1, part_2 } | part | {
         crash_everywhere(DEFAULT_RUNBOOK, true, 2, part)
     }
 );
@@ -227,7 +227,7 @@ fn a_restored_lease_brings_no_old_term_back() {
 /// A journal with lines of a leader that this cluster's Lease knows nothing of: another controller works by another Lease, and
 /// wrote them after this one became leader.
 #[test]
-fn a_run_of_a_newer_leader_is_frozen_and_calls() {
+fn a_newer_leaders_run_is_frozen_and_escalated() {
     in_virtual_time(|| async {
         let mut s = at_zero_in_term_2().await;
         let recovery = s

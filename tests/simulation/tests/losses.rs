@@ -90,7 +90,7 @@ fn effects(s: &Stage) -> Vec<String> {
 
 /// Somebody deleted the second claim by mistake: it lives only as long as the pod uses it (pvc-protection).
 #[test]
-fn an_eviction_takes_no_deleted_claim_along() {
+fn an_eviction_loses_no_deleted_claim() {
     in_virtual_time(|| async {
         let mut s = set(1, &[postgres()]).await;
         delete(&s, "persistentvolumeclaims", "postgres-wal").await;
@@ -121,7 +121,7 @@ fn an_eviction_takes_no_deleted_claim_along() {
 
 /// The same by a fence: pods of a node that is tainted out of service are deleted by Kubernetes.
 #[test]
-fn a_fence_takes_no_deleted_claim_along() {
+fn a_fence_loses_no_deleted_claim() {
     in_virtual_time(|| async {
         let mut s = set(2, &[postgres()]).await;
         delete(&s, "persistentvolumeclaims", "postgres-wal").await;
@@ -145,7 +145,7 @@ fn a_fence_takes_no_deleted_claim_along() {
 
 /// A neighbour's deleted claim counts as well; once the person has saved the data and let the pod go, the fence goes on.
 #[test]
-fn a_fence_takes_no_deleted_claim_of_a_neighbour_along() {
+fn a_fence_loses_no_neighbours_deleted_claim() {
     in_virtual_time(|| async {
         let mut s = set(3, &[postgres(), redis()]).await;
         assert_eq!(s.node_of("postgres"), s.node_of("redis"));
@@ -178,7 +178,7 @@ fn a_fence_takes_no_deleted_claim_of_a_neighbour_along() {
 /// A neighbour's pod owns a claim that it uses, as a pod beyond the count does under `whenScaled: Delete`, and one that it does
 /// not use. Once the fence has deleted the pod, the garbage collector would delete both.
 #[test]
-fn a_fence_takes_no_claim_along_that_a_neighbours_pod_owns() {
+fn a_fence_loses_no_claim_owned_by_a_neighbours_pod() {
     for claim_of_the_pod in ["postgres-wal", "backups"] {
         in_virtual_time(move || async move {
             let mut s = set(5, &[postgres(), redis()]).await;
@@ -214,7 +214,7 @@ fn a_fence_takes_no_claim_along_that_a_neighbours_pod_owns() {
 /// Nobody would make a bare pod again. Kubernetes evicts it from a node that stays unreachable (300 s); then it is lost
 /// whatever reattach does, and the node is fenced.
 #[test]
-fn a_fence_waits_until_kubernetes_has_given_a_bare_pod_up() {
+fn a_fence_waits_until_a_bare_pod_is_deleted() {
     in_virtual_time(|| async {
         let mut s = set(4, &[redis()]).await;
         let node = s.node_of("redis");

@@ -132,7 +132,7 @@ fn a_partition_of_every_node_powers_none_off() {
 /// The first node's fence proves nothing about the second one, whose silence may have the same cause. The cloud's own word
 /// does.
 #[test]
-fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
+fn a_second_silent_node_waits_for_the_clouds_state() {
     simulate(|| async {
         let mut s = stage(&NODES).await?;
         spread(&mut s, &NODES).await?;
@@ -184,7 +184,7 @@ fn one_dead_node_is_fenced_after_its_patience() {
 }
 
 #[test]
-fn a_node_under_maintenance_is_left_alone_until_it_is_over() {
+fn a_node_is_left_alone_during_maintenance() {
     simulate(|| async {
         for annotation in [
             "reattach.dev/maintenance",
@@ -283,7 +283,7 @@ fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
 /// The owner of a claim labels it, so that a policy with power-off rules it. The API server refuses such a policy now; this one
 /// was stored before. In a namespace that the policy names, the label counts.
 #[test]
-fn a_label_on_a_claim_has_no_node_fenced() {
+fn a_label_on_a_claim_fences_no_node() {
     simulate(|| async {
         for (namespaces, fenced) in [(json!([]), false), (json!(["default"]), true)] {
             let mut s = stage(&NODES).await?;
@@ -369,7 +369,7 @@ fn a_node_that_the_rules_do_not_select_is_left_alone() {
 /// A policy that lets no machine be powered off and has no rules for nodes: the machine is off by a person, and its node is not
 /// tainted by us all the same.
 #[test]
-fn without_rules_for_nodes_no_node_is_fenced_unattended() {
+fn no_node_rules_means_no_unattended_fence() {
     simulate(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;

@@ -170,7 +170,7 @@ fn the_same_seed_gives_the_same_transcript() {
 }
 
 #[test]
-fn an_unknown_scenario_is_one_sentence_that_names_the_known_ones() {
+fn an_unknown_scenario_error_lists_the_known_ones() {
     let error = play("no-such", 1, Pace::Short, Arc::new(|_| {}))
         .err()
         .map(|e| e.to_string());

@@ -210,7 +210,7 @@ fn a_stamp_of_a_run_on_another_workload_scales_nothing() {
 
 /// The editor writes under reattach's name, which the API server takes from everybody: that alone gives one replica.
 #[test]
-fn a_stamp_under_our_name_gives_no_more_than_the_past_shows() {
+fn a_forged_stamp_is_bounded_by_the_workloads_past() {
     play(|| async {
         let mut s = at_zero_by_its_owner().await;
         forge(&s, "a-recovery-that-never-was", OUR_NAME).await;
@@ -232,7 +232,7 @@ fn a_stamp_under_our_name_gives_no_more_than_the_past_shows() {
 }
 
 #[test]
-fn a_stamp_that_was_edited_in_a_run_restores_the_journals_count() {
+fn a_stamp_edited_in_a_run_restores_the_journals_count() {
     play(|| async {
         let mut s = at_zero().await;
         edit_count(&s, 5_000).await;
@@ -261,7 +261,7 @@ fn a_stamp_that_was_edited_in_a_run_restores_the_journals_count() {
 
 /// The same on the way back.
 #[test]
-fn a_stamp_that_was_edited_before_an_abort_restores_the_journals_count() {
+fn a_stamp_edited_before_an_abort_restores_the_journals_count() {
     play(|| async {
         let mut s = at_zero().await;
         edit_count(&s, 40).await;
@@ -290,7 +290,7 @@ fn a_stamp_that_was_edited_before_an_abort_restores_the_journals_count() {
 
 /// The controller that led has seen the journal, which counts also when the record is gone.
 #[test]
-fn a_record_deleted_by_force_still_says_the_count() {
+fn a_force_deleted_record_still_shows_the_count() {
     play(|| async {
         let mut s = at_zero().await;
         s.pass(secs(6)).await;
@@ -357,7 +357,7 @@ fn a_count_beyond_the_past_is_cut_and_a_person_is_called() {
 
 /// The text of the stamp is spoilt, and nothing else says the count: a person is called, once.
 #[test]
-fn a_spoilt_stamp_without_a_record_calls_a_person() {
+fn a_malformed_stamp_without_a_record_calls_a_person() {
     play(|| async {
         let mut s = at_zero().await;
         annotate(&s, "five thousand", "").await;

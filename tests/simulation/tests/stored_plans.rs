@@ -109,7 +109,7 @@ fn stops_and_puts_back(
 }
 
 #[test]
-fn an_edited_plan_stops_the_run_and_the_stamp_puts_back() {
+fn an_edited_plan_stops_the_run_and_the_stamp_restores() {
     stops_and_puts_back(
         1,
         |plan| plan["pins"]["holder"] = json!("999"),
@@ -118,7 +118,7 @@ fn an_edited_plan_stops_the_run_and_the_stamp_puts_back() {
 }
 
 #[test]
-fn another_versions_plan_stops_the_run_and_the_stamp_puts_back() {
+fn another_versions_plan_stops_the_run_and_the_stamp_restores() {
     stops_and_puts_back(
         2,
         |plan| plan["version"] = json!(1),

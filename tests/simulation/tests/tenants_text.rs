@@ -178,7 +178,7 @@ fn is_over(w: &World) -> bool {
 }
 
 #[test]
-fn texts_of_tenants_and_clouds_reach_our_records_plainly() {
+fn texts_of_tenants_and_clouds_are_stored_plain() {
     play(|| async {
         let mut s = stage(
             1,
@@ -230,7 +230,7 @@ fn texts_of_tenants_and_clouds_reach_our_records_plainly() {
 }
 
 #[test]
-fn reasons_of_people_reach_our_records_plainly() {
+fn reasons_given_by_people_are_stored_plain() {
     play(|| async {
         let mut s = stage(
             2,
@@ -428,7 +428,7 @@ fn large(server: &ApiServer) -> VolumeRecovery {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_status_that_is_refused_as_too_large_is_stored_cut() {
+async fn a_status_refused_as_too_large_is_stored_cut() {
     let server = ApiServer::new(
         Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")),
         1,

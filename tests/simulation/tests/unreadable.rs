@@ -118,7 +118,7 @@ fn unbroken(s: &Stage) {
 }
 
 #[test]
-fn a_recovery_of_the_future_is_held_and_named_and_the_others_heal() {
+fn a_newer_versions_recovery_waits_and_others_heal() {
     play(|| async {
         let mut s = set(1, &[redis(), postgres()]).await;
         let journal = json!([
@@ -217,7 +217,7 @@ fn a_recovery_of_the_future_is_held_and_named_and_the_others_heal() {
 }
 
 #[test]
-fn a_plan_of_the_future_that_has_not_begun_can_simply_be_deleted() {
+fn a_newer_versions_unstarted_plan_can_be_deleted() {
     play(|| async {
         let mut s = set(2, &[redis()]).await;
         let plan = json!({ "version": 9, "steps": "another way" });
@@ -376,7 +376,7 @@ fn lack_the_right_to_read(server: &ApiServer, plural: &str) {
 /// The operator's object above a Deployment is opted out. That counts where reattach may read it; where it may not, as with the
 /// rights that are shipped, the operator's pods are healed as all others are.
 #[test]
-fn an_opt_out_on_an_operators_object_counts_where_it_is_readable() {
+fn a_readable_opt_out_on_an_operators_object_counts() {
     for readable in [true, false] {
         play(move || async move {
             let owner = json!([{ "apiVersion": "redis.example.com/v1", "kind": "RedisCluster", "name": "main",
@@ -426,7 +426,7 @@ fn an_opt_out_on_an_operators_object_counts_where_it_is_readable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_is_read_or_refused_or_gone() {
+async fn an_owner_is_read_forbidden_or_gone() {
     let server = ApiServer::new(
         Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")),
         1,

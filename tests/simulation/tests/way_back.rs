@@ -178,7 +178,7 @@ fn unbroken_but(s: &mut Stage, put_back: &[&str]) {
 
 /// A token that is being renewed, or an authenticator that fails once.
 #[test]
-fn one_refused_restore_ends_nothing() {
+fn one_refused_restore_ends_no_run() {
     for code in [401, 403, 404, 422] {
         play(move || async move {
             let mut s = at_zero(SCALE_TO_ZERO).await;
@@ -195,7 +195,7 @@ fn one_refused_restore_ends_nothing() {
 
 /// The component `scaler` is taken away while a workload is at zero, and given again after half an hour.
 #[test]
-fn a_refused_restore_calls_a_person_and_goes_on() {
+fn a_refused_restore_escalates_and_is_retried() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
         refuse(
@@ -239,7 +239,7 @@ fn a_refused_restore_calls_a_person_and_goes_on() {
 
 /// What is waited for stands behind why the run turned back, whatever that has in it.
 #[test]
-fn a_reason_with_any_words_in_it_is_kept_while_the_run_waits() {
+fn any_text_of_a_reason_is_kept_while_the_run_waits() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
         refuse(
@@ -275,7 +275,7 @@ fn a_reason_with_any_words_in_it_is_kept_while_the_run_waits() {
 
 /// The journal has room for an hour of tries. After that the stamp alone says what to restore.
 #[test]
-fn a_run_that_gave_up_restores_by_its_stamp() {
+fn a_failed_run_restores_by_its_stamp() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
         refuse(
@@ -367,7 +367,7 @@ fn a_refused_status_leaves_nothing_at_zero() {
 
 /// A refusal that lasts for a moment costs a moment: nothing is put back, and the run goes on.
 #[test]
-fn a_refused_status_that_is_accepted_again_goes_on() {
+fn a_status_accepted_again_resumes_the_run() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
         refuse(&s.world, 403, "forbidden", statuses(), None);
@@ -384,7 +384,7 @@ fn a_refused_status_that_is_accepted_again_goes_on() {
 
 /// S3 without a journal: the cloud was asked to detach, and the job is not over.
 #[test]
-fn a_refused_status_restores_nothing_under_a_pending_detach() {
+fn a_refused_status_restores_nothing_during_a_detach() {
     use reattach_cloud_simulator::{DetachBehaviour, JobAction, JobStatus, VolumeNo};
     play(|| async {
         let mut s = set(SCALE_TO_ZERO).await;
@@ -417,7 +417,7 @@ fn a_refused_status_restores_nothing_under_a_pending_detach() {
 
 /// The same for a hold: its label and the gates of waiting pods come off without a journal.
 #[test]
-fn a_refused_status_leaves_no_pod_held() {
+fn a_refused_status_leaves_no_pod_gated() {
     play(|| async {
         let mut s = set(DEFAULT_RUNBOOK).await;
         recycle(&mut s).await;
@@ -446,7 +446,7 @@ fn a_refused_status_leaves_no_pod_held() {
 
 /// The record is deleted by force, and the janitor's first writes are refused.
 #[test]
-fn the_janitor_tries_a_refused_restore_again() {
+fn the_janitor_retries_a_refused_restore() {
     play(|| async {
         let mut s = at_zero(SCALE_TO_ZERO).await;
         refuse(
@@ -479,7 +479,7 @@ fn the_janitor_tries_a_refused_restore_again() {
 
 /// Ten runs that need a person, and nobody comes.
 #[test]
-fn stuck_recoveries_take_no_place_of_others() {
+fn stuck_recoveries_take_no_places_of_others() {
     play(|| async {
         let start = "2026-03-02T03:00:00Z".parse().expect("a time");
         let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_filtered_is_refused() {
+    fn unknown_filters_are_refused() {
         for bad in [
             "{",
             "[]",

@@ -42,7 +42,7 @@ fn leads_for(left: Duration) -> Option<Leadership> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_effect_must_end_before_the_lease_does() {
+async fn an_effect_that_may_outlast_the_lease_is_refused() {
     let millisecond = Duration::from_millis(1);
     let enough = Stage::new(leads_for(EFFECT_TIMEOUT + millisecond));
     assert_eq!(enough.pass(Mode::Auto, None, 7), Ok(()));
@@ -78,7 +78,7 @@ async fn an_effect_must_end_before_the_lease_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_journal_line_of_another_term_opens_nothing() {
+async fn a_journal_line_of_another_term_opens_no_gate() {
     let stage = Stage::new(leads_for(Duration::from_secs(13)));
     assert_eq!(stage.pass(Mode::Auto, None, 7), Ok(()));
     for term in [0, 6, 8, u64::MAX] {
@@ -93,7 +93,7 @@ async fn a_journal_line_of_another_term_opens_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mode_that_only_looks_opens_nothing() {
+async fn modes_without_effects_open_no_gate() {
     let stage = Stage::new(leads_for(Duration::from_secs(13)));
     let hash = stage.plan.hash.to_string();
     for mode in [Mode::Observe, Mode::DryRun] {

@@ -215,7 +215,7 @@ async fn a_living_holder_writes_a_deleted_lease_again() {
 
 /// A backup of a minute without any leader comes back while a leader of a later term works that has journaled nothing yet.
 #[tokio::test(start_paused = true)]
-async fn a_restored_lease_without_a_holder_makes_nobody_leader_at_once() {
+async fn a_restored_vacant_lease_makes_no_leader_at_once() {
     let server = server();
     insert_released(&server, 5);
     let (mut leader, mut standby) = (elector(&server, "a"), elector(&server, "b"));
@@ -266,7 +266,7 @@ async fn a_release_counts_for_a_process_that_watched_it() {
 
 /// A backup brings back what the Lease was when this very process held it; another one holds it since.
 #[tokio::test(start_paused = true)]
-async fn a_restored_lease_makes_nobody_leader_at_once() {
+async fn a_restored_lease_makes_no_leader_at_once() {
     let server = server();
     insert_released(&server, 0);
     let (mut a, mut b) = (elector(&server, "a"), elector(&server, "b"));
@@ -325,7 +325,7 @@ async fn a_term_is_higher_than_any_in_a_journal() {
 
 /// Nobody but a person with a right to the status can have written such a line. It must not end all elections.
 #[tokio::test(start_paused = true)]
-async fn a_term_that_no_lease_can_have_counts_not() {
+async fn an_impossible_term_is_ignored() {
     let server = server();
     insert_released(&server, 3);
     insert_journal(&server, "data", &[2, u64::from(u32::MAX), u64::MAX]);

@@ -237,7 +237,7 @@ fn power(on: bool) -> Effect {
 }
 
 #[tokio::test(start_paused = true)]
-async fn power_goes_off_under_the_lock_and_on_gives_it_back() {
+async fn power_off_takes_the_node_lock_and_power_on_releases_it() {
     let s = Scene::new();
     assert!(s.perform(&power(false)).await.applied());
     assert_eq!(s.lock_holder().as_deref(), Some("reattach/cache/r"));
@@ -286,7 +286,7 @@ async fn an_order_without_a_stored_note_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_ordered_under_the_lock_of_another() {
+async fn a_lock_of_another_holder_stops_every_order() {
     let s = Scene::new();
     s.locked_by("node-maintenance");
     let uid = s.node("Unknown");
@@ -308,7 +308,7 @@ async fn nothing_is_ordered_under_the_lock_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_cloud_says_of_power_is_what_is_known() {
+async fn power_answers_of_the_cloud_become_outcomes() {
     let s = Scene::new();
     for (answer, wanted) in [
         (
@@ -335,7 +335,7 @@ async fn what_the_cloud_says_of_power_is_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_proof_that_has_run_out_frees_nothing() {
+async fn an_expired_proof_frees_nothing() {
     let s = Scene::new();
     let uid = s.node("Unknown");
     let node = NodeName::from(NODE);
@@ -375,7 +375,7 @@ async fn a_proof_that_has_run_out_frees_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn force_needs_more_than_a_persons_word() {
+async fn a_declaration_alone_allows_no_force_detach() {
     let s = Scene::new();
     let outcome = s.perform(&Effect::CloudForce { proof: s.proof() }).await;
     assert_eq!(retry(&outcome), Some(false), "{outcome:?}");
@@ -383,7 +383,7 @@ async fn force_needs_more_than_a_persons_word() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_has_the_number_of_the_record() {
+async fn a_challenge_carries_the_records_epoch() {
     let s = Scene::new();
     assert!(
         s.perform(&Effect::Challenge {
@@ -404,7 +404,7 @@ async fn a_question_has_the_number_of_the_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_carries_the_records_uid() {
+async fn a_snapshot_is_labelled_with_the_records_uid() {
     let s = Scene::new();
     let volume = VolumeId::from(
         Case::deployment()

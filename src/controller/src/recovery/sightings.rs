@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_is_written_down_once() {
+    fn a_changed_sighting_is_written_once() {
         let mut r = recovery();
         assert!(note(&mut r, &evidence(0, Some(InstanceState::Running))));
         assert!(!note(&mut r, &evidence(5, Some(InstanceState::Running))));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn off_is_seen_anew_after_the_shutdown_ended() {
+    fn off_is_observed_again_after_the_shutdown_ended() {
         let mut r = recovery();
         assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
         let mut later = evidence(19, Some(InstanceState::Off));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_dropped() {
+    fn the_oldest_sighting_is_dropped() {
         let mut r = recovery();
         let states = [InstanceState::Running, InstanceState::Stopping];
         for i in 0..40 {

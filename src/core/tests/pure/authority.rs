@@ -90,7 +90,7 @@ fn a_policy_is_a_ceiling_for_a_right_in_a_namespace() {
 }
 
 #[test]
-fn the_controller_goes_as_far_as_its_policy() {
+fn a_policy_is_the_ceiling_of_the_controller() {
     let mut m = mandate();
     assert_eq!(m.may_act(&hash()), Ok(()));
     m.ceiling.iter_mut().for_each(|c| c.mode = Mode::Approve);
@@ -100,7 +100,7 @@ fn the_controller_goes_as_far_as_its_policy() {
 }
 
 #[test]
-fn a_power_off_takes_a_policy_or_a_right_at_cluster_scope() {
+fn a_power_off_needs_a_policy_or_a_cluster_wide_right() {
     let may = |policy: bool, controller: bool, word: Option<Reach>| {
         let mut m = if controller {
             mandate()
@@ -137,7 +137,7 @@ fn a_power_off_takes_a_policy_or_a_right_at_cluster_scope() {
 }
 
 #[test]
-fn a_whole_node_takes_rules_or_a_right_at_cluster_scope() {
+fn a_node_effect_needs_rules_or_a_cluster_wide_right() {
     let node = NodeName::from(NODE);
     let over = |m: &Mandate| m.over_node(&node, &hash());
     let mut m = asked(Mode::Approve, Mode::Auto, Reach::Namespace);
@@ -214,7 +214,7 @@ fn down(case: &mut Case, change: impl FnOnce(&mut Vec<DownNode>)) {
 }
 
 #[test]
-fn a_node_is_spared_while_it_may_boot_or_others_fell_silent_too() {
+fn a_node_is_spared_during_boot_and_wider_outages() {
     let (case, plan) = dead();
     assert_eq!(against(&case, &plan), []);
     let mut young = case.clone();

@@ -69,7 +69,7 @@ fn turns_back(next: &Next, because: &str) -> bool {
 
 /// The cloud's watchdog boots it: no proof will come, and the node's lock must not be kept until the step's deadline.
 #[test]
-fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
+fn a_recovered_node_ends_the_wait_for_its_proof() {
     let (plan, now) = for_a_dead_node();
     let waited = Event::Skipped {
         step: plan.find(StepKind::Await).expect("a step"),
@@ -93,7 +93,7 @@ fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
 
 /// What healed by itself needs none of the steps, and nobody may read that they were done.
 #[test]
-fn an_order_that_is_not_needed_is_skipped_up_to_its_verification() {
+fn an_unneeded_order_is_skipped_with_its_waits() {
     let (plan, now) = for_a_dead_node();
     let healed = Case::deployment().holdable().device_in_use().pod_ready();
     let mut events = Vec::new();
@@ -115,7 +115,7 @@ fn an_order_that_is_not_needed_is_skipped_up_to_its_verification() {
 
 /// A node that comes back: its volume is attached anew, and the machine has not found the device yet.
 #[test]
-fn a_device_that_is_not_there_yet_is_no_other_trouble() {
+fn a_device_not_yet_present_keeps_the_fingerprint() {
     let (plan, now) = for_a_dead_node();
     let unasked = after(
         &plan,

@@ -78,7 +78,7 @@ fn stopped(which: impl Fn(&Effect) -> bool, change: impl Fn(&mut Walk)) {
 /// While it is not known what a run may do, a step that needs somebody's word has no effect. Nothing is left
 /// in force by that: what puts back belongs to steps that need nobody's.
 #[test]
-fn what_puts_back_belongs_to_steps_that_need_no_word() {
+fn exactly_the_undoing_steps_need_no_mandate() {
     for mut walk in runs()
         .into_iter()
         .chain([Walk::new(phantom_without_policy(), QUIET)])
@@ -151,7 +151,7 @@ fn no_pod_is_released_unless_the_hold_is_seen() {
 
 /// A VolumeAttachment that nobody deletes would be published again.
 #[test]
-fn no_detach_while_the_record_is_not_going() {
+fn no_detach_before_the_attachment_is_deleted() {
     let (mut tried, all) = (0, moments(|e| matches!(e, Effect::CloudDetach { .. })));
     for (mut walk, effect) in all {
         let here = |e: &Evidence| {
@@ -178,7 +178,7 @@ fn no_detach_while_the_record_is_not_going() {
 
 /// What was pinned is one boot: another one may have mounted the volume.
 #[test]
-fn another_boot_stops_every_effect_that_rests_on_the_pinned_one() {
+fn another_boot_stops_effects_pinned_to_the_old_one() {
     let of_an_orphan = |walk: &Walk| {
         matches!(
             walk.plan.trouble,
@@ -207,7 +207,7 @@ fn another_boot_stops_every_effect_that_rests_on_the_pinned_one() {
 
 /// The word by which a node is fenced is taken back after the quarantine.
 #[test]
-fn a_taint_needs_the_word_over_the_node_once_more() {
+fn a_taint_rechecks_the_node_mandate() {
     let taint = |e: &Effect| matches!(e, Effect::TaintOutOfService { .. });
     stopped(taint, |walk| {
         walk.case = walk.case.clone().mandate(|m| {
@@ -262,7 +262,7 @@ fn a_ready_node_is_not_powered_off() {
 
 /// S8: another claim, or another PersistentVolume, of the same name is one that nobody planned or approved for.
 #[test]
-fn objects_of_the_same_name_stop_every_effect_of_the_way_forward() {
+fn replaced_objects_stop_every_forward_effect() {
     let forward = |e: &Effect| !e.puts_back();
     stopped(forward, |walk| {
         change(&mut walk.case.evidence.claim, |c| {
@@ -318,7 +318,7 @@ fn unselected(walk: &mut Walk) {
 
 /// What may pass is waited for, and what does not pass turns the run back, whatever else is said.
 #[test]
-fn what_stands_against_touching_a_node_waits_or_turns_back() {
+fn node_refusals_wait_or_unwind() {
     let table: [(Case, fn(&Effect) -> bool); 4] = [
         (dead_node(), |e| matches!(e, Effect::PowerOff { .. })),
         (dead_node_off(), |e| matches!(e, Effect::Quarantine { .. })),
@@ -350,7 +350,7 @@ fn what_stands_against_touching_a_node_waits_or_turns_back() {
 /// The word over a node is asked for before something is done to it: what was done already is ended without
 /// it.
 #[test]
-fn what_was_done_to_a_node_is_ended_without_a_word() {
+fn node_effects_are_undone_without_a_mandate() {
     let mut taint = before(dead_node_off(), |e| matches!(e, Effect::Untaint { .. }));
     maintained(&mut taint);
     let said = taint.ask();
@@ -376,7 +376,7 @@ fn what_was_done_to_a_node_is_ended_without_a_word() {
 /// The permission to power machines off is taken back, or it is not known how far a person's right to it
 /// reaches.
 #[test]
-fn a_power_off_needs_the_permission_once_more() {
+fn a_power_off_rechecks_its_permission() {
     let mut walk = before(dead_node(), |e| matches!(e, Effect::PowerOff { .. }));
     walk.case = walk
         .case

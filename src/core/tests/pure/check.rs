@@ -364,7 +364,7 @@ const ORPHAN_MUTATIONS: &[Mutation] = &[
 ];
 
 #[test]
-fn each_rule_taken_out_of_a_plan_is_missed() {
+fn each_broken_rule_of_a_plan_is_a_violation() {
     let case = Case::statefulset();
     each_is_missed(&case, &case.plan().unwrap(), MUTATIONS);
     let case = case.holdable();
@@ -385,7 +385,7 @@ fn each_rule_taken_out_of_a_plan_is_missed() {
 
 /// The cloud may name nobody where the volume is lost, and nobody or the pinned holder where a record is stuck.
 #[test]
-fn the_holders_must_fit_the_diagnosis() {
+fn holders_that_differ_from_the_diagnosis_are_a_violation() {
     let (nobody, pinned, another): (&[&str], &[&str], &[&str]) =
         (&[], &[INSTANCE], &[OTHER_INSTANCE]);
     let table = [
@@ -419,7 +419,7 @@ fn the_holders_must_fit_the_diagnosis() {
 
 /// A record on another node may stay only where the old holder's record goes, and only while it is not attached.
 #[test]
-fn a_record_on_another_node_is_seen() {
+fn an_attachment_on_another_node_is_a_violation() {
     let seen = |plan: &Plan, case: &Case| {
         let found = rules(plan, case);
         found.iter().any(|v| {
@@ -447,7 +447,7 @@ fn a_record_on_another_node_is_seen() {
 
 /// The claim and each claim of its workload can be opted out alone.
 #[test]
-fn one_opted_out_claim_is_enough() {
+fn one_opted_out_claim_is_a_violation() {
     let plan = Case::statefulset().plan().unwrap();
     let mut claim = Case::statefulset();
     super::walk::change(&mut claim.evidence.claim, |c| {
@@ -465,7 +465,7 @@ fn one_opted_out_claim_is_enough() {
 
 /// Other remediators' taints are named, also beside our own out-of-service taint.
 #[test]
-fn another_remediator_on_the_node_is_seen() {
+fn another_remediators_lock_is_a_violation() {
     let plan = Case::statefulset().plan().unwrap();
     let found = |by_us: bool, taints: &[&str]| {
         rules(
@@ -696,7 +696,7 @@ const DRIFTS: [Drift; 26] = [
 
 /// What the plan that holds minds, and what it does not mind.
 #[test]
-fn each_drift_under_a_hold_is_seen() {
+fn each_drift_under_a_hold_is_a_violation() {
     let hook = |c: Case| c.workload(|w| w.template.pre_stop = vec!["x".into()]);
     let case = || {
         Case::statefulset()
@@ -785,7 +785,7 @@ fn an_autoscaler_that_keeps_a_pod_is_no_violation() {
 }
 
 #[test]
-fn a_volume_on_the_node_that_the_plan_does_not_list_is_seen() {
+fn an_unlisted_volume_on_the_node_is_a_violation() {
     let plan = super::walk::plan(&super::walk::dead_node(), super::walk::ALL).unwrap();
     assert_eq!(
         rules(&plan, &super::walk::dead_node()),
@@ -805,7 +805,7 @@ fn a_volume_on_the_node_that_the_plan_does_not_list_is_seen() {
 }
 
 #[test]
-fn a_claim_for_several_writers_is_seen() {
+fn a_claim_for_several_writers_is_a_violation() {
     use reattach_core::evidence::AccessMode::{ReadOnlyMany, ReadWriteMany, ReadWriteOnce};
     let plan = Case::statefulset().plan().unwrap();
     for modes in [
@@ -828,7 +828,7 @@ fn a_claim_for_several_writers_is_seen() {
 }
 
 #[test]
-fn each_drift_of_the_evidence_is_seen() {
+fn each_drift_of_the_evidence_is_a_violation() {
     let plan = Case::statefulset().plan().unwrap();
     for (name, change, expected) in DRIFTS {
         let found = rules(&plan, &change(Case::statefulset()));
@@ -840,7 +840,7 @@ fn each_drift_of_the_evidence_is_seen() {
 }
 
 #[test]
-fn what_is_not_known_is_a_violation() {
+fn missing_facts_are_violations() {
     let plan = Case::statefulset().plan().unwrap();
     let spoil: [fn(&mut Case); 6] = [
         |c| c.evidence.claim.value = Known::Unknown { why: "x".into() },
@@ -919,7 +919,7 @@ fn snapshot(plan: &mut Plan) -> &mut PlannedStep {
 }
 
 #[test]
-fn a_snapshot_stands_once_and_right_before_force() {
+fn a_snapshot_comes_once_and_right_before_force() {
     let case = orphan();
     let plan = plan(
         &case,

@@ -186,7 +186,7 @@ fn an_abort_at_any_line_leaves_nothing() {
 
 /// A closing taint whose reply was lost may be accepted later: an aborted run does not end before its time is over.
 #[test]
-fn an_abort_waits_for_a_closing_taint_that_nobody_heard_of() {
+fn an_abort_waits_for_a_closing_taint_of_unknown_outcome() {
     let mut walk = Walk::new(
         phantom_without_policy(),
         World {
@@ -218,7 +218,7 @@ fn an_abort_waits_for_a_closing_taint_that_nobody_heard_of() {
 
 /// No attacher puts the new machine's attachment right: what is left is class C, and its order heals it.
 #[test]
-fn what_an_orphan_leaves_is_another_trouble() {
+fn a_leftover_of_an_orphan_gets_its_own_recovery() {
     let mut walk = Walk::new(orphan_of_the_same_name(), QUIET);
     let end = walk.run(|_, _| {});
     let story = walk.story();
@@ -288,7 +288,7 @@ fn every_freeing_effect_journals_its_proof() {
 }
 
 #[test]
-fn a_node_that_is_back_while_tainted_loses_the_taint_at_once() {
+fn a_recovered_node_loses_the_taint_at_once() {
     let back = World {
         back_at: Some(2),
         stuck: true,
@@ -317,7 +317,7 @@ fn a_node_that_is_back_while_tainted_loses_the_taint_at_once() {
 }
 
 #[test]
-fn a_node_that_is_back_before_anything_was_done_needs_nothing() {
+fn a_node_back_before_the_first_effect_needs_nothing() {
     let mut walk = Walk::new(
         dead_node(),
         World {
@@ -338,7 +338,7 @@ fn a_node_that_is_back_before_anything_was_done_needs_nothing() {
 /// S9: a taint that another recovery of the same node put there, while this one was refused the lock, is not this one's to
 /// take off.
 #[test]
-fn what_another_recovery_tainted_is_left_to_it() {
+fn a_taint_of_another_recovery_is_left_alone() {
     let mut walk = Walk::new(dead_node_off(), QUIET);
     let refused = Outcome::NotApplied {
         why: "another recovery has the lock".into(),
@@ -486,7 +486,7 @@ fn a_declared_node_is_fenced_and_says_by_whom() {
 
 /// S7: a plan for a whole node lists what is on it, and what comes later stops it.
 #[test]
-fn what_the_plan_does_not_list_stops_an_effect_on_the_node() {
+fn an_unlisted_volume_stops_an_effect_on_the_node() {
     let mut walk = Walk::new(dead_node_off(), QUIET);
     let new = (
         reattach_core::ids::ObjectName::new("default", "late"),
@@ -619,7 +619,7 @@ fn the_taint_stays_until_the_old_pod_is_deleted() {
 
 /// A dead node is fenced even where the cluster cannot hold pods away; only the cloud's own detach is left out.
 #[test]
-fn without_admission_a_dead_node_is_fenced_all_the_same() {
+fn a_dead_node_is_fenced_without_the_hold_policy() {
     let mut case = dead_node_off();
     if let Some(policy) = &mut case.evidence.hold_policy {
         policy.value = Known::Absent;
@@ -642,7 +642,7 @@ fn without_admission_a_dead_node_is_fenced_all_the_same() {
 
 /// The causes of class D that only people can mend: named, with what to do, and nothing is planned.
 #[test]
-fn causes_that_people_must_mend_are_named() {
+fn causes_for_people_are_named() {
     let going = |case: Case, error: Option<&str>| {
         let error = error.map(str::to_owned);
         case.attachment(|a| {

@@ -64,7 +64,7 @@ fn questions(walk: &Walk) -> usize {
 }
 
 #[test]
-fn two_minutes_are_not_measured_between_two_leaders() {
+fn no_wait_is_measured_across_two_leaders() {
     for ahead in [130, 300, -40] {
         let mut walk = lingering(false);
         until(&mut walk, |_, said| waits_for(said, "mount attempt"));
@@ -101,7 +101,7 @@ fn an_answer_to_another_leader_is_asked_for_again() {
 
 /// The node's clock is an hour ahead: what it says of itself is compared with what it says of itself.
 #[test]
-fn a_pod_on_a_node_whose_clock_is_ahead_is_recovered() {
+fn a_node_clock_that_is_ahead_does_not_stop_recovery() {
     let mut walk = Walk::new(
         Case::statefulset()
             .holdable()
@@ -149,7 +149,7 @@ fn an_answer_that_became_too_old_is_asked_for_again() {
 
 /// A pod that is seen after the question voids it, and the question comes again once the pod is gone.
 #[test]
-fn a_handshake_that_begins_anew_reopens_the_question() {
+fn a_restarted_handshake_reopens_the_question() {
     let mut walk = lingering(false);
     until(&mut walk, |_, said| frees(said));
     another_leader(&mut walk, 0);

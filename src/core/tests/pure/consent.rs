@@ -152,7 +152,7 @@ fn a_power_off_is_withdrawn_until_it_is_accepted() {
 }
 
 #[test]
-fn a_withdrawn_run_turns_back_and_ends_aborted() {
+fn a_withdrawn_run_unwinds_and_ends_aborted() {
     let mut walk = held();
     let recovery = Case::recovery();
     let observe = Withdrawal::PolicyMode {
@@ -190,7 +190,7 @@ fn a_withdrawn_run_turns_back_and_ends_aborted() {
 }
 
 #[test]
-fn a_run_that_only_puts_back_is_not_withdrawn() {
+fn an_unwinding_run_is_not_withdrawn() {
     let case = Case::statefulset()
         .holdable()
         .with_node(OTHER_NODE, OTHER_INSTANCE);

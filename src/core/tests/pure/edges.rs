@@ -8,7 +8,7 @@ use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 #[test]
-fn a_person_who_takes_over_wins_at_every_point() {
+fn a_persons_change_wins_at_every_point() {
     type Meddle = (&'static str, fn(&mut World), i32);
     let meddlers: [Meddle; 5] = [
         (
@@ -235,7 +235,7 @@ fn every_step_that_only_waits_meets_its_deadline() {
 }
 
 #[test]
-fn a_pod_that_never_gets_ready_fails_the_verification_with_the_workload_restored() {
+fn a_pod_never_ready_fails_verify_after_the_restore() {
     let mut run = run(false, Faults::default());
     while !run.has(
         |m| matches!(m, Event::Started { step, .. } if plan().steps[step.index()].kind == StepKind::Restore),
@@ -268,7 +268,7 @@ fn no_effect_starts_after_its_deadline() {
 
 /// What stood in the plan stands no more: nothing is touched.
 #[test]
-fn a_change_before_the_first_effect_turns_back_without_an_effect() {
+fn a_change_before_the_first_effect_ends_without_effects() {
     type Change = (&'static str, fn(&mut World));
     let changes: [Change; 7] = [
         ("rebooted", |w| w.boot = 2),
@@ -318,7 +318,7 @@ fn a_node_that_reboots_in_the_middle_is_not_detached_from() {
 
 /// Blind moments anywhere: what cannot be read is never taken for gone.
 #[test]
-fn what_cannot_be_read_is_never_taken_for_let_go() {
+fn an_unreadable_fact_is_never_taken_for_a_release() {
     let blinds = [
         world::Blind {
             volume: true,
@@ -361,7 +361,7 @@ fn what_cannot_be_read_is_never_taken_for_let_go() {
 
 /// A pod of the claim that appears again starts the handshake anew.
 #[test]
-fn a_pod_that_appears_again_starts_the_handshake_anew() {
+fn a_pod_that_reappears_restarts_the_handshake() {
     let mut run = run(true, Faults::default());
     while !run.has(|m| matches!(m, Event::UnusedSince { .. })) {
         assert_eq!(run.drive(1), None);
@@ -390,7 +390,7 @@ fn a_pod_that_appears_again_starts_the_handshake_anew() {
 
 /// The Lease could not be read at the moment when the last pod was gone: the handshake starts when it can.
 #[test]
-fn a_handshake_without_a_lease_is_started_again() {
+fn a_handshake_without_a_lease_is_restarted() {
     let mut run = run(true, Faults::default());
     run.drive(2);
     run.world.blind.node = true;
@@ -427,7 +427,7 @@ fn a_kubelet_that_stops_renewing_gives_no_proof() {
 
 /// Facts that were read before the effect was started tell nothing about it.
 #[test]
-fn facts_from_before_the_effect_do_not_tell_its_outcome() {
+fn facts_older_than_the_effect_show_no_outcome() {
     let mut run = run(
         false,
         Faults {
@@ -465,7 +465,7 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
 }
 
 #[test]
-fn without_an_accepted_plan_nothing_is_done() {
+fn a_run_without_an_accepted_plan_does_nothing() {
     let recovery = Case::recovery();
     let cx = Context {
         recovery: &recovery,

@@ -590,7 +590,7 @@ fn two_executors_with_a_stuck_driver_and_an_abort() {
 }
 
 #[test]
-fn two_executors_and_a_person_who_takes_over() {
+fn two_executors_and_a_persons_change() {
     let budget = if larger() { [1, 1, 0, 1] } else { [0, 0, 0, 1] };
     check("two executors, a person", World::new(true), budget);
 }

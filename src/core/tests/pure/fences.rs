@@ -139,7 +139,7 @@ fn prove(kind: Kind, s: &Fixture) -> Result<FenceProof, NoProof> {
 }
 
 #[test]
-fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
+fn each_proof_is_made_from_its_own_evidence_only() {
     for of in KINDS {
         for at in KINDS {
             let made = prove(of, &fixture(at));
@@ -174,7 +174,7 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
 
 /// Grants are per entity: who may see the volume need not find the instance, and its Node may be cut off and write.
 #[test]
-fn not_found_proves_nothing_of_a_node_where_only_the_volume_was_described() {
+fn not_found_needs_an_earlier_read_of_the_instance() {
     let mut fixture = fixture(Kind::NotFound);
     before(&mut fixture, |s| s.state = None);
     let never = NoProof::NeverSeen {
@@ -189,7 +189,7 @@ fn not_found_proves_nothing_of_a_node_where_only_the_volume_was_described() {
 }
 
 #[test]
-fn a_word_by_a_right_in_one_namespace_fences_no_node() {
+fn a_declaration_with_a_namespace_right_fences_no_node() {
     let mut fixture = fixture(Kind::Declared);
     fixture.declaration.cluster_wide = false;
     let proof = prove(Kind::Declared, &fixture).unwrap();
@@ -197,7 +197,7 @@ fn a_word_by_a_right_in_one_namespace_fences_no_node() {
 }
 
 #[test]
-fn a_proof_holds_for_a_while_and_what_is_gone_for_good() {
+fn proofs_expire_except_gone() {
     for kind in KINDS {
         let proof = prove(kind, &fixture(kind)).unwrap();
         assert!(!proof.holds_at(ago(1)), "{kind:?}: not before it was made");
@@ -210,7 +210,7 @@ fn a_proof_holds_for_a_while_and_what_is_gone_for_good() {
 
 /// A declaration counts for an hour, and an answer is compared with the machine's last sign of life, to the second.
 #[test]
-fn what_is_just_young_enough_counts() {
+fn facts_at_the_age_limit_count() {
     let mut word = fixture(Kind::Declared);
     word.declaration.at = ago(3600);
     assert!(prove(Kind::Declared, &word).is_ok());
@@ -254,7 +254,7 @@ fn a_machine_without_a_proof_is_refused_for_what_the_cloud_says() {
 
 /// The journal says what the agent answered: that there is no such device, or that nothing uses it.
 #[test]
-fn the_ground_says_what_the_agent_answered() {
+fn the_proofs_text_quotes_the_agents_answer() {
     for (seen, says) in [
         (ScanResult::NoDevice, "no such device"),
         (ScanResult::Clean, "nothing uses the device"),
@@ -957,7 +957,7 @@ fn every_spoiled_item_is_refused_by_name() {
 
 /// On EC2 the state alone tells; a boot that is under way still does not go unnoticed.
 #[test]
-fn where_off_stays_off_no_job_is_needed() {
+fn a_cloud_without_restarts_needs_no_shutdown_job() {
     let mut s = fixture(Kind::Off);
     jobs(&mut s, |p| {
         *p = PowerFacts {

@@ -553,7 +553,7 @@ fn propose(walk: &Walk) -> Option<Effect> {
 }
 
 #[test]
-fn what_the_runs_propose_is_supported() {
+fn every_proposed_effect_is_supported() {
     for walk in moments() {
         let effect = propose(walk).unwrap_or_else(|| panic!("{}", walk.story()));
         supported(walk, freed(&effect).unwrap())
@@ -563,7 +563,7 @@ fn what_the_runs_propose_is_supported() {
 
 /// Each single spoil is refused by at least one moment of a run: none of them is idle.
 #[test]
-fn every_spoil_matters_somewhere() {
+fn each_spoiled_fact_stops_some_effect() {
     let harmless = [
         // A fact that may be so: the pod waits elsewhere or is held, the record is gone, a human or the cloud says more.
         24, 27, 29, 30, 36, 39, 46, 47, 57, 58, 59, 60, 61, 21,

@@ -109,7 +109,7 @@ fn a_missing_workload_is_refused_by_name() {
 }
 
 #[test]
-fn a_missing_answer_leaves_an_unconfirmed_phantom_that_is_shown_and_not_executed() {
+fn an_unconfirmed_phantom_is_shown_and_not_executed() {
     let no_answer: [fn(&mut Evidence); 5] = [
         |e| e.answers.clear(),
         |e| e.asked = None,
@@ -136,7 +136,7 @@ fn a_missing_answer_leaves_an_unconfirmed_phantom_that_is_shown_and_not_executed
 }
 
 #[test]
-fn an_answer_about_another_volume_is_none() {
+fn an_answer_about_another_volume_does_not_count() {
     let mut case = Case::deployment();
     case.evidence
         .answers
@@ -148,7 +148,7 @@ fn an_answer_about_another_volume_is_none() {
 }
 
 #[test]
-fn without_report_and_answer_nothing_is_classified() {
+fn no_report_and_no_answer_gives_no_class() {
     for gap in [Gap::Unknown, Gap::Absent] {
         let mut case = Case::deployment().unasked();
         spoil(case.evidence.guests.get_mut(&NODE.into()).unwrap(), gap);
@@ -165,7 +165,7 @@ fn without_report_and_answer_nothing_is_classified() {
 
 /// A fresh attach looks like a phantom until its job has ended: without the jobs nothing is scaled.
 #[test]
-fn without_the_job_history_there_is_no_plan() {
+fn no_job_history_gives_no_plan() {
     for gap in [Gap::Unknown, Gap::Stale] {
         let mut case = Case::deployment();
         spoil(&mut case.evidence.jobs, gap);

@@ -24,7 +24,7 @@ fn later(mut case: Case, seconds: i64) -> Case {
 }
 
 #[test]
-fn time_and_versions_do_not_count() {
+fn time_and_resource_versions_do_not_change_the_hash() {
     let hash = Case::deployment().plan().unwrap().hash;
     for seconds in [1, 60, 86_400] {
         assert_eq!(
@@ -44,7 +44,7 @@ fn time_and_versions_do_not_count() {
 }
 
 #[test]
-fn what_is_shown_is_what_is_executed() {
+fn the_shown_plan_has_the_executed_plans_hash() {
     let shown = Case::deployment().unasked().plan_as(None, true).unwrap();
     let executed = Case::deployment().plan().unwrap();
     assert_eq!(shown.hash, executed.hash);
@@ -53,7 +53,7 @@ fn what_is_shown_is_what_is_executed() {
 }
 
 #[test]
-fn the_order_in_which_pods_are_listed_does_not_count() {
+fn the_order_of_pods_does_not_change_the_hash() {
     let case = Case::deployment()
         .with_pod("redis-2", Some(NODE), true)
         .workload(|w| w.replicas = 2);
@@ -63,7 +63,7 @@ fn the_order_in_which_pods_are_listed_does_not_count() {
 }
 
 #[test]
-fn every_pin_step_and_name_counts() {
+fn every_pin_step_and_name_changes_the_hash() {
     let changes: [fn(&mut Plan); 27] = [
         |p| p.version += 1,
         |p| p.claim.namespace = "x".into(),

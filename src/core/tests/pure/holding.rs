@@ -31,7 +31,7 @@ fn assert_nothing_held(run: &Run, what: &str) {
 }
 
 #[test]
-fn as_planned_it_takes_three_effects_and_no_cloud_call() {
+fn a_planned_hold_takes_three_effects_and_no_cloud_call() {
     let mut run = run(false, Faults::default());
     run.assert_recovered("as planned", 0);
     assert_eq!(run.effects, 3, "hold, release, lift\n{}", run.story());
@@ -40,7 +40,7 @@ fn as_planned_it_takes_three_effects_and_no_cloud_call() {
 }
 
 #[test]
-fn a_driver_that_cannot_detach_gets_one_cloud_detach_with_the_proof() {
+fn a_failing_driver_gets_one_proven_cloud_detach() {
     let mut run = run(true, Faults::default());
     run.assert_recovered("stuck unpublish", 1);
     assert_eq!(run.world.detaches, 1);
@@ -124,7 +124,7 @@ fn an_abort_at_any_line_lifts_the_hold() {
 }
 
 #[test]
-fn a_release_that_is_refused_turns_back_and_lifts() {
+fn a_refused_release_unwinds_and_lifts_the_hold() {
     let mut run = run(
         false,
         Faults {
@@ -141,7 +141,7 @@ fn a_release_that_is_refused_turns_back_and_lifts() {
 }
 
 #[test]
-fn a_disruption_budget_that_never_yields_is_named_at_the_deadline() {
+fn a_blocking_disruption_budget_is_named_at_the_deadline() {
     let replies = (2..60).map(|n| (n, Reply::Busy)).collect();
     let mut run = run(
         false,
@@ -236,7 +236,7 @@ fn a_cluster_without_the_policy_closes_the_node() {
 
 /// A record whose node may be gone cannot be held by a taint on it.
 #[test]
-fn what_needs_the_policy_says_so() {
+fn classes_that_need_the_policy_are_refused_without_it() {
     for case in [super::walk::detach_error(), super::walk::orphan()] {
         let refused = super::walk::plan(&super::walk::without_policy(case), super::walk::ALL);
         assert_eq!(refused.err().unwrap_or_default(), [Refusal::NoHoldPolicy]);
@@ -244,7 +244,7 @@ fn what_needs_the_policy_says_so() {
 }
 
 #[test]
-fn replicas_and_their_owners_are_no_business_of_a_hold() {
+fn a_hold_ignores_replicas_and_their_owners() {
     let case = Case::statefulset().holdable().workload(|w| {
         w.replicas = 3;
         w.deletes_claims_when_scaled = true;

@@ -102,7 +102,7 @@ fn problem(refusal: &Refusal) -> Option<&IdentityProblem> {
 }
 
 #[test]
-fn a_volume_that_may_be_another_claims_is_not_ours() {
+fn a_volume_of_another_claim_is_refused() {
     let good = d();
     let made = good.plan_by("lightest-first", None, false).unwrap();
     for (case, sentence) in VOLUMES {
@@ -128,7 +128,7 @@ fn a_volume_that_may_be_another_claims_is_not_ours() {
 /// A claim that is not bound has no right to the volume that it names: the collector reads nothing of that
 /// volume then, and whoever looks at claims counts it among those that are not asked about.
 #[test]
-fn a_claim_that_is_not_bound_is_told_from_other_doubts() {
+fn an_unbound_claim_has_its_own_refusal() {
     for (n, (case, sentence)) in VOLUMES.iter().enumerate() {
         let case = case();
         let about_it = n < OF_THE_BINDING;
@@ -163,7 +163,7 @@ fn a_claim_that_is_not_bound_is_told_from_other_doubts() {
 /// A provider that does not answer cannot say what its handle for the volume is. What else leads to the
 /// volume is told all the same, and the missing handle is no trouble of its own.
 #[test]
-fn other_uses_are_told_while_the_cloud_does_not_answer() {
+fn other_users_are_named_without_the_cloud() {
     let mut case = d().identity(|i| (i.canonical, i.others) = (None, vec![other()]));
     let told = |case: &Case| refusals(&case.evidence, None, case.now);
     assert!(
@@ -186,7 +186,7 @@ fn other_uses_are_told_while_the_cloud_does_not_answer() {
 
 /// Evidence that was saved says the same of the owner when it is read again.
 #[test]
-fn what_the_tags_said_survives_being_saved() {
+fn tag_verdicts_survive_serialisation() {
     let known = OwnClusters::Known {
         names: ["lke13311".into()].into(),
     };
@@ -216,7 +216,7 @@ fn a_renamed_volume_of_a_healthy_pod_is_no_trouble() {
 }
 
 #[test]
-fn what_nobody_read_is_no_plan() {
+fn an_unread_fact_gives_no_plan() {
     let mut case = d();
     let (source, at) = (case.evidence.identity.source.clone(), case.now);
     case.evidence.identity = Fact::unknown("403", source, at);
@@ -258,7 +258,7 @@ fn refused(case: &Case) -> Vec<IdentityProblem> {
 
 /// The machine is gone, which would be a proof: it may still be somebody else's.
 #[test]
-fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
+fn a_gone_machine_that_was_never_a_node_is_refused() {
     let foreign = [IdentityProblem::ForeignHolder {
         holder: FORMER_INSTANCE.into(),
     }];
@@ -334,7 +334,7 @@ pub fn living_orphan() -> Case {
 }
 
 #[test]
-fn a_living_machine_is_asked_before_an_orphan_is_freed() {
+fn a_running_machine_is_asked_before_an_orphan_is_freed() {
     let mut walk = Walk::new(living_orphan(), QUIET);
     walk.run(|_, _| {});
     assert_eq!(
@@ -406,7 +406,7 @@ fn an_answer_during_a_mount_attempt_is_no_proof_of_a_reboot() {
 
 /// A run turns back at once where the claim is no longer bound; what was done is put back.
 #[test]
-fn a_run_turns_back_when_the_binding_is_lost() {
+fn a_lost_binding_unwinds_the_run() {
     let mut walk = Walk::new(d().with_node(OTHER_NODE, "26000002"), QUIET);
     walk.run(|walk, action| {
         if matches!(action.effect, Effect::Release { .. }) {
@@ -426,7 +426,7 @@ fn a_run_turns_back_when_the_binding_is_lost() {
 }
 
 #[test]
-fn a_stuck_record_is_not_taken_for_another_nodes_machine() {
+fn another_nodes_machine_is_refused_for_a_stuck_attachment() {
     let case = super::walk::node_missing();
     assert_eq!(refused(&case), []);
     let other =

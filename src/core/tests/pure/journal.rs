@@ -128,7 +128,7 @@ fn whole_run() -> Vec<Event> {
 }
 
 #[test]
-fn a_whole_run_adds_up() {
+fn a_whole_run_is_the_sum_of_its_journal() {
     let state = replay(whole_run()).unwrap();
     assert_eq!(state.ended(), Some(&End::Recovered));
     assert_eq!(
@@ -149,7 +149,7 @@ fn a_whole_run_adds_up() {
 }
 
 #[test]
-fn outstanding_is_what_was_started_and_is_not_known() {
+fn a_started_effect_without_outcome_is_outstanding() {
     let state = replay(vec![started(0)]).unwrap();
     assert_eq!(state.outstanding(), Some(StepIx(0)));
     let state = replay(vec![started(0), outcome(0, unknown())]).unwrap();
@@ -314,7 +314,7 @@ fn illegal_lines_are_refused_with_the_reason() {
 }
 
 #[test]
-fn sequence_term_and_plan_are_watched() {
+fn sequence_term_and_plan_are_checked() {
     let plan = plan();
     let good = lines(vec![accepted(&plan), started(0)]);
     let with = |change: fn(&mut Entry)| {
@@ -514,7 +514,7 @@ fn events_keep_their_stored_words() {
 
 /// Earlier versions wrote a withheld effect as one that was not applied, with the reason in words. Such a line stays what it was.
 #[test]
-fn a_withheld_effect_of_an_earlier_version_is_read_as_it_was_written() {
+fn a_withheld_effect_of_an_earlier_version_is_readable() {
     let why = "not issued: this process is not leader, or not for long enough to finish the effect";
     let line = serde_json::json!({"seq": 2, "at": "2026-03-02T03:00:00Z", "term": 1, "by": "controller-0",
         "mark": {"mark": "outcome", "step": 0, "outcome": {"outcome": "notApplied", "why": why, "retry": true}}});
@@ -543,7 +543,7 @@ fn a_withheld_effect_of_an_earlier_version_is_read_as_it_was_written() {
 }
 
 #[test]
-fn only_the_attempt_that_the_gate_held_back_is_withheld() {
+fn only_the_withheld_attempt_is_marked_withheld() {
     let shut = || {
         outcome(
             0,

@@ -71,7 +71,7 @@ pub fn shutdown(walk: &mut Walk, status: JobStatus) {
 }
 
 #[test]
-fn a_lost_power_off_is_not_called_observed_without_a_look() {
+fn a_lost_power_off_is_unknown_until_it_is_read() {
     let mut walk = power_off_unheard();
     for seconds in [0, 61, 3_600] {
         walk.pass(seconds);
@@ -122,7 +122,7 @@ fn an_abort_after_a_lost_power_off_waits_for_the_order() {
 }
 
 #[test]
-fn a_person_ends_the_wait_for_an_order_that_was_lost() {
+fn a_person_ends_the_wait_for_a_lost_order() {
     let mut walk = power_off_unheard();
     let word = |at| Word {
         by: "grace".into(),
@@ -153,7 +153,7 @@ fn a_person_ends_the_wait_for_an_order_that_was_lost() {
 }
 
 #[test]
-fn a_detach_that_nobody_accounts_for_is_waited_for() {
+fn an_unaccounted_detach_is_waited_for() {
     for reply in [Reply::LostBefore] {
         for aborted in [false, true] {
             let faults = Faults {
@@ -184,7 +184,7 @@ fn a_detach_that_nobody_accounts_for_is_waited_for() {
 }
 
 #[test]
-fn a_detach_whose_job_shows_needs_nobody() {
+fn a_detach_with_a_job_needs_no_person() {
     let faults = Faults {
         replies: vec![(2, Reply::LostAfter)],
         nobody_declares: true,
@@ -204,7 +204,7 @@ fn a_detach_whose_job_shows_needs_nobody() {
 
 /// A machine that the run powered off is powered on again on every end, where the policy wants it on.
 #[test]
-fn a_run_that_turns_back_powers_the_machine_on() {
+fn an_unwinding_run_powers_the_machine_on() {
     for refused in [false, true] {
         let mut walk = Walk::with(dead_node(), QUIET, ALL);
         walk.answer(
@@ -304,7 +304,7 @@ pub fn leave_the_cluster(walk: &mut Walk) {
 
 /// Claim and PersistentVolume are gone, and with them every way to the provider.
 #[test]
-fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
+fn a_person_ends_the_wait_where_the_cloud_has_no_answer() {
     let mut walk = detach_unheard();
     let word = |at| Word {
         by: "grace".into(),
@@ -351,7 +351,7 @@ fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
 /// cloud does not find it counts only from the account that showed its holder earlier: another account never
 /// finds it.
 #[test]
-fn a_detach_is_over_with_its_volume() {
+fn a_deleted_volume_ends_its_detach() {
     type Spoil = fn(&mut InstanceObservation);
     let table: [(&str, Option<Spoil>, bool); 5] = [
         ("never seen", None, false),
@@ -396,7 +396,7 @@ fn a_detach_is_over_with_its_volume() {
 /// A new PersistentVolume of the old one's name leads to another volume: the history of that one tells
 /// nothing of the detach.
 #[test]
-fn the_history_of_another_volume_ends_no_wait() {
+fn another_volumes_history_ends_no_wait() {
     for (uid, volume, puts_back) in [("pv-1", "5551", true), ("pv-2", "6661", false)] {
         let mut walk = detach_unheard();
         let now = walk.case.now;
@@ -420,7 +420,7 @@ fn the_history_of_another_volume_ends_no_wait() {
 
 /// What is read after the PersistentVolume was replaced is another volume's, and no outcome is told from it.
 #[test]
-fn a_word_tells_no_outcome_by_another_volumes_holders() {
+fn another_volumes_holders_show_no_outcome() {
     let mut walk = detach_unheard();
     let now = walk.case.now;
     walk.case = walk
@@ -565,7 +565,7 @@ fn only_a_later_job_of_its_kind_accounts_for_an_order() {
 /// A provider that refuses old requests accounts for one that is older, and not for one that is as old as it
 /// still takes.
 #[test]
-fn an_order_is_over_once_the_provider_refuses_its_age() {
+fn an_order_ends_once_the_provider_refuses_its_age() {
     let sent = Sent {
         at: start(),
         newest_job: None,

@@ -77,7 +77,7 @@ fn foreign_owner(w: &mut WorkloadFacts) {
 }
 
 #[test]
-fn each_loss_is_refused_by_each_way_to_make_a_pod_go() {
+fn each_loss_is_refused_for_each_way_to_end_a_pod() {
     for (by, case, made) in makers() {
         let good = made(&case).unwrap_or_else(|r| panic!("{by}: {r:?}"));
         for (name, spoil, is) in LOSSES {
@@ -106,7 +106,7 @@ fn each_loss_is_refused_by_each_way_to_make_a_pod_go() {
 
 /// What comes up after the plan was made is seen right before the effect.
 #[test]
-fn each_loss_stops_a_run_before_its_first_pod_goes() {
+fn each_loss_stops_a_run_before_its_first_pod_ends() {
     let goes = |e: &Effect| {
         matches!(
             e,
@@ -143,7 +143,7 @@ fn lost(mut case: Case, loss: Loss) -> Case {
 
 /// The refusal stands in the claim's namespace, whose people need not see the pods of another one.
 #[test]
-fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
+fn a_neighbour_in_another_namespace_counts_unnamed() {
     for (loss, may_pass) in [
         (
             Loss::ClaimDeleting {
@@ -197,7 +197,7 @@ fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
 }
 
 #[test]
-fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
+fn a_neighbours_loss_keeps_the_node_unfenced() {
     let losses = [
         Loss::ClaimDeleting {
             claim: "data".into(),
@@ -322,7 +322,7 @@ fn a_loss_that_cannot_pass_is_not_waited_for() {
 }
 
 #[test]
-fn what_neighbours_would_lose_must_be_known() {
+fn unknown_losses_of_neighbours_refuse_the_plan() {
     let mut case = dead_node();
     case.evidence.node_losses.clear();
     let refusals = plan(&case, ALL).unwrap_err();
@@ -334,7 +334,7 @@ fn what_neighbours_would_lose_must_be_known() {
 }
 
 #[test]
-fn every_step_says_which_pods_go() {
+fn every_step_declares_the_pods_it_ends() {
     let going: Vec<_> = [
         StepKind::ScaleToZero,
         StepKind::Release,

@@ -115,7 +115,7 @@ fn a_deleted_workload_ends_the_wait_for_a_scaling() {
 
 /// The provider's history shows that the detach ended, and the volume whether it was carried out.
 #[test]
-fn an_ended_detach_was_applied_unless_the_cloud_names_the_holder() {
+fn an_ended_detach_counts_unless_the_holder_is_still_named() {
     let mut walk = detach_unheard();
     assert!(waits_for_a_word(&walk.ask()), "{:?}", walk.ask());
     let holder = walk.plan.pins.holder.clone();
@@ -196,7 +196,7 @@ pub fn off_stays_off(walk: &mut Walk, stays: bool) {
 
 /// Where the cloud boots instances by itself, an instance's state shows nothing of an order that the history does not show.
 #[test]
-fn the_state_of_an_instance_shows_an_order_only_where_nothing_else_changes_it() {
+fn an_instances_state_shows_an_order_only_if_unambiguous() {
     use InstanceState::{Gone, Off, Running, Stopping};
     let (off, on) = (StepKind::PowerOff, StepKind::PowerOn);
     for (kind, stays_off, state, applied) in [
@@ -227,7 +227,7 @@ fn the_state_of_an_instance_shows_an_order_only_where_nothing_else_changes_it() 
 /// A person said that nothing is under way. What the order did is then read from the instance. Where nothing leads to the
 /// cloud any more, the machine counts as off, so that a person looks after it.
 #[test]
-fn after_a_persons_word_the_instance_shows_what_an_order_did() {
+fn after_a_persons_statement_the_instance_shows_the_outcome() {
     use InstanceState::{Off, Running};
     let word = |walk: &Walk| Word {
         by: "grace".into(),
@@ -262,7 +262,7 @@ fn after_a_persons_word_the_instance_shows_what_an_order_did() {
 
 /// A run that turned back after its detach was accepted, with what the cloud shows of it then.
 #[test]
-fn an_accepted_detach_is_waited_for_until_the_cloud_shows_its_end() {
+fn an_accepted_detach_is_awaited_until_the_cloud_shows_its_end() {
     let forced = |walk: &mut Walk| {
         walk.pass(61);
         until(walk, |walk, _| {

@@ -94,7 +94,7 @@ fn is_known(walk: &Walk, kind: StepKind) -> bool {
 }
 
 #[test]
-fn a_lost_effect_of_class_once_is_never_issued_again() {
+fn a_lost_once_effect_is_never_issued_again() {
     let mut tried = BTreeSet::new();
     for (ix, run) in runs().into_iter().enumerate() {
         for kind in kinds(run.clone()) {
@@ -150,7 +150,7 @@ fn a_lost_effect_of_class_once_is_never_issued_again() {
 
 /// Nothing tells what became of such an effect but a person, and their word is about what was sent before it.
 #[test]
-fn a_word_ends_the_wait_for_a_lost_effect_of_class_once() {
+fn a_person_ends_the_wait_for_a_lost_once_effect() {
     let mut walk = with_once(Walk::new(phantom(), QUIET), StepKind::Release);
     super::clocks::until(&mut walk, |walk, said| {
         kind_of(walk, said) == Some(StepKind::Release)
@@ -197,7 +197,7 @@ fn a_word_ends_the_wait_for_a_lost_effect_of_class_once() {
 
 /// The net under the machine: no journal has another try of such an effect while the first one's outcome is unknown.
 #[test]
-fn the_state_refuses_another_try_of_a_lost_effect_of_class_once() {
+fn the_state_refuses_to_retry_a_lost_once_effect() {
     let begun = |kind: StepKind, class_once: bool| {
         let run = Walk::new(phantom(), QUIET);
         let mut walk = if class_once {

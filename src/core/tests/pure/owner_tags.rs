@@ -100,7 +100,7 @@ const CONTRADICTIONS: [Row; 7] = [
 ];
 
 #[test]
-fn a_volume_that_is_tagged_as_anothers_is_refused() {
+fn a_volume_tagged_for_another_owner_is_refused() {
     for (case, sentence, name) in CONTRADICTIONS {
         let case = case();
         let found = refusals(&case);
@@ -157,7 +157,7 @@ fn tags_that_fit_or_are_missing_refuse_nothing() {
 }
 
 #[test]
-fn a_cluster_that_could_not_be_compared_is_waited_for() {
+fn an_unread_cluster_tag_is_waited_for() {
     let unread = OwnClusters::Unread {
         why: "linode: read instance 26000001: 502".to_owned(),
     };
@@ -175,7 +175,7 @@ fn a_cluster_that_could_not_be_compared_is_waited_for() {
 
 /// A Node's providerID leads to a machine that is tagged as another cluster's: only a person's word frees anything of it.
 #[test]
-fn a_holder_that_is_tagged_as_another_clusters_is_refused() {
+fn a_holder_tagged_for_another_cluster_is_refused() {
     let holder = |tagged: &[&str], own: OwnClusters| {
         good().identity(|i| {
             i.holder_clusters = tagged.iter().map(|n| (*n).into()).collect();
@@ -230,7 +230,7 @@ fn a_holder_that_is_tagged_as_another_clusters_is_refused() {
 
 /// Tags are read again before each effect; a run whose volume is another cluster's turns back.
 #[test]
-fn a_run_turns_back_when_the_tags_name_another_cluster() {
+fn a_foreign_cluster_tag_unwinds_the_run() {
     let start = good()
         .with_node(OTHER_NODE, "26000002")
         .identity(|i| i.own_clusters = known(&["lke13311"]));

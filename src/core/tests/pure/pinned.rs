@@ -101,7 +101,7 @@ fn refusal(said: &Next) -> &str {
 
 /// Where everybody has to let go, nothing may have let go by itself, also not after the hold.
 #[test]
-fn any_change_of_what_the_plan_pinned_turns_the_run_back() {
+fn any_change_of_a_pin_unwinds_the_run() {
     for walk in [
         before(phantom(), QUIET, holds),
         before(phantom(), QUIET, releases),
@@ -124,7 +124,7 @@ fn any_change_of_what_the_plan_pinned_turns_the_run_back() {
 /// Where others wait, what lets go of the old holder in the course of the run is no change; what lets go before the run did
 /// anything is one.
 #[test]
-fn what_the_run_itself_brought_about_is_no_change() {
+fn a_runs_own_effects_are_no_change() {
     let stuck = World {
         stuck: true,
         ..QUIET
@@ -157,7 +157,7 @@ fn what_the_run_itself_brought_about_is_no_change() {
 
 /// The plan's order is the remedy of one trouble; another one on the same objects has an order of its own.
 #[test]
-fn another_trouble_turns_the_run_back() {
+fn another_trouble_unwinds_the_run() {
     let mut walk = before(phantom(), QUIET, holds);
     walk.case = walk.case.clone().node(|n| n.ready = false);
     let said = walk.ask();
@@ -169,7 +169,7 @@ fn another_trouble_turns_the_run_back() {
 
 /// The trouble of an untouched run is looked for again also where others wait for the volume.
 #[test]
-fn trouble_that_is_over_is_not_held_for() {
+fn a_healed_claim_is_not_held() {
     let mut walk = before(orphan(), QUIET, holds);
     assert_eq!(walk.plan.steps[0].kind, StepKind::Hold);
     walk.case = walk.case.clone().pods(Vec::clear);

@@ -51,7 +51,7 @@ fn handshake(case: &Case, no_user: &UnusedSince) -> Result<FenceProof, NoProof> 
 }
 
 #[test]
-fn with_every_piece_there_is_a_proof_of_this_volume_and_holder() {
+fn complete_evidence_proves_volume_and_holder() {
     let proof = proof(&settled()).unwrap();
     assert_eq!(proof.volume().as_str(), "5551");
     assert_eq!(proof.holder(), &InstanceId::from(INSTANCE));
@@ -72,7 +72,7 @@ fn with_every_piece_there_is_a_proof_of_this_volume_and_holder() {
 }
 
 #[test]
-fn each_missing_piece_is_named() {
+fn each_missing_fact_is_named() {
     type Row = (&'static str, fn(Case) -> Case, fn(&NoProof) -> bool);
     let table: [Row; 34] = [
         (
@@ -335,7 +335,7 @@ fn each_missing_piece_is_named() {
 
 /// Under a hold the probe stands for the stamp, and only a pod that is gated and bound to no node is no user.
 #[test]
-fn a_hold_is_as_good_as_a_stamp_while_the_probe_shows_it() {
+fn a_probed_hold_counts_like_a_stamp() {
     let held = |probe: Option<bool>| {
         settled().workload(|w| {
             (w.stamp, w.replicas, w.dry_run_held) = (None, 1, probe);
@@ -418,7 +418,7 @@ fn an_idle_device_is_no_veto() {
 /// [`FenceProof`] has no public field, constructor or `Deserialize`: only the functions of its module make one. The compiler keeps
 /// this; here the source is read so that a later `impl` or a public field does not go unnoticed.
 #[test]
-fn nothing_else_makes_a_proof() {
+fn only_complete_evidence_makes_a_proof() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut literals = Vec::new();
     let mut folders = vec![root];

@@ -284,7 +284,7 @@ fn the_checker_agrees_with_the_planner() {
 
 /// A diagnosis is total, says one sentence, and is the same for the same evidence.
 #[test]
-fn a_diagnosis_is_a_function() {
+fn equal_evidence_gives_equal_diagnoses() {
     runner("diagnosis is a function", cases(5_000))
         .run(&arbitrary(), |(case, _, _)| {
             let found = case.diagnosis();

@@ -106,7 +106,7 @@ fn an_agent_that_does_not_answer_is_asked_every_half_minute() {
 /// An answer that is not there any more at the detach is asked for again: never twice within half a minute,
 /// and never more often than the journal has room for.
 #[test]
-fn an_answer_that_gets_lost_is_asked_for_with_a_limit() {
+fn a_lost_answer_is_asked_for_a_limited_number_of_times() {
     let mut walk = Walk::new(living_orphan(), QUIET);
     let questions = |walk: &Walk| walk.state().attempts_of(&walk.plan, StepKind::Challenge);
     for n in 1..=60 {
@@ -147,7 +147,7 @@ fn an_answer_that_gets_lost_is_asked_for_with_a_limit() {
 /// Where the volume is back in `volumesInUse` at the detach, the question waits for the end of the mount
 /// attempt: an answer from before says nothing of it.
 #[test]
-fn no_question_at_the_detach_before_a_mount_attempt_is_over() {
+fn no_question_is_asked_during_a_mount_attempt() {
     let mut walk = driver_stuck();
     until(&mut walk, |_, said| detaches(said));
     let over = attempt_over(&walk);

@@ -353,7 +353,7 @@ fn refusals_of_the_cloud_and_of_missing_facts() {
 }
 
 #[test]
-fn what_is_no_reason_to_refuse() {
+fn harmless_facts_refuse_nothing() {
     let fine = [
         s().workload(|w| {
             w.template.empty_dirs = vec!["cache".into()];
@@ -435,7 +435,7 @@ fn a_verdict_without_a_class_gives_its_own_sentence() {
 
 /// All at once: every refusal of every pair of causes is reported.
 #[test]
-fn refusals_are_never_lost_when_several_apply() {
+fn every_applicable_refusal_is_listed() {
     type Change = (&'static str, fn(Case) -> Case, fn(&Refusal) -> bool);
     let causes: [Change; 10] = [
         (
@@ -556,7 +556,7 @@ fn every_refusal_prints_one_sentence() {
 }
 
 #[test]
-fn what_may_pass_by_itself() {
+fn refusals_that_pass_by_themselves() {
     for (_, refusal) in table() {
         let expected = matches!(
             refusal,

@@ -10,7 +10,7 @@ use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 /// One second after the first refusal, then twice as long each time. Not sooner, or the other side is asked
 /// without a pause; and at that moment, or the run waits for nothing until its step's deadline.
 #[test]
-fn a_refused_effect_is_tried_again_after_its_pause() {
+fn a_refused_effect_is_retried_after_its_pause() {
     let phantom = || {
         Case::statefulset()
             .holdable()

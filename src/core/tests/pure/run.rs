@@ -316,7 +316,7 @@ pub fn length(unpublish_fails: bool) -> usize {
 }
 
 #[test]
-fn the_way_as_planned_needs_no_cloud_call() {
+fn a_planned_run_needs_no_cloud_call() {
     let mut run = run(false, Faults::default());
     run.assert_recovered("as planned", 0);
     assert_eq!(run.effects, 2, "scale and restore\n{}", run.story());
@@ -325,7 +325,7 @@ fn the_way_as_planned_needs_no_cloud_call() {
 }
 
 #[test]
-fn with_a_driver_that_cannot_detach_the_cloud_detach_heals() {
+fn a_cloud_detach_heals_where_the_driver_fails() {
     let mut run = run(true, Faults::default());
     run.assert_recovered("stuck unpublish", 1);
     assert_eq!(run.world.detaches, 1);
@@ -399,7 +399,7 @@ fn two_crashes_anywhere_are_survived() {
 }
 
 #[test]
-fn an_abort_anywhere_puts_everything_back() {
+fn an_abort_anywhere_restores_everything() {
     for stuck in [false, true] {
         for n in 1..=length(stuck) {
             let mut run = run(
@@ -453,7 +453,7 @@ fn lost_replies_are_observed_and_survived() {
 }
 
 #[test]
-fn a_refused_effect_turns_back_and_restores() {
+fn a_refused_effect_unwinds_and_restores() {
     for (stuck, n) in [(false, 1), (true, 1), (true, 2)] {
         let mut run = run(
             stuck,
@@ -479,7 +479,7 @@ fn a_refused_effect_turns_back_and_restores() {
 
 /// A right that is missing for a moment leaves no workload at zero.
 #[test]
-fn a_restore_that_was_refused_once_is_tried_again() {
+fn a_restore_refused_once_is_retried() {
     let mut run = run(
         false,
         Faults {
@@ -491,7 +491,7 @@ fn a_restore_that_was_refused_once_is_tried_again() {
 }
 
 #[test]
-fn a_restore_that_was_refused_for_a_while_puts_back() {
+fn a_restore_refused_for_a_while_unwinds_and_restores() {
     let faults = Faults {
         replies: (2..22).map(|n| (n, Reply::Refused)).collect(),
         ..Faults::default()
@@ -513,7 +513,7 @@ fn a_restore_that_was_refused_for_a_while_puts_back() {
 
 /// A restore that is refused for ever ends, the journal stays small, and the stamp says what is left to do.
 #[test]
-fn a_restore_that_never_succeeds_ends_with_a_human() {
+fn a_restore_that_never_succeeds_calls_a_person() {
     for reply in [Reply::Busy, Reply::Refused] {
         let faults = Faults {
             replies: (2..2_000).map(|n| (n, reply)).collect(),
@@ -560,7 +560,7 @@ fn a_restore_that_never_succeeds_ends_with_a_human() {
 /// Whatever the journal's last line is when it cannot be written any more: what is put back without it is put back by the
 /// same rules, and never beside an effect whose outcome is not known.
 #[test]
-fn what_is_left_without_a_journal_waits_for_the_cloud() {
+fn unwinding_without_a_journal_waits_for_the_cloud() {
     let (mut acted, mut waited) = (0, 0);
     for unpublish_fails in [false, true] {
         for lines in 1..=length(unpublish_fails) {
@@ -641,7 +641,7 @@ fn nothing_is_restored_while_a_cloud_mutation_is_unknown() {
 
 /// An accepted detach is no finished one: an abort, a deadline or a person waits for its end.
 #[test]
-fn nothing_is_restored_while_an_accepted_detach_runs_at_the_cloud() {
+fn nothing_is_restored_while_an_accepted_detach_runs() {
     for abort in [true, false] {
         let mut world = World::new(true);
         world.cloud_lag = 900;

@@ -171,7 +171,7 @@ fn a_scale_that_met_a_conflict_is_in_force_if_our_zero_is_seen() {
 
 /// Whoever changes count or stamp while the workload is at zero wins, in each step that rests on the zero.
 #[test]
-fn a_zero_that_is_not_ours_any_more_is_left_to_whoever_changed_it() {
+fn a_zero_that_another_writer_changed_is_left_alone() {
     type Row = (i32, Stamped, Option<&'static str>);
     let table: [Row; 7] = [
         (0, Stamped::Ours, None),
@@ -273,7 +273,7 @@ fn a_count_is_restored_once_and_never_over_another_one() {
 
 /// What was read before the run turned back may be from before the scale as well.
 #[test]
-fn nothing_is_put_back_on_a_reading_from_before_the_turn() {
+fn nothing_is_restored_from_facts_older_than_the_turn() {
     let mut run = run(
         false,
         Faults {

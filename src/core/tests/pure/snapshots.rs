@@ -92,7 +92,7 @@ pub fn end_of(walk: &Walk, kind: StepKind) -> Option<&Event> {
 }
 
 #[test]
-fn it_is_complete_before_the_detach_by_force() {
+fn a_snapshot_is_complete_before_the_force_detach() {
     for (name, case, expected) in ROWS {
         for allowed in [BEST_EFFORT, REQUIRED] {
             let mut walk = Walk::with(case(), HANGS, allowed);
@@ -115,7 +115,7 @@ fn it_is_complete_before_the_detach_by_force() {
 }
 
 #[test]
-fn it_is_planned_only_where_a_policy_asks_for_it_and_force_is_possible() {
+fn a_snapshot_is_planned_only_by_policy_and_before_force() {
     for (name, case, _) in ROWS {
         let steps = |allowed| plan(&case(), allowed).unwrap().steps;
         let found = |allowed| {
@@ -144,7 +144,7 @@ fn it_is_planned_only_where_a_policy_asks_for_it_and_force_is_possible() {
 }
 
 #[test]
-fn a_plain_detach_that_works_needs_none() {
+fn a_working_detach_needs_no_snapshot() {
     for (name, case, _) in ROWS {
         let mut walk = Walk::with(
             case(),
@@ -177,7 +177,7 @@ fn a_plain_detach_that_works_needs_none() {
 
 /// A living holder loses nothing by force, so that nothing is snapshotted for it either.
 #[test]
-fn where_force_would_not_be_safe_none_is_made() {
+fn no_snapshot_is_made_where_force_is_unsafe() {
     let mut walk = Walk::with(detach_error(), HANGS, REQUIRED);
     walk.run(|_, _| {});
     assert!(has(&walk, "CloudDetach"), "{}", walk.story());
@@ -189,7 +189,7 @@ fn where_force_would_not_be_safe_none_is_made() {
 }
 
 #[test]
-fn without_one_the_run_goes_on_or_ends_as_the_policy_says() {
+fn a_failed_snapshot_ends_the_run_only_if_required() {
     let refused = Outcome::NotApplied {
         why: "AccessDenied".into(),
         retry: false,
@@ -239,7 +239,7 @@ fn without_one_the_run_goes_on_or_ends_as_the_policy_says() {
 
 /// What does not end by the deadline counts as not made; the cloud goes on with it.
 #[test]
-fn one_that_takes_too_long_ends_the_wait() {
+fn a_slow_snapshot_ends_the_wait() {
     for (allowed, forced) in [(BEST_EFFORT, true), (REQUIRED, false)] {
         let mut walk = Walk::with(orphan(), HANGS, allowed);
         let taken = Outcome::Applied {
@@ -279,7 +279,7 @@ fn one_that_takes_too_long_ends_the_wait() {
 
 /// S3: an order whose reply was lost is looked up by its label. One that shows is not given again, whatever it takes.
 #[test]
-fn one_of_unknown_outcome_is_looked_up_and_not_repeated() {
+fn a_snapshot_of_unknown_outcome_is_looked_up() {
     let unknown = Outcome::Unknown {
         why: "no answer before the effect's deadline".into(),
     };
@@ -316,7 +316,7 @@ fn one_of_unknown_outcome_is_looked_up_and_not_repeated() {
 
 /// One that does not show is given again once its request cannot be on its way any more.
 #[test]
-fn one_that_never_arrived_is_ordered_again() {
+fn a_snapshot_that_never_arrived_is_ordered_again() {
     let unknown = Outcome::Unknown {
         why: "connection reset".into(),
     };
@@ -340,7 +340,7 @@ fn one_that_never_arrived_is_ordered_again() {
 
 /// Without the right to read snapshots the run is not stuck for ever, and no second one is ordered.
 #[test]
-fn one_that_cannot_be_looked_up_is_given_up_at_the_deadline() {
+fn a_snapshot_lookup_ends_at_the_deadline() {
     for (allowed, forced) in [(BEST_EFFORT, true), (REQUIRED, false)] {
         let unknown = Outcome::Unknown {
             why: "connection reset".into(),
@@ -405,7 +405,7 @@ fn an_abort_at_any_line_leaves_nothing() {
 
 /// The driver's own detach may be what does not end: then no plain one of ours can be sent, and force has to follow.
 #[test]
-fn a_detach_of_the_drivers_that_does_not_end_is_forced_too() {
+fn a_hanging_detach_of_the_driver_is_forced_too() {
     let world = World {
         stuck: true,
         hangs: Some(By::Driver),
@@ -441,7 +441,7 @@ fn a_detach_of_the_drivers_that_does_not_end_is_forced_too() {
 
 /// A machine that is booted while the snapshot is made is not proven off any more: nothing is forced.
 #[test]
-fn what_holds_before_the_snapshot_must_hold_after_it() {
+fn preconditions_are_rechecked_after_the_snapshot() {
     let mut walk = Walk::with(orphan(), HANGS, REQUIRED);
     let taken = Outcome::Applied {
         detail: "pending".into(),
@@ -469,7 +469,7 @@ fn what_holds_before_the_snapshot_must_hold_after_it() {
 /// The request may be on its way for a minute. Where the snapshots cannot be read, it is waited for until the deadline. No
 /// look is a moment too early, and a late one ends the wait as well.
 #[test]
-fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
+fn an_unknown_snapshot_is_ordered_again_after_its_time_limit() {
     for (blind, seconds, again) in [
         (false, 60, false),
         (false, 61, true),
@@ -504,7 +504,7 @@ fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
 /// The volume is let go while the snapshot is due: one that the cloud has begun is told from one that it
 /// refused.
 #[test]
-fn a_volume_that_is_let_go_ends_the_step() {
+fn a_detached_volume_ends_the_step() {
     let begun = Outcome::Applied {
         detail: "pending".into(),
     };

@@ -54,7 +54,7 @@ fn lines(events: Vec<Event>) -> Vec<Entry> {
 }
 
 #[test]
-fn a_detach_without_a_definite_no_may_have_freed() {
+fn a_detach_that_was_not_refused_may_have_freed() {
     let started = |proof: bool| Event::Started {
         step: StepIx(2),
         intent: "x".into(),

@@ -39,7 +39,7 @@ fn restored(verdict: &Verdict) -> Option<(i32, bool)> {
 }
 
 #[test]
-fn the_journals_count_is_restored_whatever_the_stamp_says() {
+fn the_journals_count_overrides_the_stamp() {
     for (said, doubted) in [(1, true), (3, false), (5_000, true), (i32::MAX, true)] {
         let verdict = judge(&stamp(said), &Scaled::Journaled { replicas: 3 });
         assert_eq!(restored(&verdict), Some((3, doubted)), "{said}");
@@ -47,7 +47,7 @@ fn the_journals_count_is_restored_whatever_the_stamp_says() {
 }
 
 #[test]
-fn a_stamp_without_a_journal_counts_within_the_past() {
+fn a_stamp_alone_counts_within_the_workloads_past() {
     let table = [
         (1, None, 1, false),
         (3, None, 1, true),
@@ -81,7 +81,7 @@ fn a_stamp_without_a_journal_counts_within_the_past() {
 }
 
 #[test]
-fn a_stamp_on_what_was_never_scaled_restores_nothing() {
+fn a_stamp_on_a_never_scaled_workload_restores_nothing() {
     for past in [None, past(3)] {
         assert_eq!(
             judge(&stamp(3), &silent(false, past)),

@@ -160,7 +160,7 @@ const OLD: &[Holding] = &[
 ];
 
 #[test]
-fn each_thing_that_holds_the_volume_is_waited_for_alone() {
+fn each_remaining_user_is_waited_for_alone() {
     for (case, rows) in [(phantom(), WHOLE), (dead_node_off(), OLD)] {
         let walk = reached(case, ALL, StepKind::AwaitDetached);
         let free = walk
@@ -186,7 +186,7 @@ fn each_thing_that_holds_the_volume_is_waited_for_alone() {
 
 /// Where the record is being deleted already, nothing is deleted and nothing is waited for a second time.
 #[test]
-fn a_wait_behind_a_step_that_was_not_needed_is_skipped() {
+fn a_wait_after_an_unneeded_step_is_skipped() {
     let mut walk = Walk::new(
         phantom(),
         World {
@@ -218,7 +218,7 @@ pub fn accepted() -> Walk {
 
 /// S3: neither a holder nor a pending job may be left.
 #[test]
-fn an_accepted_detach_ends_without_holder_and_job() {
+fn an_accepted_detach_ends_once_holder_and_job_are_gone() {
     let mut walk = accepted();
     for (named, under_way, ends) in [
         (true, true, false),
@@ -291,7 +291,7 @@ fn a_busy_cloud_is_asked_again_after_five_seconds() {
 
 /// A detach of the CSI driver that hangs gives way to one by force after a minute, where the plan has one.
 #[test]
-fn another_detach_that_hangs_gives_way_to_force_alone() {
+fn only_force_follows_a_hanging_detach_of_others() {
     let forced = ALL;
     let plain = Allowed {
         force: false,
@@ -328,7 +328,7 @@ pub fn touches(said: &Next) -> bool {
 
 /// The attacher is told at most three times, and a run never fails for it.
 #[test]
-fn a_requeue_is_tried_three_times_and_never_fails() {
+fn a_requeue_is_retried_three_times_and_never_fails() {
     let outcome = |retry| {
         move || Outcome::NotApplied {
             why: "409".into(),
@@ -359,7 +359,7 @@ fn a_requeue_is_tried_three_times_and_never_fails() {
 
 /// P1 for every kind of proof: where a gate holds pods away, it was seen in force; where a taint does, it is on the node.
 #[test]
-fn nothing_is_freed_while_the_hold_is_not_seen() {
+fn nothing_is_freed_while_the_hold_is_unconfirmed() {
     for seen in [None, Some(false)] {
         let mut walk = reached(orphan(), ALL, StepKind::CloudDetach);
         assert!(detaches(&walk.ask()), "{:?}", walk.ask());
@@ -385,7 +385,7 @@ fn nothing_is_freed_while_the_hold_is_not_seen() {
 
 /// S7: one claim, pod or volume on the node that the plan does not list is enough to leave the node alone.
 #[test]
-fn a_claim_that_the_plan_does_not_list_saves_the_node() {
+fn an_unlisted_claim_keeps_the_node_unfenced() {
     let mut walk = reached(dead_node_off(), ALL, StepKind::Quarantine);
     assert!(matches!(&walk.ask(), Next::Act(a) if matches!(a.effect, Effect::Quarantine { .. })));
     let claims = walk
@@ -429,7 +429,7 @@ fn a_node_that_is_gone_is_not_fenced() {
 
 /// Who may not power a machine off waits for others who do.
 #[test]
-fn a_power_off_that_is_refused_for_good_is_skipped() {
+fn a_permanently_refused_power_off_is_skipped() {
     let mut walk = Walk::new(dead_node(), QUIET);
     let refused = |e: &Effect| {
         let why = "403".to_owned();
@@ -464,7 +464,7 @@ fn the_taint_stays_a_minute_for_the_nodes_other_volumes() {
 
 /// Our taint is off once the Node is seen without it, in a read that is not from before the write; until then it is tried again.
 #[test]
-fn a_taint_is_off_when_the_node_is_seen_without_it() {
+fn a_taint_is_removed_when_the_node_is_read_without_it() {
     let untaints =
         |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. }));
     let with = |walk: &Walk, tainted: bool, read_before: bool| {

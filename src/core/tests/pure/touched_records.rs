@@ -12,7 +12,7 @@ use reattach_core::testkit::{ATTACHMENT, NODE, attachment};
 
 /// The plan names one record. Another one, or one that nobody deletes, is not ours to write to.
 #[test]
-fn only_the_pinned_record_is_touched_and_only_while_it_is_deleted() {
+fn only_the_pinned_attachment_under_deletion_is_touched() {
     let mut walk = Walk::new(
         phantom(),
         World {

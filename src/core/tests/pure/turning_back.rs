@@ -50,7 +50,7 @@ fn unwinding(world: &World, events: Vec<Event>, change: impl Fn(&mut Case)) -> N
 
 /// What was read before the run turned back may be from before the scale to zero.
 #[test]
-fn a_workload_is_restored_as_it_was_read_after_the_run_turned_back() {
+fn a_restore_uses_a_workload_read_after_unwinding_began() {
     for (seconds, restores) in [(-1, false), (0, true), (1, true)] {
         let world = World {
             now: 5,
@@ -68,7 +68,7 @@ fn a_workload_is_restored_as_it_was_read_after_the_run_turned_back() {
 
 /// Only a workload at zero whose stamp cannot be read needs a person. Whatever else others made of it stands.
 #[test]
-fn a_run_ends_where_no_stamp_of_ours_is_left() {
+fn a_run_without_our_stamp_left_ends() {
     for (stamp, replicas, stuck) in [
         (Stamped::Edited, 0, true),
         (Stamped::Edited, 1, false),
@@ -106,7 +106,7 @@ fn a_run_ends_where_no_stamp_of_ours_is_left() {
 }
 
 #[test]
-fn a_refused_restore_is_tried_again_after_a_second() {
+fn a_refused_restore_is_retried_after_a_second() {
     let step = plan().find(StepKind::Restore).unwrap();
     let refused = [
         begun(StepKind::Restore),
@@ -154,7 +154,7 @@ pub fn powers_on(e: &Effect) -> bool {
 /// The journal has to fit into one object: it takes sixty tries. The end says what the API server answered and what a
 /// person types; a machine that stays off is told of by the run's last message.
 #[test]
-fn what_cannot_be_put_back_is_tried_sixty_times_and_handed_to_people() {
+fn an_undo_is_retried_sixty_times_before_calling_a_person() {
     let rows: [(Case, fn(&Effect) -> bool, &str); 4] = [
         (
             phantom(),
@@ -223,7 +223,7 @@ fn a_refused_detach_is_not_waited_for() {
 /// The cloud was busy, and the driver's detach freed the volume: an order that was refused is under way nowhere, though the
 /// holder has the volume again.
 #[test]
-fn a_busy_detach_that_was_not_needed_is_not_waited_for() {
+fn an_unneeded_busy_detach_is_not_waited_for() {
     let mut walk = Walk::new(
         phantom(),
         super::walk::World {
@@ -271,7 +271,7 @@ fn a_busy_detach_that_was_not_needed_is_not_waited_for() {
 /// The first detach got no reply, a person's word ended the wait, and the second was answered "busy": that may be the first
 /// one, so an abort waits for the job.
 #[test]
-fn an_abort_waits_for_a_busy_detach_after_an_unheard_one() {
+fn an_abort_waits_for_a_busy_detach_after_a_lost_one() {
     let mut walk = detach_unheard();
     let word = Word {
         by: "grace".into(),
@@ -335,7 +335,7 @@ fn aborted(walk: &mut Walk, seconds: i64, state: Option<InstanceState>) -> Next 
 
 /// A machine that still runs may be about to stop. One that is off is powered on, and one that is gone is left alone.
 #[test]
-fn a_machine_that_was_ordered_off_is_waited_for_before_it_is_powered_on() {
+fn power_on_waits_for_the_ordered_power_off() {
     use InstanceState::{Gone, Off, Running, Stopping};
     #[derive(Debug)]
     enum Says {
@@ -377,7 +377,7 @@ fn a_machine_that_was_ordered_off_is_waited_for_before_it_is_powered_on() {
 
 /// A person said that nothing is under way. Where nothing leads to the cloud any more, nobody is left to power it on.
 #[test]
-fn after_a_persons_word_a_machine_that_is_off_is_powered_on_if_the_cloud_can_be_asked() {
+fn after_a_persons_statement_an_off_machine_is_powered_on() {
     for reachable in [true, false] {
         let mut walk = ordered_off();
         instance(&mut walk, Some(InstanceState::Off));
@@ -451,7 +451,7 @@ fn left(walk: &Walk, labelled: bool) -> Left {
 
 /// Without a journal a mark is taken off while it is seen, and not again once it is off.
 #[test]
-fn without_a_journal_each_mark_is_taken_off_while_it_is_there() {
+fn unwinding_without_a_journal_removes_each_mark() {
     let of = |left: Left, kind: fn(&Effect) -> bool| match left {
         Left::Act(action) if kind(&action.effect) => true,
         Left::Nothing => false,
@@ -485,7 +485,7 @@ fn without_a_journal_each_mark_is_taken_off_while_it_is_there() {
 
 /// An order to the cloud is never given without a line about it.
 #[test]
-fn without_a_journal_no_machine_is_powered_on() {
+fn unwinding_without_a_journal_powers_no_machine_on() {
     let left = left(&before(dead_node(), powers_on), false);
     assert!(
         matches!(&left, Left::Person { why } if why.contains("needs the journal")),

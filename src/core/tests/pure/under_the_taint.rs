@@ -23,7 +23,7 @@ fn back(mut walk: Walk) -> Walk {
 
 /// Between taint and untaint the node must be down. Afterwards it may come back and get the volume again.
 #[test]
-fn a_node_that_is_back_turns_the_run_only_while_it_is_tainted() {
+fn a_recovered_node_unwinds_the_run_only_while_tainted() {
     let turns = |said: &Next| is_refused(said, "is Ready again");
     let written = told(dead_node_off(), |e| {
         matches!(e, Effect::TaintOutOfService { .. })
@@ -44,7 +44,7 @@ fn a_node_that_is_back_turns_the_run_only_while_it_is_tainted() {
 
 /// S9: this run took its own taint off and saw that. A taint that is on the node now is of another recovery of the node.
 #[test]
-fn an_abort_after_the_untaint_leaves_the_taint_of_another_recovery() {
+fn an_abort_after_untaint_leaves_foreign_taints() {
     let mut walk = reached(dead_node_off(), ALL, StepKind::Verify);
     assert!(
         walk.kinds().contains(&"Untaint".to_owned()),
@@ -89,7 +89,7 @@ fn arrives(walk: &mut Walk) {
 /// The first write got no reply and the second was refused: the taint that is there may be the first one's, so this run takes
 /// it off.
 #[test]
-fn an_unheard_taint_counts_as_ours_after_a_refusal() {
+fn a_taint_of_unknown_outcome_counts_as_ours_after_a_refusal() {
     let mut walk = taint_unheard();
     let Next::Act(again) = settled(&mut walk, None, None) else {
         panic!("{}", walk.story())
@@ -112,7 +112,7 @@ fn an_unheard_taint_counts_as_ours_after_a_refusal() {
 
 /// The volume is freed by others while the taint may still arrive: a step that is skipped is not unwound.
 #[test]
-fn an_unheard_taint_is_waited_for_before_it_is_skipped() {
+fn a_taint_of_unknown_outcome_is_awaited_before_a_skip() {
     let mut walk = taint_unheard();
     assert!(taints(&settled(&mut walk, None, None)), "{}", walk.story());
     walk.case = walk.case.clone().attachments(Vec::clear).node(|n| {
@@ -141,7 +141,7 @@ fn an_unheard_taint_is_waited_for_before_it_is_skipped() {
 
 /// A taint that arrives after the run was aborted is taken off as well.
 #[test]
-fn an_abort_waits_for_an_unheard_taint() {
+fn an_abort_waits_for_a_taint_of_unknown_outcome() {
     let mut walk = taint_unheard();
     let said = settled(&mut walk, Some("jane"), None);
     assert!(

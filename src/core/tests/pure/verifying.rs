@@ -63,7 +63,7 @@ fn record() -> AttachmentFacts {
 }
 
 #[test]
-fn a_pod_counts_as_recovered_only_where_everything_agrees() {
+fn a_pod_counts_as_recovered_only_if_all_facts_agree() {
     let good = at_its_end(
         Case::statefulset()
             .holdable()
@@ -118,7 +118,7 @@ fn a_pod_counts_as_recovered_only_where_everything_agrees() {
 /// A pod that waited elsewhere stays the same pod. One that is Ready where the old holder has the volume may
 /// sit on a dead mount.
 #[test]
-fn a_pod_of_before_counts_only_where_it_waited_elsewhere() {
+fn an_old_pod_counts_only_if_it_waited_on_another_node() {
     let good = at_its_end(detach_error());
     assert!(
         good.plan

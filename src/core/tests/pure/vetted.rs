@@ -30,7 +30,7 @@ fn veto(refused: Result<impl Sized, Vec<Refusal>>) -> (Refusal, Vec<Violation>) 
 }
 
 #[test]
-fn a_plan_without_a_violation_is_the_planners() {
+fn a_plan_without_violations_is_returned_unchanged() {
     for case in [dead_node(), detach_error(), orphan()] {
         assert_eq!(vetted(&case), plan(&case, ALL));
     }
@@ -38,7 +38,7 @@ fn a_plan_without_a_violation_is_the_planners() {
 
 /// The planner knows medik8s' taints by name and the checker by their domain, so they disagree about this one.
 #[test]
-fn a_vetoed_plan_is_refused_for_good_and_called_our_fault() {
+fn a_vetoed_plan_is_a_lasting_refusal_and_our_fault() {
     let taint = "remediation.medik8s.io/another".to_owned();
     let case = detach_error().node(|n| n.taints.push(taint.clone()));
     assert!(plan(&case, ALL).is_ok(), "the planner has no objection");

@@ -136,7 +136,7 @@ fn of(case: &reattach_core::testkit::Case, allowed: Allowed) -> SoundPlan {
 
 /// The lock is renewed as long as this says that the run may have it.
 #[test]
-fn a_run_has_its_nodes_lock_from_its_first_effect_on_the_node_to_its_end() {
+fn a_run_holds_the_node_lock_from_its_first_node_effect() {
     let plan = of(&dead_node(), ALL);
     let mut tried = 0;
     for kind in [
@@ -176,7 +176,7 @@ fn a_run_has_its_nodes_lock_from_its_first_effect_on_the_node_to_its_end() {
 }
 
 #[test]
-fn a_machine_that_this_run_did_not_power_off_is_not_its_own_to_power_on() {
+fn only_a_machine_that_the_run_powered_off_is_powered_on() {
     let plan = of(&dead_node(), ALL);
     let off = StepKind::PowerOff;
     let due = Run::at(&plan, off, true);
@@ -203,7 +203,7 @@ fn a_machine_that_this_run_did_not_power_off_is_not_its_own_to_power_on() {
 
 /// Without the probe a hold is taken for what it is not, and nothing goes on.
 #[test]
-fn the_hold_is_probed_while_a_step_rests_on_it() {
+fn the_hold_is_probed_while_a_step_depends_on_it() {
     use StepKind::{AwaitDetached, CloudDetach, Hold, Lift, Release, Verify};
     let plan = world::hold_plan();
     let at = |kind, skipped| Run::at(plan, kind, skipped);
@@ -239,7 +239,7 @@ fn the_hold_is_probed_while_a_step_rests_on_it() {
 
 /// What stands against a change is read while the change is weighed, and no longer.
 #[test]
-fn a_change_is_weighed_until_it_is_in_force() {
+fn pins_are_compared_until_the_effect_is_in_force() {
     use StepKind::{AwaitDetached, Hold, Release, ScaleToZero};
     let (scales, holds) = (world::plan(), world::hold_plan());
     let scale = Run::at(scales, ScaleToZero, true);
@@ -304,7 +304,7 @@ fn the_clouds_jobs_are_read_while_a_detach_may_be_under_way() {
 }
 
 #[test]
-fn snapshots_are_read_while_one_that_was_ordered_is_waited_for() {
+fn snapshots_are_read_while_an_ordered_one_is_awaited() {
     use StepKind::Snapshot;
     let plan = of(
         &orphan(),
@@ -331,7 +331,7 @@ fn snapshots_are_read_while_one_that_was_ordered_is_waited_for() {
 }
 
 #[test]
-fn a_run_knows_when_it_turned_back() {
+fn a_run_knows_when_unwinding_began() {
     let run = Run::at(world::plan(), StepKind::ScaleToZero, true);
     assert_eq!(run.state().unwinding_since(), None);
     let run = run.back();
@@ -340,7 +340,7 @@ fn a_run_knows_when_it_turned_back() {
 
 /// S5: only the time in which nobody knew what became of an order is given back to its step.
 #[test]
-fn a_deadline_begins_anew_for_an_order_that_was_found_out_alone() {
+fn only_an_observed_order_restarts_the_deadline() {
     let seen = || Outcome::ObservedApplied {
         seen: "seen".into(),
     };
@@ -368,7 +368,7 @@ fn a_deadline_begins_anew_for_an_order_that_was_found_out_alone() {
 
 /// S5: a question has one deadline, however often it is put at its own step; one that a later step puts again has its own.
 #[test]
-fn a_question_begins_anew_from_a_later_step_alone() {
+fn only_a_later_step_restarts_the_question() {
     use StepKind::Challenge;
     let plan = world::hold_plan();
     let due = Run::at(plan, Challenge, true);
@@ -382,7 +382,7 @@ fn a_question_begins_anew_from_a_later_step_alone() {
 
 /// S3: a question that is on its way stays so, whatever begins anew; one that was answered comes again with the handshake.
 #[test]
-fn a_handshake_that_begins_anew_forgets_no_question_that_is_on_its_way() {
+fn a_restarted_handshake_keeps_open_questions() {
     use StepKind::Challenge;
     let plan = of(&dead_node(), ALL);
     let plan = if plan.find(Challenge).is_some() {
@@ -408,7 +408,7 @@ fn a_handshake_that_begins_anew_forgets_no_question_that_is_on_its_way() {
 
 /// A refused order is under way nowhere. Where an earlier one of the same step was never heard of, "busy" may be that one.
 #[test]
-fn a_refused_order_is_forgotten_unless_one_before_it_went_unheard() {
+fn a_refused_order_is_forgotten_unless_an_earlier_one_is_open() {
     use StepKind::CloudDetach;
     let due = Run::at(world::plan(), CloudDetach, true);
     let step = due.ix(CloudDetach);

@@ -18,7 +18,7 @@ fn withheld() -> Outcome {
 /// The target was never asked, so there is nothing that a person has to do in its place: each mark is put back once the gate
 /// opens, and the machine is powered on.
 #[test]
-fn a_shut_gate_is_no_reason_to_give_up() {
+fn a_shut_gate_does_not_end_the_run() {
     let rows: [(Case, fn(&Effect) -> bool); 4] = [
         (phantom(), lifts),
         (phantom_without_policy(), opens),
@@ -58,7 +58,7 @@ fn a_shut_gate_is_no_reason_to_give_up() {
 
 /// external-attacher is told three times at most, and it was told nothing yet.
 #[test]
-fn a_requeue_that_was_not_sent_is_still_due() {
+fn a_withheld_requeue_is_still_due() {
     let requeues = |e: &Effect| matches!(e, Effect::Requeue { .. });
     let mut walk = reached(detach_error(), ALL, StepKind::Requeue);
     for _ in 0..5 {

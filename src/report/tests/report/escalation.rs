@@ -56,7 +56,7 @@ fn a_lock_is_told_with_the_ticket() {
 }
 
 #[test]
-fn what_was_told_is_kept_for_those_who_do_not_see_the_cloud() {
+fn an_escalation_is_kept_for_readers_without_cloud_access() {
     let told = escalation(&locked("shop"), at(0));
     let ticket = told.ticket.clone();
     let blind = Record {
@@ -90,7 +90,7 @@ fn what_was_told_is_kept_for_those_who_do_not_see_the_cloud() {
 }
 
 #[test]
-fn what_is_normal_for_a_while_is_the_providers_after_a_long_one() {
+fn a_lasting_normal_state_becomes_a_provider_ticket() {
     let detaching = cloud("shop", VolumeState::Detaching);
     let detaching = Record {
         diagnosis: detaching.diagnosis.map(|d| Diagnosis {
@@ -125,7 +125,7 @@ fn what_is_normal_for_a_while_is_the_providers_after_a_long_one() {
 }
 
 #[test]
-fn only_the_clouds_own_refusals_of_the_driver_go_to_its_support() {
+fn only_refusals_by_the_cloud_become_a_ticket() {
     for words in [
         "rpc error: code = Internal desc = detach volume 77001: [423] Volume is locked",
         "rpc error: code = Internal desc = [400] Linode busy.",
@@ -158,7 +158,7 @@ fn only_the_clouds_own_refusals_of_the_driver_go_to_its_support() {
 
 /// What clouds and drivers say may be of any length; what is stored may not.
 #[test]
-fn whatever_is_said_a_ticket_is_bounded() {
+fn every_ticket_is_bounded() {
     let long = "ü long ".repeat(3_000);
     let mut record = cloud(
         "shop",

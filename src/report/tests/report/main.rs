@@ -293,7 +293,7 @@ fn every_html_tag_is_closed_in_order() {
 }
 
 #[test]
-fn a_record_tells_phase_and_reason() {
+fn a_record_shows_phase_and_reason() {
     let plain = |r: &Record, phase| assert_eq!(standing(r), Standing::of(phase));
     let reason = |r: &Record, phase| {
         let found = standing(r);
@@ -436,7 +436,7 @@ fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
 }
 
 #[test]
-fn putting_back_and_unfinished_steps_are_timed() {
+fn undoing_and_unfinished_steps_are_timed() {
     let record = aborted("bot");
     let told: Vec<_> = timings(record.plan.as_ref().unwrap(), &record.journal)
         .into_iter()
@@ -477,7 +477,7 @@ fn clocks_that_disagree_never_count_negative() {
 }
 
 #[test]
-fn tickets_only_for_what_the_provider_can_lift_and_without_secrets() {
+fn tickets_name_only_provider_faults_and_no_secret() {
     let ticket = support_ticket(&failed("shop")).unwrap();
     assert!(ticket.contains("Volume ID:      1042") && ticket.contains("Instance:       28871423"));
     assert!(
@@ -512,7 +512,7 @@ fn a_record_survives_json() {
 }
 
 #[test]
-fn a_healed_volume_still_says_what_was_wrong_with_it() {
+fn a_healed_volumes_report_names_the_original_fault() {
     let mut healed = recovered("redis", 30_000);
     let verdict = Verdict::Healthy {
         why: "every pod that wants the volume is Ready".into(),

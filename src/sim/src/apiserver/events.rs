@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn events_survive_the_conversion_to_v1_and_back() {
         let core = json!({"apiVersion": "v1", "involvedObject": {"name": "p"}, "message": "m", "count": 3});
         let mut e = core.clone();
         to_new(&mut e);

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_applied_goes() {
+    fn a_field_no_longer_applied_is_removed() {
         let mut o = json!({"metadata": {"labels": {"mine": "1", "other": "2"}}, "spec": {"n": 1}});
         let before = json!({"metadata": {"labels": {"mine": "1"}}, "spec": {"n": 1}});
         drop_unapplied(&mut o, &before, &json!({"spec": {"n": 2}}));

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_leads_back() {
+    fn every_name_leads_back_to_its_number() {
         for ground in [Ground::Linode, Ground::Ebs] {
             assert_eq!(
                 volume_no(&ground.handle(VolumeNo(7001), "pvc1")),

@@ -106,7 +106,7 @@ fn container<'a>(objects: &'a [Value], kind: &str, workload: &str) -> &'a Value 
 }
 
 #[test]
-fn the_overlay_adds_the_cloud_and_the_scaler_and_takes_nothing() {
+fn the_overlay_adds_cloud_and_scaler_and_removes_nothing() {
     let (base, linode) = (render("base"), render("overlays/linode"));
     let (base_ids, linode_ids) = (identities(&base), identities(&linode));
     assert_eq!(
@@ -190,7 +190,7 @@ fn the_cloud_credential_reaches_the_controller_only() {
 
 /// Every right that is not get, list or watch. Whoever adds one says so here.
 #[test]
-fn rights_to_change_something_are_these() {
+fn the_rights_to_change_objects_are_complete() {
     let linode = render("overlays/linode");
     let mut writes = BTreeSet::new();
     for role in linode

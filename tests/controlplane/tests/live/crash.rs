@@ -61,7 +61,7 @@ fn writers(recovery: &VolumeRecovery) -> BTreeSet<String> {
         .collect()
 }
 
-pub async fn another_goes_on() {
+pub async fn another_controller_resumes_after_a_crash() {
     let stage = Stage::set(StageOptions::default()).await;
     stage.namespace("shop").await;
     let volume = stage.deployment("shop", APP, "node-1").await;

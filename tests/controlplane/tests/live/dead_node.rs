@@ -94,7 +94,7 @@ fn power_calls(stage: &Stage, word: &str) -> Vec<RequestRecord> {
         .collect()
 }
 
-pub async fn measured_a_dead_node_is_powered_off_and_its_volumes_come_back() {
+pub async fn measured_a_powered_off_node_frees_its_volumes() {
     let options = StageOptions {
         nodes: 4,
         mode: None,
@@ -463,7 +463,7 @@ pub async fn a_partition_frees_nothing() {
     stage.await_nothing_left().await;
 }
 
-pub async fn a_fenced_node_that_comes_back_loses_the_taint_at_once() {
+pub async fn a_fenced_node_that_recovers_loses_the_taint_at_once() {
     let mut stage = Stage::share(
         &STOCK,
         "fenced",

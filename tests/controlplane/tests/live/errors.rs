@@ -166,7 +166,7 @@ impl Ground {
     }
 }
 
-pub async fn one_sentence_each() {
+pub async fn each_error_is_one_sentence() {
     let ground = Ground::bare().await;
     let nowhere = ground.unreachable();
     let nobody = ground

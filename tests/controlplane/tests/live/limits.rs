@@ -112,7 +112,7 @@ async fn budget(stage: &Stage, namespace: &str, cluster: u32, node: u32) {
 
 /// Three claims are stuck; two of them on one node that may have one run at a time, the third under a policy that allows
 /// one run in the whole cluster. Each waits, says why, and goes on when it may.
-pub async fn budgets_are_kept() {
+pub async fn budgets_limit_concurrent_runs() {
     let stage = Stage::set(StageOptions {
         mode: None,
         ..StageOptions::default()
@@ -329,7 +329,7 @@ async fn assert_untouched(stage: &Stage, kind: &str, name: &str) {
     );
 }
 
-pub async fn what_changes_after_the_plan_is_seen_before_the_effect() {
+pub async fn a_change_after_the_plan_stops_the_effect() {
     let users = vec![("olga".into(), vec![])];
     let options = StageOptions {
         mode: Some(Mode::Approve),

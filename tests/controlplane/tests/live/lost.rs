@@ -23,7 +23,7 @@ async fn strike(stage: Stage, namespace: &str) -> (Stage, VolumeNo) {
     (stage, volume)
 }
 
-pub async fn where_the_driver_publishes_nodes_its_attacher_heals() {
+pub async fn published_nodes_are_healed_by_the_attacher() {
     let stage = Stage::share(
         &STOCK,
         "lost",
@@ -61,7 +61,7 @@ pub async fn where_the_driver_publishes_nodes_its_attacher_heals() {
     stage.await_nothing_left().await;
 }
 
-pub async fn where_it_does_not_the_ladder_heals() {
+pub async fn unpublished_nodes_are_healed_by_the_runbook() {
     // Without its minutely comparison external-attacher is that of a driver that does not publish nodes.
     let attacher_flags = vec!["--reconcile-sync=24h"];
     let options = StageOptions {

@@ -19,7 +19,7 @@ async fn in_mode(stage: &Stage, claim: &str, mode: Mode, phase: Phase) -> Volume
     found.await.expect("in time")
 }
 
-pub async fn only_records_then_the_very_plan_that_was_shown() {
+pub async fn observe_only_records_and_auto_runs_the_shown_plan() {
     let stage = Stage::share(
         &STOCK,
         "observe",

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 /// external-attacher takes the node's instance from CSINode first: after the name has passed to another instance, its
 /// detach is a no-op that succeeds.
-pub async fn a_node_of_the_old_name_and_another_instance() {
+pub async fn an_orphan_of_a_recreated_node_is_freed() {
     let mut stage = Stage::share(
         &STOCK,
         "orphan",

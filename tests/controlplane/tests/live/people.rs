@@ -23,7 +23,7 @@ async fn healed(stage: &Stage) {
     stage.await_nothing_left().await;
 }
 
-pub async fn people_decide() {
+pub async fn approvals_aborts_and_declarations_decide() {
     let users = vec![
         ("olga".into(), vec![]),
         ("tina".into(), vec![]),

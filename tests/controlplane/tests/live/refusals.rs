@@ -476,7 +476,7 @@ async fn await_says(stage: &Stage, mode: Mode, expected: &[Expected]) {
     }
 }
 
-pub async fn each_with_the_object_that_causes_it() {
+pub async fn each_refusal_is_caused_by_its_object() {
     let begun = Instant::now();
     let took = |what: &str| say!("{:5.1} s: {what}", begun.elapsed().as_secs_f32());
     let options = StageOptions {

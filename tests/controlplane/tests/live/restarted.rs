@@ -158,7 +158,7 @@ async fn heals(stage: &mut Stage, volume: VolumeNo, restarted: Instant) {
     stage.await_nothing_left().await;
 }
 
-pub async fn a_dead_nodes_volume_comes_back_after_a_restart_of_the_controller_manager() {
+pub async fn a_manager_restart_still_frees_a_dead_nodes_volume() {
     let (mut stage, volume) = stage_restarted().await;
     let restarted = Instant::now();
     let old = stage
@@ -187,7 +187,7 @@ pub async fn a_dead_nodes_volume_comes_back_after_a_restart_of_the_controller_ma
 
 /// A person deletes the VolumeAttachment, the driver cannot detach: once the cloud has let go and the record is gone,
 /// kube-controller-manager still believes the Node's list.
-pub async fn a_deletion_by_hand_after_a_restart_is_finished_by_the_taint() {
+pub async fn a_manual_deletion_after_a_restart_needs_the_taint() {
     let (mut stage, volume) = stage_restarted().await;
     stage
         .plane

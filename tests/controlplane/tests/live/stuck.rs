@@ -68,7 +68,7 @@ fn freed(stage: &Stage, node: &str, volume: VolumeNo, before: Timestamp) -> Time
 }
 
 /// The CSI controller answers each detach with an error.
-pub async fn our_detach_with_proof_where_the_drivers_fails() {
+pub async fn a_proven_cloud_detach_heals_a_failing_driver() {
     let stage = Stage::share(&STOCK, "unpublish", StageOptions::default()).await;
     stage.namespace("unpublish").await;
     let volume = stage.deployment("unpublish", "redis", "unpublish-1").await;
@@ -88,7 +88,7 @@ pub async fn our_detach_with_proof_where_the_drivers_fails() {
 }
 
 /// The CSI controller is down: the cloud detach frees the volume, and the rest waits for the driver.
-pub async fn our_detach_with_proof_where_the_driver_is_down() {
+pub async fn a_proven_cloud_detach_heals_a_driver_that_is_down() {
     let stage = Stage::set(StageOptions::default()).await;
     stage.namespace("shop").await;
     let volume = stage.stateful_set("shop", "sql", 1, "node-2").await[0];

@@ -98,7 +98,7 @@ pub async fn a_refused_detach_is_done_at_the_cloud() {
     stage.await_nothing_left().await;
 }
 
-pub async fn a_deleted_node_that_is_off_lets_go() {
+pub async fn a_deleted_node_that_is_off_frees_the_volume() {
     let (mut stage, volumes) = on_shared_cluster("deleted").await;
     let attachment = stage.attachments("deleted", "redis").await;
     stage.hang("deleted-1");
@@ -162,7 +162,7 @@ async fn refused(stage: &Stage, claim: &str, sentence: &str) -> VolumeRecovery {
 }
 
 /// Each is named, nothing is touched, and it heals once the cause is mended.
-pub async fn what_only_people_can_mend_is_said_and_nothing_is_touched() {
+pub async fn causes_for_people_are_named_and_nothing_changes() {
     let (stage, volumes) = on_own_cluster(&["plain", "gone"]).await;
     let secrets: Api<Secret> = Api::namespaced(stage.admin.clone(), "shop");
     let secret = || {
@@ -292,7 +292,7 @@ pub async fn what_only_people_can_mend_is_said_and_nothing_is_touched() {
 
 /// The PersistentVolume was deleted and its finalizers taken off: external-attacher cannot detach without it, and nor can we.
 /// A person is called, without a ticket for the provider, which has nothing to do with it; made again, it heals.
-pub async fn a_persistent_volume_that_is_made_again_lets_go() {
+pub async fn a_recreated_persistent_volume_frees_the_attachment() {
     let (stage, volumes) = on_own_cluster(&["redis"]).await;
     stage
         .policy_saying(json!({"escalateAfterSeconds": 60}))

@@ -142,7 +142,7 @@ fn spellings(
 
 /// Victims on a machine that is cut off and on one that runs, and everything that a tenant and writers of PersistentVolumes,
 /// VolumeAttachments and Nodes can name of theirs. The tenant's own volume on a third machine heals meanwhile.
-pub async fn names_free_nothing_of_others() {
+pub async fn forged_names_free_no_foreign_volume() {
     let options = StageOptions {
         nodes: 5,
         mode: None,
@@ -499,7 +499,7 @@ async fn made_up_event_of_others(stage: &Stage, tina: &Client, app: &str) {
 
 /// People of one namespace under a policy that only observes, then under one that waits for an approval: their records, words,
 /// pods and events reach nothing beyond what the policy allows there.
-pub async fn words_reach_no_further_than_their_right() {
+pub async fn rights_in_one_namespace_reach_no_other() {
     let options = StageOptions {
         nodes: 4,
         mode: None,

@@ -53,7 +53,7 @@ fn an_open_encrypted_volume_is_in_use_until_it_is_closed() {
 
 /// The device that is mounted is still in /sys, and below it nothing is left.
 #[test]
-fn a_disk_pulled_out_below_an_encrypted_mount_is_never_clean() {
+fn a_disk_unplugged_below_an_encrypted_mount_is_never_clean() {
     let mut fixture = Fixture::set();
     let volume = fixture.volume("pvc0006");
     let (plugged, disk) = fixture.plug(&volume, Bus::Scsi);

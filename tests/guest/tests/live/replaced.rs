@@ -5,7 +5,7 @@ use reattach_core::guest::ScanResult;
 use reattach_tests_guest::Bus;
 
 #[test]
-fn another_volume_under_the_same_kernel_name_is_not_ours() {
+fn another_volume_with_the_same_kernel_name_is_told_apart() {
     let mut fixture = Fixture::set();
     let (ours, other) = (fixture.volume("pvc0007"), fixture.volume("pvc0008"));
     let (plugged, disk) = fixture.plug(&ours, Bus::Scsi);
@@ -37,7 +37,7 @@ fn another_volume_under_the_same_kernel_name_is_not_ours() {
 }
 
 #[test]
-fn dead_mounts_of_ours_are_not_the_other_volumes() {
+fn dead_mounts_are_not_taken_for_the_new_volumes() {
     let mut fixture = Fixture::set();
     let (ours, other) = (fixture.volume("pvc0009"), fixture.volume("pvc0010"));
     let (plugged, disk) = fixture.plug(&ours, Bus::Scsi);

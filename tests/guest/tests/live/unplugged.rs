@@ -90,18 +90,18 @@ fn a_disk_pulled_out_under_a_busy_filesystem(bus: Bus) {
 }
 
 #[test]
-fn a_scsi_disk_pulled_out_under_a_busy_filesystem_leaves_dead_mounts() {
+fn a_scsi_disk_unplugged_under_use_leaves_dead_mounts() {
     a_disk_pulled_out_under_a_busy_filesystem(Bus::Scsi);
 }
 
 #[test]
-fn an_nvme_disk_pulled_out_under_a_busy_filesystem_leaves_dead_mounts() {
+fn an_nvme_disk_unplugged_under_use_leaves_dead_mounts() {
     a_disk_pulled_out_under_a_busy_filesystem(Bus::Nvme);
 }
 
 /// kubelet has unmounted its own, and a container that is left still has the mount in its namespace.
 #[test]
-fn a_dead_mount_in_a_containers_namespace_is_one() {
+fn a_dead_mount_in_a_containers_namespace_is_seen() {
     let mut fixture = Fixture::set();
     let volume = fixture.volume("pvc0002");
     let (plugged, disk) = fixture.plug(&volume, Bus::Scsi);

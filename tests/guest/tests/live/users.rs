@@ -5,7 +5,7 @@ use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use reattach_tests_guest::Bus;
 
 #[test]
-fn users_past_the_mount_table_are_seen() {
+fn users_outside_the_mount_table_are_seen() {
     let mut fixture = Fixture::set();
     let volume = fixture.volume("pvc0012");
     let (_, disk) = fixture.plug(&volume, Bus::Scsi);

@@ -94,7 +94,7 @@ async fn is_healed_elsewhere(fixture: &Fixture, volume: VolumeNo) {
     fixture.stage.await_nothing_left().await;
 }
 
-pub async fn a_dead_node_loses_its_volume_to_another() {
+pub async fn a_dead_nodes_volume_moves_to_another_node() {
     let (fixture, volume) = set("dead").await;
     fixture
         .machine("dead-1")
@@ -105,7 +105,7 @@ pub async fn a_dead_node_loses_its_volume_to_another() {
 }
 
 /// Nobody hears of the node, and its pod writes on. Fencing stops it before anybody else gets the volume.
-pub async fn a_partitioned_node_is_stopped_before_another_gets_its_volume() {
+pub async fn a_partitioned_node_is_off_before_its_volume_moves() {
     let (fixture, volume) = set("cut-off").await;
     for program in ["kubelet", "agent"] {
         fixture.machine("cut-off-1").kill(program).expect("it ran");

@@ -52,8 +52,8 @@ const NAMES: [&str; 17] = [
 
 static SCENARIOS: &[Scenario] = scenarios! {
     Shared:
-        dead::a_dead_node_loses_its_volume_to_another,
-        dead::a_partitioned_node_is_stopped_before_another_gets_its_volume,
+        dead::a_dead_nodes_volume_moves_to_another_node,
+        dead::a_partitioned_node_is_off_before_its_volume_moves,
         lost::a_device_lost_under_a_ready_pod,
         lost::a_volume_in_use_is_not_detached,
         partition::a_partitioned_node_keeps_its_volume,
@@ -67,8 +67,8 @@ static SCENARIOS: &[Scenario] = scenarios! {
         recycled::measured_hold_and_release_over_the_phases_of_kubelets_tick;
     Own:
         // No controller may take the questions away that they ask the agent.
-        truth::whoever_uses_a_device_is_seen,
-        truth::whoever_uses_a_device_is_seen_at_the_full_level;
+        truth::every_device_user_is_seen,
+        truth::every_device_user_is_seen_at_the_full_level;
 };
 
 fn main() -> ExitCode {

@@ -141,11 +141,11 @@ impl Bench {
     }
 }
 
-pub async fn whoever_uses_a_device_is_seen() {
+pub async fn every_device_user_is_seen() {
     all_users_are_seen("basic", ScanResult::Idle).await;
 }
 
-pub async fn whoever_uses_a_device_is_seen_at_the_full_level() {
+pub async fn every_device_user_is_seen_at_the_full_level() {
     all_users_are_seen("full", ScanResult::Clean).await;
 }
 

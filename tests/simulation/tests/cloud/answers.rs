@@ -37,7 +37,7 @@ fn cloud_of(numbers: std::ops::Range<u64>) -> CloudSim {
 }
 
 #[test]
-fn many_looks_at_once_cost_one_request_and_bear_the_moment_before_it() {
+fn concurrent_reads_share_one_request_and_its_time() {
     run(|| async {
         let cloud = cloud_of(1..41);
         let slow = Fault::Latency {
@@ -71,7 +71,7 @@ fn many_looks_at_once_cost_one_request_and_bear_the_moment_before_it() {
 }
 
 #[test]
-fn what_one_look_asks_another_gets_along_with_it() {
+fn one_read_fetches_all_recently_wanted_volumes() {
     run(|| async {
         let cloud = cloud_of(1..6);
         let volumes = located(&linode(&cloud), 1..6);
@@ -102,7 +102,7 @@ fn what_one_look_asks_another_gets_along_with_it() {
 }
 
 #[test]
-fn a_failed_or_missing_volume_is_told_with_its_date_too() {
+fn failed_and_missing_volumes_carry_their_time() {
     run(|| async {
         let cloud = cloud_of(1..2);
         let volumes = located(&linode(&cloud), 1..3);

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 
 #[test]
-fn a_holder_whose_kubelet_can_speak_costs_no_question() {
+fn a_holder_with_a_live_kubelet_costs_no_instance_read() {
     run(|| async {
         let mut s = Fixture::set().await;
         s.read_tags_of_machines().await;
@@ -76,7 +76,7 @@ fn a_holder_whose_kubelet_can_speak_costs_no_question() {
 }
 
 #[test]
-fn what_is_collected_of_a_silent_holder_has_source_and_age() {
+fn facts_about_a_silent_holder_have_source_and_age() {
     run(|| async {
         let mut s = Fixture::set().await;
         s.read_tags_of_machines().await;

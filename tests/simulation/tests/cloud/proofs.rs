@@ -184,7 +184,7 @@ fn refused_when_spoiled(
 }
 
 #[test]
-fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
+fn off_is_proven_only_from_complete_evidence() {
     run(|| async {
         let mut s = Fixture::set().await;
         s.cloud()
@@ -221,7 +221,7 @@ fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
 }
 
 #[test]
-fn offline_without_a_shutdown_of_someones_is_not_off() {
+fn offline_without_a_shutdown_job_is_not_off() {
     run(|| async {
         // What is done to the cloud before the machine is dead, and what stands against the proof.
         type Hook = fn(&CloudSim, InstanceNo);
@@ -274,7 +274,7 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
 }
 
 #[test]
-fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
+fn gone_is_proven_only_from_complete_evidence() {
     run(|| async {
         let mut s = Fixture::set().await;
         s.die().await;
@@ -314,7 +314,7 @@ fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
 }
 
 #[test]
-fn a_machine_that_is_there_is_never_gone() {
+fn an_existing_machine_is_never_gone() {
     run(|| async {
         let mut s = Fixture::set().await;
         s.die().await;
