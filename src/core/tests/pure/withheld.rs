@@ -2,7 +2,7 @@
 
 use super::late::settled;
 use super::steps::{is_completed, phantom, reached};
-use super::turning_back::{before, lifts, opens, powers_on, untaints};
+use super::unwinding::{before, lifts, opens, powers_on, untaints};
 use super::walk::{ALL, dead_node, dead_node_off, detach_error, phantom_without_policy};
 use reattach_core::journal::{End, Outcome, Shut};
 use reattach_core::run::{Effect, Next};
