@@ -79,10 +79,9 @@ async fn proven_off(aws: &Aws) -> Result<FenceProof, NoProof> {
     };
     tokio::time::sleep(Duration::from_secs(3)).await;
     off(
-        &evidence(aws).await,
+        evidence(aws).await.at(aws.now()),
         &instance(HOLDER),
         Some(&before),
-        aws.now(),
     )
 }
 

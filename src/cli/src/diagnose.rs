@@ -96,7 +96,7 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
         findings.push(Finding {
             claim,
             why,
-            diagnosis: diagnose(&evidence, session.clock.now()),
+            diagnosis: diagnose(evidence.at(session.clock.now())),
         });
     }
     match args.output {

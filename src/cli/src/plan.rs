@@ -89,7 +89,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
         .ask(&format!("collect the facts about claim {claim}"), collected)
         .await?;
     let now = session.clock.now();
-    let diagnosis = classify(&evidence, now);
+    let diagnosis = classify(evidence.at(now));
     let Verdict::Ours { trouble } = &diagnosis.verdict else {
         match args.output {
             Format::Table => out(&format!(
@@ -112,7 +112,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
         for_show: true,
         allowed,
     };
-    let made = make_vetted(&evidence, &diagnosis, &request, now);
+    let made = make_vetted(evidence.at(now), &diagnosis, &request);
     match (made, args.output) {
         (Ok(plan), Format::Table) => {
             out(&whole_plan(&plan, Some(&evidence)))?;
@@ -132,7 +132,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
                 "Nothing was written. The API server was asked with dryRun=All whether it would accept a new pod of {}.",
                 plan.pins.workload
             ));
-            if let Err(waits) = may_begin(&plan, &evidence, now) {
+            if let Err(waits) = may_begin(&plan, evidence.at(now)) {
                 note(&format!("It would wait before its first step: {waits}."));
             }
             if let Ok(me) = session.me().await {

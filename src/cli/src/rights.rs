@@ -103,7 +103,7 @@ pub fn against(mandate: &Mandate, plan: &Plan, evidence: &Evidence, now: Timesta
     let mut evidence = evidence.clone();
     let source = Source::Kubernetes("RecoveryPolicies and access reviews".to_owned());
     evidence.mandate = Some(Fact::present(mandate.clone(), source, now));
-    may_touch_node(plan, &evidence, now)
+    may_touch_node(plan, evidence.at(now))
         .iter()
         .map(ToString::to_string)
         .collect()

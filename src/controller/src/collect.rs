@@ -162,7 +162,7 @@ impl Collector {
         // Nothing is looked up for a claim that has no right to the volume that it names. In the course of a run what was
         // done with the volume has an end to be seen, whatever became of the claim.
         let executing = matches!(needs, Needs::Execute { .. });
-        if !executing && binding_in(&evidence, self.clock.now()).is_err() {
+        if !executing && binding_in(evidence.at(self.clock.now())).is_err() {
             evidence.collected_at = self.clock.now();
             return Ok(evidence);
         }
@@ -294,7 +294,7 @@ impl Collector {
         let jobs = match needs {
             Needs::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
-            Needs::Plan => matches!(diagnose(e, now()).verdict, Verdict::Ours { .. }),
+            Needs::Plan => matches!(diagnose(e.at(now())).verdict, Verdict::Ours { .. }),
             // In the course of a run the volume may be detaching, which is no trouble by itself; its jobs count then, too.
             Needs::Execute { changing, jobs, .. } => changing || jobs,
         };

@@ -236,7 +236,7 @@ impl Look {
         let Some(policy) = Subject::of(&evidence).and_then(|s| ruling(&policies, &s)) else {
             return nothing;
         };
-        let diagnosis = diagnose(&evidence, self.executor.collector.clock.now());
+        let diagnosis = diagnose(evidence.at(self.executor.collector.clock.now()));
         if !worth_a_record(&diagnosis) {
             return match diagnosis.verdict {
                 Verdict::Wait { .. } => Ok(After::Rest(WAIT)),

@@ -11,10 +11,9 @@
 //! A right that could not be looked up allows nothing. A policy without rules for nodes allows effects on nodes only where it
 //! allows machines to be powered off, which takes a right of its own to write.
 
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::ids::{NodeName, PlanHash};
 use crate::policy::Mode;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -416,9 +415,6 @@ impl Mandate {
 ///
 /// # Errors
 /// Why it is not known.
-pub fn mandate(evidence: &Evidence, now: Timestamp) -> Result<&Mandate, String> {
-    evidence
-        .at(now)
-        .mandate()
-        .map_err(|missing| missing.to_string())
+pub fn mandate(evidence: EvidenceAt<'_>) -> Result<&Mandate, String> {
+    evidence.mandate().map_err(|missing| missing.to_string())
 }

@@ -5,7 +5,7 @@ mod identity;
 mod violation;
 
 use crate::diagnosis::Trouble;
-use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, PodFacts};
+use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, EvidenceAt, PodFacts};
 use crate::fact::Missing;
 use crate::ids::{ObjectName, PlanHash};
 use crate::loss::PodsGo;
@@ -14,7 +14,6 @@ use crate::runbook::hash16;
 use crate::steps::EffectClass;
 use crate::steps::StepKind;
 use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
-use jiff::Timestamp;
 use std::collections::BTreeSet;
 
 pub use violation::{Rule, Violation};
@@ -37,12 +36,7 @@ impl Findings {
 }
 
 /// Everything that is wrong with a plan. Empty: the checker has no objection.
-pub fn check(
-    plan: &Plan,
-    evidence: &Evidence,
-    confirmed: Option<&str>,
-    now: Timestamp,
-) -> Vec<Violation> {
+pub fn check(plan: &Plan, evidence: EvidenceAt<'_>, confirmed: Option<&str>) -> Vec<Violation> {
     let mut found = Findings::default();
     found.require(
         plan.version == PLAN_VERSION,
@@ -60,9 +54,9 @@ pub fn check(
         },
     );
     shape(plan, &mut found);
-    pins(plan, evidence, now, &mut found);
-    losses(plan, evidence, confirmed, now, &mut found);
-    identity::identity(plan, evidence, now, &mut found);
+    pins(plan, evidence, &mut found);
+    losses(plan, evidence, confirmed, &mut found);
+    identity::identity(plan, evidence, &mut found);
     found.0
 }
 
@@ -171,9 +165,9 @@ fn shape(plan: &Plan, found: &mut Findings) {
 }
 
 /// S8: the pins are what the evidence says now. S1: one writer's volume, one holder.
-fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
+fn pins(plan: &Plan, e: EvidenceAt<'_>, found: &mut Findings) {
     let p = &plan.pins;
-    let claim = e.at(now).claim().ok();
+    let claim = e.claim().ok();
     found.require(
         plan.claim == e.claim_name,
         Violation::OtherClaim {
@@ -192,21 +186,17 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
             modes: claim.map(|c| c.access_modes.clone()).unwrap_or_default(),
         },
     );
-    let claims = e
-        .at(now)
-        .workload()
-        .ok()
-        .map_or(&[][..], |w| w.claims.as_slice());
+    let claims = e.workload().ok().map_or(&[][..], |w| w.claims.as_slice());
     let out = |c: &ClaimFacts| c.opted_out.is_some();
     found.require(
         !claim.is_some_and(out) && !claims.iter().any(|(_, c)| c.as_ref().is_some_and(out)),
         Violation::OptedOut,
     );
     found.require(
-        e.at(now).volume().is_ok_and(|v| v.uid == p.pv),
+        e.volume().is_ok_and(|v| v.uid == p.pv),
         Violation::VolumeNotPinned,
     );
-    let cloud = e.at(now).cloud_volume().ok();
+    let cloud = e.cloud_volume().ok();
     found.require(
         cloud.is_some_and(|c| {
             c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib
@@ -230,8 +220,8 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
             holders: holders.map(<[_]>::to_vec).unwrap_or_default(),
         },
     );
-    let node = e.at(now).node(&p.node);
-    let attachments = e.at(now).attachments().ok();
+    let node = e.node(&p.node);
+    let attachments = e.attachments().ok();
     found.require(agrees(plan), Violation::TroubleNotPinned);
     let other_machine = || Violation::NodeNotPinned {
         node: p.node.clone(),
@@ -276,8 +266,8 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
         let Some(listed) = &p.node_wide else {
             return others(plan, attachments, found);
         };
-        let on_it = e.at(now).node_pods(&p.node).ok();
-        let used = e.at(now).node_claims(&p.node).ok();
+        let on_it = e.node_pods(&p.node).ok();
+        let used = e.node_claims(&p.node).ok();
         found.require(
             on_it.is_some_and(|pods| {
                 pods.iter()
@@ -343,14 +333,8 @@ fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, found: &mut F
 }
 
 /// S2: nothing is destroyed on the way. S7: nothing else is touched.
-fn losses(
-    plan: &Plan,
-    e: &Evidence,
-    confirmed: Option<&str>,
-    now: Timestamp,
-    found: &mut Findings,
-) {
-    let Ok(w) = e.at(now).workload() else {
+fn losses(plan: &Plan, e: EvidenceAt<'_>, confirmed: Option<&str>, found: &mut Findings) {
+    let Ok(w) = e.workload() else {
         return found.object(Violation::WorkloadUnknown);
     };
     let p = &plan.pins;
@@ -405,7 +389,7 @@ fn losses(
         found.require(w.not_remade.is_none(), Violation::NotRemade);
     }
     if goes(PodsGo::OfTheNode) {
-        let lost = e.at(now).node_losses(&p.node).ok();
+        let lost = e.node_losses(&p.node).ok();
         let others = |pod: &ObjectName| w.pods.iter().all(|own| own.name != *pod);
         found.require(
             lost.is_some_and(|all| !all.iter().any(|l| others(&l.pod))),
@@ -420,7 +404,7 @@ fn losses(
     let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
     let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
     found.require(now_pods == pinned, Violation::PodsNotPinned);
-    let users = e.at(now).pods().ok();
+    let users = e.pods().ok();
     found.require(
         users.is_some_and(|u| {
             u.iter()
@@ -442,7 +426,7 @@ fn losses(
             Violation::PreStopHook,
         );
         let holds = plan.steps.iter().any(|s| s.kind == StepKind::Hold);
-        let policy = e.at(now).hold_policy().ok();
+        let policy = e.hold_policy().ok();
         found.require(
             !holds || policy.is_some() || plan.closes_node,
             Violation::NoHoldPolicy,

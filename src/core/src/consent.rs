@@ -8,7 +8,7 @@
 //! # Guarantees
 //! A run of which only steps are left that put something back is never turned back for this: it ends sooner by itself.
 
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
 use crate::plan::Plan;
 use crate::policy::Mode;
@@ -89,17 +89,16 @@ pub enum PolicySays {
 pub fn withdrawal(
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     said: &Said,
-    now: Timestamp,
 ) -> Option<Withdrawal> {
     if only_puts_back(plan, state) {
         return None;
     }
-    if let Some(what) = opted_out(evidence, now) {
+    if let Some(what) = opted_out(evidence) {
         return Some(Withdrawal::OptedOut { what });
     }
-    if claim_goes(evidence, now) {
+    if claim_goes(evidence) {
         return Some(Withdrawal::ClaimDeleted {
             claim: plan.claim.to_string(),
         });
@@ -156,15 +155,11 @@ fn power_off_is_due(plan: &Plan, state: &State) -> bool {
 }
 
 /// What opted out: the claim or its namespace, or the workload. What cannot be read is looked at by the refusals.
-fn opted_out(evidence: &Evidence, now: Timestamp) -> Option<String> {
-    let claim = evidence
-        .at(now)
-        .claim()
-        .ok()
-        .and_then(|c| c.opted_out.clone());
+fn opted_out(evidence: EvidenceAt<'_>) -> Option<String> {
+    let claim = evidence.claim().ok().and_then(|c| c.opted_out.clone());
     let own = |name: &String| *name == evidence.claim_name.name;
     claim.or_else(|| {
-        let workload = evidence.at(now).workload().ok()?;
+        let workload = evidence.workload().ok()?;
         workload
             .claims
             .iter()
@@ -176,8 +171,8 @@ fn opted_out(evidence: &Evidence, now: Timestamp) -> Option<String> {
     })
 }
 
-fn claim_goes(evidence: &Evidence, now: Timestamp) -> bool {
-    match evidence.at(now).claim() {
+fn claim_goes(evidence: EvidenceAt<'_>) -> bool {
+    match evidence.claim() {
         Ok(claim) => claim.deleting,
         Err(Missing::Absent) => true,
         Err(_) => false,

@@ -21,6 +21,7 @@ use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 
 /// How old a fact may be for a decision. Kubernetes' own status tick is 10 s; the cloud is polled every few seconds.
 pub const MAX_AGE: SignedDuration = SignedDuration::from_secs(30);
@@ -414,14 +415,29 @@ impl Evidence {
 #[derive(Clone, Copy, Debug)]
 pub struct EvidenceAt<'a> {
     evidence: &'a Evidence,
-    now: Timestamp,
+    /// The moment.
+    pub now: Timestamp,
     since: Timestamp,
+}
+
+/// The facts themselves, with the times at which they were read.
+impl Deref for EvidenceAt<'_> {
+    type Target = Evidence;
+
+    fn deref(&self) -> &Evidence {
+        self.evidence
+    }
 }
 
 /// The result of reading one fact.
 pub type Read<'a, T> = Result<&'a T, Missing>;
 
 impl<'a> EvidenceAt<'a> {
+    /// The facts themselves, for as long as they are borrowed.
+    pub(crate) fn all(self) -> &'a Evidence {
+        self.evidence
+    }
+
     /// The same without what was read before `since`.
     pub fn since(self, since: Timestamp) -> Self {
         Self { since, ..self }

@@ -11,7 +11,7 @@
 //! [`IdentityProblem`], one for each thing that does not fit together.
 
 use crate::cloud::{CloudScope, OwnerTags};
-use crate::evidence::{ClaimFacts, Evidence, VolumeFacts};
+use crate::evidence::{ClaimFacts, EvidenceAt, VolumeFacts};
 use crate::fact::Missing;
 use crate::ids::{
     BootId, CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle,
@@ -420,9 +420,9 @@ pub fn binding(
 ///
 /// # Errors
 /// The one problem that keeps them apart.
-pub fn binding_in(evidence: &Evidence, now: Timestamp) -> Result<(), IdentityProblem> {
-    let claim = evidence.at(now).claim().ok();
-    let volume = evidence.at(now).volume().ok();
+pub fn binding_in(evidence: EvidenceAt<'_>) -> Result<(), IdentityProblem> {
+    let claim = evidence.claim().ok();
+    let volume = evidence.volume().ok();
     match (claim, volume) {
         (Some(claim), Some(volume)) => binding(&evidence.claim_name, claim, volume),
         _ => Ok(()),
@@ -431,10 +431,10 @@ pub fn binding_in(evidence: &Evidence, now: Timestamp) -> Result<(), IdentityPro
 
 /// Every reason why it is not certain whose claim, volume and machine are. `holder` is the instance that a plan is
 /// about, besides those that the cloud names. Empty: all is certain.
-pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp) -> Vec<Refusal> {
+pub fn refusals(evidence: EvidenceAt<'_>, holder: Option<&InstanceId>) -> Vec<Refusal> {
     let mut out = Vec::new();
     let say = |problem: IdentityProblem| Refusal::Identity { problem };
-    match (evidence.at(now).claim(), evidence.at(now).volume()) {
+    match (evidence.claim(), evidence.volume()) {
         (Ok(claim), Ok(volume)) => {
             out.extend(binding(&evidence.claim_name, claim, volume).err().map(say));
         }
@@ -446,13 +446,12 @@ pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp
             },
         }),
     }
-    match of_the_volume(evidence, now) {
+    match of_the_volume(evidence) {
         Ok(problems) => out.extend(problems.into_iter().map(say)),
         Err(missing) => out.push(missing),
     }
-    out.extend(of_the_owner(evidence, now));
+    out.extend(of_the_owner(evidence));
     let named = evidence
-        .at(now)
         .cloud_volume()
         .ok()
         .map_or(&[][..], |c| &c.holders[..]);
@@ -460,13 +459,13 @@ pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp
     out.extend(
         machines
             .iter()
-            .filter_map(|i| several_nodes(evidence, i, now))
+            .filter_map(|i| several_nodes(evidence, i))
             .map(say),
     );
     // With more than one holder nothing is touched anyway.
     if let [holder] = named {
-        out.extend(of_this_cluster(evidence, holder, now).err());
-        out.extend(tagged_as_anothers(evidence, holder, now).map(say));
+        out.extend(of_this_cluster(evidence, holder).err());
+        out.extend(tagged_as_anothers(evidence, holder).map(say));
     }
     out
 }
@@ -475,16 +474,15 @@ pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp
 ///
 /// # Errors
 /// The refusal where the handles of the cluster were not read.
-fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProblem>, Refusal> {
+fn of_the_volume(evidence: EvidenceAt<'_>) -> Result<Vec<IdentityProblem>, Refusal> {
     let missing = |why: String| Refusal::Missing {
         what: "whether the volume's handle is its own and the only one".to_owned(),
         why,
     };
     let identity = evidence
-        .at(now)
         .identity()
         .map_err(|why| missing(why.to_string()))?;
-    let volume = evidence.at(now).volume().ok();
+    let volume = evidence.volume().ok();
     let (Some(volume), Some(id)) = (volume, &evidence.cloud_id) else {
         return Err(missing("the PersistentVolume was not read".to_owned()));
     };
@@ -503,7 +501,7 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
             volume: id.clone(),
         }),
         // That the cloud does not answer, or has no such volume, is said by those who read it.
-        None if evidence.at(now).cloud_volume().is_err() => {}
+        None if evidence.cloud_volume().is_err() => {}
         None => return Err(missing("the provider makes no handle for it".to_owned())),
     }
     if !identity.others.is_empty() {
@@ -535,9 +533,9 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
 /// the right one. Where a tag names our PersistentVolume, a tag that names another claim is no contradiction: the driver
 /// writes both once, when it makes the volume, and a PersistentVolume that is kept may be given to another claim later.
 /// Which claim has it now, Kubernetes says by UID ([`binding`]).
-fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
-    let cloud = evidence.at(now).cloud_volume().ok();
-    let volume = evidence.at(now).volume().ok();
+fn of_the_owner(evidence: EvidenceAt<'_>) -> Vec<Refusal> {
+    let cloud = evidence.cloud_volume().ok();
+    let volume = evidence.volume().ok();
     // That one of them is not known is said by those who read it.
     let (Some(cloud), Some(volume)) = (cloud, volume) else {
         return Vec::new();
@@ -555,7 +553,7 @@ fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
             what: format!("whether cloud volume {id} is of this cluster, as its tags have it"),
             why: why.to_owned(),
         };
-        match evidence.at(now).identity().ok().map(|i| &i.own_clusters) {
+        match evidence.identity().ok().map(|i| &i.own_clusters) {
             // The machines carry no such tag, so there is nothing to compare with.
             Some(OwnClusters::Known { names }) if names.is_empty() => {}
             Some(OwnClusters::Known { names }) if !names.is_disjoint(clusters) => {}
@@ -597,12 +595,8 @@ fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
 }
 
 /// Several Nodes with the providerID of one instance.
-fn several_nodes(
-    evidence: &Evidence,
-    instance: &InstanceId,
-    now: Timestamp,
-) -> Option<IdentityProblem> {
-    let nodes: Vec<NodeName> = nodes_of(evidence, instance, now).cloned().collect();
+fn several_nodes(evidence: EvidenceAt<'_>, instance: &InstanceId) -> Option<IdentityProblem> {
+    let nodes: Vec<NodeName> = nodes_of(evidence, instance).cloned().collect();
     (nodes.len() > 1).then(|| IdentityProblem::ManyNodes {
         instance: instance.clone(),
         nodes,
@@ -610,17 +604,15 @@ fn several_nodes(
 }
 
 fn nodes_of<'a>(
-    evidence: &'a Evidence,
+    evidence: EvidenceAt<'a>,
     instance: &InstanceId,
-    now: Timestamp,
 ) -> impl Iterator<Item = &'a NodeName> {
     let is = move |name: &&NodeName| {
         evidence
-            .at(now)
             .node(name)
             .is_ok_and(|n| n.instance.as_ref() == Some(instance))
     };
-    evidence.nodes.keys().filter(is)
+    evidence.all().nodes.keys().filter(is)
 }
 
 /// Whether an instance is a machine of this cluster: behind a Node that exists, seen as one before in the account that
@@ -628,15 +620,11 @@ fn nodes_of<'a>(
 ///
 /// # Errors
 /// The refusal to free anything from it.
-pub fn of_this_cluster(
-    evidence: &Evidence,
-    holder: &InstanceId,
-    now: Timestamp,
-) -> Result<(), Refusal> {
-    if nodes_of(evidence, holder, now).next().is_some() {
+pub fn of_this_cluster(evidence: EvidenceAt<'_>, holder: &InstanceId) -> Result<(), Refusal> {
+    if nodes_of(evidence, holder).next().is_some() {
         return Ok(());
     }
-    if is_vouched_for(evidence, holder, now) {
+    if is_vouched_for(evidence, holder) {
         return Ok(());
     }
     let missing = |why: String| Refusal::Missing {
@@ -644,11 +632,10 @@ pub fn of_this_cluster(
         why,
     };
     // A Node that could not be read may be the one.
-    for (name, read) in evidence.at(now).nodes() {
+    for (name, read) in evidence.nodes() {
         Missing::or_absent(read).map_err(|why| missing(format!("Node {name}: {why}")))?;
     }
-    let seen =
-        Missing::or_absent(evidence.at(now).machines()).map_err(|why| missing(why.to_string()))?;
+    let seen = Missing::or_absent(evidence.machines()).map_err(|why| missing(why.to_string()))?;
     let seen = seen.map_or(&[][..], Vec::as_slice);
     let here = |m: &&SeenMachine| {
         m.instance == *holder && m.scope.is_some() && m.scope == evidence.cloud_scope
@@ -664,30 +651,28 @@ pub fn of_this_cluster(
 }
 
 /// Whether a person who may give their word for the whole cluster says that the instance is this cluster's.
-fn is_vouched_for(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> bool {
+fn is_vouched_for(evidence: EvidenceAt<'_>, holder: &InstanceId) -> bool {
     let word = evidence.declaration.as_ref();
-    word.is_some_and(|d| d.of_this_cluster && d.holder == *holder && d.is_valid(now).is_ok())
+    word.is_some_and(|d| {
+        d.of_this_cluster && d.holder == *holder && d.is_valid(evidence.now).is_ok()
+    })
 }
 
 /// The tags of the holder against those of this cluster's other machines. Tags that are not there, or could not be read,
 /// say nothing: the Node is what makes the machine this cluster's.
-fn tagged_as_anothers(
-    evidence: &Evidence,
-    holder: &InstanceId,
-    now: Timestamp,
-) -> Option<IdentityProblem> {
+fn tagged_as_anothers(evidence: EvidenceAt<'_>, holder: &InstanceId) -> Option<IdentityProblem> {
     let VolumeIdentity {
         own_clusters,
         holder_clusters: tagged,
         ..
-    } = evidence.at(now).identity().ok()?;
+    } = evidence.identity().ok()?;
     let OwnClusters::Known { names: own } = own_clusters else {
         return None;
     };
     if tagged.is_empty()
         || own.is_empty()
         || !tagged.is_disjoint(own)
-        || is_vouched_for(evidence, holder, now)
+        || is_vouched_for(evidence, holder)
     {
         return None;
     }
@@ -704,16 +689,11 @@ fn tagged_as_anothers(
 /// # Errors
 /// The refusal where it was seen, and as other Nodes alone.
 pub fn was_node(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     holder: &InstanceId,
     node: &NodeName,
-    now: Timestamp,
 ) -> Result<(), Refusal> {
-    let seen = evidence
-        .at(now)
-        .machines()
-        .ok()
-        .map_or(&[][..], Vec::as_slice);
+    let seen = evidence.machines().ok().map_or(&[][..], Vec::as_slice);
     let mut as_nodes = seen
         .iter()
         .filter(|m| m.instance == *holder)
@@ -736,8 +716,8 @@ pub fn was_node(
 
 /// The first thing that is wrong with the volume's own identity: such trouble is not one that reattach heals. Machines
 /// are judged with the plan, since a person may still say whose they are.
-pub(crate) fn not_ours(evidence: &Evidence, now: Timestamp) -> Option<IdentityProblem> {
-    binding_in(evidence, now)
+pub(crate) fn not_ours(evidence: EvidenceAt<'_>) -> Option<IdentityProblem> {
+    binding_in(evidence)
         .err()
-        .or_else(|| of_the_volume(evidence, now).ok()?.into_iter().next())
+        .or_else(|| of_the_volume(evidence).ok()?.into_iter().next())
 }

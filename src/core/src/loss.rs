@@ -1,10 +1,9 @@
 //! What is lost for good when a pod goes away (safety rule S2): one list, whatever makes the pod go.
 
-use crate::evidence::{Evidence, OwnerFacts};
+use crate::evidence::{EvidenceAt, OwnerFacts};
 use crate::ids::{NodeName, ObjectName};
 use crate::plan::Refusal;
 use crate::workload::WorkloadFacts;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -81,18 +80,18 @@ impl Loss {
 
 /// Every refusal because of what would be lost when these pods go away. What is known of the workload holds for its own
 /// pods; of other pods on `node`, what was read of each.
-pub fn losses(evidence: &Evidence, node: &NodeName, going: PodsGo, now: Timestamp) -> Vec<Refusal> {
+pub fn losses(evidence: EvidenceAt<'_>, node: &NodeName, going: PodsGo) -> Vec<Refusal> {
     let mut out = Vec::new();
     if going == PodsGo::None {
         return out;
     }
-    let workload = evidence.at(now).workload();
+    let workload = evidence.workload();
     // What else stands against an effect says that the workload is gone or cannot be read.
     if let Ok(w) = &workload {
         of_the_workload(w, going, &mut out);
     }
     if going == PodsGo::OfTheNode {
-        of_the_node(evidence, node, workload.ok(), now, &mut out);
+        of_the_node(evidence, node, workload.ok(), &mut out);
     }
     out
 }
@@ -155,14 +154,13 @@ fn has_condemned_pod(w: &WorkloadFacts) -> bool {
 }
 
 fn of_the_node(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     node: &NodeName,
     workload: Option<&WorkloadFacts>,
-    now: Timestamp,
     out: &mut Vec<Refusal>,
 ) {
     let what = || format!("what the pods on {node} would lose");
-    let found = match evidence.at(now).node_losses(node) {
+    let found = match evidence.node_losses(node) {
         Ok(found) => found,
         Err(missing) => {
             return out.push(Refusal::Missing {

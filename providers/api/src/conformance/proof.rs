@@ -29,12 +29,11 @@ pub fn handshake(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> Fenc
         lease: Some(before),
     };
     kubelet_handshake(
-        &evidence(volume, holder, &node, now),
+        evidence(volume, holder, &node, now).at(now),
         &node,
         holder,
         &no_user,
         &"recovery".into(),
-        now,
     )
     .unwrap_or_else(|why| panic!("evidence of a holder that no longer uses the volume: {why}"))
 }
@@ -79,7 +78,7 @@ pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof
         state: Some(InstanceState::Off),
         at: now - SignedDuration::from_secs(20),
     };
-    proof::off(&evidence, holder, Some(&first), now)
+    proof::off(evidence.at(now), holder, Some(&first))
         .unwrap_or_else(|why| panic!("evidence of a holder that is off: {why}"))
 }
 

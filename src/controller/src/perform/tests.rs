@@ -166,7 +166,7 @@ impl Scene {
             of_this_cluster: false,
             cluster_wide: true,
         };
-        reattach_core::proof::declared(&case.evidence, &holder, &word, case.now).unwrap()
+        reattach_core::proof::declared(case.evidence.at(case.now), &holder, &word).unwrap()
     }
 }
 
@@ -198,12 +198,11 @@ async fn a_proof_about_the_volume_fences_no_node() {
         lease: Some(before),
     };
     let proof = kubelet_handshake(
-        &case.evidence,
+        case.evidence.at(case.now),
         &node,
         &holder,
         &no_user,
         &Case::recovery(),
-        case.now,
     )
     .unwrap();
     let outcome = scene

@@ -58,11 +58,11 @@ impl Executor {
             .collector
             .collect(&claim, own(), Needs::Diagnose)
             .await?;
-        let mut diagnosis = diagnose(&evidence, now);
+        let mut diagnosis = diagnose(evidence.at(now));
         if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
             // The workload and whether its pods would come back: asked only where there is something to plan.
             evidence = self.collector.collect(&claim, own(), Needs::Plan).await?;
-            diagnosis = diagnose(&evidence, self.collector.clock.now());
+            diagnosis = diagnose(evidence.at(self.collector.clock.now()));
             self.add_mandate(&mut evidence, &recovery, limits, false)
                 .await?;
         }
@@ -218,7 +218,7 @@ impl Executor {
             for_show: false,
             allowed: self.allowed(recovery, evidence, limits),
         };
-        make_vetted(evidence, diagnosis, &request, self.collector.clock.now())
+        make_vetted(evidence.at(self.collector.clock.now()), diagnosis, &request)
     }
 
     /// What the cloud can do and the policy or a person allows.
@@ -235,7 +235,7 @@ impl Executor {
     }
 
     fn mandate<'a>(&self, evidence: &'a Evidence) -> Option<&'a Mandate> {
-        mandate(evidence, self.collector.clock.now()).ok()
+        mandate(evidence.at(self.collector.clock.now())).ok()
     }
 
     /// Why the word of a person who allowed a power-off does not count.
@@ -248,9 +248,9 @@ impl Executor {
     /// Nobody's word lets this plan run, or touch the whole of its node, now.
     fn denied(&self, plan: &Plan, evidence: &Evidence) -> Vec<Refusal> {
         let now = self.collector.clock.now();
-        match mandate(evidence, now) {
+        match mandate(evidence.at(now)) {
             Ok(mandate) => match mandate.may_act(&plan.hash) {
-                Ok(()) => may_touch_node_later(plan, evidence, now),
+                Ok(()) => may_touch_node_later(plan, evidence.at(now)),
                 Err(denial) => vec![Refusal::Denied { denial }],
             },
             Err(why) => vec![Refusal::Missing {
@@ -332,7 +332,7 @@ impl Executor {
             Mode::Auto => format!("mode Auto, asked for by {}", recovery.spec.requester),
         };
         // What no step can bring about is waited for here, where it takes no place of the budgets.
-        if let Err(refusal) = may_begin(&plan, evidence, self.collector.clock.now()) {
+        if let Err(refusal) = may_begin(&plan, evidence.at(self.collector.clock.now())) {
             recovery.status.get_or_insert_default().refusals = vec![refusal.to_string()];
             self.keep(
                 recovery,
@@ -540,6 +540,11 @@ fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
     waiting
         .filter(|node| evidence.at(now).node(node).is_ok_and(|n| n.ready))
         .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))
-        .find(|node| matches!(guest_view(evidence, node, now), GuestView::Unknown { .. }))
+        .find(|node| {
+            matches!(
+                guest_view(evidence.at(now), node),
+                GuestView::Unknown { .. }
+            )
+        })
         .cloned()
 }

@@ -283,7 +283,7 @@ mod tests {
                 ..Allowed::default()
             },
         };
-        make_vetted(&case.evidence, &case.diagnosis(), &request, case.now).unwrap()
+        make_vetted(case.evidence.at(case.now), &case.diagnosis(), &request).unwrap()
     }
 
     /// The last words about an aborted run of which these lines were written.

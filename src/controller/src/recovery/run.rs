@@ -465,7 +465,7 @@ impl Executor {
             policy: limits.policy_says(recovery),
         };
         cx.nothing_under_way = evidence.nothing_under_way.clone();
-        cx.withdrawn = withdrawal(plan, state, evidence, &said, cx.now);
+        cx.withdrawn = withdrawal(plan, state, evidence.at(cx.now), &said);
         next(plan, state, evidence, &cx)
     }
 

@@ -1,14 +1,13 @@
 //! S10, derived again from the evidence: whose the claim, the volume and the machine are.
 
 use super::{Findings, Violation};
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::identity::{ClaimPhase, OwnClusters};
 use crate::plan::Plan;
-use jiff::Timestamp;
 
-pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
-    let claim = e.at(now).claim().ok();
-    let volume = e.at(now).volume().ok();
+pub(super) fn identity(plan: &Plan, e: EvidenceAt<'_>, found: &mut Findings) {
+    let claim = e.claim().ok();
+    let volume = e.volume().ok();
     let bound = match (claim, volume.and_then(|v| v.claim_ref.as_ref())) {
         (Some(c), Some(of)) => {
             of.claim == e.claim_name
@@ -19,7 +18,7 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     };
     let named = claim.is_some_and(|c| c.volume_name.as_ref() == volume.map(|v| &v.name));
     found.require(bound && named, Violation::NotBound);
-    let identity = e.at(now).identity().ok();
+    let identity = e.identity().ok();
     let handle = volume.and_then(|v| v.csi.as_ref()).map(|c| &c.handle);
     found.require(
         identity.is_some_and(|i| i.canonical.is_some() && i.canonical.as_ref() == handle),
@@ -33,7 +32,7 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
         identity.is_some_and(|i| i.region.is_none()),
         Violation::OtherRegion,
     );
-    let cloud = e.at(now).cloud_volume().ok();
+    let cloud = e.cloud_volume().ok();
     let tags = cloud.map(|c| &c.owner);
     let known_as = |name: &str| volume.is_some_and(|v| v.tagged_as.iter().any(|n| n == name));
     let clusters = tags
@@ -73,7 +72,6 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     for instance in held.iter().chain([&plan.pins.holder]) {
         let is = |n: &crate::evidence::NodeFacts| n.instance.as_ref() == Some(instance);
         let nodes = e
-            .at(now)
             .nodes()
             .filter_map(|(_, read)| read.ok())
             .filter(|n| is(n))
@@ -84,14 +82,13 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
                 instance: instance.clone(),
             },
         );
-        let seen = e.at(now).machines().is_ok_and(|all| {
+        let seen = e.machines().is_ok_and(|all| {
             all.iter()
                 .any(|m| m.instance == *instance && m.scope.is_some() && m.scope == e.cloud_scope)
         });
-        let declared = e
-            .declaration
-            .as_ref()
-            .is_some_and(|d| d.holder == *instance && d.of_this_cluster && d.is_valid(now).is_ok());
+        let declared = e.declaration.as_ref().is_some_and(|d| {
+            d.holder == *instance && d.of_this_cluster && d.is_valid(e.now).is_ok()
+        });
         found.require(
             !held.contains(instance) || nodes == 1 || seen || declared,
             Violation::HolderUnknown {

@@ -1,10 +1,9 @@
 //! What the guest shows of one volume, from the answer to a challenge where there is one.
 
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
 use crate::guest::ScanResult;
 use crate::ids::NodeName;
-use jiff::Timestamp;
 
 /// What the guest shows of the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +29,8 @@ pub enum GuestView {
 
 /// Judges the guest's view of the volume on one node. An answer to the open challenge beats the unasked report; an
 /// answer from another boot than the Node's, or about another device, is none.
-pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> GuestView {
-    if let Some(why) = renamed(evidence, node, now) {
+pub fn guest_view(evidence: EvidenceAt<'_>, node: &NodeName) -> GuestView {
+    if let Some(why) = renamed(evidence, node) {
         return GuestView::Unknown { why };
     }
     if let Some(answer) = evidence.answers.get(node) {
@@ -40,7 +39,6 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
             .shown()
             .is_some_and(|c| c.identity == answer.identity);
         let same_boot = evidence
-            .at(now)
             .node(node)
             .is_ok_and(|n| n.boot_id == answer.boot_id);
         let ours = evidence
@@ -49,7 +47,7 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
             .is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
         if same_boot && same_device && ours {
             // An agent writes its report with each answer and on every change: what it lists may have come since.
-            let inventory = evidence.at(now).guest(node).ok();
+            let inventory = evidence.guest(node).ok();
             let came =
                 inventory.is_some_and(|g| g.devices.iter().any(|d| d.identity == answer.identity));
             return match &answer.seen {
@@ -65,7 +63,7 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
             };
         }
     }
-    let guest = match evidence.at(now).guest(node) {
+    let guest = match evidence.guest(node) {
         Ok(guest) => guest,
         Err(Missing::Absent) => {
             return GuestView::Unknown {
@@ -83,7 +81,7 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
             };
         }
     };
-    let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.at(now).csi()) else {
+    let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi()) else {
         return GuestView::Unknown {
             why: "the device's identity is not known without the cloud's answer".to_owned(),
         };
@@ -114,9 +112,9 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
 
 /// A volume that was renamed in the cloud keeps its old name in the guest until it is attached again, and the CSI
 /// handle keeps it for good (Linode: `<id>-<label>`). Looking for the new name would find no device that is there.
-fn renamed(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Option<String> {
-    let (cloud, csi) = (evidence.cloud_volume.shown()?, evidence.at(now).csi()?);
-    let guest = evidence.at(now).guest(node).ok()?;
+fn renamed(evidence: EvidenceAt<'_>, node: &NodeName) -> Option<String> {
+    let (cloud, csi) = (evidence.cloud_volume.shown()?, evidence.csi()?);
+    let guest = evidence.guest(node).ok()?;
     let named =
         |serial: &str| !serial.is_empty() && csi.handle.as_str().ends_with(&format!("-{serial}"));
     if guest.devices.iter().any(|d| d.identity == cloud.identity) || named(&cloud.identity.serial) {

@@ -2,10 +2,9 @@
 
 use super::table::{Table, known, ours, wait};
 use super::{MissingFact, StuckCause, Trouble, Verdict, WaitReason};
-use crate::evidence::{AttachmentFacts, Evidence};
+use crate::evidence::{AttachmentFacts, EvidenceAt};
 use crate::fact::Missing;
 use crate::ids::{NodeName, PvName};
-use jiff::Timestamp;
 
 impl Table<'_> {
     /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known well enough may be either,
@@ -13,7 +12,7 @@ impl Table<'_> {
     pub(super) fn stuck_records(&self) -> Result<Option<Verdict>, MissingFact> {
         for va in self.attachments {
             let what = format!("Node {}", va.node);
-            let Some(node) = known(self.facts().node(&va.node), &what)? else {
+            let Some(node) = known(self.evidence.node(&va.node), &what)? else {
                 return Ok(self.missing_node(&va.node));
             };
             let holder = node
@@ -89,12 +88,12 @@ impl Table<'_> {
 
     /// The driver, if neither a CSIDriver object nor any of the nodes that were read knows it.
     fn driver_missing(&self) -> Option<String> {
-        let volume = self.facts().volume().ok()?;
+        let volume = self.evidence.volume().ok()?;
         let csi = volume
             .csi
             .as_ref()
             .filter(|_| volume.attach_required.is_none())?;
-        let nobody = self.facts().nodes().all(|(_, read)| match read {
+        let nobody = self.evidence.nodes().all(|(_, read)| match read {
             Ok(node) => !node.csi_drivers.contains(&csi.driver),
             Err(Missing::Absent) => true,
             Err(_) => false,
@@ -104,8 +103,8 @@ impl Table<'_> {
 
     /// A dead node that lists the volume, without a VolumeAttachment and without a pod there.
     fn unrecorded(&self) -> Option<NodeName> {
-        let csi = self.facts().csi()?;
-        let dead = self.facts().nodes().filter_map(|(_, read)| read.ok());
+        let csi = self.evidence.csi()?;
+        let dead = self.evidence.nodes().filter_map(|(_, read)| read.ok());
         dead.filter(|n| !n.ready && self.evidence.lists_volume(&n.volumes_attached, csi))
             .find(|n| !self.attachments.iter().any(|a| a.node == n.name))
             .map(|n| n.name.clone())
@@ -114,14 +113,10 @@ impl Table<'_> {
 
 /// A VolumeAttachment of a claim whose PersistentVolume is gone: external-attacher needs it to detach.
 pub(super) fn volume_missing(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     pv: &PvName,
-    now: Timestamp,
 ) -> Result<Option<Verdict>, MissingFact> {
-    let attachments = known(
-        evidence.at(now).attachments(),
-        "the list of VolumeAttachments",
-    )?;
+    let attachments = known(evidence.attachments(), "the list of VolumeAttachments")?;
     let going = attachments.and_then(|all| all.iter().find(|a| a.deleting_since.is_some()));
     Ok(going.map(|va| {
         stuck(

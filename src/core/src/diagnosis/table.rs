@@ -6,11 +6,11 @@ use super::{
     guest_view,
 };
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
-use crate::evidence::{AttachmentFacts, Evidence, EvidenceAt, NodeFacts, PodFacts, Read};
+use crate::evidence::{AttachmentFacts, EvidenceAt, NodeFacts, PodFacts, Read};
 use crate::fact::Missing;
 use crate::identity::{self, ClaimPhase, binding};
 use crate::ids::NodeName;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use reattach_messages::{Message, Nomination, nominate};
 
 /// A device that its guest does not have yet is no phantom: from the beginning of an attach, whose job takes seconds
@@ -18,9 +18,9 @@ use reattach_messages::{Message, Nomination, nominate};
 const SETTLING: SignedDuration = SignedDuration::from_secs(15);
 
 /// Diagnoses one claim from its evidence at `now`.
-pub fn diagnose(evidence: &Evidence, now: Timestamp) -> Diagnosis {
+pub fn diagnose(evidence: EvidenceAt<'_>) -> Diagnosis {
     let mut facts = Vec::new();
-    let verdict = match judge(evidence, now, &mut facts) {
+    let verdict = match judge(evidence, &mut facts) {
         Ok(verdict) => verdict,
         Err(missing) => Verdict::Unclassified {
             missing: vec![missing],
@@ -29,25 +29,21 @@ pub fn diagnose(evidence: &Evidence, now: Timestamp) -> Diagnosis {
     Diagnosis { verdict, facts }
 }
 
-fn judge(
-    evidence: &Evidence,
-    now: Timestamp,
-    facts: &mut Vec<String>,
-) -> Result<Verdict, MissingFact> {
+fn judge(evidence: EvidenceAt<'_>, facts: &mut Vec<String>) -> Result<Verdict, MissingFact> {
     let not_ours = |reason| Ok(Verdict::NotOurs { reason });
-    let Some(claim) = known(evidence.at(now).claim(), "the claim")? else {
+    let Some(claim) = known(evidence.claim(), "the claim")? else {
         return not_ours(NotOurs::NoClaim);
     };
     let Some(pv_name) = &claim.volume_name else {
         return not_ours(NotOurs::Unbound);
     };
-    let Some(volume) = known(evidence.at(now).volume(), "the PersistentVolume")? else {
+    let Some(volume) = known(evidence.volume(), "the PersistentVolume")? else {
         // A claim that was bound is Lost then. Any other one only names what is not there.
         if claim.phase == ClaimPhase::Pending {
             return not_ours(NotOurs::Unbound);
         }
         return Ok(
-            volume_missing(evidence, pv_name, now)?.unwrap_or(Verdict::NotOurs {
+            volume_missing(evidence, pv_name)?.unwrap_or(Verdict::NotOurs {
                 reason: NotOurs::VolumeMissing {
                     pv: pv_name.to_string(),
                 },
@@ -79,16 +75,13 @@ fn judge(
             handle: csi.handle.to_string(),
         });
     };
-    let pods = known(evidence.at(now).pods(), "the list of pods")?.map_or(&[][..], Vec::as_slice);
-    let attachments = known(
-        evidence.at(now).attachments(),
-        "the list of VolumeAttachments",
-    )?
-    .map_or(&[][..], Vec::as_slice);
+    let pods = known(evidence.pods(), "the list of pods")?.map_or(&[][..], Vec::as_slice);
+    let attachments = known(evidence.attachments(), "the list of VolumeAttachments")?
+        .map_or(&[][..], Vec::as_slice);
     for a in attachments {
         facts.push(attachment_sentence(a));
     }
-    let Some(cloud) = known(evidence.at(now).cloud_volume(), "the cloud volume")? else {
+    let Some(cloud) = known(evidence.cloud_volume(), "the cloud volume")? else {
         facts.push(format!("the cloud does not know volume {cloud_id}"));
         return not_ours(NotOurs::CloudVolumeGone {
             volume: cloud_id.to_string(),
@@ -97,13 +90,12 @@ fn judge(
     facts.push(cloud_sentence(cloud));
     let table = Table {
         evidence,
-        now,
         attachments,
         cloud,
     };
     let verdict = table.behind_the_cloud(table.judge_pods(pods, facts)?);
     if verdict.is_of_a_class()
-        && let Some(problem) = identity::not_ours(evidence, now)
+        && let Some(problem) = identity::not_ours(evidence)
     {
         facts.push(verdict.to_string());
         return not_ours(NotOurs::Identity { problem });
@@ -113,16 +105,9 @@ fn judge(
 
 /// The inputs of the table once each is known.
 pub(super) struct Table<'a> {
-    pub(super) evidence: &'a Evidence,
-    pub(super) now: Timestamp,
+    pub(super) evidence: EvidenceAt<'a>,
     pub(super) attachments: &'a [AttachmentFacts],
     pub(super) cloud: &'a CloudVolume,
-}
-
-impl<'a> Table<'a> {
-    pub(super) fn facts(&self) -> EvidenceAt<'a> {
-        self.evidence.at(self.now)
-    }
 }
 
 impl Table<'_> {
@@ -166,7 +151,7 @@ impl Table<'_> {
         node: &NodeName,
         facts: &mut Vec<String>,
     ) -> Result<Option<Verdict>, MissingFact> {
-        let Some(node_facts) = known(self.facts().node(node), &format!("Node {node}"))? else {
+        let Some(node_facts) = known(self.evidence.node(node), &format!("Node {node}"))? else {
             let unknown = || still_runs(pod, format!("its node {node} does not exist"));
             return self.missing_node(node).ok_or_else(unknown).map(Some);
         };
@@ -200,7 +185,7 @@ impl Table<'_> {
             node: node.clone(),
             instance: instance.clone(),
         };
-        let seen = guest_view(self.evidence, node, self.now);
+        let seen = guest_view(self.evidence, node);
         facts.push(view_sentence(node, &seen));
         let Some(va) = here else {
             return Ok(if pod.ready {
@@ -236,13 +221,13 @@ impl Table<'_> {
             }));
         }
         let csi_registered = self
-            .facts()
+            .evidence
             .csi()
             .is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
         match seen {
             GuestView::NoDevice { .. } | GuestView::DeadMount { .. } if !csi_registered => {
                 let driver = self
-                    .facts()
+                    .evidence
                     .csi()
                     .map(|c| c.driver.to_string())
                     .unwrap_or_default();
@@ -325,7 +310,7 @@ impl Table<'_> {
         }
         let spoken_for = |holder| {
             self.attachments.iter().any(|a| {
-                self.facts()
+                self.evidence
                     .node(&a.node)
                     .is_ok_and(|n| n.instance.as_ref() == Some(holder))
             })
@@ -340,7 +325,7 @@ impl Table<'_> {
     }
 
     fn live_pod_on(&self, node: &NodeName) -> Option<&PodFacts> {
-        let pods = self.facts().pods().ok()?;
+        let pods = self.evidence.pods().ok()?;
         pods.iter()
             .find(|p| p.node.as_ref() == Some(node) && !p.is_finished())
     }
@@ -379,9 +364,9 @@ impl Table<'_> {
     /// The provider's word for a job of the volume that can still change something, or that ended a moment ago: the
     /// guest's kernel finds a new device a little later than the cloud says that it is attached.
     fn pending_job(&self) -> Option<String> {
-        let jobs = self.facts().jobs().ok()?;
+        let jobs = self.evidence.jobs().ok()?;
         let fresh = |j: &CloudJob| {
-            j.status != JobStatus::Failed && self.now.duration_since(j.created) < SETTLING
+            j.status != JobStatus::Failed && self.evidence.now.duration_since(j.created) < SETTLING
         };
         let mut of_the_volume = jobs
             .iter()
@@ -417,7 +402,7 @@ impl Table<'_> {
             reason: Some(event.reason.clone()),
             source_component: Some(event.component.clone()),
             message: event.message.clone(),
-            driver: self.facts().csi().map(|c| c.driver.to_string()),
+            driver: self.evidence.csi().map(|c| c.driver.to_string()),
         };
         matches!(nominate(&message), Nomination::NotOurs { .. }).then(|| event.message.clone())
     }

@@ -5,7 +5,7 @@ use super::{
     before_fencing, before_holding, before_scaling, general,
 };
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
-use crate::evidence::{CsiSource, Evidence};
+use crate::evidence::{CsiSource, EvidenceAt};
 use crate::fact::Missing;
 use crate::ids::PlanHash;
 use crate::loss::losses;
@@ -14,7 +14,6 @@ use crate::plan::Refusal;
 use crate::runbook::{Holding, Runbook, RunbookStep};
 use crate::steps::StepKind;
 use crate::steps::{Available, Describe};
-use jiff::Timestamp;
 
 /// What a plan is asked for.
 #[derive(Clone, Debug)]
@@ -76,10 +75,9 @@ pub enum Snapshots {
 /// Every refusal that applies, not only the first. A diagnosis without a class has nothing to plan and gives one
 /// refusal with the verdict's sentence.
 pub(crate) fn make(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     diagnosis: &Diagnosis,
     request: &Request<'_>,
-    now: Timestamp,
 ) -> Result<Plan, Vec<Refusal>> {
     let Verdict::Ours { trouble } = &diagnosis.verdict else {
         return Err(vec![Refusal::Missing {
@@ -104,20 +102,20 @@ pub(crate) fn make(
             advice,
         }]);
     }
-    let target = Target::of(evidence, trouble, now).map_err(|r| vec![r])?;
-    let closes_node = closes_node(order, evidence, trouble, now);
-    let steps = possible(order, evidence, request.allowed, closes_node, now);
-    let mut refusals = general(evidence, &target.scope(), now);
+    let target = Target::of(evidence, trouble).map_err(|r| vec![r])?;
+    let closes_node = closes_node(order, evidence, trouble);
+    let steps = possible(order, evidence, request.allowed, closes_node);
+    let mut refusals = general(evidence, &target.scope());
     let has = |kind| steps.iter().any(|s| s.step == kind);
     refusals.extend(match (Holding::by(closes_node, has), trouble.releases()) {
-        (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload, now),
-        (holding, Releases::Everyone) => before_holding(evidence, &target.node, holding, now),
-        (holding, Releases::OldHolder) => before_fencing(evidence, holding, now),
+        (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload),
+        (holding, Releases::Everyone) => before_holding(evidence, &target.node, holding),
+        (holding, Releases::OldHolder) => before_fencing(evidence, holding),
     });
     refusals.extend(
         steps
             .iter()
-            .flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go, now)),
+            .flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go)),
     );
     if let Trouble::Phantom {
         at,
@@ -135,8 +133,7 @@ pub(crate) fn make(
         refusals.dedup();
         return Err(refusals);
     }
-    let pins =
-        pins(evidence, &target, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
+    let pins = pins(evidence, &target, has(StepKind::TaintOutOfService)).map_err(|r| vec![r])?;
     let describe = Describe {
         claim: &evidence.claim_name,
         pod: target.pod.as_ref(),
@@ -166,13 +163,8 @@ pub(crate) fn make(
 
 /// Whether the hold is to be a taint on the node: the cluster is known to have no policy, and the holder's node is there and
 /// lives. What a dead node has is freed without a hold; a record or an orphan whose node may be gone cannot be.
-fn closes_node(
-    order: &[RunbookStep],
-    evidence: &Evidence,
-    trouble: &Trouble,
-    now: Timestamp,
-) -> bool {
-    let policy = evidence.at(now).hold_policy();
+fn closes_node(order: &[RunbookStep], evidence: EvidenceAt<'_>, trouble: &Trouble) -> bool {
+    let policy = evidence.hold_policy();
     order.iter().any(|s| s.step == StepKind::Hold)
         && trouble.releases() == Releases::Everyone
         && matches!(policy, Err(Missing::Absent))
@@ -182,13 +174,12 @@ fn closes_node(
 /// the same, and only the cloud's own detach, which needs the hold, is left out; so it is where only the node is closed.
 fn possible(
     order: &[RunbookStep],
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     allowed: Allowed,
     closes_node: bool,
-    now: Timestamp,
 ) -> Vec<RunbookStep> {
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
-    let policy = evidence.at(now).hold_policy();
+    let policy = evidence.hold_policy();
     let gates = !fences || policy.is_ok();
     let available = Available {
         allowed,
@@ -223,7 +214,7 @@ pub(super) fn advice(trouble: &Trouble) -> String {
 }
 
 /// What people must do about a cause that no step mends.
-fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
+fn for_people(trouble: &Trouble, evidence: EvidenceAt<'_>) -> Option<String> {
     let Trouble::StuckRecord {
         attachment, cause, ..
     } = trouble
@@ -258,27 +249,19 @@ fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
     })
 }
 
-fn pins(
-    evidence: &Evidence,
-    target: &Target,
-    tainting: bool,
-    now: Timestamp,
-) -> Result<Pins, Refusal> {
+fn pins(evidence: EvidenceAt<'_>, target: &Target, tainting: bool) -> Result<Pins, Refusal> {
     let missing = |what: &str| Refusal::Missing {
         what: what.to_owned(),
         why: "it could not be pinned".to_owned(),
     };
-    let claim = evidence.at(now).claim().map_err(|_| missing("the claim"))?;
+    let claim = evidence.claim().map_err(|_| missing("the claim"))?;
     let pv = evidence
-        .at(now)
         .volume()
         .map_err(|_| missing("the PersistentVolume"))?;
     let cloud = evidence
-        .at(now)
         .cloud_volume()
         .map_err(|_| missing("the cloud volume"))?;
     let attachments = evidence
-        .at(now)
         .attachments()
         .map_err(|_| missing("the VolumeAttachments"))?;
     let attachment = match &target.attachment {
@@ -292,10 +275,7 @@ fn pins(
         }
         None => None,
     };
-    let workload = evidence
-        .at(now)
-        .workload()
-        .map_err(|_| missing("the workload"))?;
+    let workload = evidence.workload().map_err(|_| missing("the workload"))?;
     let mut pods: Vec<_> = workload
         .pods
         .iter()
@@ -303,13 +283,13 @@ fn pins(
         .collect();
     // The order in which an API lists them must not change the plan's hash.
     pods.sort();
-    let node = evidence.at(now).node(&target.node).ok();
+    let node = evidence.node(&target.node).ok();
     let node_wide = match node.filter(|_| tainting) {
         Some(node) => {
-            let Ok(on_it) = evidence.at(now).node_pods(&target.node) else {
+            let Ok(on_it) = evidence.node_pods(&target.node) else {
                 return Err(missing(&format!("the pods on {}", target.node)));
             };
-            let Ok(used) = evidence.at(now).node_claims(&target.node) else {
+            let Ok(used) = evidence.node_claims(&target.node) else {
                 return Err(missing(&format!(
                     "the claims of the pods on {}",
                     target.node

@@ -4,13 +4,12 @@
 
 use super::Plan;
 use crate::authority::{NodeRules, NodeWord, mandate};
-use crate::evidence::{Evidence, NodeFacts};
+use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
 use crate::outage::down_together;
 use crate::plan::Refusal;
 use crate::proof;
 use crate::steps::StepKind;
-use jiff::Timestamp;
 
 impl Plan {
     /// Does the plan stop every pod of the node?
@@ -21,18 +20,18 @@ impl Plan {
 
 /// Every refusal of touching the whole of the plan's node now. Empty for a plan that leaves the node as a whole alone, and
 /// for a Node that does not exist.
-pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
+pub fn may_touch_node(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
     if !plan.fences() && !plan.closes_node {
         return Vec::new();
     }
     let name = &plan.pins.node;
     let missing = |what: String, why: String| vec![Refusal::Missing { what, why }];
-    let node = match evidence.at(now).node(name) {
+    let node = match evidence.node(name) {
         Ok(node) => node,
         Err(Missing::Absent) => return Vec::new(),
         Err(why) => return missing(format!("Node {name}"), why.to_string()),
     };
-    let mandate = match mandate(evidence, now) {
+    let mandate = match mandate(evidence) {
         Ok(mandate) => mandate,
         Err(why) => return missing("what this recovery may do".to_owned(), why),
     };
@@ -62,7 +61,7 @@ pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<R
     }
     if plan.fences() {
         if !rules.override_opt_outs {
-            opt_outs(plan, evidence, now, &mut out);
+            opt_outs(plan, evidence, &mut out);
         }
         let judged = matches!(
             word,
@@ -71,19 +70,19 @@ pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<R
                 ..
             }
         );
-        let proven = proof::of_the_whole_machine(evidence, &plan.pins.holder, now).is_ok();
+        let proven = proof::of_the_whole_machine(evidence, &plan.pins.holder).is_ok();
         // What the cloud or a person says of the machine itself is explained by no partition.
         if !judged && !proven && plan.find(StepKind::PowerOff).is_some() {
-            brakes(plan, node, &rules, evidence, now, &mut out);
+            brakes(plan, node, &rules, evidence, &mut out);
         }
     }
     out
 }
 
 /// Claims on the node that nobody may move.
-fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
+fn opt_outs(plan: &Plan, evidence: EvidenceAt<'_>, out: &mut Vec<Refusal>) {
     let node = &plan.pins.node;
-    match evidence.at(now).node_claims(node) {
+    match evidence.node_claims(node) {
         Ok(claims) => {
             for claim in claims {
                 // The plan's own claim is judged by its policy and by the word of people, before.
@@ -126,12 +125,11 @@ fn brakes(
     plan: &Plan,
     node: &NodeFacts,
     rules: &NodeRules,
-    evidence: &Evidence,
-    now: Timestamp,
+    evidence: EvidenceAt<'_>,
     out: &mut Vec<Refusal>,
 ) {
     let name = &plan.pins.node;
-    let down = match evidence.at(now).down() {
+    let down = match evidence.down() {
         Ok(down) => down,
         Err(missing) => {
             out.push(Refusal::Missing {
@@ -141,12 +139,12 @@ fn brakes(
             return;
         }
     };
-    // Ready now, or newer than the list: then it has been down for no time at all.
+    // Ready evidence.now, or newer than the list: then it has been down for no time at all.
     let own = down
         .iter()
         .find(|d| d.name == node.name)
         .filter(|_| !node.ready);
-    let down_for = own.map_or(0, |d| d.down_for(now).as_secs());
+    let down_for = own.map_or(0, |d| d.down_for(evidence.now).as_secs());
     if down_for < i64::from(rules.patience_seconds) {
         out.push(Refusal::MayBeBooting {
             node: name.to_string(),
@@ -159,7 +157,7 @@ fn brakes(
             node: name.to_string(),
         });
     }
-    let together = down_together(down, name, now);
+    let together = down_together(down, name, evidence.now);
     if together.len() > usize::try_from(rules.most_together).unwrap_or(usize::MAX) {
         let others = together
             .iter()
@@ -176,7 +174,7 @@ fn brakes(
 
 /// The same before the first step: the patience may run out while the run's own first wait lasts, so that both are not waited
 /// for one after the other.
-pub fn may_touch_node_later(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
+pub fn may_touch_node_later(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
     let first = plan.steps.first().filter(|s| s.kind == StepKind::Await);
     let ahead = first.map_or(0, |s| s.patience_seconds.unwrap_or(s.deadline_seconds));
     let waits_anyway = |r: &Refusal| match r {
@@ -185,7 +183,7 @@ pub fn may_touch_node_later(plan: &Plan, evidence: &Evidence, now: Timestamp) ->
         } => i64::from(*patience).saturating_sub(*seconds) <= i64::from(ahead),
         _ => false,
     };
-    let mut all = may_touch_node(plan, evidence, now);
+    let mut all = may_touch_node(plan, evidence);
     all.retain(|r| !waits_anyway(r));
     all
 }

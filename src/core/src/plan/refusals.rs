@@ -2,7 +2,7 @@
 
 use super::{Releases, Scope};
 use crate::cloud::VolumeState;
-use crate::evidence::{AccessMode, AttachmentFacts, Evidence, PodFacts, Read};
+use crate::evidence::{AccessMode, AttachmentFacts, EvidenceAt, PodFacts, Read};
 use crate::fact::Missing;
 use crate::identity;
 use crate::ids::NodeName;
@@ -10,7 +10,6 @@ use crate::names::OUT_OF_SERVICE_TAINT;
 use crate::plan::Refusal;
 use crate::runbook::Holding;
 use crate::workload::{ManagerKind, PodRefusal, ScalePath, WorkloadFacts};
-use jiff::Timestamp;
 
 /// Taints by which other remediators or people say that they are at work on a node.
 /// Sources: KEP-2268 (out-of-service), medik8s self-node-remediation and node maintenance, Karpenter's disruption taint.
@@ -23,14 +22,14 @@ const OTHERS_TAINTS: [&str; 5] = [
 ];
 
 /// Refusals that hold for every remedy.
-pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Refusal> {
+pub fn general(evidence: EvidenceAt<'_>, scope: &Scope<'_>) -> Vec<Refusal> {
     let Scope {
         node,
         releases,
         holder,
     } = *scope;
-    let mut out = identity::refusals(evidence, Some(holder), now);
-    if let Some(claim) = present(evidence.at(now).claim(), "the claim", &mut out) {
+    let mut out = identity::refusals(evidence, Some(holder));
+    if let Some(claim) = present(evidence.claim(), "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
             out.push(Refusal::OptedOut { what: what.clone() });
         }
@@ -51,7 +50,7 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
             });
         }
     }
-    match evidence.at(now).cloud_volume() {
+    match evidence.cloud_volume() {
         Ok(cloud) => {
             if cloud.holders.len() > 1 {
                 out.push(Refusal::ManyHolders {
@@ -76,7 +75,7 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
             why: missing.to_string(),
         }),
     }
-    match evidence.at(now).node(node) {
+    match evidence.node(node) {
         Ok(facts) => {
             let foreign = |t: &&String| {
                 OTHERS_TAINTS.contains(&t.as_str())
@@ -96,7 +95,7 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
         }),
     }
     if let Some(attachments) = present(
-        evidence.at(now).attachments(),
+        evidence.attachments(),
         "the list of VolumeAttachments",
         &mut out,
     ) {
@@ -113,31 +112,22 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
 }
 
 /// Every refusal of scaling the workload to zero (S2), besides what would be lost ([`crate::loss::losses`]). `confirmed` is the workload that a person named, as `Kind/name`.
-pub fn before_scaling(
-    evidence: &Evidence,
-    confirmed: Option<&str>,
-    now: Timestamp,
-) -> Vec<Refusal> {
-    with_workload(evidence, now, |w, out| {
+pub fn before_scaling(evidence: EvidenceAt<'_>, confirmed: Option<&str>) -> Vec<Refusal> {
+    with_workload(evidence, |w, out| {
         identity(w, out);
         shape(w, confirmed, out);
         claims(w, out);
         accepted(w, out);
         pre_stop(w, w.pods.iter(), out);
         owners_of_the_count(w, out);
-        foreign_pods(evidence, w, now, out);
+        foreign_pods(evidence, w, out);
     })
 }
 
 /// Every refusal of holding the claim in this way and releasing its stuck pods on `node`. The count is not touched, so
 /// nothing that owns it matters; that its owner can make a new pod does, and what is lost ([`crate::loss::losses`]).
-pub fn before_holding(
-    evidence: &Evidence,
-    node: &NodeName,
-    holding: Holding,
-    now: Timestamp,
-) -> Vec<Refusal> {
-    let mut out = with_workload(evidence, now, |w, out| {
+pub fn before_holding(evidence: EvidenceAt<'_>, node: &NodeName, holding: Holding) -> Vec<Refusal> {
+    let mut out = with_workload(evidence, |w, out| {
         unchanged(w, out);
         if let Some(what) = &w.rollout {
             out.push(Refusal::RolloutInProgress {
@@ -159,7 +149,7 @@ pub fn before_holding(
             released.iter().filter(|p| p.node.as_ref() == Some(node)),
             out,
         );
-        foreign_pods(evidence, w, now, out);
+        foreign_pods(evidence, w, out);
         if let (Holding::ByTaint, Some(why)) = (holding, &w.template.ignores_taints) {
             out.push(Refusal::IgnoresTaints {
                 workload: w.workload.to_string(),
@@ -168,15 +158,15 @@ pub fn before_holding(
         }
     });
     if holding != Holding::ByTaint {
-        hold_policy(evidence, now, &mut out);
+        hold_policy(evidence, &mut out);
     }
     out
 }
 
 /// Every refusal of ending the hold of a node that does not use the volume any more: the workload must want a pod and the
 /// pod must be accepted. What a fence would lose is asked for besides ([`crate::loss::losses`]).
-pub fn before_fencing(evidence: &Evidence, holding: Holding, now: Timestamp) -> Vec<Refusal> {
-    let mut out = with_workload(evidence, now, |w, out| {
+pub fn before_fencing(evidence: EvidenceAt<'_>, holding: Holding) -> Vec<Refusal> {
+    let mut out = with_workload(evidence, |w, out| {
         unchanged(w, out);
         let own = w
             .claims
@@ -186,17 +176,17 @@ pub fn before_fencing(evidence: &Evidence, holding: Holding, now: Timestamp) -> 
             out.push(Refusal::OptedOut { what: what.clone() });
         }
         accepted(w, out);
-        foreign_pods(evidence, w, now, out);
+        foreign_pods(evidence, w, out);
     });
     if holding == Holding::ByGate {
-        hold_policy(evidence, now, &mut out);
+        hold_policy(evidence, &mut out);
     }
     out
 }
 
 /// Whether the cluster can hold pods away.
-fn hold_policy(evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
-    match evidence.at(now).hold_policy() {
+fn hold_policy(evidence: EvidenceAt<'_>, out: &mut Vec<Refusal>) {
+    match evidence.hold_policy() {
         Ok(_) => {}
         Err(Missing::Absent) => out.push(Refusal::NoHoldPolicy),
         Err(missing) => out.push(Refusal::Missing {
@@ -207,19 +197,18 @@ fn hold_policy(evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
 }
 
 fn with_workload(
-    evidence: &Evidence,
-    now: Timestamp,
+    evidence: EvidenceAt<'_>,
     judge: impl FnOnce(&WorkloadFacts, &mut Vec<Refusal>),
 ) -> Vec<Refusal> {
     let mut out = Vec::new();
     // A volume whose attach is still under way looks like one that its machine has lost; only the jobs tell.
-    if let Err(why) = Missing::or_absent(evidence.at(now).jobs()) {
+    if let Err(why) = Missing::or_absent(evidence.jobs()) {
         out.push(Refusal::Missing {
             what: "the provider's job history".into(),
             why: why.to_string(),
         });
     }
-    match evidence.at(now).workload() {
+    match evidence.workload() {
         Ok(w) => judge(w, &mut out),
         Err(Missing::Absent) => {
             let pods = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
@@ -372,8 +361,8 @@ fn owners_of_the_count(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     }
 }
 
-fn foreign_pods(evidence: &Evidence, w: &WorkloadFacts, now: Timestamp, out: &mut Vec<Refusal>) {
-    let Some(pods) = present(evidence.at(now).pods(), "the list of pods", out) else {
+fn foreign_pods(evidence: EvidenceAt<'_>, w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    let Some(pods) = present(evidence.pods(), "the list of pods", out) else {
         return;
     };
     for pod in pods

@@ -1,11 +1,10 @@
 //! What a remedy is about: whose hold on the volume is ended, and who may keep theirs.
 
 use crate::diagnosis::{StuckCause, Trouble};
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::identity;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use crate::plan::Refusal;
-use jiff::Timestamp;
 
 /// What has to let go before pods may use the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +109,10 @@ impl Target {
     ///
     /// # Errors
     /// The refusal where that is not known well enough.
-    pub fn of(evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> Result<Self, Refusal> {
+    pub fn of(evidence: EvidenceAt<'_>, trouble: &Trouble) -> Result<Self, Refusal> {
         let releases = trouble.releases();
         let on = |node: &NodeName| {
-            let all = evidence.at(now).attachments().ok();
+            let all = evidence.attachments().ok();
             all.and_then(|all| all.iter().find(|a| a.node == *node))
                 .map(|a| a.uid.clone())
         };
@@ -138,7 +137,7 @@ impl Target {
                 cause,
             } => Self {
                 node: node.clone(),
-                holder: recorded_holder(evidence, node, cause, now)?,
+                holder: recorded_holder(evidence, node, cause)?,
                 attachment: attachment.clone(),
                 pod: None,
                 releases,
@@ -169,16 +168,15 @@ impl Target {
 /// The instance for which a stuck VolumeAttachment speaks: the one behind its Node; where the Node is gone, the cloud's
 /// holder, if no other node speaks for that.
 fn recorded_holder(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     node: &NodeName,
     cause: &StuckCause,
-    now: Timestamp,
 ) -> Result<InstanceId, Refusal> {
     let missing = |what: String, why: &str| Refusal::Missing {
         what,
         why: why.to_owned(),
     };
-    if let Ok(facts) = evidence.at(now).node(node) {
+    if let Ok(facts) = evidence.node(node) {
         let unknown = || {
             missing(
                 format!("the instance behind Node {node}"),
@@ -190,7 +188,7 @@ fn recorded_holder(
     if !matches!(cause, StuckCause::NodeMissing { .. }) {
         return Err(missing(format!("Node {node}"), "no fresh read of it"));
     }
-    let cloud = evidence.at(now).cloud_volume().ok();
+    let cloud = evidence.cloud_volume().ok();
     let Some(holder) = cloud.and_then(|c| c.holders.first()) else {
         return Err(missing(
             "a holder of the volume".to_owned(),
@@ -198,7 +196,7 @@ fn recorded_holder(
         ));
     };
     match evidence.node_of_instance(holder) {
-        None => identity::was_node(evidence, holder, node, now).map(|()| holder.clone()),
+        None => identity::was_node(evidence, holder, node).map(|()| holder.clone()),
         Some(other) => Err(missing(
             format!("the instance that was Node {node}"),
             &format!("the cloud's holder {holder} is Node {other}"),

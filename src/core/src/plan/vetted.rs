@@ -3,21 +3,19 @@
 use super::{Plan, Request, SoundPlan, make};
 use crate::check::{Violation, check};
 use crate::diagnosis::Diagnosis;
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::plan::Refusal;
-use jiff::Timestamp;
 
 /// Makes the plan for a diagnosis of one of the five classes and has the independent checker look at it.
 ///
 /// # Errors
 /// Every refusal of the planner; or [`Refusal::Vetoed`] where the checker objects to what the planner made.
 pub fn make_vetted(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     diagnosis: &Diagnosis,
     request: &Request<'_>,
-    now: Timestamp,
 ) -> Result<SoundPlan, Vec<Refusal>> {
-    make(evidence, diagnosis, request, now)?.vetted(evidence, request.confirm_workload, now)
+    make(evidence, diagnosis, request)?.vetted(evidence, request.confirm_workload)
 }
 
 impl Plan {
@@ -27,11 +25,10 @@ impl Plan {
     /// [`Refusal::Vetoed`]: nothing may be done by this plan.
     pub fn vetted(
         self,
-        evidence: &Evidence,
+        evidence: EvidenceAt<'_>,
         confirmed: Option<&str>,
-        now: Timestamp,
     ) -> Result<SoundPlan, Vec<Refusal>> {
-        let violations = check(&self, evidence, confirmed, now);
+        let violations = check(&self, evidence, confirmed);
         if !violations.is_empty() {
             return Err(vec![Refusal::Vetoed { violations }]);
         }

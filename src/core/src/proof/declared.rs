@@ -4,7 +4,7 @@ use super::veto::veto_by_answer;
 use super::{
     FenceProof, Ground, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume,
 };
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::fact::Source;
 use crate::ids::InstanceId;
 use jiff::{SignedDuration, Timestamp};
@@ -58,10 +58,9 @@ impl Declaration {
 /// One [`NoProof`]: a declaration about another instance, without a name or a reason, too old or of the future, or
 /// contradicted by a Ready Node of that instance, by its agent's answer to this recovery, or by the cloud's holder.
 pub fn declared(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     holder: &InstanceId,
     declaration: &Declaration,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     let invalid = |why: &str| {
         Err(NoProof::Declaration {
@@ -72,18 +71,18 @@ pub fn declared(
     if declaration.holder != *holder {
         return invalid("it is about another instance");
     }
-    if let Err(why) = declaration.is_valid(now) {
+    if let Err(why) = declaration.is_valid(evidence.now) {
         return invalid(why);
     }
-    let volume = the_volume(evidence, holder, now)?;
-    let mut grounds = nothing_lives(evidence, holder, now)?;
+    let volume = the_volume(evidence, holder)?;
+    let mut grounds = nothing_lives(evidence, holder)?;
     // What it reported unasked may be from before its end; an answer to this recovery's question is a sign of life.
     for (name, node) in &evidence.nodes {
         if node
             .shown()
             .is_some_and(|n| n.instance.as_ref() == Some(holder))
         {
-            veto_by_answer(evidence, name, now)?;
+            veto_by_answer(evidence, name)?;
         }
     }
     grounds.push(held_by(evidence, holder));
@@ -109,7 +108,7 @@ pub fn declared(
             cluster_wide,
         },
         grounds,
-        for_a_while(now),
-        now,
+        for_a_while(evidence.now),
+        evidence.now,
     ))
 }

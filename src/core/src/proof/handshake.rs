@@ -6,7 +6,7 @@ use super::{
     FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing,
     no_pod, the_volume,
 };
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::ids::{InstanceId, NodeName, Uid};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -32,22 +32,21 @@ pub struct UnusedSince {
 /// # Errors
 /// One [`NoProof`] per missing piece; the first one found, in the order P1, P2, P3, veto, holder.
 pub fn kubelet_handshake(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     node: &NodeName,
     holder: &InstanceId,
     unused: &UnusedSince,
     recovery: &Uid,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let away = held(evidence, node, recovery, now)?;
-    no_pod(evidence, node, away, now)?;
-    let csi = evidence.at(now).csi().ok_or_else(|| NoProof::Missing {
+    let away = held(evidence, node, recovery)?;
+    no_pod(evidence, node, away)?;
+    let csi = evidence.csi().ok_or_else(|| NoProof::Missing {
         what: "the PersistentVolume".into(),
         why: "no fresh CSI source".into(),
     })?;
     let fact = evidence.nodes.get(node);
     let facts = match fact {
-        Some(_) => fresh(evidence.at(now).node(node), &format!("Node {node}"))?,
+        Some(_) => fresh(evidence.node(node), &format!("Node {node}"))?,
         None => None,
     };
     let (Some(facts), Some(fact)) = (facts, fact) else {
@@ -70,8 +69,8 @@ pub fn kubelet_handshake(
         (Some(new), Some(old)) if new > old && read_after => new,
         _ => return Err(NoProof::LeaseNotRenewed { node: node.clone() }),
     };
-    veto(evidence, node, now)?;
-    let cloud = the_volume(evidence, holder, now)?;
+    veto(evidence, node)?;
+    let cloud = the_volume(evidence, holder)?;
     let grounds = vec![
         ground(&evidence.pods, "no pod with the claim is left"),
         ground(
@@ -90,8 +89,8 @@ pub fn kubelet_handshake(
         holder,
         kind,
         grounds,
-        for_a_while(now),
-        now,
+        for_a_while(evidence.now),
+        evidence.now,
     ))
 }
 
@@ -109,18 +108,16 @@ pub const ATTEMPT: SignedDuration = SignedDuration::from_mins(2);
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order P1, P2, node, time, answer, holder, veto.
 pub fn answered_clean(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     node: &NodeName,
     holder: &InstanceId,
     unused: &UnusedSince,
     asked_at: Timestamp,
     recovery: &Uid,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let away = held(evidence, node, recovery, now)?;
-    no_pod(evidence, node, away, now)?;
+    let away = held(evidence, node, recovery)?;
+    no_pod(evidence, node, away)?;
     let facts = evidence
-        .at(now)
         .node(node)
         .map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     if !facts.ready {
@@ -144,7 +141,7 @@ pub fn answered_clean(
         epoch,
         volume,
         grounds,
-    } = clean(evidence, node, facts, holder, asked, now)?;
+    } = clean(evidence, node, facts, holder, asked)?;
     let kind = ProofKind::AnsweredClean {
         node: node.clone(),
         no_user_since: unused.at,
@@ -155,7 +152,7 @@ pub fn answered_clean(
         holder,
         kind,
         grounds,
-        for_a_while(now),
-        now,
+        for_a_while(evidence.now),
+        evidence.now,
     ))
 }

@@ -37,7 +37,7 @@ pub use power::{InstanceObservation, gone, off};
 pub use reboot::{ANSWER_GOOD_FOR, Before, answers_clean, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;
-use crate::evidence::{Evidence, NodeFacts, PodFacts, Read};
+use crate::evidence::{EvidenceAt, NodeFacts, PodFacts, Read};
 use crate::fact::{Fact, Missing, Source};
 use crate::ids::{BootId, InstanceId, NodeName, Uid, VolumeId};
 use jiff::{SignedDuration, Timestamp};
@@ -377,7 +377,7 @@ fn ground<T>(fact: &Fact<T>, says: impl Into<String>) -> Ground {
 }
 
 /// That the cloud names this holder and nobody else: see [`the_volume`].
-fn held_by(evidence: &Evidence, holder: &InstanceId) -> Ground {
+fn held_by(evidence: EvidenceAt<'_>, holder: &InstanceId) -> Ground {
     ground(
         &evidence.cloud_volume,
         format!("instance {holder} holds it, and nobody else"),
@@ -401,23 +401,22 @@ fn fresh<'a, T>(read: Read<'a, T>, what: &str) -> Result<Option<&'a T>, NoProof>
 /// # Errors
 /// Why the one that is nearest could not be made.
 pub fn of_the_machine(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     holder: &InstanceId,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     let seen = || evidence.sightings.iter().map(Some).chain([None]);
-    if let Some(proof) = seen().find_map(|s| gone(evidence, holder, s, now).ok()) {
+    if let Some(proof) = seen().find_map(|s| gone(evidence, holder, s).ok()) {
         return Ok(proof);
     }
-    if let Some(proof) = seen().find_map(|s| off(evidence, holder, s, now).ok()) {
+    if let Some(proof) = seen().find_map(|s| off(evidence, holder, s).ok()) {
         return Ok(proof);
     }
     if let Some(word) = &evidence.declaration {
-        return declared(evidence, holder, word, now);
+        return declared(evidence, holder, word);
     }
-    match evidence.at(now).instance(holder) {
-        Err(Missing::Absent) => gone(evidence, holder, None, now),
-        _ => off(evidence, holder, evidence.sightings.last(), now),
+    match evidence.instance(holder) {
+        Err(Missing::Absent) => gone(evidence, holder, None),
+        _ => off(evidence, holder, evidence.sightings.last()),
     }
 }
 
@@ -426,11 +425,10 @@ pub fn of_the_machine(
 /// # Errors
 /// As [`of_the_machine`], and a declaration by a right in one namespace.
 pub fn of_the_whole_machine(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     holder: &InstanceId,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let proof = of_the_machine(evidence, holder, now)?;
+    let proof = of_the_machine(evidence, holder)?;
     match proof.kind() {
         ProofKind::Declared { by, cluster_wide: false, .. } => Err(NoProof::Declaration {
             by: by.clone(),
@@ -442,11 +440,10 @@ pub fn of_the_whole_machine(
 
 /// The cloud volume, which the cloud says this holder has and nobody else.
 fn the_volume<'a>(
-    evidence: &'a Evidence,
+    evidence: EvidenceAt<'a>,
     holder: &InstanceId,
-    now: Timestamp,
 ) -> Result<&'a CloudVolume, NoProof> {
-    let cloud = fresh(evidence.at(now).cloud_volume(), "the cloud volume")?
+    let cloud = fresh(evidence.cloud_volume(), "the cloud volume")?
         .ok_or_else(|| missing("the cloud volume", "the cloud does not know it"))?;
     if cloud.holders != [holder.clone()] {
         let found = cloud
@@ -493,14 +490,9 @@ enum Away {
 
 /// P1: no new pod can come to the holder's node. Either the workload is at zero and carries this recovery's stamp, or a pod
 /// made now would be given our gate, or the node carries our closing taint and the workload's pods do not tolerate it.
-fn held(
-    evidence: &Evidence,
-    node: &NodeName,
-    recovery: &Uid,
-    now: Timestamp,
-) -> Result<Away, NoProof> {
+fn held(evidence: EvidenceAt<'_>, node: &NodeName, recovery: &Uid) -> Result<Away, NoProof> {
     let no_hold = |why: String| Err(NoProof::NoHold { why });
-    let workload = fresh(evidence.at(now).workload(), "the workload")?;
+    let workload = fresh(evidence.workload(), "the workload")?;
     let Some(workload) = workload else {
         return no_hold("the workload is not there".into());
     };
@@ -517,17 +509,13 @@ fn held(
         Some(Err(why)) => no_hold(why.clone()),
         _ => match workload.dry_run_held {
             Some(true) => Ok(Away::Everywhere),
-            _ if evidence
-                .at(now)
-                .node(node)
-                .is_ok_and(|n| n.is_closed_by(recovery)) =>
-            {
+            _ if evidence.node(node).is_ok_and(|n| n.is_closed_by(recovery)) => {
                 match &workload.template.ignores_taints {
                     None => Ok(Away::FromTheNode),
                     Some(why) => no_hold(format!("node {node} is closed by a taint, and {why}")),
                 }
             }
-            Some(false) => no_hold("a pod made now would not be given the gate".into()),
+            Some(false) => no_hold("a pod made evidence.now would not be given the gate".into()),
             None => no_hold(format!(
                 "{} has {} replicas",
                 workload.workload, workload.replicas
@@ -538,8 +526,8 @@ fn held(
 
 /// P2: no pod object with the claim is left that is on the holder's node or could come to it. A pod that is bound to
 /// another node never moves, and the scheduler sends none to a node that is closed.
-fn no_pod(evidence: &Evidence, node: &NodeName, away: Away, now: Timestamp) -> Result<(), NoProof> {
-    let pods = fresh(evidence.at(now).pods(), "the list of pods")?;
+fn no_pod(evidence: EvidenceAt<'_>, node: &NodeName, away: Away) -> Result<(), NoProof> {
+    let pods = fresh(evidence.pods(), "the list of pods")?;
     let kept = |p: &PodFacts| p.is_kept_from(node) || away == Away::FromTheNode && p.node.is_none();
     match pods.and_then(|p| p.iter().find(|p| !kept(p))) {
         Some(pod) => Err(NoProof::PodPresent {
@@ -551,14 +539,10 @@ fn no_pod(evidence: &Evidence, node: &NodeName, away: Away, now: Timestamp) -> R
 
 /// For proofs that the machine does not run: no Node of that instance may be Ready. A Node that was not read freshly
 /// is no answer either.
-fn nothing_lives(
-    evidence: &Evidence,
-    holder: &InstanceId,
-    now: Timestamp,
-) -> Result<Vec<Ground>, NoProof> {
+fn nothing_lives(evidence: EvidenceAt<'_>, holder: &InstanceId) -> Result<Vec<Ground>, NoProof> {
     let mut grounds = Vec::new();
     for (name, fact) in &evidence.nodes {
-        let Some(node) = fresh(evidence.at(now).node(name), &format!("Node {name}"))? else {
+        let Some(node) = fresh(evidence.node(name), &format!("Node {name}"))? else {
             continue;
         };
         if node.instance.as_ref() != Some(holder) {

@@ -4,7 +4,7 @@
 //! guest keeps the old name until the volume is attached again.
 
 use crate::cloud::CloudVolume;
-use crate::evidence::{CsiSource, Evidence, NodeFacts};
+use crate::evidence::{CsiSource, EvidenceAt, NodeFacts};
 use crate::guest::{GuestDevice, GuestInventory};
 
 /// Whether this CSI handle names the device: Linode's `<id>-<label>`, whose label the device has for a serial, or EBS'
@@ -18,7 +18,7 @@ fn names(handle: &str, device: &GuestDevice) -> bool {
 /// A device of the volume's size that the node's other volumes do not account for, or one that the volume's own handle
 /// names: it may be the volume under an earlier name.
 pub(super) fn under_another_name<'a>(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     guest: &'a GuestInventory,
     node: &NodeFacts,
     csi: &CsiSource,

@@ -7,7 +7,7 @@ use super::{
 use crate::cloud::{
     CloudInstance, CloudScope, CloudVolume, InstanceState, JobStatus, PowerChange, PowerFacts,
 };
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::fact::{Fact, Missing};
 use crate::ids::InstanceId;
 use jiff::Timestamp;
@@ -35,22 +35,21 @@ pub struct InstanceObservation {
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order volume, living nodes, instance, sighting.
 pub fn gone(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     holder: &InstanceId,
     before: Option<&InstanceObservation>,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     let Basis {
         volume,
         mut grounds,
         fact,
         instance,
-    } = basis(evidence, holder, now)?;
+    } = basis(evidence, holder)?;
     let last_seen = match instance {
         Some(instance) if instance.state == InstanceState::Gone => None,
         Some(instance) => return Err(running(holder, "gone", &instance.state)),
         None => {
-            let has_a_node = evidence.at(now).nodes().any(|(_, read)| match read {
+            let has_a_node = evidence.nodes().any(|(_, read)| match read {
                 Ok(node) => node.instance.as_ref() == Some(holder),
                 Err(Missing::Absent) => false,
                 Err(_) => true,
@@ -79,7 +78,7 @@ pub fn gone(
         ProofKind::Gone { last_seen },
         grounds,
         Holds::ForGood,
-        now,
+        evidence.now,
     ))
 }
 
@@ -89,17 +88,16 @@ pub fn gone(
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order volume, living nodes, state, history, first reading.
 pub fn off(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     holder: &InstanceId,
     before: Option<&InstanceObservation>,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     let Basis {
         volume,
         mut grounds,
         fact,
         instance,
-    } = basis(evidence, holder, now)?;
+    } = basis(evidence, holder)?;
     match instance {
         Some(instance) if instance.state == InstanceState::Off => {}
         Some(instance) => return Err(running(holder, "off", &instance.state)),
@@ -110,7 +108,7 @@ pub fn off(
         .power
         .get(holder)
         .ok_or_else(|| missing(history.clone(), "it was not read"))?;
-    let facts = fresh(evidence.at(now).power(holder), &history)?;
+    let facts = fresh(evidence.power(holder), &history)?;
     let facts = facts.ok_or_else(|| missing(history, "the cloud has none"))?;
     let job = stays_off(facts).map_err(|why| NoProof::NoShutdown {
         holder: holder.clone(),
@@ -138,8 +136,8 @@ pub fn off(
         holder,
         kind,
         grounds,
-        for_a_while(now),
-        now,
+        for_a_while(evidence.now),
+        evidence.now,
     ))
 }
 
@@ -151,19 +149,16 @@ struct Basis<'a> {
     instance: Option<&'a CloudInstance>,
 }
 
-fn basis<'a>(
-    evidence: &'a Evidence,
-    holder: &InstanceId,
-    now: Timestamp,
-) -> Result<Basis<'a>, NoProof> {
-    let volume = the_volume(evidence, holder, now)?;
-    let mut grounds = nothing_lives(evidence, holder, now)?;
+fn basis<'a>(evidence: EvidenceAt<'a>, holder: &InstanceId) -> Result<Basis<'a>, NoProof> {
+    let volume = the_volume(evidence, holder)?;
+    let mut grounds = nothing_lives(evidence, holder)?;
     grounds.push(held_by(evidence, holder));
     let fact = evidence
+        .all()
         .instances
         .get(holder)
         .ok_or_else(|| missing(said_of(holder), "it was not read"))?;
-    let instance = fresh(evidence.at(now).instance(holder), &said_of(holder))?;
+    let instance = fresh(evidence.instance(holder), &said_of(holder))?;
     Ok(Basis {
         volume,
         grounds,

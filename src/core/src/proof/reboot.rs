@@ -7,7 +7,7 @@ use super::{
     no_pod, the_volume,
 };
 use crate::cloud::CloudVolume;
-use crate::evidence::{Evidence, NodeFacts};
+use crate::evidence::{Evidence, EvidenceAt, NodeFacts};
 use crate::fact::{Missing, Source};
 use crate::guest::{Answer, ScanResult};
 use crate::ids::{BootId, InstanceId, NodeName, Uid};
@@ -44,17 +44,15 @@ pub(super) struct Asked<'a> {
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order hold, pods, node, reboot, answer, its age, volume, report, veto.
 pub fn rebooted_and_clean(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     node: &NodeName,
     holder: &InstanceId,
     before: &Before,
     recovery: &Uid,
-    now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    let away = held(evidence, node, recovery, now)?;
-    no_pod(evidence, node, away, now)?;
+    let away = held(evidence, node, recovery)?;
+    no_pod(evidence, node, away)?;
     let facts = evidence
-        .at(now)
         .node(node)
         .map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     is_holder(facts, holder)?;
@@ -80,7 +78,7 @@ pub fn rebooted_and_clean(
         epoch,
         volume,
         grounds,
-    } = clean(evidence, node, facts, holder, asked, now)?;
+    } = clean(evidence, node, facts, holder, asked)?;
     let kind = ProofKind::RebootedAndClean {
         node: node.clone(),
         boot: facts.boot_id.clone(),
@@ -91,8 +89,8 @@ pub fn rebooted_and_clean(
         holder,
         kind,
         grounds,
-        for_a_while(now),
-        now,
+        for_a_while(evidence.now),
+        evidence.now,
     ))
 }
 
@@ -102,15 +100,13 @@ pub fn rebooted_and_clean(
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order node, holder, answer, volume.
 pub fn answers_clean(
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     node: &NodeName,
     holder: &InstanceId,
     asked_at: Timestamp,
     recovery: &Uid,
-    now: Timestamp,
 ) -> Result<(), NoProof> {
     let facts = evidence
-        .at(now)
         .node(node)
         .map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     is_holder(facts, holder)?;
@@ -118,7 +114,7 @@ pub fn answers_clean(
         at: asked_at,
         recovery,
     };
-    clean(evidence, node, facts, holder, asked, now).map(|_| ())
+    clean(evidence, node, facts, holder, asked).map(|_| ())
 }
 
 /// What both proofs by an agent's answer rest on.
@@ -131,12 +127,11 @@ pub(super) struct Clean<'a> {
 /// That the agent of the Node's boot answered this recovery's open challenge clean, not long ago, about the volume that the
 /// holder has, and that nothing it reported besides contradicts that.
 pub(super) fn clean<'a>(
-    evidence: &'a Evidence,
+    evidence: EvidenceAt<'a>,
     node: &NodeName,
     facts: &NodeFacts,
     holder: &InstanceId,
     asked: Asked<'_>,
-    now: Timestamp,
 ) -> Result<Clean<'a>, NoProof> {
     let fact = evidence.nodes.get(node);
     let fact =
@@ -145,15 +140,15 @@ pub(super) fn clean<'a>(
         node: node.clone(),
         why,
     };
-    let answer = answer_to(evidence, node, asked.recovery, &facts.boot_id).map_err(not_clean)?;
-    if let Some(why) = too_old(answer, asked.at, facts, now) {
+    let answer = answer_to(&evidence, node, asked.recovery, &facts.boot_id).map_err(not_clean)?;
+    if let Some(why) = too_old(answer, asked.at, facts, evidence.now) {
         return Err(not_clean(why));
     }
-    let volume = the_volume(evidence, holder, now)?;
+    let volume = the_volume(evidence, holder)?;
     if answer.identity != volume.identity {
         return Err(not_clean("it was asked about another device".into()));
     }
-    let guest = evidence.at(now).guest(node);
+    let guest = evidence.guest(node);
     let guest = guest.map_err(|why| {
         missing(
             format!("the report of the agent on {node}"),
@@ -161,7 +156,6 @@ pub(super) fn clean<'a>(
         )
     })?;
     let csi = evidence
-        .at(now)
         .csi()
         .ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
     if answer.seen == ScanResult::NoDevice
@@ -172,7 +166,7 @@ pub(super) fn clean<'a>(
             volume.identity, device.kernel_name, device.identity
         )));
     }
-    veto(evidence, node, now)?;
+    veto(evidence, node)?;
     let says = if answer.seen == ScanResult::NoDevice {
         "no such device"
     } else {

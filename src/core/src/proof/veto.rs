@@ -1,24 +1,18 @@
 //! Vetoes: an agent that sees a user of the volume contradicts each proof that its machine does not write.
 
 use super::NoProof;
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::guest::ScanResult;
 use crate::ids::NodeName;
-use jiff::Timestamp;
 
 /// An agent whose answer to the open question shows a user of the device vetoes: its machine lived when it was asked.
-pub(super) fn veto_by_answer(
-    evidence: &Evidence,
-    node: &NodeName,
-    now: Timestamp,
-) -> Result<(), NoProof> {
+pub(super) fn veto_by_answer(evidence: EvidenceAt<'_>, node: &NodeName) -> Result<(), NoProof> {
     if let Some(answer) = evidence.answers.get(node)
         && evidence
             .asked
             .as_ref()
             .is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
         && evidence
-            .at(now)
             .node(node)
             .is_ok_and(|n| n.boot_id == answer.boot_id)
         && let ScanResult::InUse { users } = &answer.seen
@@ -32,9 +26,9 @@ pub(super) fn veto_by_answer(
 }
 
 /// An agent that sees a user of the device, or a live mount of the volume, vetoes.
-pub(super) fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
-    veto_by_answer(evidence, node, now)?;
-    let (Ok(guest), Some(csi)) = (evidence.at(now).guest(node), evidence.at(now).csi()) else {
+pub(super) fn veto(evidence: EvidenceAt<'_>, node: &NodeName) -> Result<(), NoProof> {
+    veto_by_answer(evidence, node)?;
+    let (Ok(guest), Some(csi)) = (evidence.guest(node), evidence.csi()) else {
         // No agent is no veto: the handshake itself is the proof (DESIGN 6, P5).
         return Ok(());
     };

@@ -277,6 +277,7 @@ pub struct Context<'a> {
 
 /// The one next thing to do for a recovery in this state.
 pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+    let evidence = evidence.at(cx.now);
     if let Some(end) = state.ended() {
         return Next::Done(end.clone());
     }

@@ -4,7 +4,7 @@ use super::pace::{CLOUD_POLL, later, wait};
 use super::{Action, Context, Next, State, StepState};
 use crate::authority::mandate;
 use crate::diagnosis::{Verdict, diagnose};
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::journal::{End, Event, Outcome, UnwindReason};
 use crate::loss::{PodsGo, losses};
 use crate::plan::{Plan, PlannedStep};
@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 
 /// The next thing on the way forward. Before each effect policy, rights and approval are read again with the other evidence, so
 /// that a run whose mandate was withdrawn unwinds.
-pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+pub(super) fn next(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Next {
     let step = state
         .current()
         .and_then(|ix| plan.steps.get(ix.index()))
@@ -22,7 +22,7 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
     if step.is_none_or(|kind| kind.spec().needs_no_mandate()) {
         return forward(plan, state, evidence, cx);
     }
-    let doubt = match mandate(evidence, cx.now) {
+    let doubt = match mandate(evidence) {
         Ok(mandate) => match mandate.may_act(&plan.hash) {
             Ok(()) => return forward(plan, state, evidence, cx),
             Err(denial) if !denial.may_pass() => {
@@ -42,7 +42,7 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
 }
 
 /// The next thing on the way forward, whatever the mandate says.
-fn forward(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+fn forward(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Next {
     let Some(ix) = state.current() else {
         return Next::Record(Event::Ended {
             end: End::Recovered,
@@ -78,7 +78,7 @@ impl StepCx<'_> {
             .steps
             .get(action.step.index())
             .map_or(PodsGo::None, |s| s.kind.spec().pods_go);
-        let lost = losses(self.evidence, &self.plan.pins.node, going, self.cx.now);
+        let lost = losses(self.evidence, &self.plan.pins.node, going);
         match lost.iter().find(|r| !r.may_pass()).or(lost.first()) {
             None => Next::Act(action),
             Some(refusal) if refusal.may_pass() => self.poll(&refusal.to_string()),
@@ -146,7 +146,7 @@ impl StepCx<'_> {
         if self.state.touched() || !self.plan.steps.first().is_some_and(patient) {
             return None;
         }
-        let verdict = diagnose(self.evidence, self.cx.now).verdict;
+        let verdict = diagnose(self.evidence).verdict;
         let Verdict::Healthy { .. } = verdict else {
             return None;
         };

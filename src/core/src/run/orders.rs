@@ -12,7 +12,7 @@
 
 use super::{Context, State};
 use crate::cloud::{CloudJob, JobKind, JobStatus, PowerChange, PowerJob};
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
 use crate::journal::NewestJob;
 use crate::plan::{Plan, StepIx};
@@ -53,26 +53,26 @@ pub(crate) fn detach(
     step: StepIx,
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
     since: Timestamp,
 ) -> Fate {
-    if is_unreachable(plan, evidence, cx.now) {
+    if is_unreachable(plan, evidence) {
         return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
     }
-    let found = match evidence.at(cx.now).cloud_volume() {
+    let found = match evidence.cloud_volume() {
         Ok(_) => true,
         Err(Missing::Absent) => false,
         Err(_) => return Fate::Unread("the cloud must be read to know what became of the detach"),
     };
-    let jobs = evidence.at(cx.now).jobs().ok();
+    let jobs = evidence.jobs().ok();
     let read = jobs.map_or(evidence.cloud_volume.at, |_| {
         evidence.cloud_volume.at.min(evidence.jobs.at)
     });
     if read < since {
         return Fate::Unread("the cloud must be read again to know what became of the detach");
     }
-    if !found && is_gone(plan, evidence, cx.now) {
+    if !found && is_gone(plan, evidence) {
         return Fate::Over(format!(
             "neither the cluster nor the cloud has volume {} any more",
             plan.pins.volume
@@ -106,8 +106,8 @@ fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
 
 /// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
 /// one that the run began with.
-pub(crate) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
-    let gone = match evidence.at(now).volume() {
+pub(crate) fn is_unreachable(plan: &Plan, evidence: EvidenceAt<'_>) -> bool {
+    let gone = match evidence.volume() {
         Err(Missing::Absent) => true,
         Ok(volume) => volume.uid != plan.pins.pv,
         Err(_) => false,
@@ -117,9 +117,9 @@ pub(crate) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -
 
 /// Whether the volume does not exist any more: its PersistentVolume is gone, and the cloud does not find it for the very
 /// credential that showed it as the holder's earlier in this recovery.
-fn is_gone(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
-    let no_object = matches!(evidence.at(now).volume(), Err(Missing::Absent));
-    let not_found = matches!(evidence.at(now).cloud_volume(), Err(Missing::Absent));
+fn is_gone(plan: &Plan, evidence: EvidenceAt<'_>) -> bool {
+    let no_object = matches!(evidence.volume(), Err(Missing::Absent));
+    let not_found = matches!(evidence.cloud_volume(), Err(Missing::Absent));
     let the_same = evidence.sightings.iter().any(|s| {
         s.instance == plan.pins.holder
             && s.at < evidence.cloud_volume.at
@@ -133,15 +133,15 @@ pub(crate) fn power(
     step: StepIx,
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
     change: PowerChange,
     since: Timestamp,
 ) -> Fate {
-    if is_unreachable(plan, evidence, cx.now) {
+    if is_unreachable(plan, evidence) {
         return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
     }
-    let power = evidence.at(cx.now).since(since).power(&plan.pins.holder);
+    let power = evidence.since(since).power(&plan.pins.holder);
     let (Some(fact), Ok(facts)) = (evidence.power.get(&plan.pins.holder), power) else {
         return Fate::Unread(
             "the history of the instance's power must be read to know what became of the order",
@@ -170,7 +170,7 @@ fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {
 fn of_history(
     step: StepIx,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
     jobs: Vec<Job<'_>>,
     read: Timestamp,

@@ -2,7 +2,7 @@
 
 use super::pace::{IN_FLIGHT, later};
 use super::{Context, Next, State, StepState, orders};
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::plan::{Plan, StepIx};
 use crate::steps::{EffectClass, Lost, StepCx};
 
@@ -13,7 +13,7 @@ pub(crate) const TAINT: &str = "the out-of-service taint";
 pub(super) fn outstanding(
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
 ) -> Option<Next> {
     let ix = state.outstanding()?;

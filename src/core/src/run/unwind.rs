@@ -6,7 +6,7 @@ use super::pace::{IN_FLIGHT, RETRY, backoff, later};
 use super::reconcile::{TAINT, lost, maybe_in_flight, unreachable};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, EvidenceAt};
 use crate::fact::Missing;
 use crate::hold::hold_taint;
 use crate::journal::{End, Entry, Event, Outcome, UnwindReason};
@@ -26,7 +26,7 @@ const IMAGINED: u32 = 8;
 pub(super) fn next(
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
     why: &UnwindReason,
 ) -> Next {
@@ -46,7 +46,7 @@ pub(super) fn next(
 fn restore(
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
     why: &UnwindReason,
 ) -> Next {
@@ -66,7 +66,7 @@ fn restore(
     {
         return wait("the workload must be read again to restore it");
     }
-    let w = match evidence.at(cx.now).workload() {
+    let w = match evidence.workload() {
         Ok(w) => w,
         Err(Missing::Absent) => return end(why),
         _ => return wait("the workload must be read to restore it"),
@@ -89,7 +89,7 @@ fn restore(
 
 /// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
 /// since each line of the journal makes another version of the object that carries it. `None`: nothing is held.
-fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+fn lift(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Option<Next> {
     let lift = plan
         .find(StepKind::Lift)
         .filter(|_| state.in_force(plan, StepKind::Hold))?;
@@ -128,7 +128,7 @@ fn by_hand(plan: &Plan, cx: &Context<'_>) -> String {
 
 /// The out-of-service taint goes with the run that put it there. `None`: there is none of it. Once this run has taken its
 /// taint off, a taint that is on the Node is of another recovery of that Node.
-fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+fn untaint(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Option<Next> {
     let tainted = state.in_force(plan, StepKind::TaintOutOfService);
     let is_due = |ix: &StepIx| tainted && !matches!(state.step(*ix), StepState::Closed { .. });
     let untaint = plan.find(StepKind::Untaint).filter(is_due)?;
@@ -155,7 +155,7 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
 fn detach_under_way(
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
 ) -> Option<Next> {
     let (step, at) = asked(plan, state, StepKind::CloudForce)
@@ -173,7 +173,7 @@ fn detach_under_way(
             "the detach is under way at the cloud; nothing is restored before its end is known",
         ),
         Fate::Ended { .. } | Fate::Over(_) => None,
-        Fate::Unseen => match evidence.at(cx.now).cloud_volume() {
+        Fate::Unseen => match evidence.cloud_volume() {
             // Accepted, and read back: the holder is gone and no job is pending.
             Ok(cloud) if !cloud.holders.contains(&plan.pins.holder) => None,
             Ok(_) | Err(_) => wait(&lost("the accepted detach")),
@@ -199,7 +199,12 @@ fn asked(plan: &Plan, state: &State, kind: StepKind) -> Option<(StepIx, Timestam
 
 /// A machine that this run powered off is powered on again, where the policy wants that after a run that ends well: each end
 /// is one. `None`: nothing is left to do about it here. What cannot be done is handed to people by the run's last message.
-fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+fn power_on(
+    plan: &Plan,
+    state: &State,
+    evidence: EvidenceAt<'_>,
+    cx: &Context<'_>,
+) -> Option<Next> {
     let on = plan
         .find(StepKind::PowerOn)
         .filter(|_| state.powered_off(plan))?;
@@ -252,7 +257,7 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         | StepState::Closed { skipped: true } => {}
     }
     let since = state.unwinding_since().unwrap_or(cx.now);
-    let instance = evidence.at(cx.now).since(since).instance(&plan.pins.holder);
+    let instance = evidence.since(since).instance(&plan.pins.holder);
     let runs = matches!(instance, Ok(i) if i.state == InstanceState::Running);
     match orders::power(off, plan, state, evidence, cx, PowerChange::Off, since) {
         Fate::Unread(what) => return wait(what),
@@ -270,7 +275,7 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
             }
         }
         // Nobody is left to be asked: the run's last message hands the machine to people by name.
-        Fate::Over(_) if orders::is_unreachable(plan, evidence, cx.now) => return None,
+        Fate::Over(_) if orders::is_unreachable(plan, evidence) => return None,
         Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
     }
     match instance {
@@ -367,30 +372,32 @@ pub fn without_journal(
             Next::Record(Event::Ended { .. }) | Next::Done(_) => return Left::Nothing,
             Next::Record(event) => vec![event],
             Next::Wait { why, .. } => return Left::Wait { why },
-            Next::Act(action) => match is_off(&action.effect, evidence, &aborted, labelled) {
-                Some(false) => return Left::Act(Box::new(action)),
-                Some(true) => vec![
-                    Event::Started {
-                        step: action.step,
-                        intent: action.intent,
-                        proof: None,
-                        newest_job: None,
-                    },
-                    Event::Outcome {
-                        step: action.step,
-                        outcome: Outcome::Applied {
-                            detail: "it is off".to_owned(),
+            Next::Act(action) => {
+                match is_off(&action.effect, evidence.at(cx.now), &aborted, labelled) {
+                    Some(false) => return Left::Act(Box::new(action)),
+                    Some(true) => vec![
+                        Event::Started {
+                            step: action.step,
+                            intent: action.intent,
+                            proof: None,
+                            newest_job: None,
                         },
-                    },
-                ],
-                None => {
-                    let why = format!(
-                        "what is left needs the journal, which cannot be written: {}",
-                        action.intent
-                    );
-                    return Left::Person { why };
+                        Event::Outcome {
+                            step: action.step,
+                            outcome: Outcome::Applied {
+                                detail: "it is off".to_owned(),
+                            },
+                        },
+                    ],
+                    None => {
+                        let why = format!(
+                            "what is left needs the journal, which cannot be written: {}",
+                            action.intent
+                        );
+                        return Left::Person { why };
+                    }
                 }
-            },
+            }
         };
         for event in events {
             let (seq, term) = (state.next_seq(), state.term());
@@ -415,8 +422,13 @@ pub fn without_journal(
 
 /// Whether the mark that a restoring effect takes off is off already. `None`: the effect does more than take a mark of ours
 /// off, and is never made without a journal.
-fn is_off(effect: &Effect, evidence: &Evidence, cx: &Context<'_>, labelled: bool) -> Option<bool> {
-    let node = |name| evidence.at(cx.now).node(name);
+fn is_off(
+    effect: &Effect,
+    evidence: EvidenceAt<'_>,
+    cx: &Context<'_>,
+    labelled: bool,
+) -> Option<bool> {
+    let node = |name| evidence.node(name);
     match effect {
         // It is proposed only while the stamp is there.
         Effect::Restore { .. } => Some(false),

@@ -102,7 +102,7 @@ impl StepCx<'_> {
     /// The VolumeAttachment is going and has not gone, or has gone and the cloud still holds on. An order that deletes it
     /// itself need not wait for that.
     fn detach_is_stuck(&self) -> bool {
-        let Ok(all) = self.facts().attachments() else {
+        let Ok(all) = self.evidence.attachments() else {
             return false;
         };
         let deletes = self

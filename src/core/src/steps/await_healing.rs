@@ -56,7 +56,7 @@ impl StepCx<'_> {
                 }
             )
         };
-        if let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict
+        if let Verdict::Ours { trouble } = diagnose(self.evidence).verdict
             && certain(&trouble)
             && !trouble.is_same(&self.plan.trouble)
         {

@@ -75,7 +75,7 @@ impl StepCx<'_> {
         if orphan && self.living_holder().is_none() {
             return self.skipped("no living Node speaks for the holder");
         }
-        let (Some(csi), Ok(node)) = (self.facts().csi(), self.facts().node(&pins.node)) else {
+        let (Some(csi), Ok(node)) = (self.evidence.csi(), self.evidence.node(&pins.node)) else {
             return self.poll("the PersistentVolume and the Node must be read");
         };
         if !orphan && !self.evidence.lists_volume(&node.volumes_in_use, csi) {
@@ -127,8 +127,8 @@ impl StepCx<'_> {
             .plan
             .find(StepKind::Challenge)
             .filter(|ix| *ix < self.ix)?;
-        let csi = self.facts().csi()?;
-        let node = self.facts().node(&self.plan.pins.node).ok()?;
+        let csi = self.evidence.csi()?;
+        let node = self.evidence.node(&self.plan.pins.node).ok()?;
         let unused = self.unused_since().filter(|n| n.lease.is_some())?;
         let orphan =
             matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();

@@ -61,10 +61,10 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let Ok(cloud) = self.facts().cloud_volume() else {
+        let Ok(cloud) = self.evidence.cloud_volume() else {
             return self.poll("the cloud must be read");
         };
-        let pending = match self.facts().jobs().ok() {
+        let pending = match self.evidence.jobs().ok() {
             Some(jobs) => jobs.iter().any(CloudJob::is_pending),
             None => return self.poll("the provider's job history must be read"),
         };
@@ -132,7 +132,7 @@ impl StepCx<'_> {
     /// What comes next where a detach is due: the detach, if nothing stands against it.
     pub(crate) fn propose_detach(&self, force: bool) -> Next {
         let pins = &self.plan.pins;
-        let Ok(attachments) = self.facts().attachments() else {
+        let Ok(attachments) = self.evidence.attachments() else {
             return self.poll("the VolumeAttachments must be read");
         };
         // One that is not going would be published again by external-attacher (measured).
@@ -146,7 +146,7 @@ impl StepCx<'_> {
                 va.name
             ));
         }
-        if let Some(other) = general(self.evidence, &self.scope(), self.cx.now).first() {
+        if let Some(other) = general(self.evidence, &self.scope()).first() {
             return self.poll(&other.to_string());
         }
         if let Some(change) = self.boot_change() {
@@ -196,9 +196,9 @@ impl StepCx<'_> {
             Fate::Unseen => return self.poll(&lost("the detach")),
             Fate::Ended { seen, .. } | Fate::Over(seen) => seen,
         };
-        let (free, says) = match self.facts().cloud_volume() {
+        let (free, says) = match self.evidence.cloud_volume() {
             // What was read is another volume's.
-            _ if orders::is_unreachable(self.plan, self.evidence, self.cx.now) => {
+            _ if orders::is_unreachable(self.plan, self.evidence) => {
                 (false, "the cloud could not be asked")
             }
             Ok(volume) if volume.holders.contains(&self.plan.pins.holder) => {

@@ -2,7 +2,7 @@
 
 use super::StepKind;
 use crate::diagnosis::{Verdict, diagnose};
-use crate::evidence::{Evidence, EvidenceAt};
+use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
 use crate::journal::{Event, Outcome, UnwindReason};
 use crate::plan::{Plan, PlannedStep, Scope, StepIx};
@@ -17,7 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 pub(crate) struct StepCx<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) state: &'a State,
-    pub(crate) evidence: &'a Evidence,
+    pub(crate) evidence: EvidenceAt<'a>,
     pub(crate) cx: &'a Context<'a>,
     pub(crate) ix: StepIx,
     pub(crate) step: &'a PlannedStep,
@@ -29,7 +29,7 @@ impl<'a> StepCx<'a> {
     pub(crate) fn of(
         plan: &'a Plan,
         state: &'a State,
-        evidence: &'a Evidence,
+        evidence: EvidenceAt<'a>,
         cx: &'a Context<'a>,
         ix: StepIx,
     ) -> Option<Self> {
@@ -44,11 +44,6 @@ impl<'a> StepCx<'a> {
             step,
             entered,
         })
-    }
-
-    /// The evidence as it reads now.
-    pub(crate) fn facts(&self) -> EvidenceAt<'a> {
-        self.evidence.at(self.cx.now)
     }
 }
 
@@ -74,7 +69,7 @@ impl StepCx<'_> {
     /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
     /// itself must still be there. What is not clear now may be clear again before the deadline.
     pub(crate) fn trouble_is_over(&self) -> Option<Next> {
-        match diagnose(self.evidence, self.cx.now).verdict {
+        match diagnose(self.evidence).verdict {
             Verdict::Ours { trouble } if trouble.is_same(&self.plan.trouble) => None,
             doubt @ (Verdict::Unclassified { .. } | Verdict::Wait { .. }) => {
                 Some(self.poll(&doubt.to_string()))
@@ -157,7 +152,7 @@ impl StepCx<'_> {
         if self.evidence.workload.at < since {
             return Some(self.poll("the workload must be read again"));
         }
-        let what = match self.facts().workload() {
+        let what = match self.evidence.workload() {
             Ok(w) => match &w.stamp {
                 _ if self.own_stamp(w) && w.replicas == 0 => return None,
                 _ if self.own_stamp(w) => format!("{} was scaled to {}", w.workload, w.replicas),

@@ -50,8 +50,8 @@ impl StepCx<'_> {
             return taken;
         }
         let (Some(attachments), Some(cloud)) = (
-            self.facts().attachments().ok(),
-            self.facts().cloud_volume().ok(),
+            self.evidence.attachments().ok(),
+            self.evidence.cloud_volume().ok(),
         ) else {
             return self.poll("VolumeAttachments and the cloud must be read");
         };

@@ -11,7 +11,7 @@ use crate::runbook::Holding;
 impl StepCx<'_> {
     /// A pod of the claim that is seen after the handshake began voids it (a line without a Lease).
     pub(crate) fn user_again(&self) -> Option<Next> {
-        let pods = self.facts().pods().ok();
+        let pods = self.evidence.pods().ok();
         let seen = pods.is_some_and(|p| !self.no_user_left(p));
         let begun = self.state.unused_since().is_some_and(|n| n.lease.is_some());
         (seen && begun).then_some(Next::Record(Event::UnusedSince {
@@ -30,9 +30,9 @@ impl StepCx<'_> {
     /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read, and so it
     /// does under another leader.
     pub(crate) fn handshake_begins(&self) -> Option<Next> {
-        let pods = self.facts().pods().ok()?;
+        let pods = self.evidence.pods().ok()?;
         let lease = self
-            .facts()
+            .evidence
             .node(&self.plan.pins.node)
             .ok()
             .and_then(|n| n.lease_renewed);

@@ -24,15 +24,15 @@ impl StepCx<'_> {
     pub(crate) fn still_held(&self) -> Option<String> {
         let pins = &self.plan.pins;
         let (Some(attachments), Some(cloud)) = (
-            self.facts().attachments().ok(),
-            self.facts().cloud_volume().ok(),
+            self.evidence.attachments().ok(),
+            self.evidence.cloud_volume().ok(),
         ) else {
             return Some("VolumeAttachments and the cloud must be read".to_owned());
         };
-        let Some(csi) = self.facts().csi() else {
+        let Some(csi) = self.evidence.csi() else {
             return Some("the PersistentVolume must be read".to_owned());
         };
-        let node = match self.facts().node(&pins.node) {
+        let node = match self.evidence.node(&pins.node) {
             Ok(node) => Some(node),
             Err(Missing::Absent) => None,
             _ => return Some(format!("Node {} must be read", pins.node)),

@@ -112,7 +112,7 @@ impl StepCx<'_> {
     }
 
     fn close_node(&self) -> Next {
-        let Ok(node) = self.facts().node(&self.plan.pins.node) else {
+        let Ok(node) = self.evidence.node(&self.plan.pins.node) else {
             return self.poll(&format!("Node {} must be read", self.plan.pins.node));
         };
         if let Some(spared) = self.not_to_be_closed() {
@@ -136,7 +136,7 @@ impl StepCx<'_> {
         if self.evidence.workload.at < since {
             return Some(self.poll("the hold must be probed again"));
         }
-        match self.facts().workload() {
+        match self.evidence.workload() {
             Ok(w) if w.dry_run_held == Some(true) => None,
             Ok(_) => {
                 Some(self.poll(
@@ -151,8 +151,8 @@ impl StepCx<'_> {
     /// The same where the node is closed by a taint.
     fn not_closed_since(&self, since: Timestamp) -> Option<Next> {
         let name = &self.plan.pins.node;
-        match self.facts().since(since).node(name) {
-            Ok(node) if node.is_closed_by(self.cx.recovery) => match self.facts().workload() {
+        match self.evidence.since(since).node(name) {
+            Ok(node) if node.is_closed_by(self.cx.recovery) => match self.evidence.workload() {
                 Ok(w) => w
                     .template
                     .ignores_taints
@@ -170,18 +170,18 @@ impl StepCx<'_> {
     /// What stands against the hold or the release now.
     pub(super) fn stands_against(&self) -> Option<Next> {
         let pins = &self.plan.pins;
-        let mut refusals = general(self.evidence, &self.scope(), self.cx.now);
+        let mut refusals = general(self.evidence, &self.scope());
         let holding = self.plan.holding();
         refusals.extend(match (holding, self.plan.releases()) {
             (Holding::ByTaint, _) | (_, Releases::Everyone) => {
-                before_holding(self.evidence, &pins.node, holding, self.cx.now)
+                before_holding(self.evidence, &pins.node, holding)
             }
-            (_, Releases::OldHolder) => before_fencing(self.evidence, holding, self.cx.now),
+            (_, Releases::OldHolder) => before_fencing(self.evidence, holding),
         });
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
         }
-        let workload = self.facts().workload().ok();
+        let workload = self.evidence.workload().ok();
         if let Some(w) = workload.filter(|w| w.workload.uid != pins.workload.uid) {
             let change = pin_changed("the workload's UID", &pins.workload.uid, &w.workload.uid);
             return Some(self.refused(&change));
@@ -209,7 +209,7 @@ impl StepCx<'_> {
 
     /// What stands against closing the node to new pods.
     pub(crate) fn not_to_be_closed(&self) -> Option<Next> {
-        let refusals = may_touch_node(self.plan, self.evidence, self.cx.now);
+        let refusals = may_touch_node(self.plan, self.evidence);
         let refusal = refusals
             .iter()
             .find(|r| !r.may_pass())

@@ -4,7 +4,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::node::taint_off;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::{Evidence, NodeFacts};
+use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::{ObjectName, Uid};
 use crate::loss::PodsGo;
@@ -77,7 +77,7 @@ pub(crate) fn lift_next(
     lift: StepIx,
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
 ) -> Option<Next> {
     if plan.closes_node {
@@ -100,7 +100,7 @@ pub(crate) fn lift_next(
         );
     }
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
-    let Ok(pods) = evidence.at(cx.now).pods() else {
+    let Ok(pods) = evidence.pods() else {
         return poll("the claim's pods must be read to lift the hold");
     };
     let waiting: Vec<(ObjectName, Uid)> = pods

@@ -3,18 +3,17 @@
 use super::StepKind;
 use super::cx::StepCx;
 use crate::cloud::InstanceState;
-use crate::evidence::{Evidence, NodeFacts};
+use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general, may_touch_node};
 use crate::run::pace::{CLOUD_POLL, RETRY, backoff, later, wait};
 use crate::run::{Action, Context, Next, State, StepState};
-use jiff::Timestamp;
 
 impl StepCx<'_> {
     /// The Node that is fenced, as it was read; a Node that is gone needs none of it.
     pub(super) fn fenced_node(&self) -> Result<&NodeFacts, Box<Next>> {
-        match self.facts().node(&self.plan.pins.node) {
+        match self.evidence.node(&self.plan.pins.node) {
             Ok(node) => Ok(node),
             Err(Missing::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
             _ => Err(Box::new(
@@ -39,7 +38,7 @@ impl StepCx<'_> {
         if let Some(doubt) = self.trouble_is_over_untouched() {
             return Some(doubt);
         }
-        if let Some(refusal) = general(self.evidence, &self.scope(), self.cx.now).first() {
+        if let Some(refusal) = general(self.evidence, &self.scope()).first() {
             let say = refusal.to_string();
             return Some(if refusal.may_pass() {
                 self.poll(&say)
@@ -55,7 +54,7 @@ impl StepCx<'_> {
         if self.state.powered_off(self.plan) && self.proof().is_ok_and(|p| p.shows_off_or_gone()) {
             return None;
         }
-        let Ok(pods) = self.facts().node_pods(&pins.node) else {
+        let Ok(pods) = self.evidence.node_pods(&pins.node) else {
             return Some(self.poll(&format!("the pods on {} must be read", pins.node)));
         };
         if let Some((pod, _)) = pods.iter().find(|p| !listed.lists_pod(p)) {
@@ -66,7 +65,7 @@ impl StepCx<'_> {
             };
             return Some(self.refused(&format!("{pod} is on {} and not in the plan", pins.node)));
         }
-        let Ok(claims) = self.facts().node_claims(&pins.node) else {
+        let Ok(claims) = self.evidence.node_claims(&pins.node) else {
             return Some(self.poll(&format!(
                 "the claims of the pods on {} must be read",
                 pins.node
@@ -103,7 +102,7 @@ impl StepCx<'_> {
         if !between || !self.state.in_force(self.plan, StepKind::TaintOutOfService) {
             return None;
         }
-        let why = node_recovered(self.plan, self.evidence, self.cx.now)?;
+        let why = node_recovered(self.plan, self.evidence)?;
         (self.still_held().is_some()).then(|| self.refused(&why))
     }
 
@@ -128,7 +127,7 @@ impl StepCx<'_> {
         if let Some(Next::Record(_)) = self.not_to_be_fenced() {
             return None;
         }
-        let refusals = may_touch_node(self.plan, self.evidence, self.cx.now);
+        let refusals = may_touch_node(self.plan, self.evidence);
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
         }
@@ -138,9 +137,9 @@ impl StepCx<'_> {
 }
 
 /// Why the fenced node is not down any more.
-pub(crate) fn node_recovered(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Option<String> {
+pub(crate) fn node_recovered(plan: &Plan, evidence: EvidenceAt<'_>) -> Option<String> {
     let pins = &plan.pins;
-    if let Ok(node) = evidence.at(now).node(&pins.node) {
+    if let Ok(node) = evidence.node(&pins.node) {
         if node.ready {
             return Some(format!("Node {} is Ready again", pins.node));
         }
@@ -152,12 +151,12 @@ pub(crate) fn node_recovered(plan: &Plan, evidence: &Evidence, now: Timestamp) -
             return Some(format!("Node {} has booted again", pins.node));
         }
     }
-    let instance = evidence.at(now).instance(&pins.holder).ok()?;
+    let instance = evidence.instance(&pins.holder).ok()?;
     let runs = matches!(
         instance.state,
         InstanceState::Running | InstanceState::Transitional(_)
     );
-    let declared = matches!(&evidence.declaration, Some(d) if d.holder == pins.holder && d.is_valid(now).is_ok());
+    let declared = matches!(&evidence.declaration, Some(d) if d.holder == pins.holder && d.is_valid(evidence.now).is_ok());
     (runs && !declared).then(|| format!("instance {} runs again", pins.holder))
 }
 
@@ -166,20 +165,20 @@ pub(crate) fn taint_off(
     step: StepIx,
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
     is_there: impl Fn(&NodeFacts) -> bool,
     action: impl Fn(&NodeFacts) -> Action,
 ) -> Option<Next> {
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
     let name = &plan.pins.node;
-    let node = match evidence.at(cx.now).node(name) {
+    let node = match evidence.node(name) {
         Ok(node) => node,
         Err(Missing::Absent) => return None,
         Err(_) => return poll("the Node must be read to take the taint off"),
     };
     if let StepState::Issued { outcome, at, .. } = state.step(step) {
-        if evidence.at(cx.now).since(*at).node(name).is_err() {
+        if evidence.since(*at).node(name).is_err() {
             return poll("the Node must be read again");
         }
         if !is_there(node) && outcome.applied() {

@@ -11,15 +11,11 @@ impl StepCx<'_> {
     /// S8: claim and PersistentVolume must be the pinned ones. One that is not there, or cannot be read, is no change.
     pub(crate) fn claim_change(&self) -> Option<String> {
         let (pins, e) = (&self.plan.pins, self.evidence);
-        let claim = e.at(self.cx.now).claim().ok();
+        let claim = e.claim().ok();
         if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
             return Some(pin_changed("the claim's UID", &pins.claim, &claim.uid));
         }
-        let volume = e
-            .at(self.cx.now)
-            .volume()
-            .ok()
-            .filter(|v| v.uid != pins.pv)?;
+        let volume = e.volume().ok().filter(|v| v.uid != pins.pv)?;
         Some(pin_changed(
             "the PersistentVolume's UID",
             &pins.pv,
@@ -40,7 +36,7 @@ impl StepCx<'_> {
         if let Some(change) = self.boot_change() {
             return Some(change);
         }
-        let attachments = e.at(self.cx.now).attachments().ok();
+        let attachments = e.attachments().ok();
         // What lets go in the course of a run of the old side is no change.
         let may_go = self.plan.releases() == Releases::OldHolder && self.state.touched();
         let pinned = pins.attachment.as_ref().filter(|_| !may_go);
@@ -49,7 +45,7 @@ impl StepCx<'_> {
         {
             return say("the VolumeAttachment", &pinned.name, &"gone or another");
         }
-        let cloud = e.at(self.cx.now).cloud_volume().ok()?;
+        let cloud = e.cloud_volume().ok()?;
         let free = cloud.holders.is_empty();
         let as_pinned = match self.plan.trouble {
             Trouble::Lost { .. } => free,
@@ -75,7 +71,7 @@ impl StepCx<'_> {
     /// S8: another boot or another machine behind the pinned Node.
     pub(crate) fn boot_change(&self) -> Option<String> {
         let pins = &self.plan.pins;
-        let node = self.facts().node(&pins.node).ok()?;
+        let node = self.evidence.node(&pins.node).ok()?;
         if let Trouble::Orphan { .. } = self.plan.trouble {
             return None;
         }
@@ -104,7 +100,7 @@ impl StepCx<'_> {
         if self.step.kind.spec().needs_no_mandate() {
             return None;
         }
-        let found = refusals(self.evidence, Some(&self.plan.pins.holder), self.cx.now);
+        let found = refusals(self.evidence, Some(&self.plan.pins.holder));
         let lost = found
             .iter()
             .find(|r| matches!(r, Refusal::Identity { .. }))

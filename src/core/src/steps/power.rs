@@ -6,7 +6,7 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::authority::{Mandate, mandate};
 use crate::cloud::{InstanceState, PowerChange};
-use crate::evidence::Evidence;
+use crate::evidence::EvidenceAt;
 use crate::loss::PodsGo;
 use crate::plan::Plan;
 use crate::run::orders::Fate;
@@ -126,7 +126,7 @@ impl StepCx<'_> {
 
     /// May the machine not be powered off by the word that there is now?
     pub(crate) fn power_off_denied(&self) -> Option<Next> {
-        match mandate(self.evidence, self.cx.now).map(Mandate::may_power_off) {
+        match mandate(self.evidence).map(Mandate::may_power_off) {
             Ok(Ok(())) => None,
             Ok(Err(denial)) if !denial.may_pass() => Some(self.refused(&denial.to_string())),
             Ok(Err(denial)) => Some(self.poll(&denial.to_string())),
@@ -147,7 +147,7 @@ impl StepCx<'_> {
             started,
         );
         let shown = self
-            .facts()
+            .evidence
             .since(started)
             .instance(&self.plan.pins.holder)
             .ok()
@@ -172,11 +172,10 @@ impl StepCx<'_> {
                     self.observed(*now == wanted, &format!("{seen}; the instance is {now:?}"))
                 }
                 // For the machine counts what has a person look at it: ordered off it may be off, ordered on it may not be on.
-                None if orders::is_unreachable(self.plan, self.evidence, self.cx.now) => self
-                    .observed(
-                        change == PowerChange::Off,
-                        &format!("{seen}; the instance could not be asked about and counts as off"),
-                    ),
+                None if orders::is_unreachable(self.plan, self.evidence) => self.observed(
+                    change == PowerChange::Off,
+                    &format!("{seen}; the instance could not be asked about and counts as off"),
+                ),
                 None => self.poll("the instance must be read to know what became of the order"),
             },
             Fate::Unseen => self.poll(&lost("the order about the instance's power")),
@@ -185,7 +184,7 @@ impl StepCx<'_> {
 }
 
 /// Whether the cloud never changes an instance's power by itself.
-pub(crate) fn state_tells(plan: &Plan, evidence: &Evidence) -> bool {
+pub(crate) fn state_tells(plan: &Plan, evidence: EvidenceAt<'_>) -> bool {
     evidence
         .power
         .get(&plan.pins.holder)

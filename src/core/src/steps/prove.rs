@@ -55,7 +55,7 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn prove(&self) -> Next {
-        let Ok(cloud) = self.facts().cloud_volume() else {
+        let Ok(cloud) = self.evidence.cloud_volume() else {
             return self.poll("the cloud must be read");
         };
         if self.cloud_is_free(cloud) {
@@ -66,7 +66,7 @@ impl StepCx<'_> {
             &self.plan.pins.node,
             matches!(self.plan.trouble, Trouble::DeadNode { .. }),
         );
-        if dead && self.facts().node(node).is_ok_and(|n| n.ready) {
+        if dead && self.evidence.node(node).is_ok_and(|n| n.ready) {
             return self.refused(&format!("Node {node} is Ready again"));
         }
         match self.proof() {
@@ -89,7 +89,7 @@ impl StepCx<'_> {
     pub(crate) fn proof(&self) -> Result<FenceProof, String> {
         // S10: a proof is about a machine and a volume; that they are the ones that are meant comes first.
         let holder = Some(&self.plan.pins.holder);
-        if let Some(doubt) = identity::refusals(self.evidence, holder, self.cx.now).first() {
+        if let Some(doubt) = identity::refusals(self.evidence, holder).first() {
             return Err(doubt.to_string());
         }
         let proof = self.any_proof()?;
@@ -114,7 +114,13 @@ impl StepCx<'_> {
             .unused_since()
             .filter(|_| node.is_some_and(|n| n.ready))
         {
-            match kubelet_handshake(e, &pins.node, &pins.holder, unused, self.cx.recovery, now) {
+            match kubelet_handshake(
+                e.at(now),
+                &pins.node,
+                &pins.holder,
+                unused,
+                self.cx.recovery,
+            ) {
                 Ok(proof) => match self.unanswered(unused) {
                     None => return Ok(proof),
                     Some(why) => lacks.push(why),
@@ -123,13 +129,12 @@ impl StepCx<'_> {
             }
             if let Some(asked) = asked {
                 match answered_clean(
-                    e,
+                    e.at(now),
                     &pins.node,
                     &pins.holder,
                     unused,
                     asked,
                     self.cx.recovery,
-                    now,
                 ) {
                     Ok(proof) => return Ok(proof),
                     Err(why) => lacks.push(why.to_string()),
@@ -139,8 +144,8 @@ impl StepCx<'_> {
             lacks.push("the pods' end must be seen first".to_owned());
         }
         let machine = match self.plan.fences() {
-            true => of_the_whole_machine(e, &pins.holder, now),
-            false => of_the_machine(e, &pins.holder, now),
+            true => of_the_whole_machine(e.at(now), &pins.holder),
+            false => of_the_machine(e.at(now), &pins.holder),
         };
         match machine {
             Ok(proof) => return Ok(proof),
@@ -157,9 +162,13 @@ impl StepCx<'_> {
                 boot: pins.boot_id.clone(),
                 asked_at: asked,
             };
-            if let Ok(proof) =
-                rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
-            {
+            if let Ok(proof) = rebooted_and_clean(
+                e.at(now),
+                &pins.node,
+                &pins.holder,
+                &before,
+                self.cx.recovery,
+            ) {
                 return Ok(proof);
             }
         }
@@ -172,7 +181,7 @@ impl StepCx<'_> {
             return self.not_held_since(self.entered);
         }
         let gated = self.plan.holding() == Holding::ByGate;
-        let held = self.facts().workload().ok();
+        let held = self.evidence.workload().ok();
         let seen = held.is_some_and(|w| w.dry_run_held == Some(true));
         (gated && !seen).then(|| self.poll("the hold must be seen in force"))
     }
@@ -180,7 +189,7 @@ impl StepCx<'_> {
     /// The holder's own Node, where it lives.
     pub(crate) fn living_holder(&self) -> Option<&NodeFacts> {
         let pins = &self.plan.pins;
-        let node = self.facts().node(&pins.node).ok()?;
+        let node = self.evidence.node(&pins.node).ok()?;
         (node.ready && node.instance.as_ref() == Some(&pins.holder)).then_some(node)
     }
 
@@ -197,14 +206,7 @@ impl StepCx<'_> {
             return Some(format!("the agent on {} has not been asked yet", pins.node));
         };
         let (holder, recovery) = (&pins.holder, self.cx.recovery);
-        let answer = answers_clean(
-            self.evidence,
-            &pins.node,
-            holder,
-            asked,
-            recovery,
-            self.cx.now,
-        );
+        let answer = answers_clean(self.evidence, &pins.node, holder, asked, recovery);
         answer.err().map(|why| why.to_string())
     }
 }

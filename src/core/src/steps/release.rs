@@ -49,7 +49,7 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn release(&self) -> Next {
-        let Ok(pods) = self.facts().pods() else {
+        let Ok(pods) = self.evidence.pods() else {
             return self.poll("the claim's pods must be read");
         };
         if matches!(self.state.step(self.ix), StepState::Issued { at, .. } if self.evidence.pods.at < *at)

@@ -78,7 +78,7 @@ impl StepCx<'_> {
 
     /// The record that is going, or the one that waits for what is free now.
     fn touch_a_record(&self) -> Next {
-        let Ok(attachments) = self.facts().attachments() else {
+        let Ok(attachments) = self.evidence.attachments() else {
             return self.poll("the VolumeAttachments must be read");
         };
         if let Some(doubt) = self.trouble_is_over_untouched().filter(|_| self.ix.0 == 0) {

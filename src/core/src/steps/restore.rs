@@ -48,7 +48,7 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     fn restore(&self) -> Next {
-        match self.facts().workload() {
+        match self.evidence.workload() {
             Ok(w) => match self.state.step(self.ix) {
                 StepState::Issued { outcome, .. } if outcome.applied() => {
                     self.completed("the count is restored and the stamp is off")

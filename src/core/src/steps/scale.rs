@@ -67,23 +67,23 @@ impl StepCx<'_> {
     }
 
     fn at_zero_by_us(&self, since: Timestamp) -> bool {
-        let workload = self.facts().workload().ok();
+        let workload = self.evidence.workload().ok();
         self.evidence.workload.at >= since
             && workload.is_some_and(|w| w.replicas == 0 && self.own_stamp(w))
     }
 
     fn propose_scale(&self) -> Next {
         let pins = &self.plan.pins;
-        let workload = match self.facts().workload() {
+        let workload = match self.evidence.workload() {
             Ok(w) => w,
             Err(Missing::Absent) => return self.refused("the workload is gone"),
             _ => return self.poll("the workload must be read"),
         };
         let own_stamp = self.own_stamp(workload);
-        let mut refusals = general(self.evidence, &self.scope(), self.cx.now);
+        let mut refusals = general(self.evidence, &self.scope());
         // A stamp of our own is left by a crash between the two writes of the /scale path: go on from it.
         refusals.extend(
-            before_scaling(self.evidence, self.cx.confirm_workload, self.cx.now)
+            before_scaling(self.evidence, self.cx.confirm_workload)
                 .into_iter()
                 .filter(|r| !(own_stamp && matches!(r, Refusal::StampedByOther { .. }))),
         );
@@ -157,8 +157,8 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let workload = self.facts().workload().ok();
-        let pods = self.facts().pods().ok();
+        let workload = self.evidence.workload().ok();
+        let pods = self.evidence.pods().ok();
         let (Some(workload), Some(pods)) = (workload, pods) else {
             return self.poll("the pods must be read");
         };
@@ -179,7 +179,7 @@ impl StepCx<'_> {
         if self.evidence.workload.at < started {
             return self.poll("the workload was read before the last write was started");
         }
-        match self.facts().workload() {
+        match self.evidence.workload() {
             Ok(w) => {
                 let stamped = matches!(&w.stamp, Some(Ok(s)) if s.recovery == *self.cx.recovery);
                 let seen = format!(

@@ -57,7 +57,7 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let Ok(cloud) = self.facts().cloud_volume() else {
+        let Ok(cloud) = self.evidence.cloud_volume() else {
             return self.poll("the cloud must be read");
         };
         if self.cloud_is_free(cloud) {
@@ -95,7 +95,7 @@ impl StepCx<'_> {
     }
 
     fn await_snapshot(&self, issued: Timestamp) -> Next {
-        let Ok(all) = self.facts().since(issued).snapshots() else {
+        let Ok(all) = self.evidence.since(issued).snapshots() else {
             return self.poll("the snapshots must be read");
         };
         let complete = |s: &&CloudSnapshot| s.state == SnapshotState::Completed;
@@ -130,7 +130,7 @@ impl StepCx<'_> {
             started,
             SignedDuration::from_secs(self.step.deadline_seconds.into()),
         );
-        let read = self.facts().since(started).snapshots().ok();
+        let read = self.evidence.since(started).snapshots().ok();
         match self.evidence.snapshots.as_ref().map(|f| f.at).zip(read) {
             Some((_, all)) if !all.is_empty() => self.observed(
                 true,

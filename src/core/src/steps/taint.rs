@@ -5,7 +5,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::node::{node_recovered, taint_off};
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
-use crate::evidence::{Evidence, PodFacts};
+use crate::evidence::{EvidenceAt, PodFacts};
 use crate::ids::ObjectName;
 use crate::loss::PodsGo;
 use crate::plan::{Plan, StepIx};
@@ -130,9 +130,9 @@ impl StepCx<'_> {
         if !self.state.in_force(self.plan, StepKind::TaintOutOfService) {
             return self.skipped("nothing was tainted");
         }
-        let node = self.facts().node(&self.plan.pins.node);
+        let node = self.evidence.node(&self.plan.pins.node);
         let until = later(self.entered, OTHERS_HAVE);
-        let back = node_recovered(self.plan, self.evidence, self.cx.now).is_some();
+        let back = node_recovered(self.plan, self.evidence).is_some();
         if !back && self.state.tries(self.ix) == 0 && self.cx.now < until {
             let why = if node.is_ok_and(|n| !n.volumes_attached.is_empty()) {
                 Some("other volumes of the node are still attached".to_owned())
@@ -152,7 +152,7 @@ impl StepCx<'_> {
     /// the attach/detach controller drops a pod of which no container was ever reported running, and without the taint nobody
     /// would delete it.
     fn left_on_the_node(&self) -> Option<&ObjectName> {
-        let pods = self.facts().pods().ok()?;
+        let pods = self.evidence.pods().ok()?;
         let here = |p: &&PodFacts| p.node.as_ref() == Some(&self.plan.pins.node);
         pods.iter()
             .filter(here)
@@ -166,7 +166,7 @@ pub(crate) fn untaint_next(
     untaint: StepIx,
     plan: &Plan,
     state: &State,
-    evidence: &Evidence,
+    evidence: EvidenceAt<'_>,
     cx: &Context<'_>,
 ) -> Option<Next> {
     taint_off(

@@ -54,9 +54,9 @@ fn describe(d: &Describe<'_>) -> Words {
 impl StepCx<'_> {
     pub(crate) fn verify(&self) -> Next {
         let (Some(pods), Some(cloud), Some(attachments)) = (
-            self.facts().pods().ok(),
-            self.facts().cloud_volume().ok(),
-            self.facts().attachments().ok(),
+            self.evidence.pods().ok(),
+            self.evidence.cloud_volume().ok(),
+            self.evidence.attachments().ok(),
         ) else {
             return self.poll("pods, cloud and VolumeAttachments must be read");
         };
@@ -102,7 +102,7 @@ impl StepCx<'_> {
     /// Whether the pod has been Ready for long enough by the clock of its own node, on which kubelet renews its Lease. A
     /// node whose clock is ahead of ours would otherwise have us wait until the deadline.
     fn is_settled_by_its_node(&self, pod: &PodFacts) -> bool {
-        let node = pod.node.as_ref().and_then(|n| self.facts().node(n).ok());
+        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n).ok());
         let renewed = node.and_then(|n| n.lease_renewed);
         renewed
             .zip(pod.ready_since)
@@ -115,7 +115,7 @@ impl StepCx<'_> {
         if self.cx.now < later(self.entered, ATTACHER_SYNCS) {
             return None;
         }
-        let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict else {
+        let Verdict::Ours { trouble } = diagnose(self.evidence).verdict else {
             return None;
         };
         if trouble.class() == self.plan.class() {
@@ -129,7 +129,7 @@ impl StepCx<'_> {
     }
 
     fn instance_of(&self, pod: &PodFacts) -> Option<&InstanceId> {
-        let node = pod.node.as_ref().and_then(|n| self.facts().node(n).ok());
+        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n).ok());
         node.and_then(|n| n.instance.as_ref())
     }
 }

@@ -11,7 +11,7 @@ use crate::runbook::{Runbook, SCALE_TO_ZERO};
 impl Case {
     /// The diagnosis.
     pub fn diagnosis(&self) -> Diagnosis {
-        diagnose(&self.evidence, self.now)
+        diagnose(self.evidence.at(self.now))
     }
 
     /// The plan by the founding runbook, for execution.
@@ -70,6 +70,6 @@ impl Case {
     /// # Errors
     /// The refusals.
     pub fn plan_for(&self, request: &Request<'_>) -> Result<Plan, Vec<Refusal>> {
-        make(&self.evidence, &self.diagnosis(), request, self.now)
+        make(self.evidence.at(self.now), &self.diagnosis(), request)
     }
 }

@@ -200,7 +200,7 @@ fn dead() -> (Case, Plan) {
 }
 
 fn against(case: &Case, plan: &Plan) -> Vec<Refusal> {
-    may_touch_node(plan, &case.evidence, case.now)
+    may_touch_node(plan, case.evidence.at(case.now))
 }
 
 fn down(case: &mut Case, change: impl FnOnce(&mut Vec<DownNode>)) {

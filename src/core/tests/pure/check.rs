@@ -13,7 +13,7 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, a
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
 
 fn rules(plan: &Plan, case: &Case) -> Vec<String> {
-    let found = check(plan, &case.evidence, None, case.now);
+    let found = check(plan, case.evidence.at(case.now), None);
     let sentence = |v: &Violation| {
         let text = v.to_string();
         assert!(
@@ -862,11 +862,11 @@ fn several_replicas_need_the_name_of_the_workload() {
     let case = Case::statefulset().workload(|w| w.replicas = 3);
     let plan = case.plan_as(Some("StatefulSet/redis"), false).unwrap();
     assert_eq!(
-        check(&plan, &case.evidence, Some("StatefulSet/redis"), case.now),
+        check(&plan, case.evidence.at(case.now), Some("StatefulSet/redis")),
         []
     );
     for named in [None, Some("StatefulSet/other")] {
-        let found = check(&plan, &case.evidence, named, case.now);
+        let found = check(&plan, case.evidence.at(case.now), named);
         assert!(
             found.iter().any(|v| v.rule() == Rule::S2),
             "{named:?}: {found:?}"

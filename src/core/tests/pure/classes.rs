@@ -241,7 +241,7 @@ fn a_leftover_of_an_orphan_gets_its_own_recovery() {
     again.journal.pop();
     again.case = again.case.cloud(|c| c.holders = vec!["26000009".into()]);
     assert_eq!(
-        diagnose(&again.case.evidence, again.case.now).class(),
+        diagnose(again.case.evidence.at(again.case.now)).class(),
         Some(Class::E)
     );
     assert!(
@@ -418,18 +418,18 @@ fn without_a_permission_a_dead_node_waits_for_others() {
             .all(|s| !format!("{:?}", s.kind).starts_with("Power")),
         "{made:?}"
     );
-    let refusal = may_begin(&made, &case.evidence, case.now).unwrap_err();
+    let refusal = may_begin(&made, case.evidence.at(case.now)).unwrap_err();
     assert!(
         matches!(refusal, Refusal::NoProofYet { .. }) && refusal.may_pass(),
         "{refusal}"
     );
     let off = dead_node_off();
     assert_eq!(
-        may_begin(&plan(&off, none).unwrap(), &off.evidence, off.now),
+        may_begin(&plan(&off, none).unwrap(), off.evidence.at(off.now)),
         Ok(())
     );
     assert_eq!(
-        may_begin(&plan(&case, ALL).unwrap(), &case.evidence, case.now),
+        may_begin(&plan(&case, ALL).unwrap(), case.evidence.at(case.now)),
         Ok(())
     );
     let mut declared = dead_node();
@@ -442,14 +442,14 @@ fn without_a_permission_a_dead_node_waits_for_others() {
         cluster_wide: true,
     });
     let made = plan(&declared, none).unwrap();
-    assert_eq!(may_begin(&made, &declared.evidence, declared.now), Ok(()));
+    assert_eq!(may_begin(&made, declared.evidence.at(declared.now)), Ok(()));
     // By a right in one namespace it is a word about one volume.
     declared
         .evidence
         .declaration
         .iter_mut()
         .for_each(|d| d.cluster_wide = false);
-    let refusal = may_begin(&made, &declared.evidence, declared.now).unwrap_err();
+    let refusal = may_begin(&made, declared.evidence.at(declared.now)).unwrap_err();
     assert!(
         refusal.to_string().contains("at cluster scope") && refusal.may_pass(),
         "{refusal}"
@@ -543,7 +543,7 @@ fn a_plan_for_a_node_names_nothing_of_other_namespaces() {
     let wide = made.pins.node_wide.as_ref().unwrap();
     assert_eq!((wide.pods.len(), wide.pod_count()), (1, 2));
     assert!(wide.lists_pod(&salaries("a")) && wide.lists_volume(foreign));
-    assert_eq!(check(&made, &case.evidence, None, case.now), Vec::new());
+    assert_eq!(check(&made, case.evidence.at(case.now), None), Vec::new());
     let mut walk = Walk::new(case.clone(), QUIET);
     assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
 
@@ -572,14 +572,14 @@ fn a_plan_for_a_node_names_nothing_of_other_namespaces() {
         |p| p.push(salaries("b")),
     );
     assert!(
-        !check(&made, &other.evidence, None, other.now).is_empty(),
+        !check(&made, other.evidence.at(other.now), None).is_empty(),
         "the checker sees it, too"
     );
     let other = case.node(|n| {
         n.volumes_attached
             .push("kubernetes.io/csi/x^another".to_owned())
     });
-    assert!(!check(&made, &other.evidence, None, other.now).is_empty());
+    assert!(!check(&made, other.evidence.at(other.now), None).is_empty());
 }
 
 /// The volume of a pod of which no container was ever reported running is free before Kubernetes has deleted the pod. Without

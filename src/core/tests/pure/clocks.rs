@@ -192,13 +192,12 @@ fn a_proof_is_as_old_as_the_answer_it_rests_on() {
     };
     let made = |e: &Evidence, asked| {
         answered_clean(
-            e,
+            e.at(start()),
             &NODE.into(),
             &INSTANCE.into(),
             &no_user,
             ago(asked),
             &Case::recovery(),
-            start(),
         )
     };
     for asked in [0, 30, 120] {
@@ -215,13 +214,12 @@ fn a_proof_is_as_old_as_the_answer_it_rests_on() {
     };
     let asked = |asked| {
         answered_clean(
-            &at_zero(),
+            at_zero().at(start()),
             &NODE.into(),
             &INSTANCE.into(),
             &early,
             ago(asked),
             &Case::recovery(),
-            start(),
         )
     };
     assert!(asked(29).is_ok());

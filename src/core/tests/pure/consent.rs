@@ -25,9 +25,8 @@ fn why(walk: &Walk, said: &Said) -> Option<Withdrawal> {
     withdrawal(
         &walk.plan,
         &walk.state(),
-        &walk.case.evidence,
+        walk.case.evidence.at(walk.case.now),
         said,
-        walk.case.now,
     )
 }
 

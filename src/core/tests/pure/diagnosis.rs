@@ -474,7 +474,7 @@ fn every_row_of_the_truth_table() {
             "{} does not survive serialisation",
             row.name
         );
-        let found = diagnose(&read.evidence, read.now);
+        let found = diagnose(read.evidence.at(read.now));
         let (said, class) = (found.verdict.to_string(), found.class());
         if said != read.says || class != read.class {
             wrong.push(format!(

@@ -129,12 +129,12 @@ fn fixture(kind: Kind) -> Fixture {
 fn prove(kind: Kind, s: &Fixture) -> Result<FenceProof, NoProof> {
     let (e, holder, now) = (&s.case.evidence, &INSTANCE.into(), s.case.now);
     match kind {
-        Kind::Gone | Kind::NotFound => gone(e, holder, s.before.as_ref(), now),
-        Kind::Off => off(e, holder, s.before.as_ref(), now),
+        Kind::Gone | Kind::NotFound => gone(e.at(now), holder, s.before.as_ref()),
+        Kind::Off => off(e.at(now), holder, s.before.as_ref()),
         Kind::Rebooted => {
-            rebooted_and_clean(e, &NODE.into(), holder, &s.boot, &Case::recovery(), now)
+            rebooted_and_clean(e.at(now), &NODE.into(), holder, &s.boot, &Case::recovery())
         }
-        Kind::Declared => declared(e, holder, &s.declaration, now),
+        Kind::Declared => declared(e.at(now), holder, &s.declaration),
     }
 }
 
@@ -235,7 +235,7 @@ fn a_machine_without_a_proof_is_refused_for_what_the_cloud_says() {
         let mut s = fixture(kind);
         s.case.evidence.sightings.clear();
         change(&mut s);
-        of_the_machine(&s.case.evidence, &INSTANCE.into(), s.case.now).unwrap_err()
+        of_the_machine(s.case.evidence.at(s.case.now), &INSTANCE.into()).unwrap_err()
     };
     assert!(matches!(
         refused(Kind::NotFound, |_| {}),

@@ -189,7 +189,7 @@ fn a_cluster_without_the_policy_closes_the_node() {
         None,
         "pods may start elsewhere"
     );
-    assert_eq!(check(&plan, &case.evidence, None, case.now), []);
+    assert_eq!(check(&plan, case.evidence.at(case.now), None), []);
     assert!(
         plan.steps[0].what.contains("off lke-1 by a taint"),
         "{}",
@@ -209,7 +209,7 @@ fn a_cluster_without_the_policy_closes_the_node() {
         .expect("the step");
     plan.steps.insert(3, detach.clone());
     plan.hash = plan.computed_hash();
-    let found = check(&plan, &case.evidence, None, case.now);
+    let found = check(&plan, case.evidence.at(case.now), None);
     assert!(
         found
             .iter()
@@ -225,7 +225,7 @@ fn a_cluster_without_the_policy_closes_the_node() {
     );
     plan.steps.remove(3);
     plan.hash = plan.computed_hash();
-    let found = check(&plan, &case.evidence, None, case.now);
+    let found = check(&plan, case.evidence.at(case.now), None);
     assert!(
         found
             .iter()
@@ -251,7 +251,7 @@ fn a_hold_ignores_replicas_and_their_owners() {
     });
     let plan = case.plan_by("lightest-first", None, false).expect("a plan");
     assert_eq!(
-        reattach_core::check::check(&plan, &case.evidence, None, case.now),
+        reattach_core::check::check(&plan, case.evidence.at(case.now), None),
         []
     );
     assert!(

@@ -112,7 +112,7 @@ fn a_volume_of_another_claim_is_refused() {
             matches!(said, Verdict::NotOurs { .. }) && said.to_string().contains(sentence),
             "{said}"
         );
-        let found = check(&made, &case.evidence, None, case.now);
+        let found = check(&made, case.evidence.at(case.now), None);
         assert!(
             found.iter().any(|v| v.rule() == Rule::S10),
             "{sentence}: {found:?}"
@@ -133,7 +133,7 @@ fn an_unbound_claim_has_its_own_refusal() {
         let case = case();
         let about_it = n < OF_THE_BINDING;
         assert_eq!(
-            binding_in(&case.evidence, case.now).is_err(),
+            binding_in(case.evidence.at(case.now)).is_err(),
             about_it,
             "{sentence}"
         );
@@ -151,7 +151,7 @@ fn an_unbound_claim_has_its_own_refusal() {
             no_volume.evidence.volume.value = Known::Unknown { why: "503".into() };
             for unread in [no_claim, no_volume] {
                 assert_eq!(
-                    binding_in(&unread.evidence, unread.now),
+                    binding_in(unread.evidence.at(unread.now)),
                     Ok(()),
                     "said by who reads it"
                 );
@@ -165,7 +165,7 @@ fn an_unbound_claim_has_its_own_refusal() {
 #[test]
 fn other_users_are_named_without_the_cloud() {
     let mut case = d().identity(|i| (i.canonical, i.others) = (None, vec![other()]));
-    let told = |case: &Case| refusals(&case.evidence, None, case.now);
+    let told = |case: &Case| refusals(case.evidence.at(case.now), None);
     assert!(
         matches!(&told(&case)[..], [Refusal::Missing { why, .. }] if why.contains("makes no handle"))
     );
@@ -281,7 +281,7 @@ fn a_gone_machine_that_was_never_a_node_is_refused() {
             of_this_cluster,
             cluster_wide: true,
         });
-        let found = check(&made, &case.evidence, None, case.now);
+        let found = check(&made, case.evidence.at(case.now), None);
         let refused = refused(&case);
         assert_eq!(
             found.iter().any(|v| v.rule() == Rule::S10),
@@ -302,7 +302,7 @@ fn a_gone_machine_that_was_never_a_node_is_refused() {
     let mut unscoped = unscoped;
     unscoped.evidence.cloud_scope = None;
     for foreign in [orphan().machines(Vec::clear), elsewhere, unscoped] {
-        let found = check(&made, &foreign.evidence, None, foreign.now);
+        let found = check(&made, foreign.evidence.at(foreign.now), None);
         assert!(found.iter().any(|v| v.rule() == Rule::S10), "{found:?}");
     }
 }

@@ -84,7 +84,7 @@ fn each_loss_is_refused_for_each_way_to_end_a_pod() {
             let case = case.clone().workload(spoil);
             let refusals = made(&case).expect_err(name);
             assert!(refusals.iter().any(is), "{name} by {by}: {refusals:?}");
-            let found = check(&good, &case.evidence, None, case.now);
+            let found = check(&good, case.evidence.at(case.now), None);
             assert!(
                 found.iter().any(|v| v.rule() == Rule::S2),
                 "the checker lets {name} by {by} pass: {found:?}"
@@ -220,9 +220,8 @@ fn a_neighbours_loss_keeps_the_node_unfenced() {
         );
         let found = check(
             &plan(&dead_node(), ALL).unwrap(),
-            &lost(dead_node(), loss.clone()).evidence,
+            lost(dead_node(), loss.clone()).evidence.at(dead_node().now),
             None,
-            dead_node().now,
         );
         assert!(
             found

@@ -52,7 +52,7 @@ fn refusals(case: &Case) -> Vec<Refusal> {
 /// The checker's verdict on the plan that was made before the tags said so.
 fn vetoed(case: &Case) -> bool {
     let made = good().plan_by("lightest-first", None, false).unwrap();
-    check(&made, &case.evidence, None, case.now)
+    check(&made, case.evidence.at(case.now), None)
         .iter()
         .any(|v| v.rule() == Rule::S10)
 }

@@ -41,12 +41,11 @@ fn proof(case: &Case) -> Result<FenceProof, NoProof> {
 
 fn handshake(case: &Case, no_user: &UnusedSince) -> Result<FenceProof, NoProof> {
     kubelet_handshake(
-        &case.evidence,
+        case.evidence.at(case.now),
         &NODE.into(),
         &INSTANCE.into(),
         no_user,
         &Case::recovery(),
-        case.now,
     )
 }
 
@@ -470,7 +469,7 @@ fn only_complete_evidence_makes_a_proof() {
 fn a_live_mount_is_never_seen_as_dead() {
     let case = Case::deployment().unasked().with_mount(false);
     assert!(!matches!(
-        guest_view(&case.evidence, &NODE.into(), case.now),
+        guest_view(case.evidence.at(case.now), &NODE.into()),
         reattach_core::diagnosis::GuestView::DeadMount { .. }
     ));
     assert!(!matches!(case.diagnosis().verdict, Verdict::Ours { .. }));

@@ -257,7 +257,7 @@ fn the_checker_agrees_with_the_planner() {
                 return Ok(());
             };
             *counts.borrow_mut().0 += 1;
-            let objections = check(&plan, &case.evidence, named, case.now);
+            let objections = check(&plan, case.evidence.at(case.now), named);
             prop_assert!(
                 objections.is_empty(),
                 "{objections:?}\n{:#?}",

@@ -314,7 +314,7 @@ fn refusals_of_the_cloud_and_of_missing_facts() {
         releases: Releases::Everyone,
         holder: &holder,
     };
-    let outage = |case: &Case| general(&case.evidence, &scope, case.now);
+    let outage = |case: &Case| general(case.evidence.at(case.now), &scope);
     let mut stale = s();
     stale.evidence.cloud_volume.at -= SignedDuration::from_secs(90);
     assert_eq!(
@@ -516,13 +516,12 @@ fn an_unreadable_claim_hides_no_other_refusal() {
         .node(|n| n.taints = vec!["medik8s.io/drain".into()]);
     case.evidence.claim = Fact::unknown("timeout", Source::Kubernetes("claim".into()), start());
     let found = general(
-        &case.evidence,
+        case.evidence.at(case.now),
         &Scope {
             node: &NODE.into(),
             releases: Releases::Everyone,
             holder: &INSTANCE.into(),
         },
-        case.now,
     );
     assert!(
         found.iter().any(|r| matches!(r, Refusal::Missing { .. })),
@@ -545,7 +544,7 @@ fn an_unreadable_claim_hides_no_other_refusal() {
 #[test]
 fn every_refusal_prints_one_sentence() {
     for (case, _) in table() {
-        for refusal in before_scaling(&case.evidence, None, case.now) {
+        for refusal in before_scaling(case.evidence.at(case.now), None) {
             let text = refusal.to_string();
             assert!(
                 !text.is_empty() && !text.contains('\n') && !text.contains("Some("),

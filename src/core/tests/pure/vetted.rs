@@ -17,7 +17,7 @@ fn vetted(case: &Case) -> Result<Plan, Vec<Refusal>> {
         for_show: false,
         allowed: ALL,
     };
-    make_vetted(&case.evidence, &case.diagnosis(), &request, case.now).map(Plan::from)
+    make_vetted(case.evidence.at(case.now), &case.diagnosis(), &request).map(Plan::from)
 }
 
 /// The only refusal, which is a veto.
@@ -70,7 +70,7 @@ fn a_tampered_plan_is_vetoed() {
     let edited = |change: fn(&mut Plan)| {
         let mut made = plan(&case, ALL).unwrap();
         change(&mut made);
-        veto(made.vetted(&case.evidence, None, case.now)).1
+        veto(made.vetted(case.evidence.at(case.now), None)).1
     };
     let found = edited(|p| p.version = PLAN_VERSION + 1);
     assert_eq!(

@@ -198,9 +198,9 @@ fn off_is_proven_only_from_complete_evidence() {
         let e = s.collect().await;
         let now = s.now();
         let prove = |e: &Evidence, seen: Option<&InstanceObservation>| {
-            off(e, &instance, seen, now).map(|p| p.kind().clone())
+            off(e.at(now), &instance, seen).map(|p| p.kind().clone())
         };
-        let proof = off(&e, &instance, Some(&seen), now).expect("a proof");
+        let proof = off(e.at(now), &instance, Some(&seen)).expect("a proof");
         assert!(
             matches!(proof.kind(), ProofKind::Off { job: Some(_), first_seen } if *first_seen == seen.at)
         );
@@ -212,11 +212,11 @@ fn off_is_proven_only_from_complete_evidence() {
 
         // Half a minute later the same facts prove nothing.
         s.pass(31).await;
-        assert!(off(&e, &instance, Some(&seen), s.now()).is_err());
+        assert!(off(e.at(s.now()), &instance, Some(&seen)).is_err());
         // Another account that answers now is another scope.
         s.cloud().add_foreign_token(TOKEN);
         let e = s.collect().await;
-        assert!(off(&e, &instance, Some(&seen), s.now()).is_err(), "{e:?}");
+        assert!(off(e.at(s.now()), &instance, Some(&seen)).is_err(), "{e:?}");
     });
 }
 
@@ -247,7 +247,8 @@ fn offline_without_a_shutdown_job_is_not_off() {
             let seen = sighting(&s.collect().await, &instance);
             assert_eq!(seen.state, Some(InstanceState::Off), "{name}");
             s.pass(5).await;
-            let refusal = off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err(name);
+            let refusal =
+                off(s.collect().await.at(s.now()), &instance, Some(&seen)).expect_err(name);
             assert!(refusal.to_string().contains(expected), "{name}: {refusal}");
         }
         // Someone boots it after all: off no longer, and not again by the old job.
@@ -259,7 +260,7 @@ fn offline_without_a_shutdown_job_is_not_off() {
         s.cloud().boot(s.holder).expect("a boot");
         s.pass(5).await;
         let refusal =
-            off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booting");
+            off(s.collect().await.at(s.now()), &instance, Some(&seen)).expect_err("booting");
         assert!(refusal.to_string().contains("not off"), "{refusal}");
         s.pass(100).await;
         // The attachment did not outlive the boot; someone made it again.
@@ -268,7 +269,7 @@ fn offline_without_a_shutdown_job_is_not_off() {
             .set_instance_status(s.holder, InstanceStatus::Offline)
             .expect("a status");
         let refusal =
-            off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booted since");
+            off(s.collect().await.at(s.now()), &instance, Some(&seen)).expect_err("booted since");
         assert!(refusal.to_string().contains("booted it after"), "{refusal}");
     });
 }
@@ -287,7 +288,7 @@ fn gone_is_proven_only_from_complete_evidence() {
         assert_eq!(e.instances[&instance].value, Known::Absent);
         let now = s.now();
         let prove = |e: &Evidence, seen: Option<&InstanceObservation>| {
-            gone(e, &instance, seen, now).map(|p| p.kind().clone())
+            gone(e.at(now), &instance, seen).map(|p| p.kind().clone())
         };
         assert_eq!(
             prove(&e, Some(&seen)),
@@ -297,7 +298,7 @@ fn gone_is_proven_only_from_complete_evidence() {
         );
         refused_when_spoiled(prove, &e, &seen, &instance, &[BOTH]);
         assert!(
-            off(&e, &instance, Some(&seen), now).is_err(),
+            off(e.at(now), &instance, Some(&seen)).is_err(),
             "gone is not off"
         );
 
@@ -309,7 +310,7 @@ fn gone_is_proven_only_from_complete_evidence() {
             (e.cloud_volume.value.clone(), e.instances.len()),
             (Known::Absent, 0)
         );
-        assert!(gone(&e, &instance, Some(&seen), s.now()).is_err());
+        assert!(gone(e.at(s.now()), &instance, Some(&seen)).is_err());
     });
 }
 
@@ -322,7 +323,7 @@ fn an_existing_machine_is_never_gone() {
         let seen = sighting(&s.collect().await, &instance);
         s.pass(5).await;
         let e = s.collect().await;
-        let refusal = gone(&e, &instance, Some(&seen), s.now()).expect_err("it is there");
+        let refusal = gone(e.at(s.now()), &instance, Some(&seen)).expect_err("it is there");
         assert!(matches!(refusal, NoProof::Power { .. }), "{refusal}");
         // Deleted in order, its volumes are free at the cloud: there is nobody to free them from.
         s.cloud().delete_instance(s.holder).expect("deleted");
@@ -335,7 +336,7 @@ fn an_existing_machine_is_never_gone() {
             "Kubernetes' holder is still asked for"
         );
         assert!(matches!(
-            gone(&e, &instance, Some(&seen), s.now()),
+            gone(e.at(s.now()), &instance, Some(&seen)),
             Err(NoProof::Holder { .. })
         ));
     });
