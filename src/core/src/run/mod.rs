@@ -18,6 +18,7 @@
 //! # Errors
 //! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
 
+mod cx;
 mod next;
 pub(crate) mod orders;
 pub(crate) mod pace;
@@ -35,6 +36,7 @@ use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadRef};
 use jiff::Timestamp;
 
+pub(crate) use cx::RunCx;
 pub use orders::{History, Sent, accounted_for};
 pub use state::{Illegal, OpenSteps, State, StepState, open_steps};
 pub use unwind::{Left, refused_to_put_back, without_journal};
@@ -277,7 +279,12 @@ pub struct Context<'a> {
 
 /// The one next thing to do for a recovery in this state.
 pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
-    let evidence = evidence.at(cx.now);
+    let run = RunCx {
+        plan,
+        state,
+        evidence: evidence.at(cx.now),
+        cx,
+    };
     if let Some(end) = state.ended() {
         return Next::Done(end.clone());
     }
@@ -287,7 +294,7 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
             until: pace::later(cx.now, pace::CLOUD_POLL),
         };
     }
-    if let Some(pending) = reconcile::outstanding(plan, state, evidence, cx) {
+    if let Some(pending) = run.outstanding() {
         return pending;
     }
     if state.unwinding().is_none()
@@ -305,7 +312,7 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
         });
     }
     match state.unwinding() {
-        Some(why) => unwind::next(plan, state, evidence, cx, why),
-        None => next::next(plan, state, evidence, cx),
+        Some(why) => run.next_of_unwinding(why),
+        None => run.next_forward(),
     }
 }

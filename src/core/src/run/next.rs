@@ -1,72 +1,74 @@
 //! The way forward: the current step's precondition, effect, end condition and deadline.
 
 use super::pace::{CLOUD_POLL, later, wait};
-use super::{Action, Context, Next, State, StepState};
+use super::{Action, Next, RunCx, StepState};
 use crate::authority::mandate;
 use crate::diagnosis::{Verdict, diagnose};
-use crate::evidence::EvidenceAt;
 use crate::journal::{End, Event, Outcome, UnwindReason};
 use crate::loss::{PodsGo, losses};
-use crate::plan::{Plan, PlannedStep};
+use crate::plan::PlannedStep;
 use crate::steps::{StepCx, StepKind};
 use jiff::SignedDuration;
 
-/// The next thing on the way forward. Before each effect policy, rights and approval are read again with the other evidence, so
-/// that a run whose mandate was withdrawn unwinds.
-pub(super) fn next(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Next {
-    let step = state
-        .current()
-        .and_then(|ix| plan.steps.get(ix.index()))
-        .map(|s| s.kind);
-    // What only puts back, or looks, needs no word.
-    if step.is_none_or(|kind| kind.spec().needs_no_mandate()) {
-        return forward(plan, state, evidence, cx);
+impl RunCx<'_> {
+    /// The next thing on the way forward. Before each effect policy, rights and approval are read again with the other evidence, so
+    /// that a run whose mandate was withdrawn unwinds.
+    pub(super) fn next_forward(self) -> Next {
+        let step = self
+            .state
+            .current()
+            .and_then(|ix| self.plan.steps.get(ix.index()))
+            .map(|s| s.kind);
+        // What only puts back, or looks, needs no word.
+        if step.is_none_or(|kind| kind.spec().needs_no_mandate()) {
+            return self.next_of_step();
+        }
+        let doubt = match mandate(self.evidence) {
+            Ok(mandate) => match mandate.may_act(&self.plan.hash) {
+                Ok(()) => return self.next_of_step(),
+                Err(denial) if !denial.may_pass() => {
+                    return Next::Record(Event::UnwindStarted {
+                        why: UnwindReason::Denied { denial },
+                    });
+                }
+                Err(denial) => denial.to_string(),
+            },
+            Err(why) => format!("what this recovery may do is not known ({why})"),
+        };
+        match self.next_of_step() {
+            // None of these steps has an effect that puts back.
+            Next::Act(_) => wait(doubt, later(self.cx.now, CLOUD_POLL)),
+            other => other,
+        }
     }
-    let doubt = match mandate(evidence) {
-        Ok(mandate) => match mandate.may_act(&plan.hash) {
-            Ok(()) => return forward(plan, state, evidence, cx),
-            Err(denial) if !denial.may_pass() => {
-                return Next::Record(Event::UnwindStarted {
-                    why: UnwindReason::Denied { denial },
-                });
-            }
-            Err(denial) => denial.to_string(),
-        },
-        Err(why) => format!("what this recovery may do is not known ({why})"),
-    };
-    match forward(plan, state, evidence, cx) {
-        // None of these steps has an effect that puts back.
-        Next::Act(_) => wait(doubt, later(cx.now, CLOUD_POLL)),
-        other => other,
-    }
-}
 
-/// The next thing on the way forward, whatever the mandate says.
-fn forward(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Next {
-    let Some(ix) = state.current() else {
-        return Next::Record(Event::Ended {
-            end: End::Recovered,
-        });
-    };
-    let Some(look) = StepCx::of(plan, state, evidence, cx, ix) else {
-        return Next::Record(Event::Ended {
-            end: End::Recovered,
-        });
-    };
-    let over = look
-        .identity_lost()
-        .or_else(|| look.nothing_wrong())
-        .or_else(|| look.machine_is_back());
-    if over.is_none()
-        && let Some(spared) = look.node_is_spared()
-    {
-        return spared;
+    /// The next thing on the way forward, whatever the mandate says.
+    fn next_of_step(self) -> Next {
+        let Some(ix) = self.state.current() else {
+            return Next::Record(Event::Ended {
+                end: End::Recovered,
+            });
+        };
+        let Some(look) = self.step(ix) else {
+            return Next::Record(Event::Ended {
+                end: End::Recovered,
+            });
+        };
+        let over = look
+            .identity_lost()
+            .or_else(|| look.nothing_wrong())
+            .or_else(|| look.machine_is_back());
+        if over.is_none()
+            && let Some(spared) = look.node_is_spared()
+        {
+            return spared;
+        }
+        let proposal = match over.unwrap_or_else(|| look.next()) {
+            Next::Act(action) => look.unless_lost(action),
+            other => other,
+        };
+        look.within_deadline(proposal)
     }
-    let proposal = match over.unwrap_or_else(|| look.next()) {
-        Next::Act(action) => look.unless_lost(action),
-        other => other,
-    };
-    look.within_deadline(proposal)
 }
 
 impl StepCx<'_> {

@@ -10,12 +10,11 @@
 //! A job that another client ordered after our request was sent, on the same object and of the same kind, counts as ours:
 //! histories do not name the request.
 
-use super::{Context, State};
+use super::RunCx;
 use crate::cloud::{CloudJob, JobKind, JobStatus, PowerChange, PowerJob};
-use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
 use crate::journal::NewestJob;
-use crate::plan::{Plan, StepIx};
+use crate::plan::StepIx;
 use jiff::{SignedDuration, Timestamp};
 
 /// What is known of an order.
@@ -48,49 +47,130 @@ struct Job<'a> {
     fits: bool,
 }
 
-/// What became of a detach that was ordered by this step; read at `since` or later.
-pub(crate) fn detach(
-    step: StepIx,
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-    since: Timestamp,
-) -> Fate {
-    if is_unreachable(plan, evidence) {
-        return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
-    }
-    let found = match evidence.cloud_volume() {
-        Ok(_) => true,
-        Err(Missing::Absent) => false,
-        Err(_) => return Fate::Unread("the cloud must be read to know what became of the detach"),
-    };
-    let jobs = evidence.jobs().ok();
-    let read = jobs.map_or(evidence.cloud_volume.at, |_| {
-        evidence.cloud_volume.at.min(evidence.jobs.at)
-    });
-    if read < since {
-        return Fate::Unread("the cloud must be read again to know what became of the detach");
-    }
-    if !found && is_gone(plan, evidence) {
-        return Fate::Over(format!(
-            "neither the cluster nor the cloud has volume {} any more",
-            plan.pins.volume
-        ));
-    }
-    match jobs {
-        Some(jobs) => of_history(step, state, evidence, cx, detaches(jobs), read),
-        None => {
-            let unread = Fate::Unread(
-                "the provider's job history must be read to know what became of the detach",
-            );
-            // Some providers have no history of a volume that they do not find.
-            if found {
-                unread
-            } else {
-                by_word(state, step, cx, read).unwrap_or(Fate::Unseen)
+impl RunCx<'_> {
+    /// What became of a detach that was ordered by this step; read at `since` or later.
+    pub(crate) fn fate_of_detach(self, step: StepIx, since: Timestamp) -> Fate {
+        if self.is_unreachable() {
+            return self.by_word(step, self.cx.now).unwrap_or(Fate::Unreachable);
+        }
+        let found = match self.evidence.cloud_volume() {
+            Ok(_) => true,
+            Err(Missing::Absent) => false,
+            Err(_) => {
+                return Fate::Unread("the cloud must be read to know what became of the detach");
+            }
+        };
+        let jobs = self.evidence.jobs().ok();
+        let read = jobs.map_or(self.evidence.cloud_volume.at, |_| {
+            self.evidence.cloud_volume.at.min(self.evidence.jobs.at)
+        });
+        if read < since {
+            return Fate::Unread("the cloud must be read again to know what became of the detach");
+        }
+        if !found && self.is_gone() {
+            return Fate::Over(format!(
+                "neither the cluster nor the cloud has volume {} any more",
+                self.plan.pins.volume
+            ));
+        }
+        match jobs {
+            Some(jobs) => self.of_history(step, detaches(jobs), read),
+            None => {
+                let unread = Fate::Unread(
+                    "the provider's job history must be read to know what became of the detach",
+                );
+                // Some providers have no history of a volume that they do not find.
+                if found {
+                    unread
+                } else {
+                    self.by_word(step, read).unwrap_or(Fate::Unseen)
+                }
             }
         }
+    }
+
+    /// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
+    /// one that the run began with.
+    pub(crate) fn is_unreachable(self) -> bool {
+        let gone = match self.evidence.volume() {
+            Err(Missing::Absent) => true,
+            Ok(volume) => volume.uid != self.plan.pins.pv,
+            Err(_) => false,
+        };
+        gone && self.evidence.cloud_id.as_ref() != Some(&self.plan.pins.volume)
+    }
+
+    /// Whether the volume does not exist any more: its PersistentVolume is gone, and the cloud does not find it for the very
+    /// credential that showed it as the holder's earlier in this recovery.
+    fn is_gone(self) -> bool {
+        let no_object = matches!(self.evidence.volume(), Err(Missing::Absent));
+        let not_found = matches!(self.evidence.cloud_volume(), Err(Missing::Absent));
+        let the_same = self.evidence.sightings.iter().any(|s| {
+            s.instance == self.plan.pins.holder
+                && s.at < self.evidence.cloud_volume.at
+                && Some(&s.scope) == self.evidence.cloud_scope.as_ref()
+        });
+        no_object && not_found && the_same
+    }
+
+    /// What became of an order to power the holder off or on that was given by this step.
+    pub(crate) fn fate_of_power_order(
+        self,
+        step: StepIx,
+        change: PowerChange,
+        since: Timestamp,
+    ) -> Fate {
+        if self.is_unreachable() {
+            return self.by_word(step, self.cx.now).unwrap_or(Fate::Unreachable);
+        }
+        let power = self.evidence.since(since).power(&self.plan.pins.holder);
+        let (Some(fact), Ok(facts)) = (self.evidence.power.get(&self.plan.pins.holder), power)
+        else {
+            return Fate::Unread(
+                "the history of the instance's power must be read to know what became of the order",
+            );
+        };
+        self.of_history(step, of_power(&facts.jobs, change), fact.at)
+    }
+
+    fn of_history(self, step: StepIx, jobs: Vec<Job<'_>>, read: Timestamp) -> Fate {
+        let (newest, sent) = (self.state.newest_before(step), self.state.sent_at(step));
+        match by_jobs(
+            newest,
+            sent,
+            self.evidence.orders_expire_after_seconds,
+            &jobs,
+            read,
+        ) {
+            Fate::Unseen => self.by_word(step, read).unwrap_or(Fate::Unseen),
+            known => known,
+        }
+    }
+
+    /// The sentence of a person's word that nothing is under way, where it was said after this step's effect was sent.
+    pub(crate) fn declared_over(self, step: StepIx) -> Option<String> {
+        match self.by_word(step, self.cx.now)? {
+            Fate::Over(seen) => Some(seen),
+            Fate::Unread(_)
+            | Fate::Unreachable
+            | Fate::Pending
+            | Fate::Ended { .. }
+            | Fate::Unseen => None,
+        }
+    }
+
+    /// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.
+    fn by_word(self, step: StepIx, until: Timestamp) -> Option<Fate> {
+        let sent = self.state.sent_at(step)?;
+        let word = self
+            .cx
+            .nothing_under_way
+            .as_ref()
+            .filter(|word| word.at >= sent && word.at <= until)?;
+        Some(Fate::Over(format!(
+            "{} declared that nothing is under way: {}",
+            word.by, word.reason
+        )))
     }
 }
 
@@ -104,59 +184,6 @@ fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
         .collect()
 }
 
-/// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
-/// one that the run began with.
-pub(crate) fn is_unreachable(plan: &Plan, evidence: EvidenceAt<'_>) -> bool {
-    let gone = match evidence.volume() {
-        Err(Missing::Absent) => true,
-        Ok(volume) => volume.uid != plan.pins.pv,
-        Err(_) => false,
-    };
-    gone && evidence.cloud_id.as_ref() != Some(&plan.pins.volume)
-}
-
-/// Whether the volume does not exist any more: its PersistentVolume is gone, and the cloud does not find it for the very
-/// credential that showed it as the holder's earlier in this recovery.
-fn is_gone(plan: &Plan, evidence: EvidenceAt<'_>) -> bool {
-    let no_object = matches!(evidence.volume(), Err(Missing::Absent));
-    let not_found = matches!(evidence.cloud_volume(), Err(Missing::Absent));
-    let the_same = evidence.sightings.iter().any(|s| {
-        s.instance == plan.pins.holder
-            && s.at < evidence.cloud_volume.at
-            && Some(&s.scope) == evidence.cloud_scope.as_ref()
-    });
-    no_object && not_found && the_same
-}
-
-/// What became of an order to power the holder off or on that was given by this step.
-pub(crate) fn power(
-    step: StepIx,
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-    change: PowerChange,
-    since: Timestamp,
-) -> Fate {
-    if is_unreachable(plan, evidence) {
-        return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
-    }
-    let power = evidence.since(since).power(&plan.pins.holder);
-    let (Some(fact), Ok(facts)) = (evidence.power.get(&plan.pins.holder), power) else {
-        return Fate::Unread(
-            "the history of the instance's power must be read to know what became of the order",
-        );
-    };
-    of_history(
-        step,
-        state,
-        evidence,
-        cx,
-        of_power(&facts.jobs, change),
-        fact.at,
-    )
-}
-
 fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {
     jobs.iter()
         .map(|j| Job {
@@ -165,27 +192,6 @@ fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {
             fits: j.change == change,
         })
         .collect()
-}
-
-fn of_history(
-    step: StepIx,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-    jobs: Vec<Job<'_>>,
-    read: Timestamp,
-) -> Fate {
-    let (newest, sent) = (state.newest_before(step), state.sent_at(step));
-    match by_jobs(
-        newest,
-        sent,
-        evidence.orders_expire_after_seconds,
-        &jobs,
-        read,
-    ) {
-        Fate::Unseen => by_word(state, step, cx, read).unwrap_or(Fate::Unseen),
-        known => known,
-    }
 }
 
 /// What the provider's history alone says of an order. `newest` is the newest job right before it was sent.
@@ -280,27 +286,4 @@ pub enum History<'a> {
     Detach(&'a [CloudJob]),
     /// The jobs of an instance's power, oldest first; an order for this change is looked for.
     Power(&'a [PowerJob], PowerChange),
-}
-
-/// The sentence of a person's word that nothing is under way, where it was said after this step's effect was sent.
-pub(crate) fn declared_over(state: &State, step: StepIx, cx: &Context<'_>) -> Option<String> {
-    match by_word(state, step, cx, cx.now)? {
-        Fate::Over(seen) => Some(seen),
-        Fate::Unread(_) | Fate::Unreachable | Fate::Pending | Fate::Ended { .. } | Fate::Unseen => {
-            None
-        }
-    }
-}
-
-/// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.
-fn by_word(state: &State, step: StepIx, cx: &Context<'_>, until: Timestamp) -> Option<Fate> {
-    let sent = state.sent_at(step)?;
-    let word = cx
-        .nothing_under_way
-        .as_ref()
-        .filter(|word| word.at >= sent && word.at <= until)?;
-    Some(Fate::Over(format!(
-        "{} declared that nothing is under way: {}",
-        word.by, word.reason
-    )))
 }

@@ -1,55 +1,46 @@
 //! Effects that were started and whose outcome nobody recorded: they are observed, never repeated blindly (S3).
 
 use super::pace::{IN_FLIGHT, later};
-use super::{Context, Next, State, StepState, orders};
-use crate::evidence::EvidenceAt;
-use crate::plan::{Plan, StepIx};
-use crate::steps::{EffectClass, Lost, StepCx};
+use super::{Next, RunCx, StepState};
+use crate::plan::StepIx;
+use crate::steps::{EffectClass, Lost};
 
 /// The name of the out-of-service taint in sentences about a request that may still arrive.
 pub(crate) const TAINT: &str = "the out-of-service taint";
 
-/// What to do about an outstanding effect. `None`: there is none.
-pub(super) fn outstanding(
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    let ix = state.outstanding()?;
-    let started = match state.step(ix) {
-        StepState::Started { at } | StepState::Issued { started: at, .. } => *at,
-        StepState::Pending | StepState::Closed { .. } => return None,
-    };
-    let look = StepCx::of(plan, state, evidence, cx, ix)?;
-    Some(match look.step.kind.spec().lost {
-        Lost::Observed(observe) => observe(&look, started),
-        Lost::Order(observe) => observe(&look, state.sent_at(ix).unwrap_or(cx.now)),
-        Lost::NoEffect => look.unobserved("such a step has no effect"),
-        Lost::MayBeIssuedAgain => match look.step.effect_class {
-            EffectClass::Repeatable | EffectClass::Conditional => look.unobserved(
-                "no reply was heard; the write names the object's UID and may be made again",
-            ),
-            EffectClass::Once => match orders::declared_over(state, ix, cx) {
-                Some(seen) => look.observed(false, &seen),
-                None => look.poll(&lost(&format!("the effect of step {ix}"))),
+impl RunCx<'_> {
+    /// What to do about an outstanding effect. `None`: there is none.
+    pub(super) fn outstanding(self) -> Option<Next> {
+        let ix = self.state.outstanding()?;
+        let started = match self.state.step(ix) {
+            StepState::Started { at } | StepState::Issued { started: at, .. } => *at,
+            StepState::Pending | StepState::Closed { .. } => return None,
+        };
+        let look = self.step(ix)?;
+        Some(match look.step.kind.spec().lost {
+            Lost::Observed(observe) => observe(&look, started),
+            Lost::Order(observe) => observe(&look, self.state.sent_at(ix).unwrap_or(self.cx.now)),
+            Lost::NoEffect => look.unobserved("such a step has no effect"),
+            Lost::MayBeIssuedAgain => match look.step.effect_class {
+                EffectClass::Repeatable | EffectClass::Conditional => look.unobserved(
+                    "no reply was heard; the write names the object's UID and may be made again",
+                ),
+                EffectClass::Once => match self.declared_over(ix) {
+                    Some(seen) => look.observed(false, &seen),
+                    None => look.poll(&lost(&format!("the effect of step {ix}"))),
+                },
             },
-        },
-    })
-}
+        })
+    }
 
-/// The wait for a request whose reply nobody heard, while it may still arrive.
-pub(crate) fn maybe_in_flight(
-    state: &State,
-    step: StepIx,
-    cx: &Context<'_>,
-    what: &str,
-) -> Option<Next> {
-    let until = later(state.unheard_since(step)?, IN_FLIGHT);
-    (cx.now < until).then(|| Next::Wait {
-        why: format!("{what} may still be on its way"),
-        until,
-    })
+    /// The wait for a request whose reply nobody heard, while it may still arrive.
+    pub(crate) fn maybe_in_flight(self, step: StepIx, what: &str) -> Option<Next> {
+        let until = later(self.state.unheard_since(step)?, IN_FLIGHT);
+        (self.cx.now < until).then(|| Next::Wait {
+            why: format!("{what} may still be on its way"),
+            until,
+        })
+    }
 }
 
 /// What is waited for where nothing tells what became of an order.

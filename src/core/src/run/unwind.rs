@@ -1,10 +1,10 @@
 //! After turning back: put the workload back as it was, then end. A write that the API server refused is tried again: a right
 //! that was taken away may be given again, and a workload must not stay at zero for one answer.
 
-use super::orders::{self, Fate};
-use super::pace::{IN_FLIGHT, RETRY, backoff, later};
-use super::reconcile::{TAINT, lost, maybe_in_flight, unreachable};
-use super::{Action, Context, Effect, Next, State, StepState};
+use super::orders::Fate;
+use super::pace::{IN_FLIGHT, RETRY, later};
+use super::reconcile::{TAINT, lost, unreachable};
+use super::{Action, Context, Effect, Next, RunCx, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
 use crate::evidence::{Evidence, EvidenceAt};
 use crate::fact::Missing;
@@ -13,7 +13,7 @@ use crate::journal::{End, Entry, Event, Outcome, UnwindReason};
 use crate::names::OUT_OF_SERVICE_TAINT;
 use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::runbook::Holding;
-use crate::steps::{StepKind, lift_next, restore_next, state_tells, untaint_next};
+use crate::steps::StepKind;
 use jiff::Timestamp;
 
 /// Maximum number of journaled tries of one restoring write, which take about an hour. The journal has to fit into one
@@ -22,295 +22,251 @@ const MOST_RESTORES: u32 = 60;
 /// Maximum number of lines that [`without_journal`] imagines: an outcome, the turn back, and two for each mark that is off.
 const IMAGINED: u32 = 8;
 
-/// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
-pub(super) fn next(
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-    why: &UnwindReason,
-) -> Next {
-    if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
-        return wait;
+impl RunCx<'_> {
+    /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
+    pub(super) fn next_of_unwinding(self, why: &UnwindReason) -> Next {
+        if let Some(wait) = self.detach_under_way() {
+            return wait;
+        }
+        match self.plan.holding() {
+            Holding::AtZero => self.unwind_scale(why),
+            Holding::ByGate | Holding::ByTaint | Holding::Nothing => self
+                .unwind_hold()
+                .or_else(|| self.unwind_taint())
+                .or_else(|| self.unwind_power_off())
+                .unwrap_or_else(|| end(why)),
+        }
     }
-    match plan.holding() {
-        Holding::AtZero => restore(plan, state, evidence, cx, why),
-        Holding::ByGate | Holding::ByTaint | Holding::Nothing => lift(plan, state, evidence, cx)
-            .or_else(|| untaint(plan, state, evidence, cx))
-            .or_else(|| power_on(plan, state, evidence, cx))
-            .unwrap_or_else(|| end(why)),
-    }
-}
 
-/// After a scale to zero the workload gets its count back.
-fn restore(
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-    why: &UnwindReason,
-) -> Next {
-    let scale = plan
-        .find(StepKind::ScaleToZero)
-        .filter(|s| !matches!(state.step(*s), StepState::Pending));
-    let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else {
-        return end(why);
-    };
-    let wait = |why: &str| Next::Wait {
-        why: why.to_owned(),
-        until: later(cx.now, RETRY),
-    };
-    if state
-        .unwinding_since()
-        .is_some_and(|at| evidence.workload.at < at)
-    {
-        return wait("the workload must be read again to restore it");
+    /// After a scale to zero the workload gets its count back.
+    fn unwind_scale(self, why: &UnwindReason) -> Next {
+        let scale = self
+            .plan
+            .find(StepKind::ScaleToZero)
+            .filter(|s| !matches!(self.state.step(*s), StepState::Pending));
+        let (Some(scale), Some(restore)) = (scale, self.plan.find(StepKind::Restore)) else {
+            return end(why);
+        };
+        if self
+            .state
+            .unwinding_since()
+            .is_some_and(|at| self.evidence.workload.at < at)
+        {
+            return self.poll("the workload must be read again to restore it");
+        }
+        let w = match self.evidence.workload() {
+            Ok(w) => w,
+            Err(Missing::Absent) => return end(why),
+            _ => return self.poll("the workload must be read to restore it"),
+        };
+        match self.restore_next(restore, w) {
+            Some(Next::Act(_)) if self.state.tries(restore) >= MOST_RESTORES => stuck(format!(
+                "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
+                w.workload,
+                self.answer(restore)
+            )),
+            Some(next) => next,
+            None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => stuck(format!(
+                "{} is at 0 and the stamp that says how to restore it was edited",
+                w.workload
+            )),
+            // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
+            None => self
+                .maybe_in_flight(scale, "the scale to zero")
+                .unwrap_or_else(|| end(why)),
+        }
     }
-    let w = match evidence.workload() {
-        Ok(w) => w,
-        Err(Missing::Absent) => return end(why),
-        _ => return wait("the workload must be read to restore it"),
-    };
-    match restore_next(restore, plan, w, state, cx) {
-        Some(Next::Act(_)) if state.tries(restore) >= MOST_RESTORES => stuck(format!(
-            "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
-            w.workload,
-            answer(state, restore)
-        )),
-        Some(next) => next,
-        None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => stuck(format!(
-            "{} is at 0 and the stamp that says how to restore it was edited",
-            w.workload
-        )),
-        // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
-        None => maybe_in_flight(state, scale, cx, "the scale to zero").unwrap_or_else(|| end(why)),
-    }
-}
 
-/// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
-/// since each line of the journal makes another version of the object that carries it. `None`: nothing is held.
-fn lift(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Option<Next> {
-    let lift = plan
-        .find(StepKind::Lift)
-        .filter(|_| state.in_force(plan, StepKind::Hold))?;
-    // An eviction whose reply was lost may still arrive; the pod would go while others may come.
-    let release = plan.find(StepKind::Release);
-    if let Some(wait) = release.and_then(|r| maybe_in_flight(state, r, cx, "the eviction")) {
-        return Some(wait);
+    /// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
+    /// since each line of the journal makes another version of the object that carries it. `None`: nothing is held.
+    fn unwind_hold(self) -> Option<Next> {
+        let lift = self
+            .plan
+            .find(StepKind::Lift)
+            .filter(|_| self.state.in_force(self.plan, StepKind::Hold))?;
+        // An eviction whose reply was lost may still arrive; the pod would go while others may come.
+        let release = self.plan.find(StepKind::Release);
+        if let Some(wait) = release.and_then(|r| self.maybe_in_flight(r, "the eviction")) {
+            return Some(wait);
+        }
+        // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
+        let close = self
+            .plan
+            .find(StepKind::Hold)
+            .filter(|_| self.plan.closes_node);
+        if let Some(wait) = close.and_then(|c| self.maybe_in_flight(c, "the closing taint")) {
+            return Some(wait);
+        }
+        match self.lift_next(lift)? {
+            Next::Act(_) if self.state.tries(lift) >= MOST_RESTORES => Some(stuck(format!(
+                "the hold could not be lifted in {MOST_RESTORES} tries{}; it is tried on; {}",
+                self.answer(lift),
+                self.by_hand()
+            ))),
+            next => Some(next),
+        }
     }
-    // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
-    let close = plan.find(StepKind::Hold).filter(|_| plan.closes_node);
-    if let Some(wait) = close.and_then(|c| maybe_in_flight(state, c, cx, "the closing taint")) {
-        return Some(wait);
-    }
-    match lift_next(lift, plan, state, evidence, cx)? {
-        Next::Act(_) if state.tries(lift) >= MOST_RESTORES => Some(stuck(format!(
-            "the hold could not be lifted in {MOST_RESTORES} tries{}; it is tried on; {}",
-            answer(state, lift),
-            by_hand(plan, cx)
-        ))),
-        next => Some(next),
-    }
-}
 
-/// What a person does when a hold cannot be lifted.
-fn by_hand(plan: &Plan, cx: &Context<'_>) -> String {
-    if plan.closes_node {
-        return format!(
-            "kubectl taint node {} {}-",
-            plan.pins.node,
-            hold_taint(cx.recovery)
+    /// What a person does when a hold cannot be lifted.
+    fn by_hand(self) -> String {
+        if self.plan.closes_node {
+            return format!(
+                "kubectl taint node {} {}-",
+                self.plan.pins.node,
+                hold_taint(self.cx.recovery)
+            );
+        }
+        "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
+            .to_owned()
+    }
+
+    /// The out-of-service taint goes with the run that put it there. `None`: there is none of it. Once this run has taken its
+    /// taint off, a taint that is on the Node is of another recovery of that Node.
+    fn unwind_taint(self) -> Option<Next> {
+        let tainted = self.state.in_force(self.plan, StepKind::TaintOutOfService);
+        let is_due =
+            |ix: &StepIx| tainted && !matches!(self.state.step(*ix), StepState::Closed { .. });
+        let untaint = self.plan.find(StepKind::Untaint).filter(is_due)?;
+        // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
+        let taint = self.plan.find(StepKind::TaintOutOfService);
+        if let Some(wait) = taint.and_then(|t| self.maybe_in_flight(t, TAINT)) {
+            return Some(wait);
+        }
+        let by_hand = format!(
+            "kubectl taint node {} {OUT_OF_SERVICE_TAINT}-",
+            self.plan.pins.node
         );
-    }
-    "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
-        .to_owned()
-}
-
-/// The out-of-service taint goes with the run that put it there. `None`: there is none of it. Once this run has taken its
-/// taint off, a taint that is on the Node is of another recovery of that Node.
-fn untaint(plan: &Plan, state: &State, evidence: EvidenceAt<'_>, cx: &Context<'_>) -> Option<Next> {
-    let tainted = state.in_force(plan, StepKind::TaintOutOfService);
-    let is_due = |ix: &StepIx| tainted && !matches!(state.step(*ix), StepState::Closed { .. });
-    let untaint = plan.find(StepKind::Untaint).filter(is_due)?;
-    // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
-    let taint = plan.find(StepKind::TaintOutOfService);
-    if let Some(wait) = taint.and_then(|t| maybe_in_flight(state, t, cx, TAINT)) {
-        return Some(wait);
-    }
-    let by_hand = format!(
-        "kubectl taint node {} {OUT_OF_SERVICE_TAINT}-",
-        plan.pins.node
-    );
-    match untaint_next(untaint, plan, state, evidence, cx)? {
-        Next::Act(_) if state.tries(untaint) >= MOST_RESTORES => Some(stuck(format!(
-            "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
-            answer(state, untaint)
-        ))),
-        next => Some(next),
-    }
-}
-
-/// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
-/// would be pulled from under the next pod.
-fn detach_under_way(
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    let (step, at) = asked(plan, state, StepKind::CloudForce)
-        .or_else(|| asked(plan, state, StepKind::CloudDetach))?;
-    let wait = |why: &str| {
-        Some(Next::Wait {
-            why: why.to_owned(),
-            until: later(cx.now, RETRY),
-        })
-    };
-    match orders::detach(step, plan, state, evidence, cx, at) {
-        Fate::Unread(what) => wait(what),
-        Fate::Unreachable => wait(&unreachable("the detach")),
-        Fate::Pending => wait(
-            "the detach is under way at the cloud; nothing is restored before its end is known",
-        ),
-        Fate::Ended { .. } | Fate::Over(_) => None,
-        Fate::Unseen => match evidence.cloud_volume() {
-            // Accepted, and read back: the holder is gone and no job is pending.
-            Ok(cloud) if !cloud.holders.contains(&plan.pins.holder) => None,
-            Ok(_) | Err(_) => wait(&lost("the accepted detach")),
-        },
-    }
-}
-
-/// The detach that may be under way, and the time of the line since which the cloud must have been read.
-fn asked(plan: &Plan, state: &State, kind: StepKind) -> Option<(StepIx, Timestamp)> {
-    let ix = plan.find(kind)?;
-    match state.step(ix) {
-        StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
-        // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before one
-        // that was refused or withheld. A detach that was only ever refused is not.
-        StepState::Closed { skipped: true }
-        | StepState::Issued {
-            outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
-            ..
-        } if state.sent_at(ix).is_some() => Some((ix, state.unwinding_since()?)),
-        _ => None,
-    }
-}
-
-/// A machine that this run powered off is powered on again, where the policy wants that after a run that ends well: each end
-/// is one. `None`: nothing is left to do about it here. What cannot be done is handed to people by the run's last message.
-fn power_on(
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    let on = plan
-        .find(StepKind::PowerOn)
-        .filter(|_| state.powered_off(plan))?;
-    let off = plan.find(StepKind::PowerOff)?;
-    let wait = |why: &str| {
-        Some(Next::Wait {
-            why: why.to_owned(),
-            until: later(cx.now, RETRY),
-        })
-    };
-    match state.step(on) {
-        StepState::Issued { outcome, .. } if outcome.applied() => return None,
-        StepState::Closed { skipped: false } => return None,
-        StepState::Issued {
-            outcome: Outcome::NotApplied { retry: false, .. },
-            ..
-        } => return None,
-        StepState::Issued {
-            outcome: Outcome::NotApplied { why, .. },
-            at,
-            ..
-        } => {
-            if state.tries(on) >= MOST_RESTORES {
-                return None;
-            }
-            let until = later(*at, backoff(state.attempts(on)));
-            if cx.now < until {
-                return Some(Next::Wait {
-                    why: format!("powering on is tried again: {why}"),
-                    until,
-                });
-            }
+        match self.untaint_next(untaint)? {
+            Next::Act(_) if self.state.tries(untaint) >= MOST_RESTORES => Some(stuck(format!(
+                "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
+                self.answer(untaint)
+            ))),
+            next => Some(next),
         }
-        StepState::Issued {
-            outcome: Outcome::Withheld { shut },
-            at,
-            ..
-        } => {
-            let until = later(*at, backoff(state.attempts(on)));
-            if cx.now < until {
-                return Some(Next::Wait {
-                    why: format!("powering on was not sent ({shut}); it will be"),
-                    until,
-                });
-            }
-        }
-        StepState::Pending
-        | StepState::Started { .. }
-        | StepState::Issued { .. }
-        | StepState::Closed { skipped: true } => {}
     }
-    let since = state.unwinding_since().unwrap_or(cx.now);
-    let instance = evidence.since(since).instance(&plan.pins.holder);
-    let runs = matches!(instance, Ok(i) if i.state == InstanceState::Running);
-    match orders::power(off, plan, state, evidence, cx, PowerChange::Off, since) {
-        Fate::Unread(what) => return wait(what),
-        Fate::Unreachable => return wait(&unreachable("the order about the instance's power")),
-        Fate::Pending => return wait("a job changes the instance's power at the provider"),
-        // Accepted, and not in the history yet: the machine that still runs is about to stop.
-        Fate::Unseen if runs => {
-            let until = later(since, IN_FLIGHT);
-            if !state_tells(plan, evidence) {
-                return wait(&lost("the accepted order to power the instance off"));
-            }
-            if cx.now < until {
-                let why = "the instance was ordered off and still runs".to_owned();
-                return Some(Next::Wait { why, until });
-            }
-        }
-        // Nobody is left to be asked: the run's last message hands the machine to people by name.
-        Fate::Over(_) if orders::is_unreachable(plan, evidence) => return None,
-        Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
-    }
-    match instance {
-        Err(Missing::Absent) => return None,
-        Ok(i) => match &i.state {
-            InstanceState::Off => {}
-            InstanceState::Running | InstanceState::Gone => return None,
-            InstanceState::Stopping
-            | InstanceState::Transitional(_)
-            | InstanceState::Unknown(_) => {
-                return wait(
-                    "the instance is on its way to off; it is powered on again after that",
-                );
-            }
-        },
-        _ => return wait("the instance must be read to power it on again"),
-    }
-    Some(Next::Act(Action {
-        step: on,
-        intent: format!("power instance {} on again", plan.pins.holder),
-        effect: Effect::PowerOn {
-            instance: plan.pins.holder.clone(),
-            node: plan.pins.node.clone(),
-        },
-    }))
-}
 
-/// The answer to the last try of a step, for a sentence about it.
-fn answer(state: &State, step: StepIx) -> String {
-    match state.step(step) {
-        StepState::Issued {
-            outcome: Outcome::NotApplied { why, .. },
-            ..
-        } => format!(" ({why})"),
-        _ => String::new(),
+    /// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
+    /// would be pulled from under the next pod.
+    fn detach_under_way(self) -> Option<Next> {
+        let (step, at) = self
+            .asked(StepKind::CloudForce)
+            .or_else(|| self.asked(StepKind::CloudDetach))?;
+        let wait = |why: &str| Some(self.poll(why));
+        match self.fate_of_detach(step, at) {
+            Fate::Unread(what) => wait(what),
+            Fate::Unreachable => wait(&unreachable("the detach")),
+            Fate::Pending => wait(
+                "the detach is under way at the cloud; nothing is restored before its end is known",
+            ),
+            Fate::Ended { .. } | Fate::Over(_) => None,
+            Fate::Unseen => match self.evidence.cloud_volume() {
+                // Accepted, and read back: the holder is gone and no job is pending.
+                Ok(cloud) if !cloud.holders.contains(&self.plan.pins.holder) => None,
+                Ok(_) | Err(_) => wait(&lost("the accepted detach")),
+            },
+        }
+    }
+
+    /// The detach that may be under way, and the time of the line since which the cloud must have been read.
+    fn asked(self, kind: StepKind) -> Option<(StepIx, Timestamp)> {
+        let ix = self.plan.find(kind)?;
+        match self.state.step(ix) {
+            StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
+            // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before one
+            // that was refused or withheld. A detach that was only ever refused is not.
+            StepState::Closed { skipped: true }
+            | StepState::Issued {
+                outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
+                ..
+            } if self.state.sent_at(ix).is_some() => Some((ix, self.state.unwinding_since()?)),
+            _ => None,
+        }
+    }
+
+    /// A machine that this run powered off is powered on again, where the policy wants that after a run that ends well: each end
+    /// is one. `None`: nothing is left to do about it here. What cannot be done is handed to people by the run's last message.
+    fn unwind_power_off(self) -> Option<Next> {
+        let on = self
+            .plan
+            .find(StepKind::PowerOn)
+            .filter(|_| self.state.powered_off(self.plan))?;
+        let off = self.plan.find(StepKind::PowerOff)?;
+        let wait = |why: &str| Some(self.poll(why));
+        match self.state.step(on) {
+            StepState::Issued { outcome, .. } if outcome.applied() => return None,
+            StepState::Closed { skipped: false } => return None,
+            StepState::Issued {
+                outcome: Outcome::NotApplied { retry: false, .. },
+                ..
+            } => return None,
+            StepState::Issued {
+                outcome: Outcome::NotApplied { .. },
+                ..
+            } if self.state.tries(on) >= MOST_RESTORES => return None,
+            StepState::Pending
+            | StepState::Started { .. }
+            | StepState::Issued { .. }
+            | StepState::Closed { skipped: true } => {}
+        }
+        if let Some(pause) = self.before_retry(on, "powering on", RETRY) {
+            return Some(pause);
+        }
+        let since = self.state.unwinding_since().unwrap_or(self.cx.now);
+        let instance = self.evidence.since(since).instance(&self.plan.pins.holder);
+        let runs = matches!(instance, Ok(i) if i.state == InstanceState::Running);
+        match self.fate_of_power_order(off, PowerChange::Off, since) {
+            Fate::Unread(what) => return wait(what),
+            Fate::Unreachable => return wait(&unreachable("the order about the instance's power")),
+            Fate::Pending => return wait("a job changes the instance's power at the provider"),
+            // Accepted, and not in the history yet: the machine that still runs is about to stop.
+            Fate::Unseen if runs => {
+                let until = later(since, IN_FLIGHT);
+                if !self.state_tells() {
+                    return wait(&lost("the accepted order to power the instance off"));
+                }
+                if self.cx.now < until {
+                    let why = "the instance was ordered off and still runs".to_owned();
+                    return Some(Next::Wait { why, until });
+                }
+            }
+            // Nobody is left to be asked: the run's last message hands the machine to people by name.
+            Fate::Over(_) if self.is_unreachable() => return None,
+            Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
+        }
+        match instance {
+            Err(Missing::Absent) => return None,
+            Ok(i) => match &i.state {
+                InstanceState::Off => {}
+                InstanceState::Running | InstanceState::Gone => return None,
+                InstanceState::Stopping
+                | InstanceState::Transitional(_)
+                | InstanceState::Unknown(_) => {
+                    return wait(
+                        "the instance is on its way to off; it is powered on again after that",
+                    );
+                }
+            },
+            _ => return wait("the instance must be read to power it on again"),
+        }
+        Some(Next::Act(Action {
+            step: on,
+            intent: format!("power instance {} on again", self.plan.pins.holder),
+            effect: Effect::PowerOn {
+                instance: self.plan.pins.holder.clone(),
+                node: self.plan.pins.node.clone(),
+            },
+        }))
+    }
+
+    /// The answer to the last try of a step, for a sentence about it.
+    fn answer(self, step: StepIx) -> String {
+        match self.state.step(step) {
+            StepState::Issued {
+                outcome: Outcome::NotApplied { why, .. },
+                ..
+            } => format!(" ({why})"),
+            _ => String::new(),
+        }
     }
 }
 

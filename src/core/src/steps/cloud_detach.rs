@@ -10,9 +10,9 @@ use crate::journal::Outcome;
 use crate::loss::PodsGo;
 use crate::plan::general;
 use crate::run::orders::Fate;
-use crate::run::pace::{BUSY, later, wait};
+use crate::run::pace::{BUSY, later};
 use crate::run::reconcile::{lost, unreachable};
-use crate::run::{Action, Effect, Next, StepState, orders};
+use crate::run::{Action, Effect, Next, StepState};
 use jiff::{SignedDuration, Timestamp};
 
 /// A plain detach has so long before a forced one takes over, where the plan has one.
@@ -91,27 +91,10 @@ impl StepCx<'_> {
             } => {
                 return self.failed(why);
             }
-            StepState::Issued {
-                outcome: Outcome::NotApplied { why, .. },
-                at,
-                ..
-            } if self.cx.now < later(*at, BUSY.max(self.backoff())) => {
-                return wait(
-                    format!("the cloud did not accept the detach ({why}); it is asked again"),
-                    later(*at, BUSY.max(self.backoff())),
-                );
-            }
-            StepState::Issued {
-                outcome: Outcome::Withheld { shut },
-                at,
-                ..
-            } if self.cx.now < later(*at, self.backoff()) => {
-                return wait(
-                    format!("the detach was not sent ({shut}); it will be"),
-                    later(*at, self.backoff()),
-                );
-            }
             _ => {}
+        }
+        if let Some(pause) = self.before_retry(self.ix, "the detach", BUSY) {
+            return pause;
         }
         if self.cloud_is_free(cloud) && !pending {
             return self.skipped("the cloud names no holder already");
@@ -182,14 +165,7 @@ impl StepCx<'_> {
     /// What became of a detach whose reply was lost: the cloud's history shows it. The holder alone does not: a request that is
     /// still on its way would be carried out on the next holder.
     pub(crate) fn detached(&self, started: Timestamp) -> Next {
-        let known = match orders::detach(
-            self.ix,
-            self.plan,
-            self.state,
-            self.evidence,
-            self.cx,
-            started,
-        ) {
+        let known = match self.fate_of_detach(self.ix, started) {
             Fate::Unread(what) => return self.poll(what),
             Fate::Unreachable => return self.poll(&unreachable("the detach")),
             Fate::Pending => return self.poll("a job of the volume is pending at the provider"),
@@ -198,9 +174,7 @@ impl StepCx<'_> {
         };
         let (free, says) = match self.evidence.cloud_volume() {
             // What was read is another volume's.
-            _ if orders::is_unreachable(self.plan, self.evidence) => {
-                (false, "the cloud could not be asked")
-            }
+            _ if self.is_unreachable() => (false, "the cloud could not be asked"),
             Ok(volume) if volume.holders.contains(&self.plan.pins.holder) => {
                 (false, "the cloud still names the holder")
             }

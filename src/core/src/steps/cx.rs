@@ -2,47 +2,41 @@
 
 use super::StepKind;
 use crate::diagnosis::{Verdict, diagnose};
-use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
 use crate::journal::{Event, Outcome, UnwindReason};
-use crate::plan::{Plan, PlannedStep, Scope, StepIx};
-use crate::run::pace::{self, CLOUD_POLL, later, wait};
-use crate::run::{Context, Next, State, StepState};
+use crate::plan::{PlannedStep, Scope, StepIx};
+use crate::run::pace::RETRY;
+use crate::run::{Next, RunCx, StepState};
 use crate::runbook::Holding;
 use crate::stamp;
 use crate::workload::WorkloadFacts;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use std::ops::Deref;
 
 /// One look at the current step.
 pub(crate) struct StepCx<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) state: &'a State,
-    pub(crate) evidence: EvidenceAt<'a>,
-    pub(crate) cx: &'a Context<'a>,
+    run: RunCx<'a>,
     pub(crate) ix: StepIx,
     pub(crate) step: &'a PlannedStep,
     pub(crate) entered: Timestamp,
 }
 
-impl<'a> StepCx<'a> {
-    /// The step of this number; none if the plan has no such step.
-    pub(crate) fn of(
-        plan: &'a Plan,
-        state: &'a State,
-        evidence: EvidenceAt<'a>,
-        cx: &'a Context<'a>,
-        ix: StepIx,
-    ) -> Option<Self> {
-        let step = plan.steps.get(ix.index())?;
-        let entered = state.entered_at().unwrap_or(cx.now);
-        Some(Self {
-            plan,
-            state,
-            evidence,
-            cx,
+impl<'a> Deref for StepCx<'a> {
+    type Target = RunCx<'a>;
+
+    fn deref(&self) -> &RunCx<'a> {
+        &self.run
+    }
+}
+
+impl<'a> RunCx<'a> {
+    /// The look at the step of this number; none if the plan has no such step.
+    pub(crate) fn step(self, ix: StepIx) -> Option<StepCx<'a>> {
+        Some(StepCx {
+            run: self,
             ix,
-            step,
-            entered,
+            step: self.plan.steps.get(ix.index())?,
+            entered: self.state.entered_at().unwrap_or(self.cx.now),
         })
     }
 }
@@ -51,10 +45,6 @@ impl StepCx<'_> {
     /// The next thing to do for the step.
     pub(crate) fn next(&self) -> Next {
         (self.step.kind.spec().next)(self)
-    }
-
-    pub(crate) fn backoff(&self) -> SignedDuration {
-        pace::backoff(self.state.attempts(self.ix))
     }
 
     pub(crate) fn scope(&self) -> Scope<'_> {
@@ -89,21 +79,14 @@ impl StepCx<'_> {
 
     /// The step's write was refused for good, or it was refused or withheld and is issued again later.
     pub(crate) fn was_refused(&self) -> Option<Next> {
-        let StepState::Issued { outcome, at, .. } = self.state.step(self.ix) else {
-            return None;
-        };
-        let why = match outcome {
-            Outcome::NotApplied { why, retry: false } => return Some(self.failed(why)),
-            Outcome::NotApplied { why, retry: true } => format!("tried again: {why}"),
-            Outcome::Withheld { shut } => format!("not sent yet: {shut}"),
-            Outcome::Applied { .. }
-            | Outcome::Unknown { .. }
-            | Outcome::ObservedApplied { .. }
-            | Outcome::ObservedNotApplied { .. }
-            | Outcome::Repeatable { .. } => return None,
-        };
-        let again = later(*at, self.backoff());
-        (self.cx.now < again).then(|| wait(why, again))
+        if let StepState::Issued {
+            outcome: Outcome::NotApplied { why, retry: false },
+            ..
+        } = self.state.step(self.ix)
+        {
+            return Some(self.failed(why));
+        }
+        self.before_retry(self.ix, &format!("{:?}", self.step.kind), RETRY)
     }
 
     /// A step that the run can do without: its effect was accepted, or refused for good.
@@ -196,10 +179,6 @@ impl StepCx<'_> {
                 why: why.to_owned(),
             },
         })
-    }
-
-    pub(crate) fn poll(&self, why: &str) -> Next {
-        wait(why.to_owned(), later(self.cx.now, CLOUD_POLL))
     }
 
     /// The outcome of the step's effect, as it was seen.

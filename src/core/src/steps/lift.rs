@@ -2,15 +2,14 @@
 
 use super::StepKind;
 use super::cx::StepCx;
-use super::node::taint_off;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::{EvidenceAt, NodeFacts};
+use crate::evidence::NodeFacts;
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::{ObjectName, Uid};
 use crate::loss::PodsGo;
-use crate::plan::{Plan, StepIx};
-use crate::run::pace::{RETRY, backoff, later, wait};
-use crate::run::{Action, Context, Effect, Next, State, StepState};
+use crate::plan::StepIx;
+use crate::run::pace::{later, wait};
+use crate::run::{Action, Effect, Next, RunCx, StepState};
 
 pub(super) const SPEC: StepSpec = StepSpec {
     kind: StepKind::Lift,
@@ -61,7 +60,7 @@ impl StepCx<'_> {
         if !self.state.in_force(self.plan, StepKind::Hold) {
             return self.skipped("nothing was held");
         }
-        lift_next(self.ix, self.plan, self.state, self.evidence, self.cx).unwrap_or_else(|| {
+        self.lift_next(self.ix).unwrap_or_else(|| {
             self.completed(if self.plan.closes_node {
                 "our taint is gone"
             } else {
@@ -71,66 +70,55 @@ impl StepCx<'_> {
     }
 }
 
-/// What is still to do until pods may come again. `None`: nothing. The effect is issued at least once, since nothing else
-/// knows whether the label is on, and again while a pod is seen with the gate, or the closed node with the taint.
-pub(crate) fn lift_next(
-    lift: StepIx,
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    if plan.closes_node {
-        let open = |node: &NodeFacts| Action {
-            step: lift,
-            intent: format!("open Node {} to new pods again", node.name),
-            effect: Effect::OpenNode {
-                node: node.name.clone(),
-                uid: node.uid.clone(),
-            },
+impl RunCx<'_> {
+    /// What is still to do until pods may come again. `None`: nothing. The effect is issued at least once, since nothing else
+    /// knows whether the label is on, and again while a pod is seen with the gate, or the closed node with the taint.
+    pub(crate) fn lift_next(self, lift: StepIx) -> Option<Next> {
+        if self.plan.closes_node {
+            let open = |node: &NodeFacts| Action {
+                step: lift,
+                intent: format!("open Node {} to new pods again", node.name),
+                effect: Effect::OpenNode {
+                    node: node.name.clone(),
+                    uid: node.uid.clone(),
+                },
+            };
+            return self.taint_off(lift, |node| node.is_closed_by(self.cx.recovery), open);
+        }
+        let poll = |why: &str| Some(self.poll(why));
+        let Ok(pods) = self.evidence.pods() else {
+            return poll("the claim's pods must be read to lift the hold");
         };
-        return taint_off(
-            lift,
-            plan,
-            state,
-            evidence,
-            cx,
-            |node| node.is_closed_by(cx.recovery),
-            open,
-        );
+        let waiting: Vec<(ObjectName, Uid)> = pods
+            .iter()
+            .filter(|p| p.held)
+            .map(|p| (p.name.clone(), p.uid.clone()))
+            .collect();
+        if let StepState::Issued { outcome, at, .. } = self.state.step(lift) {
+            if self.evidence.pods.at < *at || self.evidence.workload.at < *at {
+                return poll("the claim's pods must be read again");
+            }
+            // The probe is a witness against, not one that is needed: without a workload there is none.
+            let gated = self
+                .evidence
+                .workload
+                .shown()
+                .is_some_and(|w| w.dry_run_held == Some(true));
+            if outcome.applied() && waiting.is_empty() && !gated {
+                return None;
+            }
+            let again = later(*at, self.backoff(lift));
+            if self.cx.now < again {
+                return Some(wait("the gates are looked at again".to_owned(), again));
+            }
+        }
+        Some(Next::Act(Action {
+            step: lift,
+            intent: match waiting.len() {
+                0 => "end the hold".to_owned(),
+                n => format!("end the hold and take the gate off {n} waiting pod(s)"),
+            },
+            effect: Effect::Lift { pods: waiting },
+        }))
     }
-    let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
-    let Ok(pods) = evidence.pods() else {
-        return poll("the claim's pods must be read to lift the hold");
-    };
-    let waiting: Vec<(ObjectName, Uid)> = pods
-        .iter()
-        .filter(|p| p.held)
-        .map(|p| (p.name.clone(), p.uid.clone()))
-        .collect();
-    if let StepState::Issued { outcome, at, .. } = state.step(lift) {
-        if evidence.pods.at < *at || evidence.workload.at < *at {
-            return poll("the claim's pods must be read again");
-        }
-        // The probe is a witness against, not one that is needed: without a workload there is none.
-        let gated = evidence
-            .workload
-            .shown()
-            .is_some_and(|w| w.dry_run_held == Some(true));
-        if outcome.applied() && waiting.is_empty() && !gated {
-            return None;
-        }
-        let again = later(*at, backoff(state.attempts(lift)));
-        if cx.now < again {
-            return Some(wait("the gates are looked at again".to_owned(), again));
-        }
-    }
-    Some(Next::Act(Action {
-        step: lift,
-        intent: match waiting.len() {
-            0 => "end the hold".to_owned(),
-            n => format!("end the hold and take the gate off {n} waiting pod(s)"),
-        },
-        effect: Effect::Lift { pods: waiting },
-    }))
 }

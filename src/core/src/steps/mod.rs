@@ -34,11 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use spec::{EffectClass, Role, StepSpec};
 
 pub(crate) use cx::StepCx;
-pub(crate) use lift::lift_next;
-pub(crate) use power::state_tells;
-pub(crate) use restore::restore_next;
 pub(crate) use spec::{Available, Describe, Lost, UndoneBy};
-pub(crate) use taint::untaint_next;
 
 /// The steps that this build can perform; a runbook that uses another word is refused with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -7,8 +7,8 @@ use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general, may_touch_node};
-use crate::run::pace::{CLOUD_POLL, RETRY, backoff, later, wait};
-use crate::run::{Action, Context, Next, State, StepState};
+use crate::run::pace::{CLOUD_POLL, later, wait};
+use crate::run::{Action, Next, RunCx, StepState};
 
 impl StepCx<'_> {
     /// The Node that is fenced, as it was read; a Node that is gone needs none of it.
@@ -160,34 +160,33 @@ pub(crate) fn node_recovered(plan: &Plan, evidence: EvidenceAt<'_>) -> Option<St
     (runs && !declared).then(|| format!("instance {} runs again", pins.holder))
 }
 
-/// What is still to do until a taint of ours is off the pinned Node: tried until it is seen gone.
-pub(crate) fn taint_off(
-    step: StepIx,
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-    is_there: impl Fn(&NodeFacts) -> bool,
-    action: impl Fn(&NodeFacts) -> Action,
-) -> Option<Next> {
-    let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
-    let name = &plan.pins.node;
-    let node = match evidence.node(name) {
-        Ok(node) => node,
-        Err(Missing::Absent) => return None,
-        Err(_) => return poll("the Node must be read to take the taint off"),
-    };
-    if let StepState::Issued { outcome, at, .. } = state.step(step) {
-        if evidence.since(*at).node(name).is_err() {
-            return poll("the Node must be read again");
+impl RunCx<'_> {
+    /// What is still to do until a taint of ours is off the pinned Node: tried until it is seen gone.
+    pub(crate) fn taint_off(
+        self,
+        step: StepIx,
+        is_there: impl Fn(&NodeFacts) -> bool,
+        action: impl Fn(&NodeFacts) -> Action,
+    ) -> Option<Next> {
+        let poll = |why: &str| Some(self.poll(why));
+        let name = &self.plan.pins.node;
+        let node = match self.evidence.node(name) {
+            Ok(node) => node,
+            Err(Missing::Absent) => return None,
+            Err(_) => return poll("the Node must be read to take the taint off"),
+        };
+        if let StepState::Issued { outcome, at, .. } = self.state.step(step) {
+            if self.evidence.since(*at).node(name).is_err() {
+                return poll("the Node must be read again");
+            }
+            if !is_there(node) && outcome.applied() {
+                return None;
+            }
+            let again = later(*at, self.backoff(step));
+            if self.cx.now < again {
+                return Some(wait("the taint is looked at again".to_owned(), again));
+            }
         }
-        if !is_there(node) && outcome.applied() {
-            return None;
-        }
-        let again = later(*at, backoff(state.attempts(step)));
-        if cx.now < again {
-            return Some(wait("the taint is looked at again".to_owned(), again));
-        }
+        Some(Next::Act(action(node)))
     }
-    Some(Next::Act(action(node)))
 }

@@ -6,12 +6,10 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::authority::{Mandate, mandate};
 use crate::cloud::{InstanceState, PowerChange};
-use crate::evidence::EvidenceAt;
 use crate::loss::PodsGo;
-use crate::plan::Plan;
 use crate::run::orders::Fate;
 use crate::run::reconcile::{lost, unreachable};
-use crate::run::{Action, Effect, Next, orders};
+use crate::run::{Action, Effect, Next, RunCx};
 use jiff::Timestamp;
 
 pub(super) const OFF: StepSpec = StepSpec {
@@ -137,15 +135,7 @@ impl StepCx<'_> {
     /// What became of an order about power whose reply was lost: the history of the instance's power tells; where the cloud
     /// boots nothing by itself, the instance's state does, too.
     fn powered(&self, started: Timestamp, change: PowerChange) -> Next {
-        let fate = orders::power(
-            self.ix,
-            self.plan,
-            self.state,
-            self.evidence,
-            self.cx,
-            change,
-            started,
-        );
+        let fate = self.fate_of_power_order(self.ix, change, started);
         let shown = self
             .evidence
             .since(started)
@@ -164,7 +154,7 @@ impl StepCx<'_> {
             Fate::Unseen | Fate::Over(_) if shown == Some(&InstanceState::Gone) => {
                 self.observed(true, "the cloud reports the instance as gone")
             }
-            Fate::Unseen if state_tells(self.plan, self.evidence) && shown == Some(&wanted) => {
+            Fate::Unseen if self.state_tells() && shown == Some(&wanted) => {
                 self.observed(true, "the instance is in the state that was ordered")
             }
             Fate::Over(seen) => match shown {
@@ -172,7 +162,7 @@ impl StepCx<'_> {
                     self.observed(*now == wanted, &format!("{seen}; the instance is {now:?}"))
                 }
                 // For the machine counts what has a person look at it: ordered off it may be off, ordered on it may not be on.
-                None if orders::is_unreachable(self.plan, self.evidence) => self.observed(
+                None if self.is_unreachable() => self.observed(
                     change == PowerChange::Off,
                     &format!("{seen}; the instance could not be asked about and counts as off"),
                 ),
@@ -183,11 +173,13 @@ impl StepCx<'_> {
     }
 }
 
-/// Whether the cloud never changes an instance's power by itself.
-pub(crate) fn state_tells(plan: &Plan, evidence: EvidenceAt<'_>) -> bool {
-    evidence
-        .power
-        .get(&plan.pins.holder)
-        .and_then(|f| f.shown())
-        .is_some_and(|f| f.off_stays_off)
+impl RunCx<'_> {
+    /// Whether the cloud never changes an instance's power by itself.
+    pub(crate) fn state_tells(self) -> bool {
+        self.evidence
+            .power
+            .get(&self.plan.pins.holder)
+            .and_then(|f| f.shown())
+            .is_some_and(|f| f.off_stays_off)
+    }
 }

@@ -7,7 +7,7 @@ use crate::evidence::AttachmentFacts;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
 use crate::plan::Releases;
-use crate::run::pace::{later, wait};
+use crate::run::pace::RETRY;
 use crate::run::{Action, Effect, Next, StepState};
 
 /// A requeue that lost against another writer is tried so often: external-attacher would try by itself.
@@ -52,23 +52,16 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn requeue(&self) -> Next {
-        if let StepState::Issued { outcome, at, .. } = self.state.step(self.ix) {
+        if let StepState::Issued { outcome, .. } = self.state.step(self.ix) {
             return match outcome {
                 o if o.applied() => self.completed("external-attacher was told to try again"),
                 // external-attacher writes to it as well: another version is looked at.
                 Outcome::NotApplied { retry: true, .. } if self.state.tries(self.ix) < REQUEUES => {
                     self.touch_a_record()
                 }
-                Outcome::Withheld { shut } => {
-                    let again = later(*at, self.backoff());
-                    if self.cx.now < again {
-                        return wait(
-                            format!("the touch was not sent ({shut}); it will be"),
-                            again,
-                        );
-                    }
-                    self.touch_a_record()
-                }
+                Outcome::Withheld { .. } => self
+                    .before_retry(self.ix, "the touch", RETRY)
+                    .unwrap_or_else(|| self.touch_a_record()),
                 // It would try by itself: never worth failing for.
                 _ => self.skipped("the attacher tries again by itself"),
             };

@@ -4,11 +4,11 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::fact::Missing;
-use crate::journal::{Event, Outcome};
+use crate::journal::Event;
 use crate::loss::PodsGo;
-use crate::plan::{Plan, StepIx};
-use crate::run::pace::{backoff, later};
-use crate::run::{Action, Context, Effect, Next, State, StepState};
+use crate::plan::StepIx;
+use crate::run::pace::RETRY;
+use crate::run::{Action, Effect, Next, RunCx, StepState};
 use crate::stamp;
 use crate::workload::WorkloadFacts;
 
@@ -54,20 +54,18 @@ impl StepCx<'_> {
                     self.completed("the count is restored and the stamp is off")
                 }
                 // Also one that was refused: what the run is for is done, and only the way back is left.
-                _ => {
-                    restore_next(self.ix, self.plan, w, self.state, self.cx).unwrap_or_else(|| {
-                        if w.replicas == 0 {
-                            return self
-                                .taken_over()
-                                .unwrap_or_else(|| self.poll("the stamp must be read again"));
-                        }
-                        let why = format!(
-                            "{} carries no stamp of ours any more: someone else restored it",
-                            w.workload
-                        );
-                        Next::Record(Event::Skipped { step: self.ix, why })
-                    })
-                }
+                _ => self.restore_next(self.ix, w).unwrap_or_else(|| {
+                    if w.replicas == 0 {
+                        return self
+                            .taken_over()
+                            .unwrap_or_else(|| self.poll("the stamp must be read again"));
+                    }
+                    let why = format!(
+                        "{} carries no stamp of ours any more: someone else restored it",
+                        w.workload
+                    );
+                    Next::Record(Event::Skipped { step: self.ix, why })
+                }),
             },
             Err(Missing::Absent) => Next::Record(Event::Skipped {
                 step: self.ix,
@@ -78,62 +76,39 @@ impl StepCx<'_> {
     }
 }
 
-/// The restoring effect, if one is still due. The stamp says that the workload is at zero by this run; the count is the one
-/// that was planned and journaled, since everybody who may write the workload can edit a stamp.
-pub(crate) fn restore_next(
-    restore: StepIx,
-    plan: &Plan,
-    w: &WorkloadFacts,
-    state: &State,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    let Some(Ok(stamp)) = &w.stamp else {
-        return None;
-    };
-    stamp::own(stamp, &w.workload, cx.recovery)?;
-    let again = match state.step(restore) {
-        StepState::Issued {
-            outcome: Outcome::NotApplied { why, .. },
-            at,
-            ..
-        } => Some((format!("the restoring write is tried again: {why}"), *at)),
-        StepState::Issued {
-            outcome: Outcome::Withheld { shut },
-            at,
-            ..
-        } => Some((
-            format!("the restoring write was not sent ({shut}); it will be"),
-            *at,
-        )),
-        _ => None,
-    };
-    if let Some((why, at)) = again {
-        let until = later(at, backoff(state.attempts(restore)));
-        if cx.now < until {
-            return Some(Next::Wait { why, until });
+impl RunCx<'_> {
+    /// The restoring effect, if one is still due. The stamp says that the workload is at zero by this run; the count is the one
+    /// that was planned and journaled, since everybody who may write the workload can edit a stamp.
+    pub(crate) fn restore_next(self, restore: StepIx, w: &WorkloadFacts) -> Option<Next> {
+        let Some(Ok(stamp)) = &w.stamp else {
+            return None;
+        };
+        stamp::own(stamp, &w.workload, self.cx.recovery)?;
+        if let Some(pause) = self.before_retry(restore, "the restoring write", RETRY) {
+            return Some(pause);
         }
+        let replicas = (w.replicas == 0).then_some(self.plan.pins.replicas);
+        let mut intent = match replicas {
+            Some(n) => format!("scale {} back to {n} and remove the stamp", w.workload),
+            None => format!(
+                "remove the stamp from {}; its {} replicas are someone else's and stand",
+                w.workload, w.replicas
+            ),
+        };
+        if replicas.is_some()
+            && let Some(doubt) = stamp::edited(w, self.cx.recovery, self.plan.pins.replicas)
+        {
+            intent = format!("{intent}; {doubt}");
+        }
+        Some(Next::Act(Action {
+            step: restore,
+            intent,
+            effect: Effect::Restore {
+                workload: w.workload.clone(),
+                resource_version: w.resource_version.clone(),
+                path: w.scaling,
+                replicas,
+            },
+        }))
     }
-    let replicas = (w.replicas == 0).then_some(plan.pins.replicas);
-    let mut intent = match replicas {
-        Some(n) => format!("scale {} back to {n} and remove the stamp", w.workload),
-        None => format!(
-            "remove the stamp from {}; its {} replicas are someone else's and stand",
-            w.workload, w.replicas
-        ),
-    };
-    if replicas.is_some()
-        && let Some(doubt) = stamp::edited(w, cx.recovery, plan.pins.replicas)
-    {
-        intent = format!("{intent}; {doubt}");
-    }
-    Some(Next::Act(Action {
-        step: restore,
-        intent,
-        effect: Effect::Restore {
-            workload: w.workload.clone(),
-            resource_version: w.resource_version.clone(),
-            path: w.scaling,
-            replicas,
-        },
-    }))
 }

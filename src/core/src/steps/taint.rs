@@ -3,15 +3,15 @@
 
 use super::StepKind;
 use super::cx::StepCx;
-use super::node::{node_recovered, taint_off};
+use super::node::node_recovered;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
-use crate::evidence::{EvidenceAt, PodFacts};
+use crate::evidence::PodFacts;
 use crate::ids::ObjectName;
 use crate::loss::PodsGo;
-use crate::plan::{Plan, StepIx};
+use crate::plan::StepIx;
 use crate::run::pace::{CLOUD_POLL, later, wait};
-use crate::run::reconcile::{TAINT, maybe_in_flight};
-use crate::run::{Action, Context, Effect, Next, State, StepState};
+use crate::run::reconcile::TAINT;
+use crate::run::{Action, Effect, Next, RunCx, StepState};
 use jiff::SignedDuration;
 
 /// The taint stays for so long after the volume is free, if something else of the node is still attached or a pod of the claim
@@ -105,7 +105,8 @@ impl StepCx<'_> {
         }
         if self.still_held().is_none() {
             // A skipped step is not unwound: a taint that arrived after it would stay.
-            return maybe_in_flight(self.state, self.ix, self.cx, TAINT)
+            return self
+                .maybe_in_flight(self.ix, TAINT)
                 .unwrap_or_else(|| self.skipped("nothing of the node holds the volume any more"));
         }
         if let Some(other) = self.was_refused().or_else(|| self.not_to_be_fenced()) {
@@ -144,7 +145,7 @@ impl StepCx<'_> {
                 return wait(why, until.min(later(self.cx.now, CLOUD_POLL)));
             }
         }
-        untaint_next(self.ix, self.plan, self.state, self.evidence, self.cx)
+        self.untaint_next(self.ix)
             .unwrap_or_else(|| self.completed("our taint is gone"))
     }
 
@@ -161,28 +162,20 @@ impl StepCx<'_> {
     }
 }
 
-/// What is still to do until our taint is off. `None`: nothing.
-pub(crate) fn untaint_next(
-    untaint: StepIx,
-    plan: &Plan,
-    state: &State,
-    evidence: EvidenceAt<'_>,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    taint_off(
-        untaint,
-        plan,
-        state,
-        evidence,
-        cx,
-        |node| node.out_of_service_by_us,
-        |node| Action {
-            step: untaint,
-            intent: format!("take our out-of-service taint off Node {}", node.name),
-            effect: Effect::Untaint {
-                node: node.name.clone(),
-                uid: node.uid.clone(),
+impl RunCx<'_> {
+    /// What is still to do until our taint is off. `None`: nothing.
+    pub(crate) fn untaint_next(self, untaint: StepIx) -> Option<Next> {
+        self.taint_off(
+            untaint,
+            |node| node.out_of_service_by_us,
+            |node| Action {
+                step: untaint,
+                intent: format!("take our out-of-service taint off Node {}", node.name),
+                effect: Effect::Untaint {
+                    node: node.name.clone(),
+                    uid: node.uid.clone(),
+                },
             },
-        },
-    )
+        )
+    }
 }

@@ -280,7 +280,7 @@ fn a_busy_cloud_is_asked_again_after_five_seconds() {
     for seconds in [0, 1, 3] {
         walk.pass(seconds);
         assert!(
-            is_wait(&walk.ask(), "did not accept the detach (busy)"),
+            is_wait(&walk.ask(), "the detach is tried again: busy"),
             "{:?}",
             walk.ask()
         );
