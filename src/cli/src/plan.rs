@@ -124,7 +124,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
             } = trouble
             {
                 note(&format!(
-                    "Before anything runs, the agent on {} is asked to look at the machine anew.",
+                    "Before anything runs, the agent on {} is asked to scan the machine again.",
                     at.node
                 ));
             }

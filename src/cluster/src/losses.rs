@@ -310,7 +310,7 @@ mod tests {
         ] {
             assert_eq!(
                 said(&pod, claim(true), None),
-                ["its claim data is being deleted and would go for good"]
+                ["its claim data is being deleted and would be gone for good"]
             );
         }
     }

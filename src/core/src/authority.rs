@@ -183,12 +183,12 @@ pub enum Denial {
     },
     /// A person does not have the right that their word needs.
     #[error(
-        "{who} does not have the verb {verb} on volumerecoveries in this namespace (any more), so their word does not count; ask a person who has it"
+        "{who} does not have the verb {verb} on volumerecoveries in this namespace (any more), so their decision does not count; ask a person who has it"
     )]
     NoRight { who: String, verb: String },
     /// The API server could not be asked about a right.
     #[error(
-        "whether {who} has the verb {verb} on volumerecoveries could not be looked up ({why}), so their word does not count yet; reattach asks again"
+        "whether {who} has the verb {verb} on volumerecoveries could not be looked up ({why}), so their decision does not count yet; reattach asks again"
     )]
     RightUnknown {
         who: String,

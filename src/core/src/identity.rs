@@ -248,12 +248,12 @@ pub enum IdentityProblem {
     },
     /// More than one PersistentVolume leads to the cloud volume.
     #[error(
-        "cloud volume {volume} is also used through {others}; with more than one way to it reattach touches nothing; delete those that are not meant"
+        "cloud volume {volume} is also used through {others}; with more than one way to it reattach touches nothing; delete what should not use it"
     )]
     ManyVolumes { volume: VolumeId, others: String },
     /// Several Nodes say that they are one machine.
     #[error(
-        "Nodes {} all have the providerID of instance {instance}; which of them the machine is cannot be told, so reattach touches nothing; delete those that it is not",
+        "Nodes {} all have the providerID of instance {instance}; reattach cannot tell which of them is the machine and touches nothing; delete the Nodes that are not",
         names(nodes)
     )]
     ManyNodes {
@@ -262,12 +262,12 @@ pub enum IdentityProblem {
     },
     /// The holder is no machine of this cluster.
     #[error(
-        "instance {holder}, which has the volume, is behind no Node of this cluster, and reattach never saw it as one; it may belong to others, so reattach frees nothing from it; a person with the right to declare in the whole cluster may say that it is this cluster's (kubectl reattach declare --of-this-cluster)"
+        "instance {holder}, which has the volume, is behind no Node of this cluster, and reattach never saw it as one; it may be another cluster's machine, so reattach frees nothing from it; a person with the right to declare in the whole cluster may say that it is this cluster's (kubectl reattach declare --of-this-cluster)"
     )]
     ForeignHolder { holder: InstanceId },
     /// The holder's tags name another cluster than the tags of the other machines do. A Node's providerID is text.
     #[error(
-        "instance {holder}, which has the volume, is tagged as cluster {}'s, and this cluster's other machines are tagged as {}'s; whatever its Node says, it may belong to others, so reattach frees nothing from it; correct its tags, or let a person with the right to declare in the whole cluster say that it is this cluster's (kubectl reattach declare --of-this-cluster)",
+        "instance {holder}, which has the volume, is tagged as cluster {}'s, and this cluster's other machines are tagged as {}'s; whatever its Node says, it may be another cluster's machine, so reattach frees nothing from it; correct its tags, or let a person with the right to declare in the whole cluster say that it is this cluster's (kubectl reattach declare --of-this-cluster)",
         Some3(tagged),
         Some3(own)
     )]
@@ -287,7 +287,7 @@ pub enum IdentityProblem {
     },
     /// The cloud has the volume in another region or zone.
     #[error(
-        "PersistentVolume {volume} asks for {asked}, and the cloud has its volume in {is}; it cannot be the volume that is meant, so reattach touches nothing"
+        "PersistentVolume {volume} asks for {asked}, and the cloud has its volume in {is}; they cannot be one volume, so reattach touches nothing"
     )]
     OtherRegion {
         volume: PvName,

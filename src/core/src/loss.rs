@@ -41,7 +41,7 @@ pub struct PodLoss {
 )]
 pub enum Loss {
     /// A claim that was deleted and lives only as long as this pod uses it.
-    #[error("its claim {claim} is being deleted and would go for good")]
+    #[error("its claim {claim} is being deleted and would be gone for good")]
     ClaimDeleting {
         /// The claim.
         claim: String,

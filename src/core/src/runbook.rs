@@ -174,7 +174,7 @@ impl Runbook {
         }
         for (class, steps) in &self.orders {
             if let Err(why) = order::check(*class, steps) {
-                return unsafe_(format!("class {class}: {why}"));
+                return unsafe_(format!("class {}: {why}", class.named()));
             }
         }
         Ok(())

@@ -157,7 +157,7 @@ impl Executor {
             return Ok(None);
         }
         if !confirmed && fresh {
-            let message = format!("waiting for the agent on {node} to look at the machine anew");
+            let message = format!("waiting for the agent on {node} to scan the machine again");
             if status::set(
                 recovery,
                 Phase::Diagnosing,
@@ -177,7 +177,7 @@ impl Executor {
         status::set(
             recovery,
             Phase::Diagnosing,
-            format!("asking the agent on {node} to look at the machine anew"),
+            format!("asking the agent on {node} to scan the machine again"),
             self.collector.clock.now(),
         );
         let stored = store::save(&self.collector.clients.records, recovery).await?;

@@ -113,7 +113,7 @@ pub enum Violation {
     CountManaged { manager: String },
     #[error("S2: the workload cannot be scaled back")]
     NotScalable,
-    #[error("S2: the count is not one, and nobody named the workload ({replicas} replicas)")]
+    #[error("S2: the count is not one, and no person confirmed the workload ({replicas} replicas)")]
     ReplicasUnconfirmed { replicas: i32 },
     #[error("S2: ordered pods would never reach zero")]
     OrderedStuck,
@@ -179,7 +179,7 @@ pub enum Violation {
     SharedCloudVolume,
     #[error("S10: the cloud has the volume in another region than the PersistentVolume asks for")]
     OtherRegion,
-    #[error("S10: the cloud volume is tagged as another cluster's, or nobody could tell")]
+    #[error("S10: the cloud volume is tagged as another cluster's, or its tags could not be read")]
     OtherCluster,
     #[error("S10: the cloud volume is tagged as made for another PersistentVolume or claim")]
     MadeForAnother,

@@ -43,6 +43,13 @@ impl Class {
     }
 }
 
+impl Class {
+    /// Letter and title, for people: "A (held by a dead node)".
+    pub fn named(self) -> String {
+        format!("{self} ({})", self.title())
+    }
+}
+
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")
@@ -156,7 +163,7 @@ pub struct StuckPod {
 pub enum Trouble {
     /// Class A.
     #[error(
-        "class A: node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it"
+        "class A (held by a dead node): node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it"
     )]
     DeadNode {
         /// The dead node.
@@ -165,7 +172,7 @@ pub enum Trouble {
         instance: InstanceId,
     },
     /// Class B.
-    #[error("class B: Kubernetes and the cloud say the volume is attached to {} (instance {}), and that machine has {}", at.node, at.instance, if *dead_mount { "only a dead mount of it" } else { "no such device" })]
+    #[error("class B (phantom attachment): Kubernetes and the cloud say the volume is attached to {} (instance {}), and that machine has {}", at.node, at.instance, if *dead_mount { "only a dead mount of it" } else { "no such device" })]
     Phantom {
         /// The pod that cannot start, or runs on a dead mount.
         at: StuckPod,
@@ -177,7 +184,7 @@ pub enum Trouble {
         confirmed: bool,
     },
     /// Class C.
-    #[error("class C: Kubernetes says the volume is attached to {}, and the cloud says it is attached nowhere", at.node)]
+    #[error("class C (lost attachment): Kubernetes says the volume is attached to {}, and the cloud says it is attached nowhere", at.node)]
     Lost {
         /// The pod that cannot start.
         at: StuckPod,
@@ -185,7 +192,7 @@ pub enum Trouble {
         attachment: Uid,
     },
     /// Class D.
-    #[error("class D: {cause}")]
+    #[error("class D (stuck record): {cause}")]
     StuckRecord {
         /// The VolumeAttachment, where there is one.
         attachment: Option<Uid>,
@@ -196,7 +203,7 @@ pub enum Trouble {
     },
     /// Class E.
     #[error(
-        "class E: the cloud says instance {holder} has the volume, and no VolumeAttachment speaks for that instance"
+        "class E (orphan attachment): the cloud says instance {holder} has the volume, and no VolumeAttachment names that instance's node"
     )]
     Orphan {
         /// The cloud's holder.
@@ -260,7 +267,7 @@ pub enum StuckCause {
         error: String,
     },
     /// Neither a CSIDriver object nor any node knows the driver any more.
-    #[error("the detach from {node} is asked of driver {driver}, which is not installed any more")]
+    #[error("the detach from {node} needs driver {driver}, which is not installed any more")]
     DriverMissing {
         /// The node.
         node: NodeName,
@@ -269,7 +276,9 @@ pub enum StuckCause {
     },
     /// A dead node lists the volume as attached and no VolumeAttachment says so: the attach/detach controller waits for
     /// something that nobody will do (seen after a restart of kube-controller-manager).
-    #[error("{node} lists the volume in volumesAttached, and no VolumeAttachment speaks for it")]
+    #[error(
+        "{node} lists the volume in volumesAttached, and the volume has no VolumeAttachment for it"
+    )]
     Unrecorded {
         /// The node.
         node: NodeName,
@@ -293,7 +302,7 @@ pub enum StuckCause {
 )]
 pub enum WaitReason {
     /// The provider has locked the volume. Escalate.
-    #[error("the provider has locked the volume ({reason}); nothing can be detached until it lifts the lock{}", class.map(|c| format!(" (class {c} until then)")).unwrap_or_default())]
+    #[error("the provider has locked the volume ({reason}); nothing can be detached until it lifts the lock{}", class.map(|c| format!(" (class {c}, {}, until then)", c.title())).unwrap_or_default())]
     ProviderLock {
         /// The provider's word.
         reason: String,

@@ -7,7 +7,7 @@ use crate::fact::Missing;
 use crate::ids::{NodeName, PvName};
 
 impl Table<'_> {
-    /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known well enough may be either,
+    /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known may be either,
     /// so nothing is said about the rest then.
     pub(super) fn stuck_records(&self) -> Result<Option<Verdict>, MissingFact> {
         for va in self.attachments {

@@ -453,7 +453,7 @@ fn cloud_sentence(c: &CloudVolume) -> String {
         .collect::<Vec<_>>()
         .join(", ");
     let holders = if holders.is_empty() {
-        "nobody".to_owned()
+        "no instance".to_owned()
     } else {
         format!("instance {holders}")
     };

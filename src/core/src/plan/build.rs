@@ -244,7 +244,7 @@ fn for_people(trouble: &Trouble, evidence: EvidenceAt<'_>) -> Option<String> {
             "make sure that {node} cannot write (gone, or off by a finished shutdown), then: kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
         ),
         StuckCause::AttachError { .. } => format!(
-            "look at what the driver says and mend it; external-attacher tries again within 5 minutes, or at once after: kubectl annotate volumeattachment {name} reattach.dev/requeued=$(date +%s) --overwrite"
+            "read what the driver says and repair the cause; external-attacher tries again within 5 minutes, or at once after: kubectl annotate volumeattachment {name} reattach.dev/requeued=$(date +%s) --overwrite"
         ),
     })
 }

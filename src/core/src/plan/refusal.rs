@@ -26,13 +26,13 @@ pub enum Refusal {
     )]
     ScaleDeletesClaims { workload: String },
     /// S2: a claim of the workload is being deleted.
-    #[error("claim {claim} is being deleted; it would go for good once its pod is gone")]
+    #[error("claim {claim} is being deleted; it is deleted for good once its pod is gone")]
     ClaimDeleting { claim: String },
     /// S2: something other than the StatefulSet owns the claim.
     #[error("claim {claim} is owned by {owner}, which may delete it while no pod uses it")]
     ClaimForeignOwner { claim: String, owner: String },
     /// S2: a claim that the pods name does not exist.
-    #[error("claim {claim} of {workload} does not exist, so its pods would not come back")]
+    #[error("claim {claim} of {workload} does not exist, so its pods would not start again")]
     ClaimMissing { workload: String, claim: String },
     /// S2: a generic ephemeral volume dies with its pod.
     #[error(
@@ -61,12 +61,12 @@ pub enum Refusal {
     RolloutInProgress { workload: String, what: String },
     /// S2: a preStop hook of a healthy pod would run.
     #[error(
-        "pod {pod} is Ready and has a preStop hook (container {container}), which may do anything"
+        "pod {pod} is Ready and has a preStop hook (container {container}), whose effect is not known"
     )]
     PreStopHook { pod: String, container: String },
     /// S2: an autoscaler that may keep the workload at zero.
     #[error(
-        "HorizontalPodAutoscaler {name} has minReplicas 0, so a count of zero would not be ours alone"
+        "HorizontalPodAutoscaler {name} has minReplicas 0, so the autoscaler itself may choose zero"
     )]
     AutoscalerMinZero { name: String },
     /// S2: something else owns the count.
@@ -94,11 +94,13 @@ pub enum Refusal {
     PodDryRunMissing { workload: String },
     /// The workload is at zero already, and not by us.
     #[error(
-        "{workload} has 0 replicas already and carries no stamp of ours: someone else decided that"
+        "{workload} already has 0 replicas, and not by reattach; scale it up by hand if it should run"
     )]
     AtZero { workload: String },
     /// Another recovery works on the same workload.
-    #[error("{workload} is at zero by another recovery ({recovery}); wait for it")]
+    #[error(
+        "{workload} was scaled to zero by another recovery ({recovery}); wait for that recovery"
+    )]
     StampedByOther { workload: String, recovery: String },
     /// The stamp cannot be read.
     #[error("{workload}: {why}; look at it and remove the annotation by hand")]
@@ -113,7 +115,7 @@ pub enum Refusal {
     BarePod { pod: String },
     /// The cluster cannot hold pods away by admission.
     #[error(
-        "this cluster has no MutatingAdmissionPolicy reattach-hold (it needs Kubernetes 1.36 or newer and reattach's own manifests), so new pods could not be kept away while a volume whose node may be gone is freed; runbook scale-to-zero heals class B only"
+        "this cluster has no MutatingAdmissionPolicy reattach-hold (it needs Kubernetes 1.36 or newer and reattach's own manifests), so new pods could not be kept away while a volume whose node may be gone is freed; runbook scale-to-zero heals class B (phantom attachment) only"
     )]
     NoHoldPolicy,
     /// The cluster cannot hold pods away by admission, and a taint would not keep this workload's pods from the node.
@@ -136,28 +138,28 @@ pub enum Refusal {
     )]
     NoAccessMode,
     /// S1: several cloud holders.
-    #[error("the cloud names {count} holders of the volume ({list}); with more than one nothing is touched", count = holders.len(), list = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    #[error("the cloud names {count} holders of the volume ({list}); with more than one holder reattach touches nothing", count = holders.len(), list = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     ManyHolders { holders: Vec<InstanceId> },
     /// S7: another node has a VolumeAttachment of the volume too.
     #[error(
-        "VolumeAttachment {attachment} of node {node} names the volume too; with two of them nothing is touched"
+        "VolumeAttachment {attachment} of node {node} names the volume too; with two VolumeAttachments reattach touches nothing"
     )]
     OtherAttachment { attachment: String, node: String },
-    /// A fact is not known well enough.
-    #[error("{what} is not known well enough ({why}), and what is not known is never safe")]
+    /// A fact is not known.
+    #[error("{what} is not known ({why}); reattach does nothing until it is")]
     Missing { what: String, why: String },
     /// The agent has not answered this recovery's challenge.
     #[error("the agent on {node} has not yet answered this recovery's challenge")]
     Unchallenged { node: String },
     /// This build or runbook has no remedy for the class.
-    #[error("class {class} is recognised, and runbook {runbook} does not heal it: {advice}")]
+    #[error("this is class {}, and runbook {runbook} does not heal it: {advice}", class.named())]
     NoRemedy {
         class: Class,
         runbook: String,
         advice: String,
     },
     /// The cause is one that only people can mend.
-    #[error("{trouble}: {advice}; it goes on by itself once that is done")]
+    #[error("{trouble}: {advice}; reattach goes on by itself once that is done")]
     NeedsPeople { trouble: String, advice: String },
     /// S1: no proof yet, and no step of the plan can bring one about.
     #[error("there is no proof yet that instance {holder} cannot write ({why}); {advice}")]
@@ -247,7 +249,7 @@ pub enum Refusal {
     },
     /// S7: the outage brake.
     #[error(
-        "node {node} went down together with {list}, which points to the network, the control plane or a rollout, so none of them is powered off (spec.nodes.mostTogether is {limit}); mend that, or shut a machine down at the cloud that is dead for certain", list = others.join(", ")
+        "node {node} went down together with {list}, which points to the network, the control plane or a rollout; reattach powers none of them off (spec.nodes.mostTogether is {limit}); repair that, or shut down at the cloud each machine that is certainly dead", list = others.join(", ")
     )]
     DownTogether {
         node: String,
@@ -256,7 +258,7 @@ pub enum Refusal {
     },
     /// S7: the kubelet lives.
     #[error(
-        "the kubelet of node {node} lives and posts that its node is not Ready, so its pods may write and its machine is not powered off unattended; mend the node (kubectl describe node {node}), or shut its machine down at the cloud if it must go"
+        "kubelet on node {node} is alive and reports its node as not Ready, so its pods may write and reattach does not power the machine off unattended; repair the node (kubectl describe node {node}), or shut its machine down at the cloud if it must go"
     )]
     KubeletPosts { node: String },
     /// The independent checker objects to the plan that was made: planner or checker is wrong.

@@ -108,7 +108,7 @@ impl Target {
     /// What a remedy for this trouble is about.
     ///
     /// # Errors
-    /// The refusal where that is not known well enough.
+    /// The refusal where that is not known.
     pub fn of(evidence: EvidenceAt<'_>, trouble: &Trouble) -> Result<Self, Refusal> {
         let releases = trouble.releases();
         let on = |node: &NodeName| {

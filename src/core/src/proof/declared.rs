@@ -42,11 +42,11 @@ impl Declaration {
     /// What is missing.
     pub fn is_valid(&self, now: Timestamp) -> Result<(), &'static str> {
         if self.by.trim().is_empty() || self.reason.trim().is_empty() {
-            return Err("it names nobody, or no reason");
+            return Err("it lacks a person's name or a reason");
         }
         let age = now.duration_since(self.at);
         if age > GOOD_FOR || age < SignedDuration::ZERO {
-            return Err("it is not of the last hour");
+            return Err("it was not given within the last hour");
         }
         Ok(())
     }

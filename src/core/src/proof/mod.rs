@@ -355,7 +355,7 @@ pub enum NoProof {
         why: String,
     },
     /// A fact is missing, stale or unknown.
-    #[error("{what} is not known well enough: {why}")]
+    #[error("{what} is not known: {why}")]
     Missing {
         /// Which fact.
         what: String,
@@ -380,7 +380,7 @@ fn ground<T>(fact: &Fact<T>, says: impl Into<String>) -> Ground {
 fn held_by(evidence: EvidenceAt<'_>, holder: &InstanceId) -> Ground {
     ground(
         &evidence.cloud_volume,
-        format!("instance {holder} holds it, and nobody else"),
+        format!("instance {holder} is the only holder that the cloud names"),
     )
 }
 
@@ -453,7 +453,7 @@ fn the_volume<'a>(
             .collect::<Vec<_>>()
             .join(", ");
         let found = if found.is_empty() {
-            "nobody".into()
+            "no instance".into()
         } else {
             found
         };
@@ -515,7 +515,7 @@ fn held(evidence: EvidenceAt<'_>, node: &NodeName, recovery: &Uid) -> Result<Awa
                     Some(why) => no_hold(format!("node {node} is closed by a taint, and {why}")),
                 }
             }
-            Some(false) => no_hold("a pod made evidence.now would not be given the gate".into()),
+            Some(false) => no_hold("a pod that is created now would not get the gate".into()),
             None => no_hold(format!(
                 "{} has {} replicas",
                 workload.workload, workload.replicas

@@ -191,7 +191,10 @@ fn stays_off(facts: &PowerFacts) -> Result<Option<(String, Timestamp)>, String> 
         return Err(format!("shutdown job {} has not finished", shutdown.id));
     };
     if shutdown.by.is_none() {
-        return Err(format!("nobody is named for shutdown job {}", shutdown.id));
+        return Err(format!(
+            "the provider names no user for shutdown job {}",
+            shutdown.id
+        ));
     }
     let later =
         |j: &&crate::cloud::PowerJob| j.change == PowerChange::On && j.created >= shutdown.created;

@@ -67,7 +67,7 @@ pub fn rebooted_and_clean(
         });
     }
     let Some(at) = before.asked_at else {
-        let why = "this leader has asked no question yet".to_owned();
+        let why = "this leader has not challenged the agent yet".to_owned();
         return Err(NoProof::NotClean {
             node: node.clone(),
             why,
@@ -146,7 +146,7 @@ pub(super) fn clean<'a>(
     }
     let volume = the_volume(evidence, holder)?;
     if answer.identity != volume.identity {
-        return Err(not_clean("it was asked about another device".into()));
+        return Err(not_clean("its answer is about another device".into()));
     }
     let guest = evidence.guest(node);
     let guest = guest.map_err(|why| {
@@ -246,7 +246,7 @@ fn answer_to<'a>(
         }
         ScanResult::InUse { users } => Err(format!("the device is in use: {users:?}")),
         ScanResult::Idle => {
-            Err("the device is there; that nobody has it open was not shown".to_owned())
+            Err("the device is there, and the scan did not show that it is unused".to_owned())
         }
         ScanResult::Unreadable { items } => Err(format!("it could not read {}", items.join(", "))),
     }

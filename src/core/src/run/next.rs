@@ -33,7 +33,9 @@ impl RunCx<'_> {
                 }
                 Err(denial) => denial.to_string(),
             },
-            Err(why) => format!("what this recovery may do is not known ({why})"),
+            Err(why) => {
+                format!("whether policy and approval allow this recovery is not known ({why})")
+            }
         };
         match self.next_of_step() {
             // None of these steps has an effect that puts back.
@@ -107,7 +109,7 @@ impl StepCx<'_> {
                         outcome: Outcome::Withheld { shut },
                         ..
                     } => shut.to_string(),
-                    _ => "an executor that starts it".to_owned(),
+                    _ => "no leader was there to start it".to_owned(),
                 };
                 (refused, deadline)
             }

@@ -37,7 +37,7 @@ impl RunCx<'_> {
     pub(crate) fn maybe_in_flight(self, step: StepIx, what: &str) -> Option<Next> {
         let until = later(self.state.unheard_since(step)?, IN_FLIGHT);
         (self.cx.now < until).then(|| Next::Wait {
-            why: format!("{what} may still be on its way"),
+            why: format!("{what} may still take effect"),
             until,
         })
     }

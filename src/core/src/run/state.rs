@@ -233,7 +233,7 @@ impl State {
                     return Err("it is not the current step");
                 }
                 if self.unwinding.is_some() && spec.role != Role::Restores {
-                    return Err("the run turned back, and only restoring may follow");
+                    return Err("the run is unwinding, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
                 if !spec.goes_on

@@ -61,7 +61,7 @@ impl RunCx<'_> {
         };
         match self.restore_next(restore, w) {
             Some(Next::Act(_)) if self.state.tries(restore) >= MOST_RESTORES => stuck(format!(
-                "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
+                "{} could not be restored in {MOST_RESTORES} tries{}; reattach goes on trying by the stamp, which says what to restore",
                 w.workload,
                 self.answer(restore)
             )),
@@ -99,7 +99,7 @@ impl RunCx<'_> {
         }
         match self.lift_next(lift)? {
             Next::Act(_) if self.state.tries(lift) >= MOST_RESTORES => Some(stuck(format!(
-                "the hold could not be lifted in {MOST_RESTORES} tries{}; it is tried on; {}",
+                "the hold could not be lifted in {MOST_RESTORES} tries{}; reattach goes on trying; by hand: {}",
                 self.answer(lift),
                 self.by_hand()
             ))),
@@ -138,7 +138,7 @@ impl RunCx<'_> {
         );
         match self.untaint_next(untaint)? {
             Next::Act(_) if self.state.tries(untaint) >= MOST_RESTORES => Some(stuck(format!(
-                "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
+                "the taint could not be taken off in {MOST_RESTORES} tries{}; reattach goes on trying; by hand: {by_hand}",
                 self.answer(untaint)
             ))),
             next => Some(next),
@@ -372,7 +372,7 @@ pub fn without_journal(
         }
     }
     Left::Wait {
-        why: "what the run left is not settled yet".to_owned(),
+        why: "it is not known yet what the run left changed".to_owned(),
     }
 }
 

@@ -128,7 +128,7 @@ fn held_away(class: Class, steps: &[RunbookStep], open: usize) -> Result<(), Str
     let before = close.checked_sub(1).map(|i| &steps[i]);
     if before.is_none_or(|s| s.step != StepKind::AwaitDetached || s.patience_seconds.is_some()) {
         return Err(format!(
-            "the step before {closing:?} must be AwaitDetached without patienceSeconds: a pod that comes before the VolumeAttachment is gone heals nothing"
+            "the step before {closing:?} must be AwaitDetached without patienceSeconds: a pod that starts before the VolumeAttachment is gone gets no volume"
         ));
     }
     match steps

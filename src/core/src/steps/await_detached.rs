@@ -43,15 +43,15 @@ fn describe(d: &Describe<'_>) -> Words {
             ),
             precondition: "no pod of the claim is on the node or can come to it",
             command,
-            risk: "the CSI driver may be unable to detach; then the run turns back",
+            risk: "the CSI driver may be unable to detach; then the run unwinds",
             observed_by: "the VolumeAttachment and the cloud",
         };
     }
     Words {
-        what: format!("wait until nobody holds volume {} any more", d.pins.volume),
+        what: format!("wait until volume {} is detached", d.pins.volume),
         precondition: "no pod of the claim can be on a node",
         command,
-        risk: "the CSI driver may be unable to detach; then the next step takes over, or the run turns back",
+        risk: "the CSI driver may be unable to detach; then the next step takes over, or the run unwinds",
         observed_by: "volumesInUse, volumesAttached, the cloud and the VolumeAttachment, all four",
     }
 }
@@ -65,14 +65,14 @@ impl StepCx<'_> {
             return again;
         }
         if self.follows_what_was_not_needed() {
-            return self.skipped("nothing was done that could have freed it");
+            return self.skipped("this run did nothing that could have detached the volume");
         }
         let Some(why) = self.still_held() else {
             return self.completed(match self.plan.releases() {
                 Releases::Everyone => {
-                    "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"
+                    "kubelet, the attach/detach controller, the cloud and the VolumeAttachment all show the volume as detached"
                 }
-                Releases::OldHolder => "the old holder's node, its VolumeAttachment and the cloud have all let go",
+                Releases::OldHolder => "the old holder's node, its VolumeAttachment and the cloud all show the volume as detached",
             });
         };
         let patience = self

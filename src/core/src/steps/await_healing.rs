@@ -32,7 +32,7 @@ pub(super) const SPEC: StepSpec = StepSpec {
 
 fn describe(d: &Describe<'_>) -> Words {
     Words {
-        what: "wait whether it heals by itself".to_owned(),
+        what: "wait: Kubernetes may heal this by itself".to_owned(),
         precondition: "none",
         command: d.watch_pods(),
         risk: "none; the next step takes over when the patience is over",

@@ -1,4 +1,4 @@
-//! Challenge: ask the holder's agent to look at the machine anew.
+//! Challenge: ask the holder's agent to scan the machine again.
 
 use super::StepKind;
 use super::cx::StepCx;
@@ -43,13 +43,13 @@ fn describe(d: &Describe<'_>) -> Words {
     let (what, precondition) = match d.pins.attachment {
         None => (
             format!(
-                "if {node} is the holder's node and lives: ask its agent to look at the machine anew"
+                "if {node} is the holder's node and lives: ask its agent to scan the machine again"
             ),
             "no pod of the claim is on the node, and none can come to it",
         ),
         Some(_) => (
             format!(
-                "if kubelet on {node} keeps the volume in volumesInUse: ask its agent to look at the machine anew"
+                "if kubelet on {node} keeps the volume in volumesInUse: ask its agent to scan the machine again"
             ),
             "no pod of the claim has been on the node for 2 min, so that no mount attempt is left",
         ),
@@ -59,7 +59,7 @@ fn describe(d: &Describe<'_>) -> Words {
         precondition,
         command: format!("kubectl get nodevolumereport {node} -o yaml"),
         risk: "none: it only looks",
-        observed_by: "its answer to this very question shows no device, or (full level) a clean one",
+        observed_by: "its answer to this challenge shows no device, or (full level) a clean one",
     }
 }
 
@@ -73,7 +73,7 @@ impl StepCx<'_> {
         }
         let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. });
         if orphan && self.living_holder().is_none() {
-            return self.skipped("no living Node speaks for the holder");
+            return self.skipped("the holder has no Node whose kubelet is alive");
         }
         let (Some(csi), Ok(node)) = (self.evidence.csi(), self.evidence.node(&pins.node)) else {
             return self.poll("the PersistentVolume and the Node must be read");
@@ -88,7 +88,7 @@ impl StepCx<'_> {
             return not_held;
         }
         let Some(unused) = self.unused_since().filter(|n| n.lease.is_some()) else {
-            return self.poll("the pods' end must be seen first");
+            return self.poll("the end of the pods must be observed first");
         };
         let from = later(unused.at, ATTEMPT);
         if !orphan && self.cx.now < from {
@@ -116,7 +116,7 @@ impl StepCx<'_> {
         let node = self.plan.pins.node.clone();
         Next::Act(Action {
             step,
-            intent: format!("ask the agent on {node} to look at the machine anew"),
+            intent: format!("ask the agent on {node} to scan the machine again"),
             effect: Effect::Challenge { node },
         })
     }

@@ -45,7 +45,7 @@ fn describe(d: &Describe<'_>) -> Words {
             "if Kubernetes' own detach is stuck: detach volume {} from instance {} at the cloud",
             d.pins.volume, d.pins.holder
         ),
-        precondition: "the kubelet's own word that it does not use the volume, newer than the last pod; the VolumeAttachment is going; the cloud still names this instance, read again",
+        precondition: "kubelet reports, after the last pod ended, that it does not use the volume; the VolumeAttachment is being deleted; the cloud still names this instance, read again",
         command: d.commands.detach.to_owned(),
         risk: "a cloud that is busy or has locked the volume refuses; the workload is then put back as it was and a person paged",
         observed_by: "no holder, and no job pending on the volume",
@@ -104,10 +104,10 @@ impl StepCx<'_> {
             let hangs = cloud.state == VolumeState::Detaching
                 && self.cx.now >= later(self.entered, PLAIN_FOR);
             if forced_next && hangs {
-                let why = "another's detach has been under way for more than";
+                let why = "a detach by another client has been under way for more than";
                 return self.skipped(&format!("{why} {} s", PLAIN_FOR.as_secs()));
             }
-            return self.poll("a job of the volume is pending at the provider");
+            return self.poll("a job on the volume is pending at the provider");
         }
         self.propose_detach(force)
     }
@@ -168,7 +168,7 @@ impl StepCx<'_> {
         let known = match self.fate_of_detach(self.ix, started) {
             Fate::Unread(what) => return self.poll(what),
             Fate::Unreachable => return self.poll(&unreachable("the detach")),
-            Fate::Pending => return self.poll("a job of the volume is pending at the provider"),
+            Fate::Pending => return self.poll("a job on the volume is pending at the provider"),
             Fate::Unseen => return self.poll(&lost("the detach")),
             Fate::Ended { seen, .. } | Fate::Over(seen) => seen,
         };

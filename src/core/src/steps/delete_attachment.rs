@@ -31,7 +31,7 @@ pub(super) const SPEC: StepSpec = StepSpec {
 fn describe(d: &Describe<'_>) -> Words {
     Words {
         what: format!(
-            "if VolumeAttachment {} is still there and nobody deletes it: delete it, by its UID",
+            "if VolumeAttachment {} still exists and is not being deleted: delete it, by its UID",
             d.pins.attachment_name()
         ),
         precondition: "a proof that its holder cannot write; the hold is in force",
@@ -61,7 +61,7 @@ impl StepCx<'_> {
             return if self.state.tries(self.ix) > 0 {
                 self.completed("the VolumeAttachment is being deleted, or gone")
             } else {
-                self.skipped("no VolumeAttachment is left that nobody deletes")
+                self.skipped("every VolumeAttachment of the volume is gone or is being deleted")
             };
         };
         if !self.plan.pins.is_attachment(&va.uid) {

@@ -64,7 +64,7 @@ fn describe(d: &Describe<'_>) -> Words {
             "kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold=true",
             d.namespace()
         ),
-        risk: "none: only pods that are made while it lasts wait, and they are let go at its end",
+        risk: "none: only pods that are created during the hold wait, until the hold ends",
         observed_by: "a dry-run create of a pod with the claim comes back with the gate",
     }
 }

@@ -37,7 +37,7 @@ fn describe(d: &Describe<'_>) -> Words {
     if d.closes_node {
         return Words {
             what: format!("take that taint off {node}"),
-            precondition: "the node, its VolumeAttachment and the cloud have let go",
+            precondition: "the node, its VolumeAttachment and the cloud show the volume as detached",
             command: format!("kubectl taint node {node} {HOLD_TAINT_PREFIX}RECOVERY-"),
             risk: "none",
             observed_by: "the taint is gone",
@@ -45,7 +45,7 @@ fn describe(d: &Describe<'_>) -> Words {
     }
     Words {
         what: "end the hold: its label off, the gates off the pods that wait".to_owned(),
-        precondition: "nobody holds the volume any more, and no job of it is pending",
+        precondition: "no machine holds the volume, and no job on it is pending",
         command: format!(
             "kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold-",
             d.namespace()
@@ -109,7 +109,10 @@ impl RunCx<'_> {
             }
             let again = later(*at, self.backoff(lift));
             if self.cx.now < again {
-                return Some(wait("the gates are looked at again".to_owned(), again));
+                return Some(wait(
+                    "waiting until no pod is seen with the gate".to_owned(),
+                    again,
+                ));
             }
         }
         Some(Next::Act(Action {

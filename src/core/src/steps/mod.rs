@@ -43,7 +43,7 @@ pub enum StepKind {
     ScaleToZero,
     /// Keep new pods of the claim away by a scheduling gate; proven by a dry-run create.
     Hold,
-    /// Evict the stuck pod; its owner makes a new one, which the hold keeps away.
+    /// Evict the stuck pod; its owner creates a new pod, which the hold keeps away.
     Release,
     /// Wait until kubelet, the attach/detach controller, the cloud and the VolumeAttachment have let go.
     AwaitDetached,
@@ -69,7 +69,7 @@ pub enum StepKind {
     PowerOn,
     /// Keep new pods off the fenced node until its agent answers clean.
     Quarantine,
-    /// Ask the holder's agent to look at the machine anew.
+    /// Ask the holder's agent to scan the machine again.
     Challenge,
     /// Delete the VolumeAttachment by its UID, with a proof.
     DeleteAttachment,

@@ -184,7 +184,10 @@ impl RunCx<'_> {
             }
             let again = later(*at, self.backoff(step));
             if self.cx.now < again {
-                return Some(wait("the taint is looked at again".to_owned(), again));
+                return Some(wait(
+                    "waiting until the Node is seen without the taint".to_owned(),
+                    again,
+                ));
             }
         }
         Some(Next::Act(action(node)))

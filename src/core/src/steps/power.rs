@@ -128,7 +128,9 @@ impl StepCx<'_> {
             Ok(Ok(())) => None,
             Ok(Err(denial)) if !denial.may_pass() => Some(self.refused(&denial.to_string())),
             Ok(Err(denial)) => Some(self.poll(&denial.to_string())),
-            Err(why) => Some(self.poll(&format!("what this recovery may do is not known ({why})"))),
+            Err(why) => Some(self.poll(&format!(
+                "whether policy and approval allow this recovery is not known ({why})"
+            ))),
         }
     }
 

@@ -48,8 +48,8 @@ fn describe(d: &Describe<'_>) -> Words {
             "kubectl reattach declare RECOVERY --holder {} --reason TEXT",
             d.pins.holder
         ),
-        risk: "none; without a proof nothing is freed, and the run turns back at the deadline",
-        observed_by: "gone, off by a finished shutdown (read twice), rebooted and clean, the kubelet's own word, or a named human's",
+        risk: "none; without a proof nothing is freed, and the run unwinds at the deadline",
+        observed_by: "gone, off by a finished shutdown (read twice), rebooted and clean, kubelet's report, or a named person's declaration",
     }
 }
 
@@ -141,7 +141,7 @@ impl StepCx<'_> {
                 }
             }
         } else if node.is_some_and(|n| n.ready) {
-            lacks.push("the pods' end must be seen first".to_owned());
+            lacks.push("the end of the pods must be observed first".to_owned());
         }
         let machine = match self.plan.fences() {
             true => of_the_whole_machine(e.at(now), &pins.holder),

@@ -1,4 +1,4 @@
-//! Release: evict the stuck pod; its owner makes a new one, which the hold keeps away.
+//! Release: evict the stuck pod; its owner creates a new pod, which the hold keeps away.
 
 use super::StepKind;
 use super::cx::StepCx;
@@ -33,16 +33,16 @@ pub(super) const SPEC: StepSpec = StepSpec {
 fn describe(d: &Describe<'_>) -> Words {
     Words {
         what: format!(
-            "evict the stuck pod of {}, so that its node lets the volume go",
+            "evict the stuck pod of {}, so that its node unmounts and detaches the volume",
             d.pins.workload
         ),
-        precondition: "the hold is in force; the pod is not Ready or its mount is dead; its node is Ready and runs the CSI driver; its owner makes a new one",
+        precondition: "the hold is in force; the pod is not Ready or its mount is dead; its node is Ready and runs the CSI driver; its owner creates a new pod",
         command: format!(
             "kubectl -n {} delete pod {}",
             d.namespace(),
             d.pod.map_or("POD", |p| p.name.as_str())
         ),
-        risk: "a PodDisruptionBudget may refuse it; the run then turns back",
+        risk: "a PodDisruptionBudget may refuse the eviction; the run then unwinds",
         observed_by: "the pod object is gone",
     }
 }

@@ -41,7 +41,7 @@ fn describe(d: &Describe<'_>) -> Words {
         ),
         precondition: "the VolumeAttachment is gone, the stamp is intact and the count is still 0",
         command: d.scale_command(d.pins.replicas),
-        risk: "someone who changed the count meanwhile wins: theirs stands",
+        risk: "if someone changed the count meanwhile, their count stands",
         observed_by: "the count",
     }
 }
@@ -61,7 +61,7 @@ impl StepCx<'_> {
                             .unwrap_or_else(|| self.poll("the stamp must be read again"));
                     }
                     let why = format!(
-                        "{} carries no stamp of ours any more: someone else restored it",
+                        "{} no longer carries our stamp: someone else restored it",
                         w.workload
                     );
                     Next::Record(Event::Skipped { step: self.ix, why })

@@ -42,7 +42,7 @@ fn describe(d: &Describe<'_>) -> Words {
         command: d.commands.snapshot.to_owned(),
         risk: match d.snapshots {
             Snapshots::Required => {
-                "the volume stays where it is until the snapshot is complete; the run turns back if it fails"
+                "the volume stays where it is until the snapshot is complete; the run unwinds if it fails"
             }
             Snapshots::Never | Snapshots::BestEffort => {
                 "the volume stays where it is until the snapshot is complete; the run goes on without it if it fails"
@@ -63,7 +63,7 @@ impl StepCx<'_> {
         if self.cloud_is_free(cloud) {
             return match self.state.step(self.ix) {
                 StepState::Issued { outcome, .. } if outcome.applied() => self.completed(
-                    "the cloud names no holder any more; what the snapshot will contain was settled before",
+                    "the cloud names no holder any more; the content of the snapshot is fixed already",
                 ),
                 _ => self.skipped("the cloud names no holder already"),
             };
@@ -139,7 +139,7 @@ impl StepCx<'_> {
             Some((at, _)) if at.duration_since(started) > IN_FLIGHT => {
                 self.observed(false, "no snapshot carries this recovery's label")
             }
-            Some(_) => self.poll("the request for a snapshot may still be on its way"),
+            Some(_) => self.poll("the request for a snapshot may still take effect"),
             None if self.cx.now > deadline => {
                 self.unobserved("the snapshots could not be read until the deadline")
             }

@@ -121,8 +121,9 @@ impl StepCx<'_> {
         if trouble.class() == self.plan.class() {
             return None;
         }
-        let why =
-            format!("what it was for is over, and what is left has an order of its own: {trouble}");
+        let why = format!(
+            "the original problem is fixed; a different one remains and gets its own recovery: {trouble}"
+        );
         Some(Next::Record(Event::Ended {
             end: End::Failed { why },
         }))

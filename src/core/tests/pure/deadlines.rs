@@ -66,7 +66,7 @@ fn an_effect_that_is_too_late_names_the_last_refusal() {
         let why = if refusals > 0 {
             "the machine is locked"
         } else {
-            "an executor that starts it"
+            "no leader was there to start it"
         };
         assert!(said.starts_with("Record") && said.contains(why), "{said}");
     }

@@ -56,8 +56,8 @@ fn dead_node(case: Case) -> Case {
     case.node(|n| n.ready = false)
 }
 
-const B: &str = "class B: Kubernetes and the cloud say the volume is attached to lke-1 (instance 26000001), and that machine has no such device";
-const B_DEAD: &str = "class B: Kubernetes and the cloud say the volume is attached to lke-1 (instance 26000001), and that machine has only a dead mount of it";
+const B: &str = "class B (phantom attachment): Kubernetes and the cloud say the volume is attached to lke-1 (instance 26000001), and that machine has no such device";
+const B_DEAD: &str = "class B (phantom attachment): Kubernetes and the cloud say the volume is attached to lke-1 (instance 26000001), and that machine has only a dead mount of it";
 
 fn absent<T>(what: &str) -> Fact<T> {
     Fact::absent(Source::Kubernetes(what.to_owned()), start())
@@ -90,19 +90,19 @@ fn ours() -> Vec<Row> {
             "a-dead-node",
             dead_node(d()),
             Class::A,
-            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
+            "class A (held by a dead node): node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
         ),
         row(
             "a-dead-node-pod-elsewhere",
             dead_node(wanted_elsewhere(d())),
             Class::A,
-            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
+            "class A (held by a dead node): node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
         ),
         row(
             "a-dead-node-pod-unscheduled",
             dead_node(d()).pod(|p| p.node = None),
             Class::A,
-            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
+            "class A (held by a dead node): node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
         ),
         row("b-no-device", d(), Class::B, B),
         row("b-no-device-statefulset", Case::statefulset(), Class::B, B),
@@ -129,7 +129,7 @@ fn ours() -> Vec<Row> {
             "c-lost",
             d().cloud(|c| c.holders.clear()),
             Class::C,
-            "class C: Kubernetes says the volume is attached to lke-1, and the cloud says it is attached nowhere",
+            "class C (lost attachment): Kubernetes says the volume is attached to lke-1, and the cloud says it is attached nowhere",
         ),
         row(
             "d-detach-error",
@@ -138,7 +138,7 @@ fn ours() -> Vec<Row> {
                 a.detach_error = Some("Linode busy.".into());
             }),
             Class::D,
-            "class D: the detach from lke-1 keeps failing: Linode busy.",
+            "class D (stuck record): the detach from lke-1 keeps failing: Linode busy.",
         ),
         row(
             "d-detach-error-pod-elsewhere",
@@ -147,7 +147,7 @@ fn ours() -> Vec<Row> {
                 a.detach_error = Some("Linode busy.".into());
             }),
             Class::D,
-            "class D: the detach from lke-1 keeps failing: Linode busy.",
+            "class D (stuck record): the detach from lke-1 keeps failing: Linode busy.",
         ),
         row(
             "d-detach-error-of-a-dead-node-that-holds-nothing",
@@ -158,7 +158,7 @@ fn ours() -> Vec<Row> {
                     a.detach_error = Some("timeout".into());
                 }),
             Class::D,
-            "class D: the detach from lke-1 keeps failing: timeout",
+            "class D (stuck record): the detach from lke-1 keeps failing: timeout",
         ),
         row(
             "d-attach-error",
@@ -167,7 +167,7 @@ fn ours() -> Vec<Row> {
                 a.attach_error = Some("limit reached".into());
             }),
             Class::D,
-            "class D: the attach to lke-1 keeps failing: limit reached",
+            "class D (stuck record): the attach to lke-1 keeps failing: limit reached",
         ),
         row(
             "d-node-missing",
@@ -179,7 +179,7 @@ fn ours() -> Vec<Row> {
                 case
             },
             Class::D,
-            "class D: a VolumeAttachment names node lke-1, which does not exist",
+            "class D (stuck record): a VolumeAttachment names node lke-1, which does not exist",
         ),
         row(
             "d-node-of-the-pod-missing",
@@ -191,20 +191,20 @@ fn ours() -> Vec<Row> {
                 case
             },
             Class::D,
-            "class D: a VolumeAttachment names node lke-1, which does not exist",
+            "class D (stuck record): a VolumeAttachment names node lke-1, which does not exist",
         ),
         row(
             "e-orphan",
             d().attachments(Vec::clear)
                 .cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]),
             Class::E,
-            "class E: the cloud says instance 26000002 has the volume, and no VolumeAttachment speaks for that instance",
+            "class E (orphan attachment): the cloud says instance 26000002 has the volume, and no VolumeAttachment names that instance's node",
         ),
         row(
             "e-orphan-node-recreated-under-its-name",
             d().node(|n| n.instance = Some("26000009".into())),
             Class::E,
-            "class E: the cloud says instance 26000001 has the volume, and no VolumeAttachment speaks for that instance",
+            "class E (orphan attachment): the cloud says instance 26000001 has the volume, and no VolumeAttachment names that instance's node",
         ),
         row(
             "e-orphan-attach-fails",
@@ -214,7 +214,7 @@ fn ours() -> Vec<Row> {
             })
             .cloud(|c| c.holders = vec!["7".into()]),
             Class::E,
-            "class E: the cloud says instance 7 has the volume, and no VolumeAttachment speaks for that instance",
+            "class E (orphan attachment): the cloud says instance 7 has the volume, and no VolumeAttachment names that instance's node",
         ),
     ]
 }
@@ -230,7 +230,7 @@ fn waits() -> Vec<Row> {
                 }
             }),
             Class::B,
-            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class B until then)",
+            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class B, phantom attachment, until then)",
         ),
         row(
             "wait-provider-lock-during-detach",
@@ -241,7 +241,7 @@ fn waits() -> Vec<Row> {
                     }
                 }),
             Class::D,
-            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class D until then)",
+            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class D, stuck record, until then)",
         ),
         row(
             "wait-cloud-busy",

@@ -412,7 +412,7 @@ const SPOILS: &[Change] = &[
         "no holder",
         ALL,
         |s| volume(s, |v| v.holders.clear()),
-        "nobody",
+        "no instance",
     ),
     (
         "node stale",
@@ -569,7 +569,7 @@ const SPOILS: &[Change] = &[
         "shutdown by nobody",
         OFF,
         |s| job(s, |j| j.by = None),
-        "nobody is named",
+        "names no user",
     ),
     (
         "booted after it",
@@ -817,7 +817,7 @@ const SPOILS: &[Change] = &[
         "by nobody",
         WORD,
         |s| s.declaration.by = " ".into(),
-        "names nobody",
+        "lacks a person's name",
     ),
     (
         "without a reason",

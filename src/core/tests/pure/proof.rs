@@ -304,7 +304,7 @@ fn each_missing_fact_is_named() {
         (
             "no holder",
             |c| c.cloud(|c| c.holders.clear()),
-            |n| matches!(n, NoProof::Holder { found, .. } if found == "nobody"),
+            |n| matches!(n, NoProof::Holder { found, .. } if found == "no instance"),
         ),
         (
             "two holders",

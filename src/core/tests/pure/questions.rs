@@ -68,7 +68,7 @@ fn the_agent_is_asked_where_its_answer_decides() {
         (Walk::new(living_orphan(), QUIET), answered),
         (
             Walk::new(orphan(), QUIET),
-            "no living Node speaks for the holder",
+            "the holder has no Node whose kubelet is alive",
         ),
     ] {
         walk.run(|_, _| {});

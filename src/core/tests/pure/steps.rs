@@ -198,7 +198,7 @@ fn a_wait_after_an_unneeded_step_is_skipped() {
     let skipped = |e: &reattach_core::journal::Entry| {
         is_skipped(
             &Next::Record(e.event.clone()),
-            "nothing was done that could have freed it",
+            "this run did nothing that could have detached the volume",
         )
     };
     assert!(walk.journal.iter().any(skipped), "{}", walk.story());
@@ -312,11 +312,11 @@ fn only_force_follows_a_hanging_detach_of_others() {
         let said = walk.ask();
         let skipped = is_skipped(
             &said,
-            "another's detach has been under way for more than 60 s",
+            "a detach by another client has been under way for more than 60 s",
         );
         assert_eq!(skipped, over, "{state:?} for {seconds} s: {said:?}");
         assert!(
-            over || is_wait(&said, "a job of the volume is pending"),
+            over || is_wait(&said, "a job on the volume is pending"),
             "{said:?}"
         );
     }
@@ -501,7 +501,10 @@ fn a_taint_is_removed_when_the_node_is_read_without_it() {
         assert_eq!(is_completed(&with(&walk, false, false).ask()), applied);
         let mut there = with(&walk, true, false);
         assert!(
-            is_wait(&there.ask(), "the taint is looked at again"),
+            is_wait(
+                &there.ask(),
+                "waiting until the Node is seen without the taint"
+            ),
             "{:?}",
             there.ask()
         );
@@ -689,7 +692,7 @@ fn a_hold_is_lifted_when_later_reads_show_no_gate() {
             .pods(|all| all.iter_mut().for_each(|p| p.held = false));
     };
     let again = |said: &Next| is_wait(said, "the claim's pods must be read again");
-    let looked = |said: &Next| is_wait(said, "the gates are looked at again");
+    let looked = |said: &Next| is_wait(said, "waiting until no pod is seen with the gate");
     let table: [(&str, &dyn Fn(&mut Walk), &dyn Fn(&Next) -> bool); 5] = [
         ("open", &open, &is_completed),
         (

@@ -104,7 +104,7 @@ fn a_taint_of_unknown_outcome_counts_as_ours_after_a_refusal() {
     arrives(&mut walk);
     assert!(is_completed(&walk.ask()), "{:?}", walk.ask());
     let said = settled(&mut walk, Some("jane"), None);
-    assert!(is_wait(&said, "may still be on its way"), "{said:?}");
+    assert!(is_wait(&said, "may still take effect"), "{said:?}");
     walk.pass(61);
     let said = settled(&mut walk, Some("jane"), None);
     assert!(untaints(&said), "{said:?}\n{}", walk.story());
@@ -123,7 +123,7 @@ fn a_taint_of_unknown_outcome_is_awaited_before_a_skip() {
     assert!(
         is_wait(
             &walk.ask(),
-            "the out-of-service taint may still be on its way"
+            "the out-of-service taint may still take effect"
         ),
         "{:?}",
         walk.ask()
@@ -145,7 +145,7 @@ fn an_abort_waits_for_a_taint_of_unknown_outcome() {
     let mut walk = taint_unheard();
     let said = settled(&mut walk, Some("jane"), None);
     assert!(
-        is_wait(&said, "the out-of-service taint may still be on its way"),
+        is_wait(&said, "the out-of-service taint may still take effect"),
         "{said:?}"
     );
     arrives(&mut walk);

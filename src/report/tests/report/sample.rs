@@ -71,10 +71,10 @@ pub fn plan(name: &str) -> Plan {
     let say = |kind| -> (String, &str, String, &str, &str, EffectClass) {
         match kind {
             StepKind::ScaleToZero => (format!("scale StatefulSet default/{name} from 1 to 0 and stamp it with the count to restore, in one write"), "every refusal of scaling to zero is absent, read again; the write is refused if the workload changed meanwhile", format!("kubectl -n default scale statefulset/{name} --replicas=0"), "the workload stays down until it is restored; the stamp on it suffices for that", "no pod of the workload is left", EffectClass::Conditional),
-            StepKind::AwaitDetached => ("wait until nobody holds volume 1042 any more".into(), "no pod of the claim", format!("kubectl get volumeattachment csi-{name} --watch"), "the CSI driver may be unable to detach; then the next step takes over, or the run turns back", "volumesInUse, volumesAttached, the cloud and the VolumeAttachment, all four", EffectClass::Repeatable),
+            StepKind::AwaitDetached => ("wait until nobody holds volume 1042 any more".into(), "no pod of the claim", format!("kubectl get volumeattachment csi-{name} --watch"), "the CSI driver may be unable to detach; then the next step takes over, or the run unwinds", "volumesInUse, volumesAttached, the cloud and the VolumeAttachment, all four", EffectClass::Repeatable),
             StepKind::CloudDetach => ("if Kubernetes' own detach is stuck: detach volume 1042 from instance 28871423 at the cloud".into(), "the kubelet's own word that it does not use the volume, newer than the last pod", "curl --fail --request POST --header \"Authorization: Bearer $LINODE_TOKEN\" https://api.linode.com/v4/volumes/1042/detach".into(), "a cloud that is busy or has locked the volume refuses; the workload is then restored and a person paged", "no holder, and no job pending on the volume", EffectClass::Once),
             StepKind::Requeue => (format!("if VolumeAttachment csi-{name} is still there: touch it, so that external-attacher tries again now"), "the cloud names no holder", format!("kubectl annotate volumeattachment csi-{name} reattach.dev/requeued=$(date +%s) --overwrite"), "none: the attacher would try by itself within 5 minutes", "the write is accepted", EffectClass::Conditional),
-            StepKind::Restore => (format!("scale StatefulSet default/{name} back to 1 and remove the stamp, in one write"), "the VolumeAttachment is gone, the stamp is intact and the count is still 0", format!("kubectl -n default scale statefulset/{name} --replicas=1"), "someone who changed the count meanwhile wins: theirs stands", "the count", EffectClass::Conditional),
+            StepKind::Restore => (format!("scale StatefulSet default/{name} back to 1 and remove the stamp, in one write"), "the VolumeAttachment is gone, the stamp is intact and the count is still 0", format!("kubectl -n default scale statefulset/{name} --replicas=1"), "if someone changed the count meanwhile, their count stands", "the count", EffectClass::Conditional),
             StepKind::Verify => ("wait until the pod is Ready with the volume".into(), "none", "kubectl -n default get pods --watch".into(), "a pod that stays unready for another reason ends the run as failed, with the workload restored", "pod Ready for 3 s, one holder, the pinned identity and size", EffectClass::Repeatable),
             _ => unreachable!("not in this runbook"),
         }
@@ -319,13 +319,13 @@ pub fn recovered(name: &str, created: i64) -> Record {
     let mut lines = down(name);
     lines.push((
         11_900,
-        done(1, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
+        done(1, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment all show the volume as detached"),
     ));
     lines.push((11_905, skipped(2, "the cloud names no holder already")));
     lines.push((11_910, skipped(3, "no VolumeAttachment is left")));
     lines.push((
         11_915,
-        done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
+        done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment all show the volume as detached"),
     ));
     lines.extend(up(name, 11_915, End::Recovered));
     Record {
@@ -363,7 +363,7 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
     lines.push((75_045, done(3, "external-attacher was told to try again")));
     lines.push((
         77_000,
-        done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
+        done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment all show the volume as detached"),
     ));
     lines.extend(up(name, 77_000, End::Recovered));
     Record {

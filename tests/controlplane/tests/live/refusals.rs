@@ -63,11 +63,11 @@ const REFUSED: [(&str, &str); 29] = [
     ("hpa", "HorizontalPodAutoscaler hpa has minReplicas 0"),
     (
         "data-zero-0",
-        "has 0 replicas already and carries no stamp of ours: someone else decided that",
+        "already has 0 replicas, and not by reattach; scale it up by hand if it should run",
     ),
     (
         "missing",
-        "claim missing-too of Deployment shop/missing does not exist, so its pods would not come back",
+        "claim missing-too of Deployment shop/missing does not exist, so its pods would not start again",
     ),
     (
         "twice",
@@ -76,7 +76,7 @@ const REFUSED: [(&str, &str); 29] = [
     ("ending", "Deployment shop/ending is being deleted"),
     (
         "orphan",
-        "class E is recognised, and runbook scale-to-zero does not heal it",
+        "this is class E (orphan attachment), and runbook scale-to-zero does not heal it",
     ),
 ];
 
