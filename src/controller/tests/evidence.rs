@@ -1,17 +1,18 @@
-//! What is collected where no kubelet can speak, which claims are looked at, and what a long wait does.
+//! Evidence about a node whose kubelet is silent, the nomination of claims, and the escalation of a long wait.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
 mod common;
 
-use common::cloud::TestCloud;
-use common::{CLAIM, DRIVER, NODE, NS, Stage};
+use common::cloud::Cloud;
+use common::{CLAIM, DRIVER, HANDLE, NODE, NS, START, Stage};
 use reattach_api::{PowerOffRule, SnapshotRule};
+use reattach_cloud_simulator::VolumeNo;
 use reattach_cluster::Clients;
 use reattach_cluster::cache::Cache;
 use reattach_controller::collect::RecoveryContext;
 use reattach_controller::{Collector, Needs, Providers, nominees};
-use reattach_core::cloud::{InstanceState, VolumeState};
+use reattach_core::cloud::InstanceState;
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plan::Snapshots;
@@ -21,7 +22,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
-fn providers(cloud: &TestCloud) -> Providers {
+const VOLUME: VolumeNo = VolumeNo(7001);
+
+/// A cloud in which this instance has the claim's volume.
+fn held_by(instance: &str) -> Cloud {
+    Cloud::attached(HANDLE, instance, START.parse().unwrap())
+}
+
+fn providers(cloud: &Cloud) -> Providers {
     let mut providers = Providers::default();
     providers.register(Arc::new(cloud.clone()));
     providers
@@ -47,7 +55,7 @@ fn attachment(stage: &Stage, node: &str, change: impl FnOnce(&mut Value)) {
 }
 
 /// Collected live, or from the watches.
-async fn collect(stage: &Stage, cloud: &TestCloud, watched: bool) -> Evidence {
+async fn collect(stage: &Stage, cloud: &Cloud, watched: bool) -> Evidence {
     let client = stage.server.client_as("controller");
     let mut tasks = JoinSet::new();
     let clients = Clients::over(client.clone(), client);
@@ -76,7 +84,7 @@ async fn collect(stage: &Stage, cloud: &TestCloud, watched: bool) -> Evidence {
 async fn a_dead_nodes_pods_and_power_are_collected() {
     for watched in [false, true] {
         let s = Stage::new();
-        let cloud = TestCloud::held_by("100");
+        let cloud = held_by("100");
         s.node("Unknown", &json!([]));
         attachment(&s, NODE, |_| {});
         pod(&s, "redis-0", NS, NODE, Some(CLAIM));
@@ -109,7 +117,7 @@ async fn a_missing_nodes_machine_is_collected_from_the_cloud() {
     let s = Stage::new();
     attachment(&s, NODE, |_| {});
     pod(&s, "redis-0", NS, NODE, Some(CLAIM));
-    let e = collect(&s, &TestCloud::held_by("100"), true).await;
+    let e = collect(&s, &held_by("100"), true).await;
     assert!(e.instances[&InstanceId::from("100")].shown().is_some());
     assert_eq!(e.node_pods[&NodeName::from(NODE)].shown().unwrap().len(), 1);
 }
@@ -120,14 +128,14 @@ async fn an_orphans_node_is_found_by_its_instance() {
         let s = Stage::new();
         s.node("True", &json!([]));
         pod(&s, "redis-0", NS, "n2", Some(CLAIM));
-        let e = collect(&s, &TestCloud::held_by("100"), watched).await;
+        let e = collect(&s, &held_by("100"), watched).await;
         let node = e.nodes[&NodeName::from(NODE)].shown().unwrap();
         assert!(node.ready);
         assert!(
             e.instances.contains_key(&InstanceId::from("100")),
             "no VolumeAttachment names it"
         );
-        let e = collect(&s, &TestCloud::held_by("777"), watched).await;
+        let e = collect(&s, &held_by("777"), watched).await;
         assert!(
             !e.nodes.contains_key(&NodeName::from(NODE)),
             "it has nothing to do with it"
@@ -214,15 +222,11 @@ async fn a_policy_for_an_unknown_driver_gets_one_event() {
         );
     };
     let mut known = Stage::new();
-    policy(&known, "ebs.csi.aws.com");
+    policy(&known, DRIVER);
     let mut providers = Providers::default();
-    providers.register(std::sync::Arc::new(TestCloud::held_by("100")));
+    providers.register(std::sync::Arc::new(held_by("100")));
     known.start(providers).await;
-    assert_eq!(
-        events_of(&known, "UnknownDriver"),
-        [""; 0],
-        "the test's cloud knows every driver"
-    );
+    assert_eq!(events_of(&known, "UnknownDriver"), [""; 0]);
 
     let mut s = Stage::new();
     policy(&s, "ebs.csi.aws.com");
@@ -245,7 +249,7 @@ async fn a_policy_for_an_unknown_driver_gets_one_event() {
 #[tokio::test(start_paused = true)]
 async fn a_lagging_watch_causes_no_second_recovery() {
     let mut s = Stage::new();
-    let cloud = TestCloud::held_by("100");
+    let cloud = held_by("100");
     s.node("Unknown", &json!([]));
     s.server.insert(
         &json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": "p"},
@@ -283,12 +287,8 @@ fn stalled(stage: &Stage) -> Option<Value> {
 #[tokio::test(start_paused = true)]
 async fn a_lasting_lock_escalates_and_resumes_once_lifted() {
     let mut s = Stage::new();
-    let cloud = TestCloud::held_by("100");
-    cloud.set(|a| {
-        a.volume = VolumeState::Locked {
-            reason: "staff".to_owned(),
-        }
-    });
+    let cloud = held_by("100");
+    cloud.sim.lock_volume(VOLUME, "staff", true).unwrap();
     s.node("Unknown", &json!([]));
     attachment(&s, NODE, |_| {});
     pod(&s, "redis-0", NS, NODE, Some(CLAIM));
@@ -329,7 +329,7 @@ async fn a_lasting_lock_escalates_and_resumes_once_lifted() {
         assert!(ticket.contains(part), "{part} is missing in\n{ticket}");
     }
 
-    cloud.set(|a| a.volume = VolumeState::Active);
+    cloud.sim.unlock_volume(VOLUME).unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(
         stalled(&s).is_none_or(|c| c["reason"] != "Escalated"),
@@ -360,15 +360,15 @@ async fn a_lasting_lock_escalates_and_resumes_once_lifted() {
 async fn a_required_snapshot_limits_force() {
     use SnapshotRule::{BestEffort, Never, Required};
     let stage = Stage::new();
-    let cloud = TestCloud::held_by("1");
+    let cloud = held_by("1");
     let evidence = collect(&stage, &cloud, false).await;
     let allowed = |can_force, can_snapshot, rule| {
-        cloud.set(|a| {
-            a.capabilities = Capabilities {
+        cloud.script(|s| {
+            s.capabilities = Some(Capabilities {
                 can_force,
                 can_snapshot,
                 ..Capabilities::default()
-            }
+            })
         });
         let allowed = providers(&cloud).allowed(&evidence, PowerOffRule::Never, false, rule);
         (allowed.force, allowed.snapshot)

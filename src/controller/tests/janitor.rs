@@ -1,4 +1,4 @@
-//! What is left behind goes, and what a recovery that is under way stands for stays.
+//! The janitor removes leftovers, and keeps everything that a recovery under way needs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
@@ -191,7 +191,7 @@ async fn a_closing_taint_stays_as_long_as_its_recovery() {
     assert_eq!(s.taints(), ["example.com/hold.reattach.dev"]);
 }
 
-/// What the watch of the recoveries does not know may have come into being a moment ago.
+/// A recovery that the watch does not show may have been created a moment ago.
 #[tokio::test(start_paused = true)]
 async fn a_lagging_watch_removes_no_closing_taint() {
     let mut s = Stage::new();
@@ -316,7 +316,7 @@ async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
     stamped(&s, 0, "gone");
     a_while().await;
     assert_eq!(count_and_stamp(&s), (2, false));
-    // Someone else has set a count: theirs stands, and the stamp is of no use any more.
+    // Another writer has set a count: that count stands, and the stamp is void.
     stamped(&s, 1, "gone");
     a_while().await;
     assert_eq!(count_and_stamp(&s), (1, false));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reattach_sim::kubelet::{DiskAfter, NodePluginFaults, StageFault};
 use serde_json::json;
-use support::{HANDLE, NS, POD, Stage, median, secs, stage};
+use support::{NS, POD, Stage, VOLUME, median, secs, stage};
 
 /// Healthy life: attach, mount, Ready; released cleanly.
 #[tokio::test(start_paused = true)]
@@ -27,7 +27,7 @@ async fn a_healthy_cluster_stays_ready() {
         .await
         .expect("detached");
     assert!(s.pod().is_none() && !s.in_use(&node) && !s.attached(&node));
-    assert_eq!(s.cloud.holder(HANDLE), None);
+    assert_eq!(s.holder(), None);
     println!(
         "healthy: VA gone {:.1} s after scaling to zero",
         gone.as_secs_f64()
@@ -177,7 +177,7 @@ async fn b_scale_to_zero_and_wait_for_the_attachment_heals() {
                 ("pod", s.pod().is_none()),
                 ("volumesInUse", !s.in_use(&node)),
                 ("volumesAttached", !s.attached(&node)),
-                ("cloud", s.cloud.holder(HANDLE).is_none()),
+                ("cloud", s.holder().is_none()),
             ];
             for (what, done) in facts {
                 if done && !order.contains(&what) {
@@ -248,10 +248,10 @@ async fn b_detaching_only_at_the_cloud_is_undone_and_heals() {
             s.node_name(),
             s.attachment(&s.node_name()).unwrap()["metadata"]["uid"].clone(),
         );
-        s.cloud.make_lost(HANDLE);
+        s.cloud.make_lost(VOLUME).unwrap();
         let back = s
             .cluster
-            .until(secs(70), |_| s.cloud.holder(HANDLE).is_some())
+            .until(secs(70), |_| s.holder().is_some())
             .await
             .expect("published again");
         let t = (s.healed(400).await.expect("heals") + back).as_secs_f64();
@@ -298,7 +298,7 @@ async fn c_lost_attachment_is_published_again() {
     let s = stage(6, 2).await;
     s.ready().await;
     s.class_b(DiskAfter::Kept).await;
-    s.cloud.make_lost(HANDLE);
+    s.cloud.make_lost(VOLUME).unwrap();
     let t = s.healed(200).await.expect("heals").as_secs_f64();
     println!("C, nothing done: Ready after {t:.1} s (measured 39)");
     assert!(t < 120.0);
@@ -377,7 +377,7 @@ async fn unregistered_plugin_keeps_the_pod_terminating() {
 async fn dead_mount_is_invisible_and_a_release_heals_it() {
     let s = stage(9, 1).await;
     s.ready().await;
-    s.cloud.make_phantom(HANDLE);
+    s.cloud.make_phantom(VOLUME).unwrap();
     tokio::time::sleep(secs(300)).await;
     assert!(s.cluster.pod_ready(NS, POD) && s.cluster.events(NS, POD, "FailedMount").is_empty());
     let node = s.node_name();
@@ -411,8 +411,8 @@ async fn csi_controller_whose_unpublish_fails_needs_a_cloud_detach() {
         .await
         .expect("detachError");
     tokio::time::sleep(secs(100)).await;
-    assert!(s.attachment(&node).is_some() && s.cloud.holder(HANDLE).is_some());
-    s.cloud.make_lost(HANDLE);
+    assert!(s.attachment(&node).is_some() && s.holder().is_some());
+    s.cloud.make_lost(VOLUME).unwrap();
     let t = s
         .cluster
         .until(secs(301), |_| s.attachment(&node).is_none())

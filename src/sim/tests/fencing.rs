@@ -1,4 +1,4 @@
-//! Class A: who can write, what the cloud's power does to nodes, and what the taint does. Figures with `--nocapture`.
+//! Class A: the writers to a volume, the cloud's power over nodes, and the out-of-service taint. Figures with `--nocapture`.
 #![allow(
     clippy::unwrap_used,
     reason = "a test whose stage cannot be set must fail"
@@ -6,22 +6,13 @@
 
 mod support;
 
-use std::sync::Arc;
-
-use reattach_cloud_simulator::clock::tokio_from;
-use reattach_cloud_simulator::{
-    CloudSim, InstanceNo, InstanceStatus, JobAction, JobStatus, NewInstance, NewVolume, VolumeNo,
-};
-use reattach_sim::cloud::{LinodeCsi, SimulatedCloud};
+use reattach_cloud_simulator::{InstanceNo, InstanceStatus, JobAction, JobStatus};
 use reattach_sim::{SimCluster, machines, manifests};
-use support::{NS, POD, median, secs, stage};
+use support::{NS, POD, Setup, Stage, VOLUME, median, secs, stage};
 
-const VOLUME: VolumeNo = VolumeNo(7001);
-
-/// Two nodes on simulated instances whose power the cloud decides, and `redis-0` Ready.
+/// Two nodes whose power the cloud decides, watchdogs included, and `redis-0` Ready.
 struct Powered {
-    cluster: SimCluster,
-    cloud: CloudSim,
+    stage: Stage,
     follow: tokio::task::AbortHandle,
 }
 
@@ -33,68 +24,27 @@ impl Drop for Powered {
 
 impl Powered {
     async fn set(seed: u64) -> Self {
-        let start = "2026-03-02T03:00:00Z".parse().unwrap();
-        let cloud = CloudSim::new(tokio_from(start)).with_seed(seed);
-        let adapter = SimulatedCloud::new(cloud.clone());
-        let csi = LinodeCsi::new(Arc::new(adapter.clone()));
-        let mut builder = SimCluster::builder()
-            .seed(seed)
-            .start_at(start)
-            .cloud(Arc::new(csi), Arc::new(adapter));
-        for (node, instance) in [("n0", 100), ("n1", 101)] {
-            cloud
-                .create_instance(NewInstance::new(node).with_id(instance))
-                .unwrap();
-            builder = builder.node(node, instance, None);
-        }
-        let cluster = builder.build().await.unwrap();
-        let nodes = cluster.nodes().values().cloned().collect();
-        let follow = tokio::spawn(machines::follow(cloud.clone(), nodes, |_, _| {})).abort_handle();
-        cloud
-            .create_volume(NewVolume::new("pvc1").with_id(VOLUME.0))
-            .unwrap();
-        let server = cluster.server();
-        server.insert(&manifests::linode_volume(
-            "pvc-1",
-            "7001-pvc1",
-            "ext4",
-            NS,
-            "data-redis-0",
-        ));
-        server.insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
-        server.insert(&manifests::stateful_set(NS, "redis", 1));
-        let s = Self {
-            cluster,
-            cloud,
-            follow,
-        };
-        s.cluster
-            .until(secs(120), |c| c.pod_ready(NS, POD))
-            .await
-            .expect("the stage is set");
-        s
-    }
-
-    fn node(&self) -> String {
-        self.cluster.pod(NS, POD).unwrap()["spec"]["nodeName"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        let mut setup = Setup::new(seed, 2);
+        setup.watchdog = true;
+        let stage = setup.build().await;
+        let nodes = stage.cluster.nodes().values().cloned().collect();
+        let follow =
+            tokio::spawn(machines::follow(stage.cloud.clone(), nodes, |_, _| {})).abort_handle();
+        stage.ready().await;
+        Self { stage, follow }
     }
 
     fn instance(&self, node: &str) -> InstanceNo {
-        self.cluster.node(node).unwrap().instance().parse().unwrap()
+        let node = self.stage.cluster.node(node).unwrap();
+        node.instance().parse().unwrap()
     }
 
-    /// Who could write to the volume now.
+    /// The instances that could write to the volume now.
     fn writers(&self) -> Vec<InstanceNo> {
-        let now = self.cloud.now();
-        self.cloud
-            .writer_intervals(VOLUME)
-            .iter()
-            .filter(|i| i.covers(now))
-            .map(|i| i.instance)
-            .collect()
+        let (cloud, now) = (&self.stage.cloud, self.stage.cloud.now());
+        let intervals = cloud.writer_intervals(VOLUME);
+        let now = intervals.iter().filter(|i| i.covers(now));
+        now.map(|i| i.instance).collect()
     }
 }
 
@@ -102,18 +52,19 @@ impl Powered {
 #[tokio::test(start_paused = true)]
 async fn an_ordered_shutdown_ends_the_node_for_good() {
     let s = Powered::set(1).await;
-    let node = s.node();
+    let node = s.stage.node_name();
     let instance = s.instance(&node);
     assert_eq!(s.writers(), [instance]);
     // A kernel that hangs: Kubernetes hears nothing, the cloud says running, and what it had under way may yet land.
-    s.cluster.node(&node).unwrap().hang();
+    s.stage.cluster.node(&node).unwrap().hang();
     let silent = s
+        .stage
         .cluster
         .until(secs(90), |c| !c.node_ready(&node))
         .await
         .expect("NotReady");
     assert_eq!(
-        s.cloud.instance(instance).unwrap().status,
+        s.stage.cloud.instance(instance).unwrap().status,
         InstanceStatus::Running
     );
     assert_eq!(
@@ -121,22 +72,22 @@ async fn an_ordered_shutdown_ends_the_node_for_good() {
         [instance],
         "nothing shows that it does not write"
     );
-    s.cloud.shutdown(instance).unwrap();
+    s.stage.cloud.shutdown(instance).unwrap();
     tokio::time::sleep(secs(27)).await;
     assert_eq!(s.writers(), [instance], "shutting down is not off");
     tokio::time::sleep(secs(2)).await;
     assert_eq!(s.writers(), []);
     assert_eq!(
-        s.cloud.power_at(instance, s.cloud.now()),
+        s.stage.cloud.power_at(instance, s.stage.cloud.now()),
         Some(InstanceStatus::Offline)
     );
     tokio::time::sleep(secs(600)).await;
     assert_eq!(
-        s.cloud.instance(instance).unwrap().status,
+        s.stage.cloud.instance(instance).unwrap().status,
         InstanceStatus::Offline,
         "the watchdog leaves it"
     );
-    let jobs = s.cloud.jobs();
+    let jobs = s.stage.cloud.jobs();
     let job = jobs
         .iter()
         .find(|j| j.action == JobAction::Shutdown)
@@ -152,28 +103,34 @@ async fn an_ordered_shutdown_ends_the_node_for_good() {
 #[tokio::test(start_paused = true)]
 async fn the_watchdog_boots_a_machine_without_a_shutdown_job() {
     let s = Powered::set(2).await;
-    let node = s.node();
-    let (instance, boot) = (s.instance(&node), s.cluster.node(&node).unwrap().boot_id());
-    s.cluster.node(&node).unwrap().power_off().await;
+    let node = s.stage.node_name();
+    let (instance, boot) = (
+        s.instance(&node),
+        s.stage.cluster.node(&node).unwrap().boot_id(),
+    );
+    s.stage.cluster.node(&node).unwrap().power_off().await;
     assert_eq!(
-        s.cloud.instance(instance).unwrap().status,
+        s.stage.cloud.instance(instance).unwrap().status,
         InstanceStatus::Offline,
         "offline, and no proof"
     );
     assert_eq!(s.writers(), []);
     let back = s
+        .stage
         .cluster
         .until(secs(300), |c| c.node(&node).unwrap().is_on())
         .await
         .expect("booted");
-    assert_ne!(s.cluster.node(&node).unwrap().boot_id(), boot);
+    assert_ne!(s.stage.cluster.node(&node).unwrap().boot_id(), boot);
     assert!(
-        s.cloud
+        s.stage
+            .cloud
             .jobs()
             .iter()
             .any(|j| j.action == JobAction::WatchdogBoot && j.by.is_none())
     );
     let healed = s
+        .stage
         .cluster
         .until(secs(300), |c| c.pod_ready(NS, POD))
         .await
@@ -185,7 +142,10 @@ async fn the_watchdog_boots_a_machine_without_a_shutdown_job() {
     );
     assert!((118.0..=125.0).contains(&back.as_secs_f64()));
     assert_eq!(
-        (s.cloud.max_writers(VOLUME), s.cloud.pulled().len()),
+        (
+            s.stage.cloud.max_writers(VOLUME),
+            s.stage.cloud.pulled().len()
+        ),
         (1, 0)
     );
 }
@@ -194,26 +154,31 @@ async fn the_watchdog_boots_a_machine_without_a_shutdown_job() {
 #[tokio::test(start_paused = true)]
 async fn a_partitioned_node_keeps_writing() {
     let s = Powered::set(3).await;
-    let node = s.node();
+    let node = s.stage.node_name();
     let instance = s.instance(&node);
-    s.cluster.node(&node).unwrap().partition(true);
+    s.stage.cluster.node(&node).unwrap().partition(true);
     let terminating = |c: &SimCluster| {
         c.pod(NS, POD)
             .is_some_and(|p| p["metadata"]["deletionTimestamp"].is_string())
     };
-    s.cluster
+    s.stage
+        .cluster
         .until(secs(400), terminating)
         .await
         .expect("evicted on paper");
     tokio::time::sleep(secs(600)).await;
     assert_eq!(s.writers(), [instance], "its container runs on");
-    s.cluster.node(&node).unwrap().partition(false);
-    s.cluster
+    s.stage.cluster.node(&node).unwrap().partition(false);
+    s.stage
+        .cluster
         .until(secs(60), |c| c.pod_ready(NS, POD))
         .await
         .expect("a new pod, after the handshake");
     assert_eq!(
-        (s.cloud.max_writers(VOLUME), s.cloud.pulled().len()),
+        (
+            s.stage.cloud.max_writers(VOLUME),
+            s.stage.cloud.pulled().len()
+        ),
         (1, 0)
     );
 }
@@ -253,7 +218,7 @@ async fn the_taint_frees_a_dead_node() {
 async fn a_pod_that_tolerates_everything_survives_the_taint() {
     let mut set = manifests::stateful_set(NS, "redis", 1);
     set["spec"]["template"]["spec"]["tolerations"] = serde_json::json!([{"operator": "Exists"}]);
-    let s = support::stage_with(9, 2, None, Some(set)).await;
+    let s = Setup::new(9, 2).workload(set).build().await;
     s.ready().await;
     let node = s.node_name();
     s.kubelet().power_off().await;

@@ -75,7 +75,7 @@ async fn set_hold(s: &Stage, recovery: &str, on: bool) {
     .unwrap();
 }
 
-/// What the server would make of a pod.
+/// The pod as the server would store it.
 async fn dry_run(s: &Stage, namespace: &str, pod: &Value) -> Result<Value, kube::Error> {
     let path = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
     s.request("POST", &path, "application/json", pod).await
@@ -158,7 +158,7 @@ async fn gates_new_pods_of_the_claim_and_only_those() {
     set_hold(&s, "r2", false).await;
     assert!(!is_held(&s, NS, &ours).await);
 
-    // A gate of somebody else stays; a pod that names its node is let through.
+    // A foreign gate stays; a pod that names its node is not gated.
     set_hold(&s, "r", true).await;
     let mut two = ours.clone();
     two["spec"]["schedulingGates"] = json!([{"name": "quota.example.org/wait"}]);
@@ -465,14 +465,7 @@ async fn hold_and_release_heals_every_time() {
 #[tokio::test(start_paused = true)]
 async fn a_deployment_has_its_replacement_pod_at_once() {
     let s = with_recovery(5, 2).await;
-    s.cloud.add_volume("7009-pvc9", 10 << 30);
-    s.cluster.server().insert(&manifests::linode_volume(
-        "pvc-9",
-        "7009-pvc9",
-        "ext4",
-        NS,
-        "web-data",
-    ));
+    s.add_volume("pvc-9", "7009-pvc9", "ext4", "web-data");
     s.cluster
         .server()
         .insert(&manifests::claim(NS, "web-data", "pvc-9"));

@@ -7,14 +7,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, NewVolume, VolumeNo};
-use reattach_sim::cloud::{CloudApi, LinodeCsi, SimulatedCloud};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::{SimCluster, manifests, names};
 use serde_json::Value;
-use support::{DRIVER, HANDLE, NS, POD, secs, stage_with};
+use support::{DRIVER, HANDLE, NS, Setup, Stage, VOLUME, secs};
 
 struct Dir(PathBuf);
 
@@ -37,10 +34,17 @@ fn read(root: &Path, path: &str) -> String {
     std::fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
+/// A stage of one node with its host tree in this directory.
+async fn on_disk(seed: u64, dir: &Dir) -> Stage {
+    let mut setup = Setup::new(seed, 1);
+    setup.host = Some(dir.0.clone());
+    setup.build().await
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_tree_follows_the_node() {
     let dir = Dir::new("tree");
-    let s = stage_with(1, 1, Some(dir.0.clone()), None).await;
+    let s = on_disk(1, &dir).await;
     s.ready().await;
     tokio::time::sleep(secs(2)).await;
     let root = dir.0.join("n0");
@@ -102,7 +106,7 @@ async fn the_tree_follows_the_node() {
     assert!(read(&root, "proc/2000/mountinfo").contains("/data/pvc-1"));
 
     // A dead mount: the mount stays, the device is gone.
-    s.cloud.make_phantom(HANDLE);
+    s.cloud.make_phantom(VOLUME).unwrap();
     tokio::time::sleep(secs(2)).await;
     assert!(
         !root.join("sys/block/sdb").exists()
@@ -126,7 +130,7 @@ async fn the_tree_follows_the_node() {
 #[tokio::test(start_paused = true)]
 async fn a_reimaged_disk_has_no_folders() {
     let dir = Dir::new("reimaged");
-    let s = stage_with(2, 1, Some(dir.0.clone()), None).await;
+    let s = on_disk(2, &dir).await;
     s.ready().await;
     s.class_b(DiskAfter::ReImaged).await;
     let root = dir.0.join("n0/var/lib/kubelet");
@@ -139,42 +143,15 @@ async fn a_reimaged_disk_has_no_folders() {
     );
 }
 
-/// The founding incident's class on the cloud simulator: one holder at any time, nothing pulled from a guest.
+/// The founding incident's class under a Deployment: one holder at any time, nothing pulled from a guest.
 #[tokio::test(start_paused = true)]
 async fn class_b_on_the_cloud_simulator() {
-    let start: jiff::Timestamp = "2021-07-11T00:00:00Z".parse().unwrap();
-    let sim = CloudSim::new(reattach_cloud_simulator::clock::tokio_from(start)).with_seed(3);
-    let cloud = SimulatedCloud::new(sim.clone());
-    let mut builder = SimCluster::builder().seed(3).start_at(start);
-    for n in 0..2 {
-        sim.create_instance(NewInstance::new(format!("n{n}")).with_id(100 + n))
-            .unwrap();
-        builder = builder.node(&format!("n{n}"), 100 + n, None);
-    }
-    sim.create_volume(NewVolume::new("pvc1").with_id(7001))
-        .unwrap();
-    let csi = LinodeCsi::new(Arc::new(cloud.clone()) as Arc<dyn CloudApi>);
-    let cluster = builder
-        .cloud(Arc::new(csi), Arc::new(cloud))
+    let volumes = [manifests::claim_volume("data", "data-redis-0")];
+    let s = Setup::new(3, 2)
+        .workload(manifests::deployment(NS, "web", 1, &volumes))
         .build()
-        .await
-        .unwrap();
-    cluster.server().insert(&manifests::linode_volume(
-        "pvc-1",
-        HANDLE,
-        "ext4",
-        NS,
-        "data-redis-0",
-    ));
-    cluster
-        .server()
-        .insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
-    cluster.server().insert(&manifests::deployment(
-        NS,
-        "web",
-        1,
-        &[manifests::claim_volume("data", "data-redis-0")],
-    ));
+        .await;
+    let (cluster, cloud) = (&s.cluster, &s.cloud);
     let pod = |c: &SimCluster| {
         c.server()
             .list("", "pods", Some(NS))
@@ -182,8 +159,8 @@ async fn class_b_on_the_cloud_simulator() {
             .map(|p| p["metadata"]["name"].as_str().unwrap().to_owned())
     };
     let up = |c: &SimCluster| pod(c).is_some_and(|p| c.pod_ready(NS, &p));
-    cluster.until(secs(60), |c| up(c)).await.expect("up");
-    let holder = sim.volume(VolumeNo(7001)).unwrap().holder.unwrap();
+    cluster.until(secs(60), up).await.expect("up");
+    let holder = s.holder().unwrap();
     let name = cluster
         .nodes()
         .values()
@@ -197,9 +174,9 @@ async fn class_b_on_the_cloud_simulator() {
         .recycle(DiskAfter::Kept, secs(5))
         .await;
     tokio::time::sleep(secs(60)).await;
-    assert!(!up(&cluster), "stuck");
-    assert_eq!(sim.volume(VolumeNo(7001)).unwrap().holder, Some(holder));
-    assert!(!sim.guest_has_device(InstanceNo(holder.0), VolumeNo(7001)));
+    assert!(!up(cluster), "stuck");
+    assert_eq!(s.holder(), Some(holder));
+    assert!(!cloud.guest_has_device(holder, VOLUME));
 
     let client = cluster.server().client_as("human");
     let scale = async |n: i64| {
@@ -226,6 +203,5 @@ async fn class_b_on_the_cloud_simulator() {
         gone.unwrap().as_secs_f64(),
         back.unwrap().as_secs_f64()
     );
-    assert!(sim.pulled().is_empty() && sim.max_holders(VolumeNo(7001)) == 1);
-    assert_eq!(POD, "redis-0");
+    assert!(cloud.pulled().is_empty() && cloud.max_holders(VOLUME) == 1);
 }

@@ -8,11 +8,11 @@ mod support;
 
 use std::time::Duration;
 
-use reattach_sim::cloud::CloudApiError;
+use reattach_cloud_simulator::{DetachBehaviour, InstanceNo};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests;
 use serde_json::json;
-use support::{HANDLE, NS, POD, Stage, secs, stage, stage_with};
+use support::{NS, POD, Setup, Stage, VOLUME, secs, stage};
 
 #[tokio::test(start_paused = true)]
 async fn a_statefulset_is_not_healed_and_the_taint_heals_it() {
@@ -41,8 +41,8 @@ async fn a_statefulset_is_not_healed_and_the_taint_heals_it() {
     assert!((340.0..=365.0).contains(&(not_ready + terminating).as_secs_f64()));
     assert!(s.healed(850).await.is_none(), "not healed at 1,200 s");
     assert_eq!(
-        s.cloud.holder(HANDLE).as_deref(),
-        Some(if node == "n0" { "100" } else { "101" })
+        s.holder(),
+        Some(InstanceNo(if node == "n0" { 100 } else { 101 }))
     );
     s.out_of_service(&node).await;
     let t = s.healed(120).await.expect("heals").as_secs_f64();
@@ -58,7 +58,7 @@ async fn a_deployment_waits_with_multi_attach() {
     let volumes = [manifests::claim_volume("data", "data-redis-0")];
     let mut d = manifests::deployment(NS, "web", 1, &volumes);
     d["spec"]["strategy"] = json!({"type": "RollingUpdate"});
-    let s = stage_with(2, 2, None, Some(d)).await;
+    let s = Setup::new(2, 2).workload(d).build().await;
     let pods = |s: &Stage| s.cluster.server().list("", "pods", Some(NS));
     let name = |p: &serde_json::Value| p["metadata"]["name"].as_str().unwrap().to_owned();
     let ready = s.cluster.until(secs(60), |c| {
@@ -172,10 +172,11 @@ async fn refused_detach(seed: u64, status: u16, reason: &str, measured: u64) {
     s.ready().await;
     let node = s.node_name();
     let other = if node == "n0" { "n1" } else { "n0" };
-    s.cloud.refuse_detach(Some(CloudApiError::Refused {
+    let refused = DetachBehaviour::Refused {
         status,
         reason: reason.into(),
-    }));
+    };
+    s.cloud.set_detach(VOLUME, refused).unwrap();
     s.kubelet().power_off().await;
     tokio::time::sleep(secs(60)).await;
     s.out_of_service(&node).await;
@@ -197,7 +198,7 @@ async fn refused_detach(seed: u64, status: u16, reason: &str, measured: u64) {
         .expect("only the driver stops the second attach");
     tokio::time::sleep(secs(600)).await;
     assert!(!s.cluster.pod_ready(NS, POD));
-    s.cloud.refuse_detach(None);
+    s.cloud.set_detach(VOLUME, DetachBehaviour::Normal).unwrap();
     let t = s.healed(700).await.expect("heals").as_secs_f64();
     println!(
         "D, detach refused with {reason:?}: Ready {t:.0} s after the release (measured {measured})"

@@ -8,7 +8,7 @@ mod support;
 
 use reattach_sim::kubelet::{DiskAfter, KubeletConfig, NodePluginFaults, StageFault};
 use serde_json::json;
-use support::{HANDLE, NS, POD, Stage, secs, stage};
+use support::{NS, POD, Stage, VOLUME, add_instance, secs, stage};
 
 /// The largest back-off of external-attacher.
 const ATTACHER: u64 = 300;
@@ -20,11 +20,11 @@ async fn c_is_never_healed_without_published_nodes() {
     s.ready().await;
     s.csi.set_publishes_nodes(false);
     s.class_b(DiskAfter::Kept).await;
-    s.cloud.make_lost(HANDLE);
+    s.cloud.make_lost(VOLUME).unwrap();
     let node = s.node_name();
     assert!(s.healed(1200).await.is_none(), "nothing publishes it again");
     assert_eq!(s.attachment(&node).unwrap()["status"]["attached"], true);
-    assert_eq!(s.cloud.holder(HANDLE), None);
+    assert_eq!(s.holder(), None);
     s.csi.set_publishes_nodes(true);
     let t = s.healed(200).await.expect("heals").as_secs_f64();
     println!(
@@ -53,7 +53,7 @@ async fn d_after_a_manager_restart_only_the_taint_unblocks() {
         .until(secs(30), |_| s.attachment(&node).is_none())
         .await
         .expect("gone, and free at the cloud");
-    assert_eq!(s.cloud.holder(HANDLE), None);
+    assert_eq!(s.holder(), None);
     let unblocked = s
         .cluster
         .until(secs(180), |_| s.attachment(other).is_some())
@@ -133,7 +133,7 @@ async fn blocked(
     said.unwrap_or_else(|| panic!("detachError is {:?}", s.error(node, "detachError")));
     tokio::time::sleep(secs(900)).await;
     assert!(
-        s.attachment(node).is_some() && s.cloud.holder(HANDLE).is_some(),
+        s.attachment(node).is_some() && s.holder().is_some(),
         "it stays for ever"
     );
     cure(s).await;
@@ -277,10 +277,10 @@ async fn e_a_node_recreated_under_its_name_orphans_the_attachment() {
     let mut s = stage(7, 2).await;
     s.ready().await;
     let node = s.node_name();
-    let old = s.cloud.holder(HANDLE).unwrap();
+    let old = s.holder().unwrap();
     s.kubelet().power_off().await;
     s.delete(&format!("/api/v1/nodes/{node}")).await;
-    s.cloud.add_instance("200");
+    add_instance(&s.cloud, "new", 200, false);
     drop(s.cluster.replace_node(KubeletConfig::linode(&node, 200, 7)));
     s.cluster.node(&node).unwrap().power_on().await;
     s.cluster
@@ -299,7 +299,7 @@ async fn e_a_node_recreated_under_its_name_orphans_the_attachment() {
     };
     assert_eq!(
         id(&s),
-        old.as_str(),
+        old.to_string(),
         "the VolumeAttachment remembers the old instance"
     );
     s.scale(0).await;
@@ -309,11 +309,7 @@ async fn e_a_node_recreated_under_its_name_orphans_the_attachment() {
         .await
         .expect("Unpublish succeeds");
     s.scale(1).await;
-    assert_eq!(
-        s.cloud.holder(HANDLE),
-        Some(old.clone()),
-        "and detaches nothing"
-    );
+    assert_eq!(s.holder(), Some(old), "and detaches nothing");
     let held = format!("volume 7001 is already attached to linode {old}");
     let refused = |s: &Stage| {
         ["n0", "n1"]
@@ -329,7 +325,7 @@ async fn e_a_node_recreated_under_its_name_orphans_the_attachment() {
         "E, node re-created: VA gone after {:.1} s, the cloud's holder stays, not healed at 900 s",
         gone.as_secs_f64()
     );
-    s.cloud.make_lost(HANDLE);
+    s.cloud.make_lost(VOLUME).unwrap();
     s.healed(ATTACHER + 130)
         .await
         .expect("heals once free at the cloud");

@@ -9,7 +9,7 @@ mod support;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests;
 use serde_json::{Value, json};
-use support::{NS, Stage, secs, stage, stage_with};
+use support::{NS, Setup, Stage, secs, stage};
 
 fn name(o: &Value) -> String {
     o["metadata"]["name"].as_str().unwrap().to_owned()
@@ -19,17 +19,14 @@ fn name(o: &Value) -> String {
 async fn trio(seed: u64, change: impl Fn(&mut Value)) -> Stage {
     let mut set = manifests::stateful_set(NS, "redis", 3);
     change(&mut set);
-    let s = stage_with(seed, 3, None, Some(set)).await;
+    let s = Setup::new(seed, 3).workload(set).build().await;
     for n in 1..3 {
         let (handle, pv, claim) = (
             format!("700{}-pvc{}", n + 1, n + 1),
             format!("pvc-{}", n + 1),
             format!("data-redis-{n}"),
         );
-        s.cloud.add_volume(&handle, 10 << 30);
-        s.cluster
-            .server()
-            .insert(&manifests::linode_volume(&pv, &handle, "ext4", NS, &claim));
+        s.add_volume(&pv, &handle, "ext4", &claim);
     }
     s.cluster
         .until(secs(120), |c| {
@@ -190,14 +187,7 @@ async fn ordered_scale_down_with_two_stuck_pods() {
 async fn failures_that_are_not_ours_are_reproduced() {
     let s = stage(4, 2).await;
     s.ready().await;
-    s.cloud.add_volume("7009-pvc9", 10 << 30);
-    s.cluster.server().insert(&manifests::linode_volume(
-        "pvc-9",
-        "7009-pvc9",
-        "xyz",
-        NS,
-        "odd",
-    ));
+    s.add_volume("pvc-9", "7009-pvc9", "xyz", "odd");
     s.cluster
         .server()
         .insert(&manifests::claim(NS, "odd", "pvc-9"));

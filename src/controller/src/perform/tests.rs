@@ -1,4 +1,4 @@
-//! Effects on a node and its machine, over the API server in memory and a cloud that notes its orders.
+//! Effects on a node and its machine, over the API server in memory and the simulated cloud.
 
 #[path = "../../tests/common/cloud.rs"]
 #[allow(
@@ -13,11 +13,15 @@ use crate::collect::Collector;
 use crate::metrics::Metrics;
 use crate::providers::Providers;
 use crate::recovery::note_of;
-use cloud::TestCloud;
+use cloud::Cloud;
 use prometheus_client::registry::Registry;
+use reattach_cloud_simulator::{
+    Fault, FaultRule, Instance, InstanceStatus, Operation, Timings, When,
+};
 use reattach_cluster::gate::{Authority, Gate};
 use reattach_cluster::lease::Leadership;
 use reattach_cluster::{Clients, Clock};
+use reattach_core::cloud::{CloudSnapshot, SnapshotState};
 use reattach_core::ids::Uid;
 use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
@@ -27,7 +31,7 @@ use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE};
 use reattach_provider_api::{Optional, Unsupported};
 use reattach_sim::ApiServer;
-use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
+use reattach_sim::apiserver::{self, RequestMatch};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -37,7 +41,7 @@ const NODE: &str = "lke-1";
 
 struct Scene {
     server: ApiServer,
-    cloud: TestCloud,
+    cloud: Cloud,
     executor: Executor,
     evidence: Evidence,
     recovery: VolumeRecovery,
@@ -63,7 +67,13 @@ impl Scene {
             "status": {"phase": "Running", "message": "", "epoch": 7},
         }));
         let recovery = serde_json::from_value(Value::clone(&recovery)).unwrap();
-        let cloud = TestCloud::held_by(INSTANCE);
+        let evidence = Case::deployment().evidence;
+        let csi = evidence.at(start).csi().unwrap();
+        let cloud = Cloud::attached(csi.handle.as_str(), INSTANCE, start);
+        cloud.sim.set_timings(Timings {
+            shutdown_ms: 2_000,
+            ..Timings::default()
+        });
         let mut providers = Providers::default();
         providers.register(Arc::new(cloud.clone()));
         let clients = Clients::over(server.client(), server.client());
@@ -81,7 +91,7 @@ impl Scene {
             server,
             cloud,
             executor,
-            evidence: Case::deployment().evidence,
+            evidence,
             recovery,
             clock,
         }
@@ -129,6 +139,25 @@ impl Scene {
             volume,
         };
         perform(&stage, effect).await
+    }
+
+    /// The volume of the evidence at the cloud.
+    fn volume(&self) -> VolumeId {
+        let csi = self.evidence.at(self.clock.now()).csi().unwrap();
+        let located = self.executor.collector.providers.locate(csi).unwrap();
+        located.unwrap().id
+    }
+
+    /// The machine under [`NODE`], as it is at the cloud.
+    fn instance(&self) -> Instance {
+        self.cloud.sim.instance(INSTANCE.parse().unwrap()).unwrap()
+    }
+
+    /// Waits for the end of the shutdown that was ordered.
+    async fn shut_down(&self) {
+        assert_eq!(self.instance().status, InstanceStatus::ShuttingDown);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(self.instance().status, InstanceStatus::Offline);
     }
 
     fn lock_holder(&self) -> Option<String> {
@@ -240,12 +269,14 @@ async fn power_off_takes_the_node_lock_and_power_on_releases_it() {
     let s = Scene::new();
     assert!(s.perform(&power(false)).await.applied());
     assert_eq!(s.lock_holder().as_deref(), Some("reattach/cache/r"));
+    s.shut_down().await;
     assert!(s.perform(&power(true)).await.applied());
     assert_eq!(s.lock_holder(), None);
     assert_eq!(
         s.cloud.orders(),
         [format!("Forced off {INSTANCE}"), format!("on {INSTANCE}")]
     );
+    assert_eq!(s.instance().status, InstanceStatus::Booting);
 }
 
 /// S3: nothing else tells of an order after its record was deleted by force.
@@ -263,13 +294,13 @@ async fn an_order_without_a_stored_note_is_not_sent() {
     assert!(stored(&s));
 
     let s = Scene::new();
-    s.server.add_fault(FaultRule {
+    s.server.add_fault(apiserver::FaultRule {
         requests: RequestMatch {
             resource: Some("leases".into()),
             name: Some(note.clone()),
             ..RequestMatch::default()
         },
-        fault: Fault::Disconnect {
+        fault: apiserver::Fault::Disconnect {
             after_effect: false,
         },
         probability: 1.0,
@@ -309,24 +340,27 @@ async fn a_lock_of_another_holder_stops_every_order() {
 #[tokio::test(start_paused = true)]
 async fn power_answers_of_the_cloud_become_outcomes() {
     let s = Scene::new();
-    for (answer, wanted) in [
-        (
-            Err(Unsupported::new("test", Optional::Power).into()),
-            Some(false),
-        ),
-        (Err(EffectError::Failed(unknown())), None),
-        (
-            Ok(PowerOutcome::Busy {
-                detail: "booting".to_owned(),
-            }),
-            Some(true),
-        ),
+    let lost = Fault::Cut {
+        when: When::AfterEffect,
+    };
+    let instance = s.instance().id;
+    s.cloud
+        .sim
+        .add_fault(FaultRule::new([Operation::ShutdownInstance], lost).times(1));
+    let outcome = s.perform(&power(false)).await;
+    assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
+    for (status, wanted) in [
+        (InstanceStatus::Booting, true),
+        (InstanceStatus::Offline, false),
     ] {
-        s.cloud.set(|a| a.power = answer);
+        s.cloud.sim.set_instance_status(instance, status).unwrap();
         let outcome = s.perform(&power(false)).await;
-        assert_eq!(retry(&outcome), wanted, "{outcome:?}");
-        assert!(!outcome.applied());
+        assert_eq!(retry(&outcome), Some(wanted), "{outcome:?}");
     }
+    s.cloud
+        .script(|a| a.power = Some(Unsupported::new("test", Optional::Power).into()));
+    let outcome = s.perform(&power(false)).await;
+    assert_eq!(retry(&outcome), Some(false), "{outcome:?}");
     assert!(matches!(
         failed(EffectError::Failed(unknown())),
         Outcome::Unknown { .. }
@@ -405,15 +439,15 @@ async fn a_challenge_carries_the_records_epoch() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_is_labelled_with_the_records_uid() {
     let s = Scene::new();
-    let volume = VolumeId::from(
-        Case::deployment()
-            .evidence
-            .at(s.clock.now())
-            .csi()
-            .unwrap()
-            .handle
-            .as_str(),
-    );
+    let volume = s.volume();
+    let begun = CloudSnapshot {
+        id: "snap-1".to_owned(),
+        volume: volume.clone(),
+        label: s.recovery.uid().unwrap(),
+        state: SnapshotState::Pending,
+        started: s.clock.now(),
+    };
+    s.cloud.script(|a| a.snapshot = Some(Ok(begun)));
     let effect = Effect::Snapshot {
         volume: volume.clone(),
     };
@@ -432,7 +466,7 @@ async fn a_snapshot_is_labelled_with_the_records_uid() {
         ),
         (EffectError::Failed(unknown()), None),
     ] {
-        s.cloud.set(|a| a.snapshot = Some(answer));
+        s.cloud.script(|a| a.snapshot = Some(Err(answer)));
         let outcome = s.perform(&effect).await;
         assert_eq!(retry(&outcome), wanted, "{outcome:?}");
         assert!(!outcome.applied());

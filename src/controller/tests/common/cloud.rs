@@ -1,12 +1,18 @@
-//! A cloud whose answers a test sets, and which notes what it is ordered to do.
+//! The simulated cloud for tests of one controller: the cloud simulator behind Linode's provider, over its HTTP API in memory.
+//!
+//! The simulator alone decides what the cloud shows and does. [`Cloud`] only notes the orders that reach the provider, and
+//! replaces the answers that Linode's API cannot give ([`Script`]).
 
 use futures::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
+use reattach_cloud_simulator::{
+    CloudSim, InstanceNo, NewInstance, NewVolume, VolumeNo, clock::tokio_from, in_memory,
+};
 use reattach_core::cloud::{
-    CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState,
-    PowerFacts, SnapshotState, VolumeState,
+    CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts,
 };
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
+use reattach_linode::{LinodeConfig, LinodeProvider, Token};
 use reattach_provider_api::{
     Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
     Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
@@ -16,225 +22,197 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What it answers.
-pub struct Answers {
-    /// Who has the volume.
-    pub holders: Vec<InstanceId>,
-    /// The volume's state.
-    pub volume: VolumeState,
-    /// The state of every instance.
-    pub instance: InstanceState,
-    /// The answer to an order about power.
-    pub power: Result<PowerOutcome, EffectError>,
-    /// Why it makes no snapshot. None: it begins one.
-    pub snapshot: Option<EffectError>,
-    /// What it can do.
-    pub capabilities: Capabilities,
-    /// What it was ordered to do.
-    pub orders: Vec<String>,
+const TOKEN: &str = "test-token";
+
+/// Answers that replace the provider's own. `None`: the provider answers.
+#[derive(Default)]
+pub struct Script {
+    pub capabilities: Option<Capabilities>,
+    /// For a provider without power.
+    pub power: Option<EffectError>,
+    /// Linode has no snapshots.
+    pub snapshot: Option<Result<CloudSnapshot, EffectError>>,
 }
 
-/// The cloud. Clones are the same cloud.
+/// A provider over a simulated cloud. Clones share everything.
 #[derive(Clone)]
-pub struct TestCloud(pub Arc<Mutex<Answers>>);
+pub struct Cloud {
+    pub sim: CloudSim,
+    provider: LinodeProvider,
+    script: Arc<Mutex<Script>>,
+    orders: Arc<Mutex<Vec<String>>>,
+}
 
-impl TestCloud {
-    /// One volume, held by this instance, which runs.
-    pub fn held_by(instance: &str) -> Self {
-        Self(Arc::new(Mutex::new(Answers {
-            holders: vec![InstanceId::from(instance)],
-            volume: VolumeState::Active,
-            instance: InstanceState::Running,
-            power: Ok(PowerOutcome::Accepted),
-            snapshot: None,
-            capabilities: Capabilities {
-                can_fence: true,
-                ..Capabilities::default()
-            },
-            orders: Vec::new(),
-        })))
+impl Cloud {
+    /// A cloud with the volume of this handle (`NUMBER-LABEL`), attached to a running instance of this number.
+    pub fn attached(handle: &str, instance: &str, start: Timestamp) -> Self {
+        let sim = CloudSim::new(tokio_from(start));
+        sim.add_token(TOKEN, &["*"]);
+        let (volume, label) = handle.split_once('-').unwrap();
+        let (volume, instance): (VolumeNo, InstanceNo) =
+            (volume.parse().unwrap(), instance.parse().unwrap());
+        sim.create_volume(NewVolume::new(label).with_id(volume.0))
+            .unwrap();
+        sim.create_instance(NewInstance::new("n").with_id(instance.0))
+            .unwrap();
+        sim.attach_now(volume, instance).unwrap();
+        let config =
+            LinodeConfig::new(Token::new(TOKEN).unwrap(), Some("https://linode.invalid")).unwrap();
+        Self {
+            provider: LinodeProvider::new(in_memory(sim.clone()), config),
+            sim,
+            script: Arc::default(),
+            orders: Arc::default(),
+        }
     }
 
-    pub fn set(&self, change: impl FnOnce(&mut Answers)) {
-        change(&mut self.0.lock().unwrap());
+    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script.lock().unwrap());
     }
 
+    /// The orders that reached the provider.
     pub fn orders(&self) -> Vec<String> {
-        self.0.lock().unwrap().orders.clone()
+        self.orders.lock().unwrap().clone()
     }
 
-    fn order(&self, what: String) -> Result<PowerOutcome, EffectError> {
-        let mut answers = self.0.lock().unwrap();
-        answers.orders.push(what);
-        answers.power.clone()
+    fn order(&self, order: String) {
+        self.orders.lock().unwrap().push(order);
     }
 }
 
-impl Provider for TestCloud {
+impl Provider for Cloud {
     fn name(&self) -> &'static str {
-        "test"
+        self.provider.name()
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.lock().unwrap().capabilities
+        let scripted = self.script.lock().unwrap().capabilities;
+        scripted.unwrap_or_else(|| self.provider.capabilities())
     }
 
     fn resolve_volume(
         &self,
-        _driver: &DriverName,
+        driver: &DriverName,
         handle: &VolumeHandle,
     ) -> Option<Result<VolumeId, HandleError>> {
-        Some(Ok(VolumeId::from(handle.as_str())))
+        self.provider.resolve_volume(driver, handle)
     }
 
     fn canonical_handle(&self, volume: &CloudVolume) -> VolumeHandle {
-        VolumeHandle::from(volume.id.as_str())
+        self.provider.canonical_handle(volume)
+    }
+
+    fn volume_as_driver_reads(
+        &self,
+        driver: &DriverName,
+        handle: &VolumeHandle,
+    ) -> Option<VolumeId> {
+        self.provider.volume_as_driver_reads(driver, handle)
+    }
+
+    fn topology_key(&self) -> Option<&'static str> {
+        self.provider.topology_key()
     }
 
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
-        provider_id
-            .strip_prefix("linode://")
-            .map(|id| Ok(InstanceId::from(id)))
+        self.provider.resolve_instance(provider_id)
     }
 
     fn describe_volumes<'a>(
         &'a self,
         ids: &'a [VolumeId],
     ) -> BoxFuture<'a, BTreeMap<VolumeId, Lookup<CloudVolume>>> {
-        let answers = self.0.lock().unwrap();
-        let volume = |id: &VolumeId| CloudVolume {
-            id: id.clone(),
-            label: "pvc1".to_owned(),
-            region: "us-east".to_owned(),
-            size_gib: 10,
-            holders: answers.holders.clone(),
-            state: answers.volume.clone(),
-            identity: DeviceIdentity {
-                serial: "pvc1".to_owned(),
-            },
-            owner: Default::default(),
-        };
-        ready(
-            ids.iter()
-                .map(|id| (id.clone(), Lookup::Found(volume(id))))
-                .collect(),
-        )
-        .boxed()
+        self.provider.describe_volumes(ids)
     }
 
     fn describe_instances<'a>(
         &'a self,
         ids: &'a [InstanceId],
     ) -> BoxFuture<'a, BTreeMap<InstanceId, Lookup<CloudInstance>>> {
-        let answers = self.0.lock().unwrap();
-        let instance = |id: &InstanceId| CloudInstance {
-            id: id.clone(),
-            label: "n".to_owned(),
-            state: answers.instance.clone(),
-            auto_restart: true,
-            owner: Default::default(),
-        };
-        ready(
-            ids.iter()
-                .map(|id| (id.clone(), Lookup::Found(instance(id))))
-                .collect(),
-        )
-        .boxed()
+        self.provider.describe_instances(ids)
     }
 
     fn jobs<'a>(
         &'a self,
-        _volume: &'a VolumeId,
-        _since: Timestamp,
+        volume: &'a VolumeId,
+        since: Timestamp,
     ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>> {
-        ready(Ok(Vec::new())).boxed()
+        self.provider.jobs(volume, since)
     }
 
     fn detach(
         &self,
         request: DetachRequest,
     ) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
-        self.0.lock().unwrap().orders.push(format!(
+        self.order(format!(
             "detach {} from {}",
             request.volume(),
             request.holder()
         ));
-        ready(Ok(DetachOutcome::Accepted)).boxed()
+        self.provider.detach(request)
     }
 
-    fn detach_command(&self, volume: &VolumeId, _holder: &InstanceId) -> String {
-        format!("cloud detach {volume}")
+    fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String {
+        self.provider.detach_command(volume, holder)
+    }
+
+    fn power_command(&self, instance: &InstanceId, on: bool) -> String {
+        self.provider.power_command(instance, on)
     }
 
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
-        ready(PreflightReport {
-            rights: Vec::new(),
-            failure: None,
-        })
-        .boxed()
+        self.provider.preflight()
     }
 
     fn force_detach(
         &self,
         request: ForceDetachRequest,
     ) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
-        self.0
-            .lock()
-            .unwrap()
-            .orders
-            .push(format!("force {}", request.order().volume()));
-        ready(Ok(DetachOutcome::Accepted)).boxed()
+        self.order(format!("force {}", request.order().volume()));
+        self.provider.force_detach(request)
     }
 
     fn power_off(
         &self,
         request: PowerOffRequest,
     ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
-        ready(self.order(format!("{:?} off {}", request.manner, request.instance))).boxed()
+        self.order(format!("{:?} off {}", request.manner, request.instance));
+        match self.script.lock().unwrap().power.clone() {
+            Some(error) => ready(Err(error)).boxed(),
+            None => self.provider.power_off(request),
+        }
     }
 
     fn power_on<'a>(
         &'a self,
         instance: &'a InstanceId,
-        _timeout: Duration,
+        timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
-        ready(self.order(format!("on {instance}"))).boxed()
+        self.order(format!("on {instance}"));
+        self.provider.power_on(instance, timeout)
+    }
+
+    fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
+        self.provider.scope()
+    }
+
+    fn power_facts<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
+        self.provider.power_facts(instance, since)
     }
 
     fn snapshot(
         &self,
         request: SnapshotRequest,
     ) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
-        let SnapshotRequest { volume, label, .. } = request;
-        self.0
-            .lock()
-            .unwrap()
-            .orders
-            .push(format!("snapshot {volume} as {label}"));
-        let answers = self.0.lock().unwrap();
-        let begun = CloudSnapshot {
-            id: "snap-1".to_owned(),
-            volume,
-            label,
-            state: SnapshotState::Pending,
-            started: Timestamp::UNIX_EPOCH,
-        };
-        ready(answers.snapshot.clone().map_or(Ok(begun), Err)).boxed()
-    }
-
-    fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
-        ready(Ok(CloudScope("account".to_owned()))).boxed()
-    }
-
-    fn power_facts<'a>(
-        &'a self,
-        _instance: &'a InstanceId,
-        _since: Timestamp,
-    ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
-        ready(Ok(PowerFacts {
-            jobs: Vec::new(),
-            off_stays_off: false,
-        }))
-        .boxed()
+        let SnapshotRequest { volume, label, .. } = &request;
+        self.order(format!("snapshot {volume} as {label}"));
+        match self.script.lock().unwrap().snapshot.clone() {
+            Some(answer) => ready(answer).boxed(),
+            None => self.provider.snapshot(request),
+        }
     }
 }

@@ -96,7 +96,7 @@ impl Stage {
             .expect("it is there")
     }
 
-    /// Puts an object there in the place of the one that is there, with its UID.
+    /// Stores an object, with the UID of the stored object of its name, if there is one.
     pub fn put(&self, mut object: Value, group: &str, plural: &str) -> Arc<Value> {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let (namespace, name) = (
@@ -147,7 +147,7 @@ impl Stage {
         stored["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
-    /// What the agent of this boot says.
+    /// Stores the report of the agent of this boot.
     pub fn report(&self, boot: &str, dead_mount: bool, answers: &Value) {
         let mut volumes = json!([]);
         if dead_mount {
@@ -166,7 +166,7 @@ impl Stage {
         self.put(report, "reattach.dev", "nodevolumereports");
     }
 
-    /// From now on no watch of the recoveries tells of anything new.
+    /// Breaks the watches of recoveries: from now on they report nothing new.
     pub fn the_watch_of_recoveries_lags(&self) {
         let watches = RequestMatch {
             verb: Some(Verb::Watch),

@@ -1,4 +1,4 @@
-//! Which cloud a simulated cluster stands on, as far as its names tell.
+//! The kind of cloud under a simulated cluster: its names, tags and device serials.
 
 use reattach_cloud_simulator::{
     InstanceNo, NewInstance, NewVolume, Volume, VolumeNo,
@@ -76,7 +76,7 @@ impl Ground {
         }
     }
 
-    /// What the device of a volume reports as its serial. EBS: the volume's ID without its dash.
+    /// The serial that the device of a volume reports. EBS: the volume's ID without its dash.
     #[must_use]
     pub fn serial(self, volume: &Volume) -> String {
         match self {

@@ -1,16 +1,15 @@
-//! What the simulated cluster needs from a cloud, and a small cloud for tests.
+//! The simulated cluster's view of a cloud ([`CloudApi`], [`Hardware`]), and the cloud simulator behind it
+//! ([`SimulatedCloud`]). There is no other simulated cloud.
 
 mod csi;
 mod ground;
 mod simulator;
-mod test_cloud;
 
 use futures::future::BoxFuture;
 
 pub use csi::LinodeCsi;
 pub use ground::{Ground, instance_no, volume_no};
 pub use simulator::SimulatedCloud;
-pub use test_cloud::{CloudCall, TestCloud};
 
 /// gRPC codes that CSI controllers answer with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +22,7 @@ pub enum CsiCode {
     ResourceExhausted,
     /// Try again.
     Unavailable,
-    /// The time is over.
+    /// The deadline of the call has passed.
     DeadlineExceeded,
     /// Anything else.
     Internal,
@@ -133,14 +132,14 @@ pub struct GuestDevice {
     pub size: u64,
 }
 
-/// What happens to the machine under a node.
+/// A change of the power of the machine under a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
     /// It loses power; its memory and devices are gone, the cloud's attachments stay.
     Off,
     /// The cloud recycles it uncleanly: as `Off`, and it comes back without its devices.
     Recycle,
-    /// It is back.
+    /// It boots.
     On,
 }
 
@@ -148,7 +147,7 @@ pub enum Power {
 pub trait Hardware: Send + Sync + 'static {
     /// The volumes that the guest of `instance` has a device for.
     fn guest_devices<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Vec<GuestDevice>>;
-    /// Told when a guest mounts a device, and when it lets go of it.
+    /// Notes that a guest mounted or unmounted a device.
     fn in_use<'a>(
         &'a self,
         _instance: &'a str,
@@ -157,7 +156,7 @@ pub trait Hardware: Send + Sync + 'static {
     ) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
-    /// Told when a simulated node loses or gets power.
+    /// Notes that a simulated node lost or got power.
     fn power<'a>(&'a self, _instance: &'a str, _power: Power) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }

@@ -1,6 +1,6 @@
 //! The cloud simulator as the cloud under a simulated cluster.
 //!
-//! The CSI controller and the guests use the simulator directly, not its HTTP face: its request log then holds only
+//! The CSI controller and the guests use the simulator directly, not its HTTP API: its request log then holds only
 //! the requests of the program under test.
 
 use futures::future::{BoxFuture, ready};
@@ -22,7 +22,7 @@ impl SimulatedCloud {
         Self::on(sim, Ground::Linode)
     }
 
-    /// The same as any cloud.
+    /// Wraps a simulator as the cloud of this kind.
     #[must_use]
     pub fn on(sim: CloudSim, ground: Ground) -> Self {
         Self { sim, ground }
@@ -107,7 +107,7 @@ impl CloudApi for SimulatedCloud {
     fn detach<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>> {
         let detach = |v| match self.ground {
             Ground::Linode => self.sim.detach(v).map(|_| ()),
-            // EBS waits for a running guest to let go. Its driver takes a volume that nobody has for detached.
+            // EBS waits until a running guest stops using the device. Its driver takes a volume without a holder for detached.
             Ground::Ebs => match self.sim.detach_from(v, None, false) {
                 Ok(_) | Err(OpError::NotAttached(_)) => Ok(()),
                 Err(error) => Err(error),

@@ -1,23 +1,26 @@
-//! A stage for the tests: one StatefulSet with one volume, two nodes, a small cloud.
+//! A stage for the tests: one StatefulSet with one volume, and nodes on instances of the simulated cloud.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reattach_sim::cloud::{CloudApi, LinodeCsi, TestCloud};
+use reattach_cloud_simulator::clock::tokio_from;
+use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, NewVolume, VolumeNo};
+use reattach_sim::cloud::{LinodeCsi, SimulatedCloud};
 use reattach_sim::kubelet::{DiskAfter, SimKubelet};
 use reattach_sim::{SimCluster, manifests, names};
 use serde_json::{Value, json};
 
 pub const DRIVER: &str = "linodebs.csi.linode.com";
 pub const HANDLE: &str = "7001-pvc1";
+pub const VOLUME: VolumeNo = VolumeNo(7001);
 pub const NS: &str = "default";
 pub const POD: &str = "redis-0";
 
 pub struct Stage {
     pub cluster: SimCluster,
-    pub cloud: TestCloud,
+    pub cloud: CloudSim,
     pub csi: LinodeCsi,
     pub client: kube::Client,
 }
@@ -28,54 +31,96 @@ pub fn secs(s: u64) -> Duration {
 
 /// Nodes `n0`… on the instances 100…, and `redis-0` Ready with its volume.
 pub async fn stage(seed: u64, nodes: u64) -> Stage {
-    stage_with(seed, nodes, None, None).await
+    Setup::new(seed, nodes).build().await
 }
 
-pub async fn stage_with(
-    seed: u64,
-    nodes: u64,
-    host: Option<PathBuf>,
-    workload: Option<Value>,
-) -> Stage {
-    let cloud = TestCloud::new(secs(2));
-    let csi = LinodeCsi::new(Arc::new(cloud.clone()) as Arc<dyn CloudApi>);
-    let mut builder = SimCluster::builder()
-        .seed(seed)
-        .start_at("2021-07-11T00:00:00Z".parse().unwrap())
-        .cloud(Arc::new(csi.clone()), Arc::new(cloud.clone()));
-    for n in 0..nodes {
-        cloud.add_instance(&(100 + n).to_string());
-        builder = builder.node(
-            &format!("n{n}"),
-            100 + n,
-            host.as_ref().map(|h| h.join(format!("n{n}"))),
-        );
+/// Settings of a stage.
+pub struct Setup {
+    pub seed: u64,
+    pub nodes: u64,
+    /// Directory for the nodes' host trees.
+    pub host: Option<PathBuf>,
+    /// Instead of the StatefulSet `redis`.
+    pub workload: Option<Value>,
+    /// Whether the cloud boots an instance again after a power cut. Off, so that a machine stays off until a test powers it on.
+    pub watchdog: bool,
+}
+
+impl Setup {
+    pub fn new(seed: u64, nodes: u64) -> Self {
+        Self {
+            seed,
+            nodes,
+            host: None,
+            workload: None,
+            watchdog: false,
+        }
     }
-    let cluster = builder.build().await.unwrap();
-    let client = cluster.server().client_as("test");
-    cloud.add_volume(HANDLE, 10 << 30);
-    cluster.server().insert(&manifests::linode_volume(
-        "pvc-1",
-        HANDLE,
-        "ext4",
-        NS,
-        "data-redis-0",
-    ));
-    cluster
-        .server()
-        .insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
-    let s = Stage {
-        cluster,
-        cloud,
-        csi,
-        client,
-    };
-    s.create(&workload.unwrap_or_else(|| manifests::stateful_set(NS, "redis", 1)))
-        .await;
-    s
+
+    pub fn workload(self, workload: Value) -> Self {
+        Self {
+            workload: Some(workload),
+            ..self
+        }
+    }
+
+    pub async fn build(self) -> Stage {
+        let start = "2021-07-11T00:00:00Z".parse().unwrap();
+        let cloud = CloudSim::new(tokio_from(start)).with_seed(self.seed);
+        let adapter = SimulatedCloud::new(cloud.clone());
+        let csi = LinodeCsi::new(Arc::new(adapter.clone()));
+        let mut builder = SimCluster::builder()
+            .seed(self.seed)
+            .start_at(start)
+            .cloud(Arc::new(csi.clone()), Arc::new(adapter));
+        for n in 0..self.nodes {
+            let (name, instance) = (format!("n{n}"), 100 + n);
+            add_instance(&cloud, &name, instance, self.watchdog);
+            let host = self.host.as_ref().map(|h| h.join(&name));
+            builder = builder.node(&name, instance, host);
+        }
+        let cluster = builder.build().await.unwrap();
+        let client = cluster.server().client_as("test");
+        let s = Stage {
+            cluster,
+            cloud,
+            csi,
+            client,
+        };
+        s.add_volume("pvc-1", HANDLE, "ext4", "data-redis-0");
+        s.cluster
+            .server()
+            .insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
+        let workload = self
+            .workload
+            .unwrap_or_else(|| manifests::stateful_set(NS, "redis", 1));
+        s.create(&workload).await;
+        s
+    }
+}
+
+/// Adds a running instance to the cloud.
+pub fn add_instance(cloud: &CloudSim, name: &str, number: u64, watchdog: bool) {
+    let mut instance = NewInstance::new(name).with_id(number);
+    instance.watchdog_enabled = watchdog;
+    cloud.create_instance(instance).unwrap();
 }
 
 impl Stage {
+    /// A detached volume of the cloud with this handle (`NUMBER-LABEL`), and its PersistentVolume for this claim.
+    pub fn add_volume(&self, pv: &str, handle: &str, fs_type: &str, claim: &str) {
+        let (number, label) = handle.split_once('-').unwrap();
+        let volume = NewVolume::new(label).with_id(number.parse().unwrap());
+        self.cloud.create_volume(volume).unwrap();
+        let volume = manifests::linode_volume(pv, handle, fs_type, NS, claim);
+        self.cluster.server().insert(&volume);
+    }
+
+    /// The instance that the cloud names as the holder of the stage's volume.
+    pub fn holder(&self) -> Option<InstanceNo> {
+        self.cloud.volume(VOLUME).unwrap().holder
+    }
+
     pub async fn request(
         &self,
         method: &str,
