@@ -1,10 +1,7 @@
 //! A run in which a node dies: class A, with the further faults that a test adds.
 
-use crate::{NODES, RunResult, postgres, redis, story};
-use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_drill::baseline::on_one_node;
-use reattach_drill::checks;
-use reattach_drill::in_virtual_time;
+use crate::fixture::{on_first_node, policy};
+use crate::{NODES, RunResult, postgres, redis};
 use reattach_drill::replica::CrashPoint;
 use reattach_drill::stage::{Expect, Stage, phases_of};
 use reattach_drill::world::{World, WorldError};
@@ -51,37 +48,23 @@ impl Default for DeadNodeSetup {
 /// # Panics
 /// Without virtual time.
 pub fn run_dead_node(seed: u64, setup: DeadNodeSetup) -> RunResult {
-    let played = in_virtual_time(move || async move {
-        match play(seed, setup).await {
-            Ok(result) => result,
-            Err(error) => RunResult {
-                broken: vec![error.to_string()],
-                requests: 0,
-                died: None,
-                timeline: String::new(),
-            },
-        }
-    });
-    played.unwrap_or_else(|error| panic!("no virtual time: {error}"))
+    crate::run(move || play(seed, setup))
 }
 
 /// Names of the apps on the node that dies.
 pub const APPS: [&str; 2] = ["redis", "postgres"];
 
 async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
-    s.world.follow_power();
     let expect = if setup.heals {
         Expect::Running
     } else {
         Expect::Restored
     };
     let apps = [redis(), postgres()];
-    on_one_node(&mut s, &NODES, apps.into_iter().map(|a| (a, expect))).await?;
-    let policy = json!({"mode": setup.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
-        "nodes": {"patienceSeconds": 60}});
-    s.world.policy_of("everything", &policy).await?;
+    let mut s = on_first_node(seed, apps.map(|a| (a, expect))).await?;
+    let fields =
+        json!({"mode": setup.mode, "powerOff": "Allowed", "nodes": {"patienceSeconds": 60}});
+    policy(&s, &fields).await?;
     s.world.csi.set_unpublish_fails(setup.unpublish_fails);
     s.start_replica("reattach-controller-0", setup.crash);
     s.pass(Duration::from_secs(5)).await;
@@ -117,24 +100,5 @@ async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> 
     if setup.heals {
         broken.extend(s.boot_again(dead).await.err().map(|e| e.to_string()));
     }
-    let requests = s.replicas.first().map_or(0, |r| r.requests());
-    let died = s.replicas.first().and_then(|r| r.died_at());
-    for replica in std::mem::take(&mut s.replicas) {
-        replica.stop().await;
-    }
-    s.look();
-    let found = checks::all(&s).into_iter();
-    broken.extend(found.flat_map(|c| {
-        c.broken
-            .into_iter()
-            .map(move |b| format!("{}: {b}", c.rule))
-    }));
-    broken.extend(late.map(|e| e.to_string()));
-    let timeline = story(&s);
-    Ok(RunResult {
-        broken,
-        requests,
-        died,
-        timeline,
-    })
+    Ok(crate::finish(s, broken, late).await)
 }

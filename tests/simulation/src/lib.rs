@@ -1,6 +1,7 @@
-//! What the simulation tests share.
+//! Code that the simulation tests share.
 
 pub mod dead_node;
+pub mod fixture;
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -18,7 +19,6 @@ use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// The nodes of [`run_phantom`].
@@ -37,6 +37,15 @@ pub fn redis() -> App {
 /// A database with one replica.
 pub fn postgres() -> App {
     App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
+}
+
+/// The safety rules that a stage broke, each with what happened.
+pub fn broken_rules(s: &Stage) -> Vec<String> {
+    let broken = checks::all(s).into_iter().flat_map(|c| {
+        let rule = c.rule;
+        c.broken.into_iter().map(move |b| format!("{rule}: {b}"))
+    });
+    broken.collect()
 }
 
 /// Timeline of a stage, for the message of a failed assertion.
@@ -137,7 +146,7 @@ pub fn cut_off_the_leader(s: &Stage, seed: u64, after: Duration) {
     });
 }
 
-/// A person on call: where a recovery waits for an order whose fate nobody knows, and the cloud has no job pending, they say
+/// A person on call: where a recovery waits for an order of unknown outcome, and the cloud has no job pending, they declare
 /// that nothing is under way. They are right: no request of the tests that have them arrives late.
 pub fn on_call(s: &Stage) {
     let (cloud, server) = (s.world.cloud.clone(), s.world.server().clone());
@@ -215,23 +224,11 @@ pub struct RunResult {
 
 /// Two apps on two nodes, both nodes recycled uncleanly; ends when both run again, or too late.
 pub fn run_phantom(seed: u64, setup: Setup) -> RunResult {
-    let played = in_virtual_time(move || async move {
-        match play_phantom(seed, setup).await {
-            Ok(result) => result,
-            Err(error) => RunResult {
-                broken: vec![error.to_string()],
-                requests: 0,
-                died: None,
-                timeline: String::new(),
-            },
-        }
-    });
-    played.unwrap_or_else(|error| panic!("no virtual time: {error}"))
+    run(move || play_phantom(seed, setup))
 }
 
 async fn play_phantom(seed: u64, setup: Setup) -> Result<RunResult, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
+    let mut s = fixture::new_stage(seed, &NODES).await?;
     s.add(redis(), Expect::Running).await?;
     s.add(postgres(), Expect::Running).await?;
     s.world
@@ -261,26 +258,39 @@ async fn play_phantom(seed: u64, setup: Setup) -> Result<RunResult, WorldError> 
     s.world.cloud.clear_faults();
     s.world.server().clear_faults();
     s.pass(Duration::from_secs(30)).await;
+    Ok(finish(s, Vec::new(), late).await)
+}
+
+/// Plays a run in virtual time. A run that does not take its course counts as broken.
+fn run<F>(play: impl FnOnce() -> F + Send + 'static) -> RunResult
+where
+    F: Future<Output = Result<RunResult, WorldError>>,
+{
+    let played = in_virtual_time(play).expect("virtual time");
+    played.unwrap_or_else(|error| RunResult {
+        broken: vec![error.to_string()],
+        requests: 0,
+        died: None,
+        timeline: String::new(),
+    })
+}
+
+/// Stops the replicas and checks the safety rules. `broken` and `late` were found before.
+async fn finish(mut s: Stage, mut broken: Vec<String>, late: Option<WorldError>) -> RunResult {
     let requests = s.replicas.first().map_or(0, |r| r.requests());
     let died = s.replicas.first().and_then(|r| r.died_at());
     for replica in std::mem::take(&mut s.replicas) {
         replica.stop().await;
     }
     s.look();
-    let broken = checks::all(&s).into_iter().flat_map(|c| {
-        c.broken
-            .into_iter()
-            .map(move |b| format!("{}: {b}", c.rule))
-    });
-    let mut broken: Vec<String> = broken.collect();
+    broken.extend(broken_rules(&s));
     broken.extend(late.map(|e| e.to_string()));
-    let timeline = story(&s);
-    Ok(RunResult {
+    RunResult {
         broken,
         requests,
         died,
-        timeline,
-    })
+        timeline: story(&s),
+    }
 }
 
 /// Every recovery is over.

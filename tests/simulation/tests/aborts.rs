@@ -1,24 +1,19 @@
 //! A person aborts at every point of a recovery, right before a request of the controller leaves.
 
-use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_core::stamp::STAMP_ANNOTATION;
-use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
 use reattach_drill::request_log::Entry;
-use reattach_drill::stage::{Expect, Stage, recovery_of};
-use reattach_drill::world::{APPS, WorldError};
-use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, Part, parts, seeds};
-use serde_json::{Value, json};
-use std::sync::{Arc, Mutex};
+use reattach_drill::stage::{Expect, recovery_of};
+use reattach_drill::world::WorldError;
+use reattach_tests_simulation::fixture::{abort_before, new_stage, recycle_redis};
+use reattach_tests_simulation::{NODES, Part, parts, redis, seeds};
+use serde_json::Value;
 use std::time::Duration;
-
-const APP: &str = "redis";
 
 /// The end of one aborted run.
 struct AbortedRun {
@@ -39,37 +34,16 @@ async fn play(
     unpublish_fails: bool,
     number: Option<u64>,
 ) -> Result<AbortedRun, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
-    let app = App::deployment(APP, 7001, "pvcbb1d06139b334c1f", "the cache");
+    let mut s = new_stage(seed, &NODES).await?;
+    let app = redis();
     s.add(app.clone(), Expect::Restored).await?;
     s.world.policy("everything", Mode::Auto, 0, runbook).await?;
-    s.running(&[APP], Duration::from_secs(180)).await?;
+    s.running(&["redis"], Duration::from_secs(180)).await?;
     s.world.csi.set_unpublish_fails(unpublish_fails);
     s.start_replica("reattach-controller-0", None);
     s.pass(Duration::from_secs(5)).await;
-    let stored: Arc<Mutex<Option<usize>>> = Arc::default();
-    if let Some(number) = number {
-        let api: Api<VolumeRecovery> = Api::namespaced(s.world.client_as("oncall"), APPS);
-        let (stored, request_log) = (stored.clone(), s.world.request_log.clone());
-        let hook = move || -> futures::future::BoxFuture<'static, ()> {
-            let (api, stored, at) = (api.clone(), stored.clone(), request_log.len());
-            Box::pin(async move {
-                let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
-                for recovery in api.list(&Default::default()).await.expect("a list") {
-                    let name = recovery.metadata.name.unwrap_or_default();
-                    api.patch(&name, &PatchParams::default(), &Patch::Merge(&body))
-                        .await
-                        .expect("patched");
-                    *stored.lock().expect("unpoisoned") = Some(at);
-                }
-            })
-        };
-        s.replicas[0].meanwhile(number, Arc::new(hook));
-    }
-    let node = s.node_of(APP);
-    s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6))
-        .await?;
+    let aborted = number.map(|number| abort_before(&s, number));
+    recycle_redis(&mut s).await?;
     let over = |r: VolumeRecovery| r.status.is_some_and(|st| st.phase.is_final());
     let watched = app.clone();
     s.until_stored("the recovery over", Duration::from_secs(900), move |w| {
@@ -77,7 +51,7 @@ async fn play(
     })
     .await?;
     s.pass(Duration::from_secs(90)).await;
-    let at = *stored.lock().expect("unpoisoned");
+    let at = aborted.and_then(|at| *at.lock().expect("unpoisoned"));
     let entries = s.world.request_log.entries();
     Ok(AbortedRun {
         phases: s

@@ -1,16 +1,15 @@
-//! What tenants and writers of cluster objects try besides the attacks in `identity.rs` and `authority.rs`; the same worlds on a
+//! Attacks by tenants and writers of cluster objects besides those in `identity.rs` and `authority.rs`; the same worlds on a
 //! real API server stand in `tests/controlplane/tests/live/tenants.rs`.
 
 use reattach_api::Phase;
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, VolumeNo};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage, phases_of};
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::fixture::{effects, on_first_node, policy};
 use reattach_tests_simulation::{NODES, postgres, redis, secs, simulate, story};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const VOLUME: VolumeNo = VolumeNo(7001);
 const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";
@@ -18,17 +17,13 @@ const RECORDS: &str = "/apis/reattach.dev/v1alpha1/namespaces/default/volumereco
 const MERGE: &str = "application/merge-patch+json";
 
 /// Redis on the first of two nodes, under a policy that allows as much as this.
-async fn stage(policy: Value) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-    s.world.follow_power();
-    on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
-    let mut spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
-        "nodes": {"patienceSeconds": 60}});
-    for (key, value) in policy.as_object().into_iter().flatten() {
-        spec[key] = value.clone();
+async fn stage(changes: Value) -> Result<Stage, WorldError> {
+    let mut s = on_first_node(1, [(redis(), Expect::Running)]).await?;
+    let mut fields = json!({"powerOff": "Allowed", "nodes": {"patienceSeconds": 60}});
+    for (key, value) in changes.as_object().into_iter().flatten() {
+        fields[key] = value.clone();
     }
-    s.world.policy_of("everything", &spec).await?;
+    policy(&s, &fields).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(60)).await;
     Ok(s)
@@ -159,10 +154,8 @@ fn a_recreated_claim_is_not_the_runs_claim() {
         new["metadata"] = json!({"name": "redis-data", "namespace": "default"});
         s.world.server().insert(&new);
         s.pass(secs(900)).await;
-        let effects = s.world.request_log.effects();
-        let freeing: Vec<String> = effects
-            .iter()
-            .map(|e| e.line())
+        let freeing: Vec<String> = effects(&s)
+            .into_iter()
             .filter(|l| l.contains("detach") || l.contains("shutdown"))
             .collect();
         assert!(
@@ -175,7 +168,7 @@ fn a_recreated_claim_is_not_the_runs_claim() {
     });
 }
 
-/// In the middle of a run the PersistentVolume is made again under its name, for the volume of somebody else.
+/// In the middle of a run the PersistentVolume is recreated under its name, for a foreign volume.
 #[test]
 fn a_volume_recreated_over_anothers_handle_is_not_freed() {
     simulate(|| async {
@@ -204,13 +197,7 @@ fn a_volume_recreated_over_anothers_handle_is_not_freed() {
         new["spec"]["csi"]["volumeHandle"] = json!("7009-pvcofothers");
         s.world.server().insert(&new);
         s.pass(secs(900)).await;
-        let effects: Vec<String> = s
-            .world
-            .request_log
-            .effects()
-            .iter()
-            .map(|e| e.line())
-            .collect();
+        let effects = effects(&s);
         let freeing = effects
             .iter()
             .filter(|l| l.contains("detach") || l.contains("shutdown"));
@@ -238,7 +225,7 @@ fn a_volume_without_a_claim_uid_is_not_freed() {
             .await?;
         s.hang(NODES[0].0)?;
         s.pass(secs(30)).await;
-        // The binder of Kubernetes completes it; whoever may write it takes the UID out each time.
+        // The binder of Kubernetes completes the reference; the attacker removes the UID each time.
         for _ in 0..60 {
             s.world
                 .merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}}))
@@ -271,13 +258,7 @@ fn a_made_up_attachment_frees_nothing() {
             s.world.create(PERSON, &object).await?;
         }
         s.pass(secs(900)).await;
-        let effects: Vec<String> = s
-            .world
-            .request_log
-            .effects()
-            .iter()
-            .map(|e| e.line())
-            .collect();
+        let effects = effects(&s);
         let freeing = effects
             .iter()
             .filter(|l| l.contains("/detach") || l.contains("shutdown") || l.contains("eviction"));
@@ -340,14 +321,10 @@ fn an_approval_of_another_plan_starts_no_run() {
 #[test]
 fn an_opted_out_volume_without_a_pod_keeps_its_node_unfenced() {
     simulate(|| async {
-        let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-        s.world.follow_power();
         let apps = [(redis(), Expect::Running), (postgres(), Expect::Running)];
-        on_one_node(&mut s, &NODES, apps.into_iter()).await?;
-        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
-            "nodes": {"patienceSeconds": 60}});
-        s.world.policy_of("everything", &spec).await?;
+        let mut s = on_first_node(1, apps).await?;
+        let fields = json!({"powerOff": "Allowed", "nodes": {"patienceSeconds": 60}});
+        policy(&s, &fields).await?;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(60)).await;
         let out = json!({"metadata": {"annotations": {"reattach.dev/opt-out": "true"}}});

@@ -1,20 +1,19 @@
-//! Who may make reattach do what: a policy is a ceiling for everybody without a right at cluster scope, and a right that was
+//! Authority: a policy is a ceiling for every account without a right at cluster scope, and a right that was
 //! taken away since stops a run.
 
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceStatus, JobAction};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::app::App;
 use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{secs, simulate, story};
+use reattach_tests_simulation::fixture::{new_stage, policy};
+use reattach_tests_simulation::{NODES, redis, secs, simulate, story};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
 const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
 /// Has every verb on VolumeRecoveries in the namespace of the apps.
 const ADAM: &str = "adam@example.org";
@@ -25,9 +24,8 @@ const CARLA: &str = "carla@example.org";
 type Withdrawn = Arc<Mutex<BTreeSet<&'static str>>>;
 
 /// Redis on the first of two nodes, under a policy; adam and carla have their rights until they are withdrawn.
-async fn stage(spec: Value) -> Result<(Stage, Withdrawn), WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
+async fn stage(fields: Value) -> Result<(Stage, Withdrawn), WorldError> {
+    let mut s = new_stage(1, &NODES).await?;
     s.world.follow_power();
     let withdrawn = Withdrawn::default();
     let gone = withdrawn.clone();
@@ -38,13 +36,8 @@ async fn stage(spec: Value) -> Result<(Stage, Withdrawn), WorldError> {
             let own = what["group"] == "reattach.dev" && what["resource"] == "volumerecoveries";
             own && !lost && (user == CARLA || user == ADAM && what["namespace"] == "default")
         })));
-    let app = App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache");
-    on_one_node(&mut s, &NODES, [(app, Expect::Running)].into_iter()).await?;
-    let mut policy = json!({"precedence": 0, "runbook": DEFAULT_RUNBOOK});
-    for (key, value) in spec.as_object().expect("an object") {
-        policy[key] = value.clone();
-    }
-    s.world.policy_of("everything", &policy).await?;
+    on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
+    policy(&s, &fields).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(10)).await;
     Ok((s, withdrawn))

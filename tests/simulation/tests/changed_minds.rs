@@ -5,16 +5,16 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::JobAction;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::request_log::Entry;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
-use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, redis, secs};
+use reattach_tests_simulation::fixture::{
+    on_first_node, policy, recycle_redis, redis_under, replicas,
+};
+use reattach_tests_simulation::{NODES, redis, secs, story};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
 const CLAIM: &str = "/api/v1/namespaces/default/persistentvolumeclaims/redis-data";
@@ -41,13 +41,6 @@ impl Change {
     }
 }
 
-fn replicas(w: &World) -> i64 {
-    redis()
-        .read(w.server())
-        .and_then(|o| o["spec"]["replicas"].as_i64())
-        .unwrap_or(-1)
-}
-
 fn is_held(w: &World) -> bool {
     let label = |r: &VolumeRecovery| {
         r.metadata
@@ -58,7 +51,7 @@ fn is_held(w: &World) -> bool {
     w.recoveries().iter().any(label)
 }
 
-/// What was seen after the change.
+/// The state after the change.
 struct After {
     /// Changing requests of the controller that are no records of its own.
     effects: Vec<Entry>,
@@ -72,21 +65,9 @@ struct After {
 /// A phantom attachment whose driver cannot detach, so that a cloud detach is to come; `change` happens once `when` holds.
 fn phantom(runbook: &'static str, when: fn(&World) -> bool, change: Change) -> After {
     let played = in_virtual_time(move || async move {
-        let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-        s.add(redis(), Expect::Restored).await?;
-        s.world
-            .policy_of(
-                "everything",
-                &json!({"mode": "Auto", "precedence": 0, "runbook": runbook}),
-            )
-            .await?;
-        s.running(&["redis"], secs(180)).await?;
+        let mut s = redis_under(1, runbook).await?;
         s.world.csi.set_unpublish_fails(true);
-        s.start_replica("reattach-controller-0", None);
-        s.pass(secs(5)).await;
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        recycle_redis(&mut s).await?;
         s.until("the run under way", secs(300), when).await?;
         if change.silent {
             silence_the_policies(&s);
@@ -110,7 +91,7 @@ fn phantom(runbook: &'static str, when: fn(&World) -> bool, change: Change) -> A
             held: is_held(&s.world),
             replicas: replicas(&s.world),
             first: (first.phase, first.message),
-            story: s.lines().iter().map(|l| l.render()).collect(),
+            story: story(&s),
         })
     });
     played.expect("virtual time").expect("the stage")
@@ -137,7 +118,7 @@ fn silence_the_policies(s: &Stage) {
 }
 
 impl After {
-    /// Nothing was freed, everything was put back, and the run ended for this reason.
+    /// Asserts that nothing was freed, everything was restored, and the run ended for this reason.
     fn is_unwound(&self, because: &str) {
         let frees = |e: &&Entry| {
             let line = e.line();
@@ -240,12 +221,8 @@ fn a_deleted_claim_ends_its_run() {
 #[test]
 fn a_revoked_power_off_permission_stops_the_order() {
     let played = in_virtual_time(|| async {
-        let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-        s.world.follow_power();
-        on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
-        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed"});
-        s.world.policy_of("everything", &spec).await?;
+        let mut s = on_first_node(1, [(redis(), Expect::Restored)]).await?;
+        policy(&s, &json!({"powerOff": "Allowed"})).await?;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(10)).await;
         s.hang(NODES[0].0)?;

@@ -8,15 +8,14 @@ use reattach_controller::driving::PLACES;
 use reattach_controller::records::{KEEP_PER_NAMESPACE, QUOTA};
 use reattach_core::hold::HOLD_GATE;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{APPS, PERSON, World};
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::fixture::{on_first_node, policy};
 use reattach_tests_simulation::{NODES, play, redis, secs, story};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -29,19 +28,10 @@ const LATENCY: Duration = Duration::from_millis(50);
 
 /// Redis on the first of two nodes, a policy of this mode, a slow API server, and the namespace of the crowd.
 async fn stage(mode: &str) -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.world.follow_power();
-    on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter())
-        .await
-        .expect("redis runs");
-    let policy = json!({ "mode": mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK });
-    s.world
-        .policy_of("everything", &policy)
-        .await
-        .expect("a policy");
+    let apps = [(redis(), Expect::Running)];
+    let mut s = on_first_node(1, apps).await.expect("redis runs");
+    let fields = json!({ "mode": mode });
+    policy(&s, &fields).await.expect("a policy");
     let server = s.world.server();
     server
         .insert(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": CROWD } }));

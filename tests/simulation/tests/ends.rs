@@ -2,25 +2,18 @@
 
 use reattach_api::Phase;
 use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, JobAction, VolumeNo};
-use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::taint_recorder::is_out_of_service_by_us;
 use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_tests_simulation::fixture::{on_first_node, policy, recovery_path};
 use reattach_tests_simulation::{NODES, redis, secs, story};
 use serde_json::json;
-use std::sync::Arc;
 
 /// An app on a node whose kernel then hangs, under a policy with this rule about power.
 async fn stage(power_off: &str) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-    s.world.follow_power();
-    on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
-    let spec =
-        json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": power_off});
-    s.world.policy_of("everything", &spec).await?;
+    let mut s = on_first_node(1, [(redis(), Expect::Restored)]).await?;
+    policy(&s, &json!({"powerOff": power_off})).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(10)).await;
     Ok(s)
@@ -107,12 +100,7 @@ fn an_aborted_run_powers_the_machine_on_again() {
             s.hang(NODES[0].0)?;
             s.until("shutdown ordered", secs(600), shutdown_ordered)
                 .await?;
-            let name = s
-                .recovery_of("redis")
-                .and_then(|r| r.metadata.name)
-                .unwrap_or_default();
-            let path =
-                format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}");
+            let path = recovery_path(&s);
             s.world
                 .merge(
                     "oncall",
@@ -141,7 +129,7 @@ fn an_aborted_run_powers_the_machine_on_again() {
     }
 }
 
-/// After the taint the pod goes, and with it a claim that somebody deleted: nothing in the cluster leads to the volume.
+/// After the taint the pod is deleted, and with it its deleted claim: nothing in the cluster leads to the volume.
 #[test]
 fn a_claim_deleted_after_the_taint_powers_the_machine_on() {
     let played = in_virtual_time(|| async {

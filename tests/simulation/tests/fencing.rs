@@ -1,14 +1,10 @@
 //! Class A under crashes, aborts, partitions and dry runs: never a second writer, never a taint left behind.
 
-use kube::Api;
-use kube::api::{Patch, PatchParams};
-use reattach_api::VolumeRecovery;
 use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::Stage;
-use reattach_drill::world::APPS as NAMESPACE;
 use reattach_tests_simulation::dead_node::{DeadNodeSetup, run_dead_node};
+use reattach_tests_simulation::fixture::abort_before;
 use reattach_tests_simulation::{Part, RunResult, cut_off_the_leader, parts, seeds};
-use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,25 +90,7 @@ fn two_leaders_under_a_partition_while_a_node_is_fenced() {
     }
 }
 
-/// Stores an abort in every recovery right before the first replica's `number`th request leaves.
-fn abort_before(s: &Stage, number: u64) {
-    let api: Api<VolumeRecovery> = Api::namespaced(s.world.client_as("oncall"), NAMESPACE);
-    let hook = move || -> futures::future::BoxFuture<'static, ()> {
-        let api = api.clone();
-        Box::pin(async move {
-            let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
-            for recovery in api.list(&Default::default()).await.expect("a list") {
-                let name = recovery.metadata.name.unwrap_or_default();
-                api.patch(&name, &PatchParams::default(), &Patch::Merge(&body))
-                    .await
-                    .expect("patched");
-            }
-        })
-    };
-    s.replicas[0].meanwhile(number, Arc::new(hook));
-}
-
-/// What of ours is left after an abort: the taint, a hold; a quarantine may stay, its machine being off.
+/// Leftovers after an abort: the taint, a hold. A quarantine may stay, because its machine is off.
 fn left(s: &Stage) -> Vec<String> {
     let mut found = Vec::new();
     for node in s.world.server().list("", "nodes", None) {
@@ -137,7 +115,9 @@ fn aborts(part: Part) {
         let requests = run_dead_node(seed, DeadNodeSetup::default()).requests;
         for number in part.of((1..=requests).step_by(2)) {
             let setup = DeadNodeSetup {
-                then: Arc::new(move |s, _| abort_before(s, number)),
+                then: Arc::new(move |s, _| {
+                    abort_before(s, number);
+                }),
                 at_the_end: left,
                 heals: false,
                 ..DeadNodeSetup::default()

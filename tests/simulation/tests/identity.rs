@@ -6,12 +6,12 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::apiserver::{self, RequestMatch, Verb};
 use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::fixture::{on_first_node, policy};
 use reattach_tests_simulation::{NODES, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -37,19 +37,15 @@ fn pv_path() -> String {
 
 /// Redis on the first of two nodes, and a policy that allows everything.
 async fn stage() -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-    s.world.follow_power();
-    on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
-    let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
-        "nodes": {"patienceSeconds": 60}});
-    s.world.policy_of("everything", &spec).await?;
+    let mut s = on_first_node(1, [(redis(), Expect::Restored)]).await?;
+    let fields = json!({"powerOff": "Allowed", "nodes": {"patienceSeconds": 60}});
+    policy(&s, &fields).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(60)).await;
     Ok(s)
 }
 
-/// What the story left behind, to be looked at outside of virtual time.
+/// The end of a run, for assertions outside of virtual time.
 #[derive(Debug, Default)]
 struct Aftermath {
     /// Every changing request of the controller to what is not its own.
@@ -58,7 +54,7 @@ struct Aftermath {
     holder: Option<InstanceNo>,
     /// Power states of the first node's machine and of the stranger.
     power: [Option<InstanceStatus>; 2],
-    /// What a story found wrong by itself.
+    /// Violations that the stage found.
     broken: Vec<String>,
     /// Namespace, claim, phase, message and refusals of every recovery.
     recoveries: Vec<String>,
@@ -345,7 +341,7 @@ fn a_machine_that_was_never_a_node_keeps_its_volume() {
     );
 }
 
-/// Somebody created a Node with the machine's providerID and deleted it a minute later. No kubelet ever renewed its Lease.
+/// A Node with the machine's providerID existed for a minute. No kubelet ever renewed its Lease.
 #[test]
 fn a_short_lived_node_makes_no_machine_of_this_cluster() {
     let after = played(|| async {

@@ -8,23 +8,14 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::hold::HOLD_GATE;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::checks;
 use reattach_drill::in_virtual_time;
-use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stage::Stage;
 use reattach_drill::world::{PERSON, World, WorldError};
-use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, redis, secs, story};
+use reattach_tests_simulation::fixture::{recovery_path, recycle_redis, redis_under, replicas};
+use reattach_tests_simulation::{broken_rules, redis, secs, story};
 use serde_json::json;
-use std::sync::Arc;
 
 const VOLUME: VolumeNo = VolumeNo(7001);
-
-fn replicas(w: &World) -> i64 {
-    redis()
-        .read(w.server())
-        .and_then(|o| o["spec"]["replicas"].as_i64())
-        .unwrap_or(-1)
-}
 
 fn pending_detach(w: &World) -> bool {
     let pending = |status| matches!(status, JobStatus::Scheduled | JobStatus::Started);
@@ -46,39 +37,25 @@ fn is_gated(w: &World) -> bool {
 
 /// A phantom attachment of an app whose driver cannot detach, so that the cloud's detach is needed.
 async fn stage(runbook: &str) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
-    s.add(redis(), Expect::Running).await?;
-    s.world
-        .policy_of(
-            "everything",
-            &json!({"mode": "Auto", "precedence": 0, "runbook": runbook}),
-        )
-        .await?;
-    s.running(&["redis"], secs(180)).await?;
+    let s = redis_under(1, runbook).await?;
     s.world.csi.set_unpublish_fails(true);
-    s.start_replica("reattach-controller-0", None);
-    s.pass(secs(5)).await;
     Ok(s)
 }
 
-/// Path of the only recovery.
-fn path(s: &Stage) -> String {
-    let name = s
-        .recovery_of("redis")
-        .and_then(|r| r.metadata.name)
-        .unwrap_or_default();
-    format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}")
+/// The cloud accepts the detach of a phantom attachment by reattach, and never ends it.
+async fn hanging_detach(s: &mut Stage) -> Result<(), WorldError> {
+    s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+    recycle_redis(s).await?;
+    s.until("our detach job", secs(900), pending_detach)
+        .await
+        .map(|_| ())
 }
 
 #[test]
 fn a_detach_pending_for_an_hour_is_not_forgotten() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
-        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-        s.until("our detach job", secs(600), pending_detach).await?;
+        hanging_detach(&mut s).await?;
         let back = s.until("restored", secs(5_400), |w| replicas(w) == 1).await;
         Ok::<_, WorldError>((back.is_ok(), pending_detach(&s.world), story(&s)))
     });
@@ -93,12 +70,9 @@ fn a_detach_pending_for_an_hour_is_not_forgotten() {
 fn an_abort_lifts_no_hold_while_the_detach_is_pending() {
     let played = in_virtual_time(|| async {
         let mut s = stage(DEFAULT_RUNBOOK).await?;
-        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-        s.until("our detach job", secs(900), pending_detach).await?;
+        hanging_detach(&mut s).await?;
         s.pass(secs(660)).await;
-        let recovery = path(&s);
+        let recovery = recovery_path(&s);
         s.world
             .merge(
                 "oncall",
@@ -119,18 +93,10 @@ fn a_late_detach_takes_no_disk_in_use() {
         let played = in_virtual_time(move || async move {
             let mut s = stage(DEFAULT_RUNBOOK).await?;
             s.replicas[0].detach_late(secs(late));
-            let node = s.node_of("redis");
-            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+            recycle_redis(&mut s).await?;
             s.pass(secs(1_200)).await;
             s.look();
-            let broken: Vec<String> = checks::all(&s)
-                .into_iter()
-                .flat_map(|c| {
-                    c.broken
-                        .into_iter()
-                        .map(move |b| format!("{}: {b}", c.rule))
-                })
-                .collect();
+            let broken = broken_rules(&s);
             let pulled = s.world.cloud.pulled().len();
             Ok::<_, WorldError>((pulled, s.world.app_ready("redis", 1), broken, story(&s)))
         });
@@ -155,8 +121,7 @@ fn a_detach_that_was_lost_waits_for_a_person() {
         );
         cut.times = Some(1);
         s.world.cloud.add_fault(cut);
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        recycle_redis(&mut s).await?;
         s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
         s.pass(secs(7_200)).await;
         let held = is_gated(&s.world);
@@ -167,7 +132,7 @@ fn a_detach_that_was_lost_waits_for_a_person() {
             .unwrap_or_default();
         let word =
             json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
-        let recovery = path(&s);
+        let recovery = recovery_path(&s);
         s.world
             .merge(
                 "oncall",
@@ -199,7 +164,7 @@ async fn delete(w: &World, path: &str) -> Result<(), WorldError> {
     Ok(())
 }
 
-/// Everything of the run was given back: the count, the gates, the finalizer.
+/// Returns whether the count is restored, and no gate and no finalizer of the run is left.
 fn is_given_back(w: &World) -> bool {
     let kept =
         |r: &reattach_api::VolumeRecovery| r.metadata.finalizers.iter().flatten().next().is_some();
@@ -212,10 +177,7 @@ fn a_claim_deleted_during_a_detach_still_ends_the_run() {
     for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
         let played = in_virtual_time(move || async move {
             let mut s = stage(runbook).await?;
-            s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-            let node = s.node_of("redis");
-            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-            s.until("our detach job", secs(900), pending_detach).await?;
+            hanging_detach(&mut s).await?;
             delete(&s.world, CLAIM).await?;
             s.pass(secs(600)).await;
             let (pending, free) = (pending_detach(&s.world), is_given_back(&s.world));
@@ -243,10 +205,7 @@ fn a_claim_deleted_during_a_detach_still_ends_the_run() {
 fn a_namespace_deleted_during_a_detach_terminates() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
-        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-        s.until("our detach job", secs(900), pending_detach).await?;
+        hanging_detach(&mut s).await?;
         let namespace = "/api/v1/namespaces/default";
         s.world
             .request(PERSON, "DELETE", namespace, "application/json", &json!({}))
@@ -282,8 +241,7 @@ fn a_persons_statement_counts_after_the_volume_is_gone() {
         );
         cut.times = Some(1);
         s.world.cloud.add_fault(cut);
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        recycle_redis(&mut s).await?;
         s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
         delete(&s.world, CLAIM).await?;
         delete(
@@ -295,7 +253,7 @@ fn a_persons_statement_counts_after_the_volume_is_gone() {
         let held = replicas(&s.world) == 0;
         let word =
             json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
-        let recovery = path(&s);
+        let recovery = recovery_path(&s);
         s.world
             .merge(
                 "oncall",
@@ -324,13 +282,13 @@ fn notes(w: &World) -> Vec<String> {
         .collect()
 }
 
-/// Somebody deletes policy and record by force.
+/// Policy and record are deleted by force.
 async fn delete_the_record(s: &Stage) -> Result<(), WorldError> {
     let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
     s.world
         .request(PERSON, "DELETE", policy, "application/json", &json!({}))
         .await?;
-    delete(&s.world, &path(s)).await
+    delete(&s.world, &recovery_path(s)).await
 }
 
 /// The request is sent and has not arrived when the record goes: no history shows it, and the note alone tells of it.
@@ -340,8 +298,7 @@ fn a_deleted_records_late_detach_takes_no_disk_in_use() {
         let played = in_virtual_time(move || async move {
             let mut s = stage(runbook).await?;
             s.replicas[0].detach_late(secs(200));
-            let node = s.node_of("redis");
-            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+            recycle_redis(&mut s).await?;
             s.until("the note of our order", secs(900), |w| !notes(w).is_empty())
                 .await?;
             s.pass(secs(15)).await;
@@ -358,7 +315,7 @@ fn a_deleted_records_late_detach_takes_no_disk_in_use() {
         let (free, back, pulled, story) = played.expect("virtual time").expect("the stage");
         assert!(
             !free,
-            "{runbook}: let go before the order was accounted for\n{story}"
+            "{runbook}: released before the order was accounted for\n{story}"
         );
         assert!(
             back && pulled == 0,
@@ -372,10 +329,7 @@ fn a_deleted_records_late_detach_takes_no_disk_in_use() {
 fn new_pods_stay_gated_after_the_record_was_force_deleted() {
     let played = in_virtual_time(|| async {
         let mut s = stage(DEFAULT_RUNBOOK).await?;
-        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-        s.until("our detach job", secs(900), pending_detach).await?;
+        hanging_detach(&mut s).await?;
         delete_the_record(&s).await?;
         s.pass(secs(15)).await;
         for pod in s.world.pods("redis") {
@@ -402,10 +356,7 @@ fn new_pods_stay_gated_after_the_record_was_force_deleted() {
 fn a_stamp_whose_claim_is_gone_restores_nothing() {
     let played = in_virtual_time(|| async {
         let mut s = stage(SCALE_TO_ZERO).await?;
-        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-        let node = s.node_of("redis");
-        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-        s.until("our detach job", secs(900), pending_detach).await?;
+        hanging_detach(&mut s).await?;
         delete_the_record(&s).await?;
         for note in notes(&s.world) {
             delete(
@@ -430,15 +381,12 @@ fn a_force_deleted_record_restores_nothing_during_a_detach() {
     for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
         let played = in_virtual_time(move || async move {
             let mut s = stage(runbook).await?;
-            s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
-            let node = s.node_of("redis");
-            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
-            s.until("our detach job", secs(900), pending_detach).await?;
+            hanging_detach(&mut s).await?;
             let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
             s.world
                 .request(PERSON, "DELETE", policy, "application/json", &json!({}))
                 .await?;
-            let recovery = path(&s);
+            let recovery = recovery_path(&s);
             s.world
                 .merge(
                     PERSON,
@@ -462,7 +410,7 @@ fn a_force_deleted_record_restores_nothing_during_a_detach() {
         let (free, pending, back, story) = played.expect("virtual time").expect("the stage");
         assert!(
             pending && !free,
-            "{runbook}: let go {free} while the detach is pending {pending}\n{story}"
+            "{runbook}: released {free} while the detach is pending {pending}\n{story}"
         );
         assert!(
             back,

@@ -1,18 +1,16 @@
 //! The leader dies at every point of a recovery; two leaders under a partition; a Lease that is deleted or restored.
 
 use reattach_api::Phase;
-use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::in_virtual_time;
 use reattach_drill::replica::{CONTROLLER_USER, CrashPoint, LEASE, NAMESPACE, Side};
-use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stage::Stage;
 use reattach_drill::world::{APPS, PERSON, World};
-use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::fixture::{redis_to_zero, redis_under, replicas};
 use reattach_tests_simulation::{
-    NODES, Part, Setup, all_good, cut_off_the_leader, parts, redis, run_phantom, secs, seeds,
+    Part, Setup, all_good, cut_off_the_leader, parts, run_phantom, secs, seeds,
 };
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Every changing request of an undisturbed run is a crash point, on both sides; each `stride`th is tried.
@@ -106,13 +104,6 @@ fn two_leaders_under_a_partition() {
     });
 }
 
-fn replicas(w: &World) -> i64 {
-    redis()
-        .read(w.server())
-        .and_then(|o| o["spec"]["replicas"].as_i64())
-        .expect("the workload")
-}
-
 fn lease_path() -> String {
     format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}")
 }
@@ -146,30 +137,13 @@ fn terms(s: &Stage) -> Vec<u64> {
 
 /// A workload at zero by a leader of term 2, as in any cluster that is older than one upgrade.
 async fn at_zero_in_term_2() -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.add(redis(), Expect::Running).await.expect("an app");
-    s.world
-        .policy("everything", Mode::Auto, 0, SCALE_TO_ZERO)
-        .await
-        .expect("a policy");
-    s.running(&["redis"], secs(180)).await.expect("it runs");
-    s.start_replica("reattach-controller-0", None);
-    s.pass(secs(5)).await;
+    let mut s = redis_under(1, SCALE_TO_ZERO).await.expect("redis runs");
     s.start_replica("reattach-controller-1", None);
     s.pass(secs(5)).await;
     s.replicas.remove(0).stop().await;
     s.pass(secs(5)).await;
     assert_eq!(term(&s.world), 2);
-    let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6))
-        .await
-        .expect("a recycle");
-    s.until("at zero", secs(300), |w| replicas(w) == 0)
-        .await
-        .expect("at zero");
+    redis_to_zero(&mut s).await.expect("at zero");
     s
 }
 

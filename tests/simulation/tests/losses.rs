@@ -3,12 +3,12 @@
 
 use reattach_api::Phase;
 use reattach_drill::app::{App, AppVolume};
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, redis, secs};
+use reattach_tests_simulation::fixture::{effects, on_first_node, policy};
+use reattach_tests_simulation::{redis, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const PERSON: &str = "sre@example.org";
 
 /// A database whose pod uses a second claim.
 fn postgres() -> App {
-    let mut app = App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database");
+    let mut app = reattach_tests_simulation::postgres();
     let wal = AppVolume {
         number: 7050,
         label: "pvc77aaf0e6a0d4d0e0".into(),
@@ -37,24 +37,10 @@ fn postgres() -> App {
 
 /// Everything on the first node, under a policy that lets it be powered off.
 async fn set(seed: u64, apps: &[App]) -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.world.follow_power();
-    on_one_node(
-        &mut s,
-        &NODES,
-        apps.iter().map(|a| (a.clone(), Expect::Running)),
-    )
-    .await
-    .expect("they run");
-    let policy = json!({ "mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "Allowed",
-        "nodes": { "patienceSeconds": 60 } });
-    s.world
-        .policy_of("everything", &policy)
-        .await
-        .expect("a policy");
+    let apps = apps.iter().map(|a| (a.clone(), Expect::Running));
+    let mut s = on_first_node(seed, apps).await.expect("the apps run");
+    let fields = json!({ "powerOff": "Allowed", "nodes": { "patienceSeconds": 60 } });
+    policy(&s, &fields).await.expect("a policy");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
     s
@@ -79,16 +65,7 @@ fn said(s: &Stage, app: &App) -> (Phase, String) {
     (status.phase, status.message)
 }
 
-fn effects(s: &Stage) -> Vec<String> {
-    s.world
-        .request_log
-        .effects()
-        .iter()
-        .map(|e| e.line())
-        .collect()
-}
-
-/// Somebody deleted the second claim by mistake: it lives only as long as the pod uses it (pvc-protection).
+/// The second claim was deleted by mistake: it exists only as long as the pod uses it (pvc-protection).
 #[test]
 fn an_eviction_loses_no_deleted_claim() {
     in_virtual_time(|| async {
@@ -119,7 +96,7 @@ fn an_eviction_loses_no_deleted_claim() {
     .expect("virtual time");
 }
 
-/// The same by a fence: pods of a node that is tainted out of service are deleted by Kubernetes.
+/// The loss by a fence: Kubernetes deletes the pods of a node that is tainted out of service.
 #[test]
 fn a_fence_loses_no_deleted_claim() {
     in_virtual_time(|| async {
@@ -211,7 +188,7 @@ fn a_fence_loses_no_claim_owned_by_a_neighbours_pod() {
     }
 }
 
-/// Nobody would make a bare pod again. Kubernetes evicts it from a node that stays unreachable (300 s); then it is lost
+/// No controller would recreate a bare pod. Kubernetes evicts it from a node that stays unreachable (300 s); then it is lost
 /// whatever reattach does, and the node is fenced.
 #[test]
 fn a_fence_waits_until_a_bare_pod_is_deleted() {

@@ -7,16 +7,15 @@ use reattach_drill::app::App;
 use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_tests_simulation::fixture::new_stage;
 use reattach_tests_simulation::{postgres, redis, secs, simulate, story};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const NODES: [(&str, u64); 3] = [("node-a", 101), ("node-b", 102), ("node-c", 103)];
 const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";
 
 async fn stage(nodes: &[(&str, u64)]) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let s = Stage::new(1, start, nodes, Arc::new(|_| {})).await?;
+    let s = new_stage(1, nodes).await?;
     s.world.follow_power();
     Ok(s)
 }

@@ -4,12 +4,11 @@
 use reattach_api::Phase;
 use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_core::stamp::STAMP_ANNOTATION;
-use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stage::Stage;
 use reattach_drill::world::{APPS, PERSON, World};
-use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, play, redis, secs, story};
+use reattach_tests_simulation::fixture::{recovery_path, redis_to_zero, redis_under, replicas};
+use reattach_tests_simulation::{play, redis, secs, story};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const WORKLOAD: &str = "/apis/apps/v1/namespaces/default/deployments/redis";
 /// Has `edit` in the namespace.
@@ -24,42 +23,19 @@ fn workload(w: &World) -> Value {
         .expect("the workload")
 }
 
-fn replicas(w: &World) -> i64 {
-    workload(w)["spec"]["replicas"].as_i64().expect("a count")
-}
-
 fn is_stamped(w: &World) -> bool {
     !workload(w)["metadata"]["annotations"][STAMP_ANNOTATION].is_null()
 }
 
 /// Redis under a policy that scales to zero, and a controller.
 async fn set() -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.add(redis(), Expect::Running).await.expect("an app");
-    let policy = json!({"mode": "Auto", "precedence": 0, "runbook": SCALE_TO_ZERO});
-    s.world
-        .policy_of("everything", &policy)
-        .await
-        .expect("a policy");
-    s.running(&["redis"], secs(180)).await.expect("it runs");
-    s.start_replica("reattach-controller-0", None);
-    s.pass(secs(5)).await;
-    s
+    redis_under(1, SCALE_TO_ZERO).await.expect("redis runs")
 }
 
-/// The same, up to the moment at which a run has scaled redis to zero.
+/// As [`set`], up to the moment at which a run has scaled redis to zero.
 async fn at_zero() -> Stage {
     let mut s = set().await;
-    let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6))
-        .await
-        .expect("a recycle");
-    s.until("at zero", secs(300), |w| replicas(w) == 0)
-        .await
-        .expect("at zero");
+    redis_to_zero(&mut s).await.expect("at zero");
     s
 }
 
@@ -98,13 +74,9 @@ async fn edit_count(s: &Stage, count: i64) {
     annotate(s, &stamp.to_string(), "").await;
 }
 
-/// The record is deleted, and its finalizer taken off by force.
+/// Deletes the record and removes its finalizer.
 async fn delete_the_record(s: &Stage) {
-    let name = s
-        .recovery_of("redis")
-        .and_then(|r| r.metadata.name)
-        .expect("a name");
-    let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
+    let path = recovery_path(s);
     s.world
         .request(PERSON, "DELETE", &path, "application/json", &json!({}))
         .await
@@ -259,17 +231,13 @@ fn a_stamp_edited_in_a_run_restores_the_journals_count() {
     });
 }
 
-/// The same on the way back.
+/// As above, while the run unwinds.
 #[test]
 fn a_stamp_edited_before_an_abort_restores_the_journals_count() {
     play(|| async {
         let mut s = at_zero().await;
         edit_count(&s, 40).await;
-        let name = s
-            .recovery_of("redis")
-            .and_then(|r| r.metadata.name)
-            .expect("a name");
-        let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
+        let path = recovery_path(&s);
         let abort = json!({"spec": {"abort": {"by": PERSON, "reason": "enough"}}});
         s.world
             .merge(PERSON, &path, &abort)
@@ -309,7 +277,7 @@ fn a_force_deleted_record_still_shows_the_count() {
     });
 }
 
-/// Nobody who lives has seen the journal: the honest stamp suffices.
+/// No controller that runs has seen the journal: the honest stamp suffices.
 #[test]
 fn an_honest_stamp_restores_without_any_record() {
     play(|| async {

@@ -2,52 +2,27 @@
 
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::journal::{Event, Outcome};
-use reattach_drill::baseline::on_one_node;
+use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, World};
-use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::fixture::{
+    on_first_node, policy, redis_to_zero, redis_under, replicas,
+};
 use reattach_tests_simulation::{NODES, redis, secs};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const PERSON: &str = "sre@example.org";
 
-fn replicas(w: &World) -> Value {
-    redis().read(w.server()).expect("the workload")["spec"]["replicas"].clone()
-}
-
 /// A run under scale-to-zero, up to the moment at which its workload is at zero. `stuck`: until its detach was issued.
 async fn at_zero(seed: u64, stuck: bool) -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.add(redis(), Expect::Running).await.expect("an app");
-    s.world
-        .policy(
-            "everything",
-            reattach_core::policy::Mode::Auto,
-            0,
-            "scale-to-zero",
-        )
-        .await
-        .expect("a policy");
-    s.running(&["redis"], secs(180)).await.expect("it runs");
+    let mut s = redis_under(seed, SCALE_TO_ZERO).await.expect("redis runs");
     s.world.csi.set_unpublish_fails(stuck);
-    s.start_replica("reattach-controller-0", None);
-    s.pass(secs(5)).await;
-    let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6))
-        .await
-        .expect("a recycle");
-    s.until("at zero", secs(300), |w| replicas(w) == 0)
-        .await
-        .expect("scaled to zero");
+    redis_to_zero(&mut s).await.expect("at zero");
     s
 }
 
-/// Changes the stored plan, as somebody with a right to write the status can.
+/// Changes the stored plan, as any account with the right to write the status can.
 async fn edit(s: &Stage, change: impl Fn(&mut Value)) {
     let recovery = recovery_of(&s.world, &redis()).expect("a recovery");
     let name = recovery.metadata.name.expect("a name");
@@ -71,7 +46,7 @@ fn said(r: &VolumeRecovery) -> (Phase, String, usize) {
     (status.phase, status.message, status.journal.len())
 }
 
-/// What is at zero comes back by its stamp, nothing else is issued, a person is called, and nothing is journaled.
+/// Asserts that the workload is restored by its stamp, a person is called, and nothing else is issued or journaled.
 fn stops_and_puts_back(
     seed: u64,
     change: impl Fn(&mut Value) + Send + 'static,
@@ -161,16 +136,14 @@ fn an_edited_plan_restores_nothing_after_a_detach() {
     .expect("virtual time");
 }
 
-/// The machine that the run powered off is named to the person who is called: nothing else says who switched it off.
+/// The escalation names the machine that the run powered off: no other record of the power-off is readable.
 #[test]
 fn an_edited_plan_names_the_machine_that_was_powered_off() {
     in_virtual_time(|| async {
-        let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-        let mut s = Stage::new(4, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
-        s.world.follow_power();
-        on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await.expect("an app");
-        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "AllowedAndOn"});
-        s.world.policy_of("everything", &spec).await.expect("a policy");
+        let apps = [(redis(), Expect::Running)];
+        let mut s = on_first_node(4, apps).await.expect("redis runs");
+        let fields = json!({"powerOff": "AllowedAndOn"});
+        policy(&s, &fields).await.expect("a policy");
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(10)).await;
         s.hang(NODES[0].0).expect("a node");

@@ -11,7 +11,6 @@ use reattach_core::diagnosis::{Diagnosis, Verdict};
 use reattach_core::plain::{TEXT_CHARS, every_text, is_hidden};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
-use reattach_drill::baseline::on_one_node;
 use reattach_drill::replica::TOKEN;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, PERSON, World};
@@ -19,36 +18,24 @@ use reattach_report::{Incident, Record, TICKET_CHARS, html, json as report_json,
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::{ApiServer, Clock, manifests};
+use reattach_tests_simulation::fixture::on_first_node;
 use reattach_tests_simulation::{NODES, play, postgres, secs};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 /// Words of a tenant: terminal escapes, a forged line, reordered and hidden characters, a C1 control, markup.
 const EVIL: &str = "seen\u{1b}[2J\u{1b}]0;owned\u{7}\nFORGED: recovered\r\u{202e}txt\u{200b}\u{9b}31m\u{2066}|end|\u{7f} <script>alert(1)</script>";
 
 fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache").with(|w| {
+    reattach_tests_simulation::redis().with(|w| {
         w["metadata"]["annotations"] = json!({ "note": EVIL });
         w["spec"]["template"]["metadata"]["annotations"] = json!({ "note": EVIL });
     })
 }
 
 async fn stage(seed: u64, policy: &Value) -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.world.follow_power();
-    on_one_node(
-        &mut s,
-        &NODES,
-        [redis(), postgres()]
-            .into_iter()
-            .map(|a| (a, Expect::Running)),
-    )
-    .await
-    .expect("the apps run");
+    let apps = [redis(), postgres()].map(|a| (a, Expect::Running));
+    let s = on_first_node(seed, apps).await.expect("the apps run");
     s.world
         .policy_of("everything", policy)
         .await
@@ -56,7 +43,7 @@ async fn stage(seed: u64, policy: &Value) -> Stage {
     s
 }
 
-/// Somebody with the right to write Events fills them with everything that a terminal, a log or a report could trip over.
+/// Fills Events with text that could break a terminal, a log or a report, as anyone with the right to write Events can.
 fn evil_events(w: &World) {
     for app in ["redis", "postgres"] {
         for pod in w.pods(app) {
@@ -76,7 +63,7 @@ fn evil_events(w: &World) {
     }
 }
 
-/// What is wrong with a text that we wrote.
+/// The faults of a text that reattach wrote.
 fn wrong(text: &str, most: usize, lines: bool) -> Option<String> {
     let shown: String = text.chars().take(300).collect();
     if text.contains(|c| is_hidden(c) && !(lines && c == '\n')) {
@@ -88,7 +75,7 @@ fn wrong(text: &str, most: usize, lines: bool) -> Option<String> {
     (text.chars().count() > most).then(|| format!("{} characters: {shown:?}", text.chars().count()))
 }
 
-/// What is wrong with the records, Events and reports that stand now.
+/// The faults of the records, Events and reports that exist now.
 fn look(w: &World) -> BTreeSet<String> {
     let found = std::cell::RefCell::new(BTreeSet::new());
     let check = |value: &Value, place: &str, most: usize| {
@@ -155,7 +142,7 @@ fn look(w: &World) -> BTreeSet<String> {
     found.into_inner()
 }
 
-/// Lets time pass and looks at everything that is written meanwhile, until `over`.
+/// Passes virtual time until `over`, and checks everything that is written meanwhile.
 async fn watch_until(s: &mut Stage, limit: u64, over: impl Fn(&World) -> bool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for _ in 0..limit {

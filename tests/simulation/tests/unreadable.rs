@@ -1,4 +1,4 @@
-//! What this version cannot read: a recovery, an agent's report, the owner of a pod. It stays untouched and is named,
+//! Objects that this version cannot read: a recovery, an agent's report, the owner of a pod. It stays untouched and is named,
 //! and everything else goes on.
 
 use k8s_openapi::api::core::v1::Pod;
@@ -7,13 +7,13 @@ use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
 use reattach_core::ids::ObjectName;
 use reattach_drill::app::App;
-use reattach_drill::checks;
 use reattach_drill::stage::{Expect, Stage, recovery_of, state_of};
 use reattach_drill::world::{APPS, World};
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::{ApiServer, Clock};
-use reattach_tests_simulation::{NODES, play, secs};
+use reattach_tests_simulation::fixture::new_stage;
+use reattach_tests_simulation::{NODES, broken_rules, play, secs, story};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -33,25 +33,16 @@ fn pinned(app: App, node: &str) -> App {
 }
 
 fn redis() -> App {
-    pinned(
-        App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"),
-        NODES[0].0,
-    )
+    pinned(reattach_tests_simulation::redis(), NODES[0].0)
 }
 
 fn postgres() -> App {
-    pinned(
-        App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
-        NODES[1].0,
-    )
+    pinned(reattach_tests_simulation::postgres(), NODES[1].0)
 }
 
 /// The apps run under a policy of mode Auto; no controller yet.
 async fn set(seed: u64, apps: &[App]) -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
+    let mut s = new_stage(seed, &NODES).await.expect("a stage");
     for app in apps {
         s.add(app.clone(), Expect::Running).await.expect("an app");
     }
@@ -105,15 +96,8 @@ fn effects_on(s: &Stage, part: &str) -> Vec<String> {
 }
 
 fn unbroken(s: &Stage) {
-    let broken: Vec<String> = checks::all(s)
-        .into_iter()
-        .flat_map(|c| {
-            c.broken
-                .into_iter()
-                .map(move |b| format!("{}: {b}", c.rule))
-        })
-        .collect();
-    let timeline: String = s.lines().iter().map(|l| l.render()).collect();
+    let broken = broken_rules(s);
+    let timeline = story(s);
     assert!(broken.is_empty(), "{broken:#?}\n{timeline}");
 }
 
@@ -172,7 +156,7 @@ fn a_newer_versions_recovery_waits_and_others_heal() {
             "the workload was not written"
         );
 
-        // Neither an abort nor a deletion lets go: whether a detach is under way is not known.
+        // Neither an abort nor a deletion releases anything: whether a detach is under way is not known.
         let abort = json!({ "spec": { "abort": { "by": PERSON } } });
         s.world
             .merge(PERSON, &path("future"), &abort)
@@ -382,10 +366,7 @@ fn a_readable_opt_out_on_an_operators_object_counts() {
             let owner = json!([{ "apiVersion": "redis.example.com/v1", "kind": "RedisCluster", "name": "main",
                 "uid": "u-1", "controller": true }]);
             let app = redis().with(|w| w["metadata"]["ownerReferences"] = owner);
-            let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-            let mut s = Stage::new(7, start, &NODES, Arc::new(|_| {}))
-                .await
-                .expect("a stage");
+            let mut s = new_stage(7, &NODES).await.expect("a stage");
             let server = s.world.server().clone();
             server.register_crd(&redis_clusters());
             server.insert(

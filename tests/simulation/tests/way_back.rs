@@ -4,19 +4,19 @@
 use jiff::Timestamp;
 use reattach_api::{Phase, condition};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::checks;
 use reattach_drill::replica::CONTROLLER_USER;
-use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, PERSON, World};
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch, Verb};
-use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, play, redis, secs};
+use reattach_tests_simulation::fixture::{
+    new_stage, recovery_path, recycle_redis, redis_to_zero, redis_under, replicas,
+};
+use reattach_tests_simulation::{NODES, broken_rules, play, redis, secs};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
-/// What puts the workload back.
+/// Path of the workload that is restored.
 const WORKLOAD: &str = "/apis/apps/v1/namespaces/default/deployments/redis";
-/// What ends a hold.
+/// Requests that end a hold.
 const HOLD: [&str; 2] = [
     "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/",
     "/api/v1/namespaces/default/pods/",
@@ -24,45 +24,19 @@ const HOLD: [&str; 2] = [
 /// The most requests of a controller in a minute in which it can do nothing. Its Lease alone takes 40.
 const QUIET_MINUTE: usize = 300;
 
-fn replicas(w: &World) -> i64 {
-    redis()
-        .read(w.server())
-        .and_then(|o| o["spec"]["replicas"].as_i64())
-        .expect("the workload")
-}
-
 /// An app under a policy of mode Auto, and a controller.
 async fn set(runbook: &str) -> Stage {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
-        .await
-        .expect("a stage");
-    s.add(redis(), Expect::Running).await.expect("an app");
-    let policy = json!({"mode": "Auto", "precedence": 0, "runbook": runbook});
-    s.world
-        .policy_of("everything", &policy)
-        .await
-        .expect("a policy");
-    s.running(&["redis"], secs(180)).await.expect("it runs");
-    s.start_replica("reattach-controller-0", None);
-    s.pass(secs(5)).await;
-    s
+    redis_under(1, runbook).await.expect("redis runs")
 }
 
 async fn recycle(s: &mut Stage) {
-    let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, secs(6))
-        .await
-        .expect("a recycle");
+    recycle_redis(s).await.expect("a recycle");
 }
 
-/// The same, up to the moment at which the workload is at zero.
+/// As [`set`], up to the moment at which the workload is at zero.
 async fn at_zero(runbook: &str) -> Stage {
     let mut s = set(runbook).await;
-    recycle(&mut s).await;
-    s.until("at zero", secs(300), |w| replicas(w) == 0)
-        .await
-        .expect("at zero");
+    redis_to_zero(&mut s).await.expect("at zero");
     s
 }
 
@@ -109,7 +83,7 @@ fn requests_since(w: &World, at: Timestamp) -> usize {
         .count()
 }
 
-/// What the controller asks for in one minute: of the API server, and of the cloud.
+/// The controller's requests in one minute, to the API server and to the cloud.
 async fn one_minute(s: &mut Stage) -> (usize, usize) {
     let (at, cloud) = (s.world.now(), s.world.cloud.requests().len());
     s.pass(secs(60)).await;
@@ -154,7 +128,7 @@ fn unbroken(s: &mut Stage) {
     unbroken_but(s, &[]);
 }
 
-/// The same after something was put back without a journal: writes to these paths were not announced by a line.
+/// As [`unbroken`], after a restore without a journal: no line announced the writes to these paths.
 fn unbroken_but(s: &mut Stage, put_back: &[&str]) {
     s.look();
     let expected = |b: &String| {
@@ -163,13 +137,8 @@ fn unbroken_but(s: &mut Stage, put_back: &[&str]) {
                 .iter()
                 .any(|path| b.contains(&format!(" PATCH {path}")))
     };
-    let broken: Vec<String> = checks::all(s)
+    let broken: Vec<String> = broken_rules(s)
         .into_iter()
-        .flat_map(|c| {
-            c.broken
-                .into_iter()
-                .map(move |b| format!("{}: {b}", c.rule))
-        })
         .filter(|b| !expected(b))
         .collect();
     let timeline: String = s.lines().iter().map(|l| l.render()).collect();
@@ -237,7 +206,7 @@ fn a_refused_restore_escalates_and_is_retried() {
     });
 }
 
-/// What is waited for stands behind why the run turned back, whatever that has in it.
+/// The message names the reason for unwinding first and the current wait after it, whatever text the reason has.
 #[test]
 fn any_text_of_a_reason_is_kept_while_the_run_waits() {
     play(|| async {
@@ -249,21 +218,18 @@ fn any_text_of_a_reason_is_kept_while_the_run_waits() {
             patches("deployments"),
             None,
         );
-        let name = s
-            .recovery_of("redis")
-            .and_then(|r| r.metadata.name)
-            .expect("a name");
-        let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
+        let path = recovery_path(&s);
         let abort = json!({"spec": {"abort": {"by": "jane; waiting: for nobody"}}});
         s.world
             .merge(PERSON, &path, &abort)
             .await
             .expect("accepted");
         s.until("a restore that is refused", secs(300), |w| {
-            let record = w
-                .server()
-                .read("reattach.dev", "volumerecoveries", APPS, &name);
-            record.is_some_and(|r| r["status"]["message"].to_string().contains("tried again"))
+            let waits = |r: reattach_api::VolumeRecovery| {
+                r.status
+                    .is_some_and(|st| st.message.contains("tried again"))
+            };
+            recovery_of(w, &redis()).is_some_and(waits)
         })
         .await
         .expect("a wait");
@@ -365,7 +331,7 @@ fn a_refused_status_leaves_nothing_at_zero() {
     }
 }
 
-/// A refusal that lasts for a moment costs a moment: nothing is put back, and the run goes on.
+/// A short refusal costs a short delay: the run continues and undoes nothing.
 #[test]
 fn a_status_accepted_again_resumes_the_run() {
     play(|| async {
@@ -415,7 +381,7 @@ fn a_refused_status_restores_nothing_during_a_detach() {
     });
 }
 
-/// The same for a hold: its label and the gates of waiting pods come off without a journal.
+/// A hold: its label and the gates of waiting pods are removed without a journal.
 #[test]
 fn a_refused_status_leaves_no_pod_gated() {
     play(|| async {
@@ -456,11 +422,7 @@ fn the_janitor_retries_a_refused_restore() {
             patches("deployments"),
             None,
         );
-        let name = s
-            .recovery_of("redis")
-            .and_then(|r| r.metadata.name)
-            .expect("a name");
-        let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
+        let path = recovery_path(&s);
         s.world
             .request(PERSON, "DELETE", &path, "application/json", &json!({}))
             .await
@@ -477,14 +439,11 @@ fn the_janitor_retries_a_refused_restore() {
     });
 }
 
-/// Ten runs that need a person, and nobody comes.
+/// Ten runs that need a person, and no person acts.
 #[test]
 fn stuck_recoveries_take_no_places_of_others() {
     play(|| async {
-        let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {}))
-            .await
-            .expect("a stage");
+        let mut s = new_stage(1, &NODES).await.expect("a stage");
         s.add(redis(), Expect::Running).await.expect("an app");
         s.running(&["redis"], secs(180)).await.expect("it runs");
         let policy = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK});

@@ -60,7 +60,7 @@ fn concurrent_reads_share_one_request_and_its_time() {
             SignedDuration::from_millis(2_200)
         );
 
-        // An answer of then is good for who wants none newer, and for nobody else.
+        // A batch's answer serves only readers that accept its age.
         let again = volumes[7].describe(before, now).await;
         assert_eq!((cloud.requests().len(), again), (1, facts[7].clone()));
         let later = now();
@@ -89,7 +89,7 @@ fn one_read_fetches_all_recently_wanted_volumes() {
         assert_eq!(cloud.requests().len() - before, asked);
         assert!(others.iter().all(|f| f.at == since && f.shown().is_some()));
 
-        // Who has lost interest is not asked for.
+        // A volume that no reader wants any more is not read.
         tokio::time::sleep(Duration::from_secs(4)).await;
         let before = cloud.requests().len();
         volumes[0].describe(now(), now).await;

@@ -1,4 +1,4 @@
-//! What the collector asks the cloud, when and how often; and that the proofs *gone* and *off* can be made from what it
+//! The collector's requests to the cloud, and their number; and that the proofs *gone* and *off* can be made from what it
 //! collects, by the shipped Linode provider over the simulated cloud, and from nothing less.
 
 mod answers;

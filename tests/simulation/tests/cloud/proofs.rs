@@ -57,7 +57,7 @@ fn another_scope() -> CloudScope {
     CloudScope("another".to_owned())
 }
 
-/// What both proofs rest on. Each spoils one item; the text is part of the refusal.
+/// Changes that spoil one item which both proofs need; the text is part of the refusal.
 const BOTH: &[(&str, Spoil, &str)] = &[
     (
         "volume stale",
@@ -251,7 +251,7 @@ fn offline_without_a_shutdown_job_is_not_off() {
                 off(s.collect().await.at(s.now()), &instance, Some(&seen)).expect_err(name);
             assert!(refusal.to_string().contains(expected), "{name}: {refusal}");
         }
-        // Someone boots it after all: off no longer, and not again by the old job.
+        // The machine is booted after all: it is not off any more, and the old job never proves it off again.
         let mut s = Fixture::set().await;
         s.cloud().shutdown(s.holder).expect("a shutdown");
         s.die().await;
@@ -263,7 +263,7 @@ fn offline_without_a_shutdown_job_is_not_off() {
             off(s.collect().await.at(s.now()), &instance, Some(&seen)).expect_err("booting");
         assert!(refusal.to_string().contains("not off"), "{refusal}");
         s.pass(100).await;
-        // The attachment did not outlive the boot; someone made it again.
+        // The attachment ended with the boot, and was made again.
         s.cloud().make_orphan(VOLUME, s.holder).expect("attached");
         s.cloud()
             .set_instance_status(s.holder, InstanceStatus::Offline)
@@ -325,7 +325,7 @@ fn an_existing_machine_is_never_gone() {
         let e = s.collect().await;
         let refusal = gone(e.at(s.now()), &instance, Some(&seen)).expect_err("it is there");
         assert!(matches!(refusal, NoProof::Power { .. }), "{refusal}");
-        // Deleted in order, its volumes are free at the cloud: there is nobody to free them from.
+        // Deleting the instance frees its volumes at the cloud: there is no holder left.
         s.cloud().delete_instance(s.holder).expect("deleted");
         s.pass(5).await;
         let e = s.collect().await;
