@@ -418,7 +418,7 @@ async fn cloud() -> (CloudSim, String) {
     (cloud, format!("http://{address}"))
 }
 
-/// What was asked of the cloud, reads left out.
+/// The changing requests to the cloud.
 fn mutations(cloud: &CloudSim) -> Vec<String> {
     let all = cloud
         .requests()
@@ -531,7 +531,7 @@ async fn a_volume_attachment_reaches_the_csi_controller() {
         ("Internal", "7001", "11-data11")
     );
     assert_eq!(mutations(&cloud), [attach_11]);
-    // … ends when somebody else detaches at the cloud.
+    // … ends when the volume is detached at the cloud by another client.
     cloud.detach(VolumeNo(11)).expect("detached");
     let gone = async || {
         attachments

@@ -152,7 +152,7 @@ pub struct FaultRule {
     /// Failures per thousand matching requests, drawn from the simulator's seed. `None`: all.
     #[serde(default)]
     pub permille: Option<u16>,
-    /// What happens to the request.
+    /// The fault of the request.
     pub fault: Fault,
 }
 
@@ -176,7 +176,7 @@ impl FaultRule {
         self
     }
 
-    /// Lets `skip` matching requests pass first.
+    /// Passes `skip` matching requests before the first fault.
     pub fn after(mut self, skip: u32) -> Self {
         self.skip = skip;
         self

@@ -176,7 +176,7 @@ impl CloudSim {
         self.with(|state, _| state.rate_limit = per_minute);
     }
 
-    /// Lets reads of the API answer the present state for `lasting`, while the real state moves on.
+    /// Freezes the reads of the API at the present state for `lasting`, while the real state changes.
     pub fn freeze_reads(&self, lasting: Duration) {
         self.with(|state, now| state.frozen = Some((state.view.clone(), later(now, lasting))));
     }

@@ -55,7 +55,7 @@ pub struct RequestRecord {
     pub dry_run: bool,
     /// HTTP status of the answer. `None`: the connection was cut, or no answer was given yet.
     pub status: Option<u16>,
-    /// What the request changed.
+    /// The effect of the request.
     pub effect: Effect,
     /// Faults that applied to the request.
     pub faults: Vec<String>,

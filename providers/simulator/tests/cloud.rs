@@ -58,7 +58,7 @@ fn attach_and_detach_end_at_their_due_time() {
     w.sim.detach(V).expect("accepted");
     w.pass(1);
     assert_eq!(w.shown(), (Some(A), true, false), "under way");
-    // Nobody looks for a long while; the record still has the moment at which it ended.
+    // Nothing reads for a long while; the history still has the moment at which it ended.
     w.pass(1000);
     assert_eq!(w.shown(), (None, false, false));
     assert_eq!(w.sim.holder_intervals(V)[0].until, Some(w.after(2)));

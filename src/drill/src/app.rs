@@ -60,7 +60,7 @@ impl AppVolume {
 pub struct App {
     /// The name of the workload, and the label `app` of its pods.
     pub name: String,
-    /// What it is, in a few words for people.
+    /// Description of the app in a few words.
     pub role: String,
     /// `Deployment`, `StatefulSet` or `Pod`.
     pub kind: String,
@@ -70,7 +70,7 @@ pub struct App {
     pub volumes: Vec<AppVolume>,
     /// Claims that replace those of the volumes.
     pub claims: Vec<Value>,
-    /// What is created by requests, the workload last.
+    /// Objects to create, the workload last.
     pub objects: Vec<Value>,
 }
 
@@ -142,7 +142,7 @@ impl App {
         app
     }
 
-    /// The same with the filesystem of its volumes.
+    /// Sets the filesystem of its volumes.
     #[must_use]
     pub fn with_fs_type(mut self, fs_type: &str) -> Self {
         for volume in &mut self.volumes {
@@ -151,14 +151,14 @@ impl App {
         self
     }
 
-    /// The same with another object created before the workload.
+    /// Adds an object to create before the workload.
     #[must_use]
     pub fn with_object(mut self, object: Value) -> Self {
         self.objects.insert(0, object);
         self
     }
 
-    /// The same with a change of the workload's manifest.
+    /// Changes the workload's manifest.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Value)) -> Self {
         if let Some(workload) = self.objects.last_mut() {
@@ -167,7 +167,7 @@ impl App {
         self
     }
 
-    /// The same with a Secret that its pods mount. The Secret itself is not created.
+    /// Lets its pods mount a Secret. The Secret itself is not created.
     #[must_use]
     pub fn with_secret(self, secret: &str) -> Self {
         let name = self.name.clone();

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// How long stock Kubernetes is watched alone.
 const ALONE: Duration = Duration::from_secs(1200);
 
-/// What a workload's return took, in seconds.
+/// The time until a workload was Ready again, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Took {
     /// From the moment that the node was known to be off until the pod was Ready elsewhere.
@@ -86,7 +86,7 @@ pub(crate) fn took(w: &World, app: &App, known: Timestamp, ready: Timestamp) -> 
     }
 }
 
-/// Nobody does anything: whether any app runs again after 20 min.
+/// Returns whether any app runs again after 20 min in which nothing intervenes.
 ///
 /// # Errors
 /// The world could not be set.
@@ -179,7 +179,7 @@ pub async fn on_one_node(
     Ok(())
 }
 
-/// Cordons a node, or takes that back.
+/// Cordons or uncordons a node.
 pub(crate) async fn cordon(w: &World, node: &str, closed: bool) -> Result<(), WorldError> {
     let body = json!({"spec": {"unschedulable": if closed { json!(true) } else { Value::Null }}});
     w.merge(PERSON, &format!("/api/v1/nodes/{node}"), &body)

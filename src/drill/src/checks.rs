@@ -22,7 +22,7 @@ pub fn all(stage: &Stage) -> Vec<Check> {
         one_writer(world),
         Check::new(
             "S2",
-            "nothing is left at zero, no stamp, hold, gate, finalizer or question of ours is left",
+            "no workload is left at zero, and no stamp, hold, gate, finalizer or question of reattach is left",
             leftovers(stage),
         ),
         Check::new(
@@ -35,7 +35,7 @@ pub fn all(stage: &Stage) -> Vec<Check> {
         ),
         Check::new(
             "S7",
-            "only workloads, attachments and volumes that a plan names were touched",
+            "only workloads, attachments and volumes that a plan names were changed",
             strangers(stage, &entries, &stored),
         ),
         Check::new(
@@ -57,7 +57,7 @@ pub fn all(stage: &Stage) -> Vec<Check> {
             Check::new(
                 "S6",
                 format!(
-                    "DryRun changed nothing ({} writes, all of our own records)",
+                    "DryRun changed nothing ({} writes, all to reattach's own records)",
                     first.len()
                 ),
                 broken,
@@ -83,7 +83,7 @@ pub fn all(stage: &Stage) -> Vec<Check> {
     {
         checks.push(Check::new(
             "",
-            "every workload that is ours to heal runs, with as many replicas as before",
+            "every workload that reattach had to heal runs, with as many replicas as before",
             running,
         ));
     }
@@ -94,13 +94,13 @@ pub fn all(stage: &Stage) -> Vec<Check> {
     {
         checks.push(Check::new(
             "S7",
-            "what is not ours was named and not touched: same pods, same generation",
+            "failures that are not reattach's to heal were named, and nothing of theirs was changed: same pods, same generation",
             untouched,
         ));
     }
     checks.push(Check::new(
         "",
-        "the scenario took its course",
+        "the scenario ran as written",
         stage.broken.clone(),
     ));
     checks
@@ -126,13 +126,13 @@ fn one_writer(world: &World) -> Check {
     }
     for pulled in world.cloud.pulled() {
         broken.push(format!(
-            "volume {} was pulled from instance {} while in use at {}",
+            "volume {} was detached from instance {} while in use at {}",
             pulled.volume, pulled.instance, pulled.at
         ));
     }
     Check::new(
         "S1",
-        "no volume ever had two holders or two writers, and none was pulled from a guest that used it",
+        "no volume ever had two holders or two writers, and none was detached from a guest that used it",
         broken,
     )
 }
@@ -178,7 +178,7 @@ fn leftovers(stage: &Stage) -> Vec<String> {
         let gates = pod["spec"]["schedulingGates"].as_array();
         if gates.is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE)) {
             found.push(format!(
-                "pod {} still carries the gate",
+                "pod {} still has the gate",
                 pod["metadata"]["name"]
             ));
         }
@@ -200,7 +200,7 @@ fn leftovers(stage: &Stage) -> Vec<String> {
         }
         if !object["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
             found.push(format!(
-                "{} {} still carries the stamp",
+                "{} {} still has the stamp",
                 workload.app.kind, workload.app.name
             ));
         }
@@ -216,7 +216,7 @@ fn leftovers(stage: &Stage) -> Vec<String> {
         {
             if !open.iter().any(|uid| challenge["recovery"] == uid.as_str()) {
                 found.push(format!(
-                    "node {} is still asked for a recovery that is over",
+                    "node {} is still asked a question of a recovery that is over",
                     report["metadata"]["name"]
                 ));
             }
@@ -229,7 +229,7 @@ fn leftovers(stage: &Stage) -> Vec<String> {
                 .is_some_and(|k| k.contains("reattach.dev/"))
             {
                 found.push(format!(
-                    "node {} still carries taint {}",
+                    "node {} still has taint {}",
                     node["metadata"]["name"], taint["key"]
                 ));
             }
@@ -248,7 +248,7 @@ fn announces(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -> bool {
 }
 
 /// Every stored version of a recovery: when its answer came, and the object. A write whose reply was lost counts if its
-/// last journal line is in the journal now, and nobody wrote that line with a reply.
+/// last journal line is in the journal now, and no write of that line got a reply.
 fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecovery)> {
     let writes = entries
         .iter()
@@ -340,7 +340,7 @@ fn touched(world: &World, workload: &Workload) -> Option<String> {
             workload.app.kind, workload.app.name
         )),
         None => Some(format!(
-            "{} {}: nobody remembered how it was",
+            "{} {}: its state before the drill is not known",
             workload.app.kind, workload.app.name
         )),
     }

@@ -106,7 +106,7 @@ mod tests {
             path("Action=StopInstances&InstanceId.1=i-1").as_deref(),
             Some("/instances/i-1/shutdown")
         );
-        // What nobody foresaw is shown rather than hidden.
+        // An unknown action is shown rather than hidden.
         assert_eq!(
             path("Action=DeleteVolume&VolumeId=vol-1").as_deref(),
             Some("/DeleteVolume")

@@ -1,4 +1,4 @@
-//! What the checks judge by: a rule with what breaks it, and the recoveries as they were stored at each moment.
+//! The parts of a check: a rule with its violations, and the recoveries as they were stored at each moment.
 
 use crate::request_log::{Entry, Target};
 use crate::stage::Stage;
@@ -13,14 +13,14 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// One rule and what breaks it.
+/// One rule and its violations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// The rule of the design.
     pub rule: &'static str,
-    /// What is promised.
+    /// The promise, as a sentence.
     pub promise: String,
-    /// What was found against it; empty: it held.
+    /// Violations. Empty: the rule held.
     pub broken: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Looking at the world from outside, as an engineer with `kubectl` would, and telling what changed.
+//! Observes the world from outside, as an engineer with `kubectl` would, and makes a line of each change.
 
 use crate::app::App;
 use crate::timeline::{Line, Who, block, span};
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What was seen of one recovery.
+/// Last observed state of one recovery.
 #[derive(Default)]
 struct SeenRecovery {
     version: String,
@@ -26,7 +26,7 @@ struct SeenRecovery {
     epoch: i64,
 }
 
-/// What was seen of one app.
+/// Last observed state of one app.
 #[derive(Default)]
 struct SeenApp {
     ready: Option<bool>,
@@ -34,7 +34,7 @@ struct SeenApp {
     complained: BTreeSet<String>,
 }
 
-/// Remembers what it has told already.
+/// Compares the world with the state that the timeline shows already.
 #[derive(Default)]
 pub(crate) struct Observer {
     apps: Vec<App>,
@@ -66,7 +66,7 @@ impl Observer {
         }
     }
 
-    /// What changed since the last look, in the order of time.
+    /// Lines for the changes since the last look, in the order of time.
     pub(crate) fn look(&mut self, world: &World) -> Vec<Line> {
         let version = world.server().resource_version();
         if version == self.looked_at {
@@ -230,11 +230,11 @@ impl Observer {
             Phase::Diagnosing if message.is_empty() => return None,
             // A question that is answered within a second is no news.
             Phase::Diagnosing if status.epoch > seen.epoch => return None,
-            Phase::Diagnosing => format!("looks closer: {message}"),
-            Phase::NotOurs => format!("{}. Nothing will be touched", cut(message)),
+            Phase::Diagnosing => format!("needs another look: {message}"),
+            Phase::NotOurs => format!("{}. Nothing is changed", cut(message)),
             Phase::Waiting => format!("waits: {message}"),
-            Phase::Refused => format!("does not act: {message}"),
-            Phase::Resolved => format!("the trouble went away: {message}"),
+            Phase::Refused => format!("refuses: {message}"),
+            Phase::Resolved => format!("the trouble ended without reattach: {message}"),
             Phase::Aborted if is_replaced(recovery, world) => return None,
             Phase::Aborted => message.clone(),
             Phase::Planned | Phase::AwaitingApproval => {
@@ -259,8 +259,8 @@ impl Observer {
         }
         let plan = status.plan.as_ref()?.get().ok()?;
         let would = match recovery.spec.mode {
-            Mode::Approve => "Has a plan and waits for a person's approval of it",
-            _ => "Would act, and does not (DryRun)",
+            Mode::Approve => "Has a plan and waits for a person to approve it",
+            _ => "Shows its plan and changes nothing (DryRun)",
         };
         let trouble = plan.trouble.to_string();
         let shown = if self.concluded.get(about) == Some(&trouble) {
@@ -280,7 +280,7 @@ impl Observer {
         );
         if !self.plan_shown {
             self.plan_shown = true;
-            said.text.push_str(". The first plan in short, with what a person would type (kubectl reattach plan shows all of it):");
+            said.text.push_str(". The first plan in short, with the commands that a person would type (kubectl reattach plan shows all of it):");
             for (n, step) in plan.steps.iter().enumerate() {
                 said.block
                     .extend(block(3, &format!("{}. {}", n + 1, elided(&step.what))));
@@ -323,7 +323,7 @@ impl Observer {
                 };
                 format!(
                     "{shown}{} plan {plan_hash} ({})",
-                    if known { "takes up" } else { "Takes up" },
+                    if known { "starts" } else { "Starts" },
                     short(authority)
                 )
             }
@@ -334,7 +334,9 @@ impl Observer {
                 ..
             } => {
                 let proof = match proof {
-                    Some(proof) => format!("; proof that nobody writes: {}", proof_in_words(proof)),
+                    Some(proof) => {
+                        format!("; proof that no machine writes: {}", proof_in_words(proof))
+                    }
                     None => String::new(),
                 };
                 format!("{}: {intent}{proof}", number(step))
@@ -345,7 +347,7 @@ impl Observer {
                 Outcome::Withheld { shut } => format!("{}: not sent yet: {shut}", number(step)),
                 Outcome::Unknown { why } => {
                     format!(
-                        "{}: whether it was applied is NOT KNOWN ({why}); it is observed, never repeated blindly",
+                        "{}: whether it was applied is NOT KNOWN ({why}); reattach reads the result before it does anything else",
                         number(step)
                     )
                 }
@@ -382,14 +384,14 @@ impl Observer {
                 format!("{}: {why}", number(step))
             }
             Event::Skipped { .. } | Event::UnusedSince { .. } => return None,
-            Event::UnwindStarted { why } => format!("turns back and restores: {why}"),
+            Event::UnwindStarted { why } => format!("unwinds and restores: {why}"),
             Event::Ended { end } => match end {
                 End::Recovered => {
                     format!("RECOVERED in {}", accepted.map(seconds).unwrap_or_default())
                 }
-                End::Aborted => "ABORTED; everything was put back".to_owned(),
-                End::Failed { why } => format!("FAILED; everything was put back: {why}"),
-                End::Stuck { why } => format!("STUCK, a person is needed: {why}"),
+                End::Aborted => "ABORTED; everything was restored".to_owned(),
+                End::Failed { why } => format!("FAILED; everything was restored: {why}"),
+                End::Stuck { why } => format!("STUCK; a person is needed: {why}"),
             },
         })
     }

@@ -39,18 +39,18 @@ pub enum DrillError {
         at: Timestamp,
         /// The seed.
         seed: u64,
-        /// What did not come to pass.
+        /// The event that did not happen.
         source: WorldError,
     },
 }
 
-/// How one workload fared.
+/// The result for one workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fared {
     /// The workload.
     pub workload: String,
-    /// What became of it, in words.
+    /// The result, in words.
     pub result: String,
     /// The class.
     pub class: String,
@@ -62,7 +62,7 @@ pub struct Fared {
     pub runs: bool,
 }
 
-/// What came of a drill.
+/// The result of a drill.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
@@ -74,11 +74,11 @@ pub struct Outcome {
     pub lines: Vec<Line>,
     /// Every workload.
     pub workloads: Vec<Fared>,
-    /// What was timed: with the product, and in the same world without it.
+    /// Measured times: with reattach, and in the same world without it.
     pub figures: Vec<[String; 3]>,
     /// The safety rules.
     pub checks: Vec<Check>,
-    /// What the post-mortem is made of.
+    /// The input of the post-mortem.
     #[serde(skip)]
     pub incident: Incident,
 }
@@ -122,14 +122,16 @@ impl Outcome {
             &rows,
         ));
         if !self.figures.is_empty() {
-            out.push_str("\n== How long it took, beside stock Kubernetes in the same world\n\n");
+            out.push_str(
+                "\n== How long it took, compared with stock Kubernetes in the same world\n\n",
+            );
             let rows: Vec<Vec<String>> = self.figures.iter().map(|row| row.to_vec()).collect();
             out.push_str(&table(
                 &["until Ready", "reattach", "stock Kubernetes"],
                 &rows,
             ));
         }
-        out.push_str("\n== The safety rules, checked from outside\n\n");
+        out.push_str("\n== The safety rules, checked from outside reattach\n\n");
         for check in &self.checks {
             let word = if check.held() { "held  " } else { "BROKEN" };
             // Writing to a String cannot fail.
@@ -139,7 +141,7 @@ impl Outcome {
             }
         }
         let verdict = if self.good() {
-            "Good: every rule held and every workload is as it should be."
+            "Good: every rule held and every workload is as expected."
         } else {
             "NOT GOOD: see BROKEN above."
         };
@@ -210,7 +212,7 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
             runs,
         };
         let Some(recovery) = recovery_of(&stage.world, &workload.app) else {
-            workloads.push(untold("nothing: no trouble was seen".to_owned()));
+            workloads.push(untold("nothing: it found no trouble".to_owned()));
             continue;
         };
         let number = workload
@@ -295,7 +297,7 @@ fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect
         .iter()
         .any(|e| matches!(&e.event, Event::Started { step, .. } if by_us(*step)));
     let result = match expect {
-        Expect::Untouched => format!("named it {}, touched nothing", title(&standing)),
+        Expect::Untouched => format!("called it {}, changed nothing", title(&standing)),
         _ => title(&standing).to_owned(),
     };
     Fared {

@@ -19,14 +19,14 @@ pub(crate) fn checks(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<C
         Check::new(
             "S1",
             format!(
-                "nothing was freed without a proof, and each proof was true at that moment ({} freed)",
+                "no volume was freed without a proof, and each proof was true at that moment ({} freed)",
                 entries.iter().filter(|e| frees(e)).count()
             ),
             unproven(stage, entries, stored),
         ),
         Check::new(
             "S1",
-            "no Node was ever Ready while it carried an out-of-service taint of ours",
+            "no Node was ever Ready while it had an out-of-service taint of reattach",
             tainted_while_ready(stage),
         ),
         Check::new(
@@ -67,7 +67,7 @@ fn unproven(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
             });
         let announced = begun.max_by_key(|(_, proof)| proof.is_some());
         match announced {
-            None => broken.push(format!("no journal has it: {}", entry.line())),
+            None => broken.push(format!("not in any journal: {}", entry.line())),
             Some((_, None)) => broken.push(format!("without a proof: {}", entry.line())),
             Some((plan, Some(proof))) => {
                 let untrue = against(stage, plan, &proof, entry);
@@ -91,7 +91,7 @@ fn plan(recovery: &VolumeRecovery) -> Option<&Plan> {
     recovery.status.as_ref()?.plan.as_ref()?.get().ok()
 }
 
-/// What the truth of that moment says against a proof.
+/// The facts of that moment that contradict a proof.
 fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Option<String> {
     let cloud = &stage.world.cloud;
     let holder = instance_no(plan.pins.holder.as_str())?;
@@ -103,7 +103,7 @@ fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Opti
             "instance {holder} had volume {volume} mounted, against the proof {proof:?}"
         ));
     }
-    // The taint lets go of everything on the node.
+    // The taint detaches every volume of the node.
     if entry.resource().1 == "nodes"
         && let Some(other) = cloud
             .volumes()
@@ -171,7 +171,7 @@ fn unlisted(stage: &Stage, stored: &Stored) -> Vec<String> {
     broken
 }
 
-/// Nodes that still carry our out-of-service taint, and locks of nodes that nobody gave back.
+/// Nodes that still have reattach's out-of-service taint, and node locks that were not released.
 pub(crate) fn leftovers(stage: &Stage) -> Vec<String> {
     let server = stage.world.server();
     let mut found = Vec::new();
@@ -181,7 +181,7 @@ pub(crate) fn leftovers(stage: &Stage) -> Vec<String> {
         .filter(|n| is_out_of_service_by_us(n))
     {
         found.push(format!(
-            "node {} still carries our out-of-service taint",
+            "node {} still has the out-of-service taint of reattach",
             node["metadata"]["name"]
         ));
     }

@@ -1,4 +1,4 @@
-//! What the post-mortem shows of a volume besides its recovery.
+//! The cloud's view of a volume, for the post-mortem.
 
 use crate::world::World;
 use reattach_cloud_simulator::{VolumeNo, in_memory};
@@ -6,7 +6,7 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::ids::{DriverName, VolumeHandle};
 use reattach_provider_api::Lookup;
 
-/// What the cloud says of a volume, as the shipped provider reads it.
+/// Reads a volume at the cloud by the shipped provider.
 pub(crate) async fn describe(world: &World, number: u64) -> Option<CloudVolume> {
     let provider = (world.profile().provider)(in_memory(world.cloud.clone())).ok()?;
     let handle = VolumeHandle::from(world.ground().handle(VolumeNo(number), "x"));

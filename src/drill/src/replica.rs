@@ -172,7 +172,7 @@ impl Replica {
         &self.name
     }
 
-    /// What it counts.
+    /// The replica's metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }

@@ -1,4 +1,4 @@
-//! What a scenario works with: the world, the apps on it, the running timeline and the notes for the post-mortem.
+//! The stage of a scenario: the world, the apps on it, the timeline and the notes for the post-mortem.
 
 use crate::app::App;
 use crate::observe::Observer;
@@ -26,12 +26,12 @@ const QUIET: Duration = Duration::from_secs(60);
 /// Takes the lines as they come.
 pub type Sink = Arc<dyn Fn(&Line) + Send + Sync>;
 
-/// What must be true of an app at the end.
+/// The expected state of an app at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// Running, with its volume and as many replicas as before.
     Running,
-    /// Not ours: the very same objects as before, touched by nobody.
+    /// Unchanged: the same pods and the same generation as before.
     Untouched,
     /// As many replicas wanted as before; whether it runs is not ours to say.
     Restored,
@@ -42,7 +42,7 @@ pub enum Expect {
 pub struct Workload {
     /// The app.
     pub app: App,
-    /// What must be true at the end.
+    /// The expected state at the end.
     pub expect: Expect,
     /// UID of each pod and generation of the workload at the moment that counts for [`Expect::Untouched`].
     pub before: Option<(Vec<String>, i64)>,
@@ -164,14 +164,14 @@ impl Stage {
         });
     }
 
-    /// Tells what changed since the last look.
+    /// Adds a line for each change since the last look.
     pub fn look(&mut self) {
         for line in self.observer.look(&self.world) {
             self.tell_line(line);
         }
     }
 
-    /// Lets time pass, telling what happens.
+    /// Passes virtual time, with a line for each change.
     pub async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
         let mut news = Instant::now();
@@ -217,7 +217,7 @@ impl Stage {
         }
     }
 
-    /// The same for a condition that depends on nothing but stored objects: it is asked again only when one has changed.
+    /// As `until`, for a condition on stored objects alone: it is evaluated again only when an object has changed.
     ///
     /// # Errors
     /// [`WorldError::TooLate`].
@@ -337,7 +337,8 @@ impl Stage {
         } else {
             "off"
         };
-        let text = format!("replaces {node}: instance {old} is {what}; a new one has the name");
+        let text =
+            format!("replaces {node}: instance {old} is {what}; a new instance has the name");
         self.tell(Who::Provider, "", text);
         let path = format!("/api/v1/nodes/{node}");
         self.world
@@ -394,7 +395,7 @@ impl Stage {
         self.tell(
             Who::Provider,
             "",
-            format!("{node} is back after {} s: same name, same instance, same attachments by the API, and no disks in it", off_for.as_secs()),
+            format!("{node} is back after {} s: same name, same instance, still attached at the cloud's API, and no disks in the machine", off_for.as_secs()),
         );
         Ok(())
     }
@@ -408,7 +409,7 @@ impl Stage {
         self.tell(
             Who::Provider,
             "",
-            format!("{node}'s kernel hangs: nothing answers any more, and the cloud goes on saying running"),
+            format!("{node}'s kernel hangs: the machine no longer answers, and the cloud still shows it as running"),
         );
         Ok(())
     }
@@ -420,7 +421,9 @@ impl Stage {
     pub fn partition(&mut self, node: &str, cut: bool) -> Result<(), WorldError> {
         self.world.node(node)?.partition(cut);
         let text = match cut {
-            true => format!("{node} is cut off from the control plane; its pods run and write on"),
+            true => format!(
+                "{node} is cut off from the control plane; its pods keep running and writing"
+            ),
             false => format!("{node} is reachable again"),
         };
         self.tell(Who::Provider, "", text);

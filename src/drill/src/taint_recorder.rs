@@ -21,7 +21,7 @@ pub struct Tainted {
     pub new: bool,
     /// UIDs of the pods that were bound to it.
     pub pods: BTreeSet<String>,
-    /// What its `volumesAttached` named.
+    /// The volumes in the Node's `volumesAttached`.
     pub volumes: BTreeSet<String>,
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 /// Columns of the terminal that the text is made for.
 pub const WIDTH: usize = 110;
 
-/// Who a line is about.
+/// The subject of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Who {
@@ -37,13 +37,13 @@ impl Who {
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// When, in virtual time.
+    /// Virtual time.
     pub at: Timestamp,
-    /// Who.
+    /// The subject.
     pub who: Who,
-    /// What it is about: an app or a node; empty: everything.
+    /// The app or node that the line is about. Empty: all of them.
     pub about: String,
-    /// The sentence.
+    /// The text after the subject, without it.
     pub text: String,
     /// Further lines as they are, for example a plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]

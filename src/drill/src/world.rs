@@ -46,7 +46,7 @@ pub enum WorldError {
         source: Box<kube::Error>,
     },
     /// Something did not come to pass in time.
-    #[error("{what} did not come to pass within {seconds} s")]
+    #[error("{what}: this did not happen within {seconds} s")]
     TooLate {
         /// What.
         what: String,
@@ -66,9 +66,9 @@ pub struct World {
     pub cloud: CloudSim,
     /// The CSI driver's controller. On EBS, too, it has the manner of Linode's; what differs at the cloud is the simulator's.
     pub csi: LinodeCsi,
-    /// What the controller's replicas asked for.
+    /// The requests of the controller's replicas.
     pub request_log: RequestLog,
-    /// What became of Nodes.
+    /// The taints and attachments of Nodes over time.
     pub taint_recorder: TaintRecorder,
     profile: CloudProfile,
     seed: u64,
@@ -96,7 +96,7 @@ impl World {
         Self::build_on(CloudProfile::default(), seed, start, nodes).await
     }
 
-    /// The same on any cloud.
+    /// Builds a world on the cloud of this profile.
     ///
     /// # Errors
     /// [`WorldError`].
@@ -148,7 +148,7 @@ impl World {
         Ok(world)
     }
 
-    /// What `deploy/` applies: custom resources and the default policy.
+    /// Creates the objects that `deploy/` applies: custom resources and the default policy.
     fn install(&self) -> Result<(), WorldError> {
         let unreadable = |e: &dyn std::fmt::Display| {
             WorldError::Product(format!("a shipped manifest cannot be read: {e}"))

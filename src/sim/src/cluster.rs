@@ -51,7 +51,7 @@ impl SimClusterBuilder {
         self
     }
 
-    /// What the clock reads at the start (default: the wall clock).
+    /// Sets the clock's time at the start (default: the wall clock).
     #[must_use]
     pub fn start_at(mut self, start: Timestamp) -> Self {
         self.start = Some(start);

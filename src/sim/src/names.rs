@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-/// What every handle of EBS begins with.
+/// Prefix of every volume handle of EBS.
 const EBS: &str = "vol-";
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,4 +1,4 @@
-//! The API server's audit log: who asked for what, and what came of it.
+//! The API server's audit log: requests with their users and results.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::HarnessError;
 
-/// What is recorded: one event per request at its end (for a watch also at its start). Writes with their body, which is
+/// Audit policy: one event per request at its end (for a watch also at its start). Writes with their body, which is
 /// where a delete or an eviction says that it is a dry run; secrets, tokens and reads without; health checks and
 /// discovery not at all.
 pub(crate) fn policy() -> Value {
@@ -33,7 +33,7 @@ pub(crate) fn policy() -> Value {
 /// One event of the audit log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuditEvent {
-    /// The same for all stages of one request.
+    /// ID that all stages of one request share.
     pub id: String,
     /// `ResponseComplete`; `ResponseStarted` for a watch that runs, and the only one for a token that is refused;
     /// `Panic`.
@@ -43,7 +43,7 @@ pub struct AuditEvent {
     pub user: String,
     /// Its groups.
     pub groups: Vec<String>,
-    /// What the client calls itself; a stock controller's ends with its name, e.g. `/attachdetach-controller`.
+    /// Value of the client's `User-Agent`; a stock controller's ends with its name, e.g. `/attachdetach-controller`.
     pub user_agent: String,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete` or `deletecollection`.
     pub verb: String,
@@ -89,7 +89,7 @@ impl AuditEvent {
     }
 }
 
-/// What has been read of the log so far. A control plane that carries many tests writes a long one, and tests look at it often.
+/// The part of the log that has been read. A control plane that carries many tests writes a long one, and tests look at it often.
 #[derive(Default)]
 pub(crate) struct Reader {
     /// Bytes that were read.

@@ -8,7 +8,7 @@ use std::{fmt, path::Path};
 const SERVICE_RANGE: &str = "10.0.0.0/24";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// What is known when a component's command line is written.
+/// Values that a component's command line is made from.
 pub(crate) struct Context<'a> {
     pub options: &'a Options,
     pub dir: &'a WorkDir,

@@ -321,7 +321,7 @@ impl ControlPlane {
     }
 }
 
-/// What the driver's installation would create; attributes as in Linode's chart.
+/// The objects that the driver's installation would create; attributes as in Linode's chart.
 async fn create_driver(admin: &Client, name: &str) -> Result<(), HarnessError> {
     let driver = CSIDriver {
         metadata: ObjectMeta {

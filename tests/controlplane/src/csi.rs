@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::HarnessError;
 
-/// What the CSI controller gets wrong.
+/// Faults of the CSI controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CsiFaults {
     /// How ControllerUnpublishVolume behaves.
     pub unpublish: Unpublish,
-    /// The same for volumes for which it behaves otherwise, by their number.
+    /// Behaviour of single volumes, by their number, where it differs.
     #[serde(default)]
     pub volumes: BTreeMap<u64, Unpublish>,
 }
 
 impl From<Unpublish> for CsiFaults {
-    /// The same for all volumes.
+    /// Behaviour of all volumes.
     fn from(unpublish: Unpublish) -> Self {
         Self {
             unpublish,

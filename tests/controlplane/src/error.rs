@@ -1,4 +1,4 @@
-//! What can go wrong while a control plane is started or driven.
+//! Errors of starting and driving a control plane.
 
 use std::{io, path::PathBuf};
 
@@ -10,7 +10,7 @@ pub enum HarnessError {
     /// A file, folder or process could not be handled.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: String,
         /// The operating system's answer.
         source: io::Error,
@@ -40,7 +40,7 @@ pub enum HarnessError {
         component: Component,
         /// How long it was awaited.
         seconds: u64,
-        /// What it last answered.
+        /// Its last answer.
         last: String,
         /// Its log file.
         log: PathBuf,
@@ -52,7 +52,7 @@ pub enum HarnessError {
     WrongState {
         /// Which one.
         component: Component,
-        /// What it is instead.
+        /// The value that was found.
         state: &'static str,
     },
     /// No user of that name was named in the options.
@@ -64,7 +64,7 @@ pub enum HarnessError {
     /// The API server refused something that the harness itself needs.
     #[error("{what}: {source}")]
     Kube {
-        /// What was tried.
+        /// The operation.
         what: String,
         /// The client's error.
         source: Box<kube::Error>,
@@ -86,7 +86,7 @@ pub enum HarnessError {
     /// The control endpoint of the CSI controller did not answer as agreed.
     #[error("control endpoint of the CSI controller: {reason}")]
     Control {
-        /// What happened.
+        /// Description of the error.
         reason: String,
     },
     /// The audit log holds a line that is not an audit event.
@@ -100,7 +100,7 @@ pub enum HarnessError {
     /// A condition that a test waits for did not come.
     #[error("after {seconds} s there is still no {what}")]
     Timeout {
-        /// What was awaited.
+        /// The awaited condition.
         what: String,
         /// For how long.
         seconds: u64,

@@ -1,4 +1,4 @@
-//! What a test can choose.
+//! Options of a control plane for tests.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::CsiFaults;
 /// The name of Linode's CSI driver.
 pub const DEFAULT_DRIVER: &str = "linodebs.csi.linode.com";
 
-/// The parts of a control plane and who may use it. [`Options::default`] has all four stock components and no CSI.
+/// The parts of a control plane and its users. [`Options::default`] has all four stock components and no CSI.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Users beside the administrator, each with a token of its own. RBAC gives them nothing by itself.
@@ -64,7 +64,7 @@ impl Options {
     }
 }
 
-/// Somebody with a static token.
+/// A user with a static token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// The user name that the API server sees.
@@ -84,7 +84,7 @@ pub struct CsiOptions {
     pub driver: String,
     /// Time between two looks at a volume that is being attached or detached.
     pub poll_interval: Duration,
-    /// What the CSI controller gets wrong from its first moment on.
+    /// Faults of the CSI controller from its start on.
     pub faults: CsiFaults,
     /// Whether external-attacher runs.
     pub attacher: bool,

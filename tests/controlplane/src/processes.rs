@@ -62,7 +62,7 @@ pub(crate) struct Processes {
     pub options: Options,
     binaries: PathBuf,
     faults: Mutex<CsiFaults>,
-    /// Taken while the switches move: two who move them at once must not overtake each other.
+    /// Locked while the switches change, so that two concurrent changes do not interleave.
     moving: tokio::sync::Mutex<()>,
     http: reqwest::Client,
     /// Whether external-attacher was stopped with the CSI controller and is to start with it.

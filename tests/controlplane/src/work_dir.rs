@@ -13,7 +13,7 @@ use crate::{Component, HarnessError};
 /// Set to anything but the empty string, it keeps every folder.
 const KEEP: &str = "REATTACH_CONTROLPLANE_KEEP";
 
-/// Removed on drop, unless the test failed or somebody asked for it.
+/// Removed on drop, unless the test failed or the environment says to keep it.
 pub(crate) struct WorkDir {
     path: PathBuf,
     kept: AtomicBool,

@@ -242,7 +242,7 @@ impl Guest {
         Ok(plugged)
     }
 
-    /// Takes a volume away, whoever uses it, and waits until QEMU has let go of it too.
+    /// Unplugs a volume, whatever uses it, and waits until QEMU has released it too.
     ///
     /// # Errors
     /// QEMU refuses, or the guest's kernel keeps the device.
@@ -270,7 +270,7 @@ impl Guest {
         Ok(ran.output.trim_end().to_owned())
     }
 
-    /// What QEMU (`qemu`) or the guest's kernel (`console`) said last.
+    /// The last output of QEMU (`qemu`) or the guest's kernel (`console`).
     pub fn words(&self, of: &str) -> String {
         let log = fs::read(self.folder.join(of).with_extension("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);

@@ -2,7 +2,7 @@
 //! takes them.
 //!
 //! A [`Guest`] is one QEMU process: power off is its death. [`Guest::plug`] and [`Guest::pull`] are what a cloud's attach and
-//! forced detach are to the guest's kernel: the disk is there at once, or gone at once, whoever uses it. [`Guest::run`] runs shell
+//! forced detach are to the guest's kernel: the disk is there at once, or gone at once, whatever uses it. [`Guest::run`] runs shell
 //! scripts as root inside.
 //!
 //! # What is real, and what is not

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Qmp {
     lines: BufReader<UnixStream>,
-    /// Events that nobody has waited for yet.
+    /// Events that were not awaited yet.
     events: Vec<Value>,
 }
 
@@ -49,7 +49,7 @@ impl Qmp {
         }
     }
 
-    /// Waits until QEMU says that the guest has let go of a device.
+    /// Waits until QEMU reports that the guest has released a device.
     pub(crate) fn await_deleted(&mut self, device: &str) -> Result<()> {
         loop {
             let is_it = |e: &Value| e["event"] == "DEVICE_DELETED" && e["data"]["device"] == device;

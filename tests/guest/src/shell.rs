@@ -15,7 +15,7 @@ pub(crate) struct Shell {
     asked: u32,
 }
 
-/// What a script did.
+/// Result of a script.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,

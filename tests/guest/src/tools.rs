@@ -1,4 +1,4 @@
-//! What guests are made of, and what goes into them.
+//! Files that guests are made of, and the programs that run in them.
 
 use crate::cpio::Archive;
 use anyhow::{Context, Result, bail};

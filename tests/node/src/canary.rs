@@ -1,4 +1,4 @@
-//! What canaries wrote, and whether two ever wrote at the same time.
+//! The writes of canaries, and whether two ever wrote at the same time.
 
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,7 +120,7 @@ impl Stamps {
     /// Checks that everything acknowledged is in `volume`, which was read later. Gives how many records that were.
     ///
     /// # Errors
-    /// What is missing.
+    /// Lost writes.
     pub fn all_in(&self, volume: &Self) -> Result<usize> {
         let found: BTreeSet<&Stamp> = volume.0.iter().collect();
         let missing: Vec<_> = self.acknowledged().filter(|s| !found.contains(s)).collect();

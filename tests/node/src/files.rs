@@ -4,7 +4,7 @@ use crate::program::{MachineConfig, Program};
 use crate::tools::{IMAGE, Tools};
 use std::path::Path;
 
-/// What process 1 does: it sets the machine up, says "ready", then starts and kills programs until its input ends, which is when
+/// Program of process 1: it sets the machine up, says "ready", then starts and kills programs until its input ends, which is when
 /// the power goes.
 pub(crate) const INIT: &str = r#"
 set -eu

@@ -105,7 +105,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Inner {
-    /// What the cloud has shut down loses its power.
+    /// Cuts the power of machines that the cloud has shut down.
     fn cut(&self, machine: &mut Machine) -> Result<()> {
         let instance = self.cloud.instance(InstanceNo(machine.instance()));
         if machine.is_on() && instance.is_some_and(|i| i.status == InstanceStatus::Offline) {
@@ -226,7 +226,7 @@ impl Inner {
         })
     }
 
-    /// As a forced detach: whoever uses the device keeps a dead one.
+    /// As a forced detach: users of the device keep a dead one.
     fn unplug(&self, machine: &Machine, device: &Plugged) -> Result<()> {
         let (shown, hidden) = (
             machine.path("sys/block").join(&device.name),
@@ -270,7 +270,7 @@ impl Drop for Hypervisor {
     }
 }
 
-/// Every bound loop device with its backing file, as who bound it spelt it.
+/// Every bound loop device with its backing file, as spelt when it was bound.
 fn bound_loops() -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block")? {

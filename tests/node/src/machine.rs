@@ -18,12 +18,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a machine finds on its disk when it boots.
+/// The content of a machine's disk at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disk {
-    /// What was there before.
+    /// The old content.
     Kept,
-    /// Nothing: the machine was made anew from its image.
+    /// Nothing: the machine was re-imaged.
     ReImaged,
 }
 
@@ -310,7 +310,7 @@ impl Machine {
         )?)
     }
 
-    /// What a program has printed.
+    /// Output of a program.
     pub fn log(&self, program: &str) -> String {
         fs::read_to_string(self.path(&format!("log/{program}.log"))).unwrap_or_default()
     }

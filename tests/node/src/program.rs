@@ -15,7 +15,7 @@ pub struct MachineConfig {
     pub kubeconfig: PathBuf,
 }
 
-/// What runs on a machine.
+/// A program on a machine.
 #[derive(Clone, Debug)]
 pub enum Program {
     /// containerd, with the image imported.

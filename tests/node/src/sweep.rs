@@ -1,4 +1,4 @@
-//! What a test that was killed left behind.
+//! Removes leftovers of a killed test.
 
 use crate::tools::run;
 use anyhow::Result;
@@ -42,7 +42,7 @@ pub fn sweep() -> Result<()> {
             let node = fs::metadata(device)
                 .map(|m| m.ino().to_string())
                 .unwrap_or_default();
-            // First what kubelet has put above it. Someone else may sweep at the same moment: errors do not matter.
+            // First the mounts that kubelet has put above it. Another process may sweep at the same moment: errors do not matter.
             for (above, ..) in loops
                 .iter()
                 .filter(|(_, inode, file)| *inode == node && !file.ends_with(VOLUME))

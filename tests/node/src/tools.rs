@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 /// The container image that every machine has: `/pause` and `/canary`.
 pub const IMAGE: &str = "reattach.test/node:1";
 
-/// What machines are made of.
+/// Files that machines are made of.
 #[derive(Clone, Debug)]
 pub struct Tools {
     /// The folder with csi-node, unplug and image.tar.

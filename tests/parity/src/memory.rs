@@ -19,7 +19,7 @@ const SET: &str = "redis";
 const DRIVER: &str = "linodebs.csi.linode.com";
 /// The nodes and their instances.
 const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
-/// What the clock reads at the start: any time will do, but always the same.
+/// The clock's time at the start: any time, but a fixed one.
 const START: Timestamp = Timestamp::constant(1_772_420_400, 0);
 
 /// A cluster in memory with a fixture on it. It lives as long as this value.

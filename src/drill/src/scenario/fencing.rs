@@ -122,7 +122,7 @@ pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldE
         Who::Reattach,
         "",
         format!(
-            "{node} is out of quarantine {:.0} s after it was Ready: its agent answered clean",
+            "removed the quarantine of {node} {:.0} s after the Node was Ready: its agent answered clean",
             free.as_secs_f64()
         ),
     );
@@ -188,13 +188,13 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
     s.tell(
         Who::Kubernetes,
         "",
-        format!("stock, nobody does anything: {alone}"),
+        format!("stock Kubernetes without any action: {alone}"),
     );
     if healed {
         s.broken
-            .push("stock Kubernetes healed class A alone: the world is not as measured".to_owned());
+            .push("stock Kubernetes healed class A (held by a dead node) without help: the world is not as measured".to_owned());
     }
-    s.heading("The fenced machine is needed again", &[]);
+    s.heading("The fenced machine is booted again", &[]);
     booted_again(&mut s, dead).await?;
     s.pass(secs(30)).await;
     Ok(s)
@@ -301,8 +301,12 @@ pub(super) async fn partition_fenced(seed: u64, sink: Sink) -> Result<Stage, Wor
     s.partition(cut, false)?;
     over(&mut s, &apps, LONG).await?;
     let back = |w: &World| w.cluster.node_ready(cut) && !w.is_quarantined(cut);
-    s.until(&format!("{cut} on again, and clean"), secs(600), back)
-        .await?;
+    s.until(
+        &format!("{cut} on again, and answered clean"),
+        secs(600),
+        back,
+    )
+    .await?;
     Ok(s)
 }
 
@@ -314,7 +318,7 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
     s.tell(
         Who::Provider,
         "",
-        "the CSI driver's controller fails every detach: the taint will stay for a while",
+        "the CSI driver's controller fails every detach, so the out-of-service taint will stay for a while",
     );
     s.hang(dead)?;
     s.until("the out-of-service taint", secs(600), |w| tainted(w, dead))
@@ -334,13 +338,13 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         Who::Reattach,
         "",
         format!(
-            "took the out-of-service taint off {:.1} s after the boot was ordered",
+            "removed the out-of-service taint {:.1} s after the boot was ordered",
             off.as_secs_f64()
         ),
     );
     if s.world.cluster.node_ready(dead) {
         s.broken
-            .push(format!("{dead} was Ready before the taint was off"));
+            .push(format!("{dead} was Ready before the taint was removed"));
     }
     s.until(&format!("{dead} Ready"), secs(180), |w| {
         w.cluster.node_ready(dead)

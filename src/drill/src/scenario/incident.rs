@@ -20,7 +20,7 @@ const NODES: [(&str, u64); 3] = [
     ("lke13311-16405-5fafd1b4a0e2", 28_871_422),
     ("lke13311-16405-60ae35c8b1f7", 28_871_423),
 ];
-/// What reattach can heal at once, the one behind the provider's lock, and what is not its business.
+/// The workloads that reattach can heal at once.
 const OURS: [&str; 5] = ["redis", "postgres", "bot", "hastebin", "wiki"];
 const LOCKED: &str = "prestashop";
 const LOCKED_VOLUME: u64 = 411_806;
@@ -42,7 +42,7 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
     s.heading(
         "A cluster of three nodes at Linode; reattach is installed with its default policy: DryRun",
         &[
-            "Real code: both controller replicas, an agent per node, the runbook, the Linode provider.",
+            "Real code: two controller replicas, one agent for each node, the runbook, the Linode provider.",
             "Simulated: API server, Kubernetes' own controllers, kubelets, the cloud, and the time.",
         ],
     );
@@ -52,7 +52,7 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
     s.tell(
         Who::Person,
         "",
-        "names the procedure of that day: kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"runbook\":\"scale-to-zero\"}}'",
+        "chooses the runbook that people followed that day: kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"runbook\":\"scale-to-zero\"}}'",
     );
     open(&mut s).await?;
     s.heading("Nodes are recycled, one after another", &[]);
@@ -114,7 +114,7 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
             s.tell(
                 Who::Provider,
                 LOCKED,
-                "the volume is locked; the provider says neither why nor until when",
+                "the volume is locked; the provider gives neither a reason nor an end",
             );
         }
         s.pass(Duration::from_secs(40)).await;
@@ -137,7 +137,7 @@ async fn not_ours(s: &mut Stage) -> Result<(), WorldError> {
     s.tell(
         Who::Person,
         "grafana",
-        "moves dashboards to a volume whose fsType no node knows (ext5)",
+        "moves dashboards to a volume with an fsType that no node supports (ext5)",
     );
     s.add(
         App::deployment("grafana", 411_808, "pvc64f2d8b01c9e4a35", "dashboards")
@@ -178,8 +178,9 @@ async fn dry_run(s: &mut Stage) -> Result<(), WorldError> {
     }
     for app in NOT_OURS {
         if !reading(s, app, Phase::NotOurs) {
-            s.broken
-                .push(format!("{app} was not recognised as not ours"));
+            s.broken.push(format!(
+                "{app} was not recognised as a failure that reattach cannot heal"
+            ));
         }
     }
     Ok(())
@@ -216,12 +217,12 @@ async fn ticket(s: &Stage) -> Option<String> {
 }
 
 async fn unlock(s: &mut Stage, unlocked_at: &str) -> Result<(), WorldError> {
-    s.heading("All but the locked one run. Hours pass: reattach asks the provider again and again, and touches nothing", &[]);
+    s.heading("All workloads but the one behind the lock run. Hours pass: reattach keeps reading the volume's state and changes nothing", &[]);
     if let Some(ticket) = ticket(s).await {
         s.show(
             Who::Reattach,
             LOCKED,
-            "has the ticket for the provider ready to send:",
+            "prepared a ticket for the provider:",
             &ticket,
         );
     }

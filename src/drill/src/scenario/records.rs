@@ -99,8 +99,10 @@ async fn waits_and_calls(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> 
         .iter()
         .filter(|e| freeing(e) && e.accepted())
     {
-        s.broken
-            .push(format!("freed though the cause stands: {}", effect.line()));
+        s.broken.push(format!(
+            "freed although the cause still exists: {}",
+            effect.line()
+        ));
     }
     Ok(())
 }
@@ -120,7 +122,7 @@ async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
         Who::Kubernetes,
         "",
         format!(
-            "all run {:.0} s after the cause was mended",
+            "all run {:.0} s after the cause was fixed",
             took.as_secs_f64()
         ),
     );
@@ -133,17 +135,21 @@ async fn rebooted(seed: u64, published: bool, sink: Sink) -> Result<Stage, World
     let apps = [redis(), postgres()];
     let mut s = set(seed, "Never", &apps, sink).await?;
     s.world.csi.set_publishes_nodes(published);
-    let word = if published { "tells" } else { "does not tell" };
+    let word = if published {
+        "reports"
+    } else {
+        "does not report"
+    };
     s.tell(
         Who::Provider,
         "",
-        format!("the CSI driver {word} external-attacher which nodes have a volume"),
+        format!("the CSI driver {word} to external-attacher which nodes have a volume"),
     );
     let node = NODES[0].0;
     s.tell(
         Who::Provider,
         "",
-        format!("reboots {node}: its attachments do not outlive that (persist_across_boots=false)"),
+        format!("reboots {node}: its attachments end with the reboot (persist_across_boots=false)"),
     );
     s.world.cloud.reboot(s.world.instance(node)?)?;
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(&a.name, 1));
@@ -156,7 +162,7 @@ pub(super) async fn lost(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s = rebooted(seed, true, sink).await?;
     if let Some(first) = s.world.request_log.effects().first() {
         s.broken.push(format!(
-            "Kubernetes heals this alone, and yet: {}",
+            "Kubernetes heals this without help, but reattach issued: {}",
             first.line()
         ));
     }
@@ -272,7 +278,7 @@ pub(super) async fn missing_objects(seed: u64, sink: Sink) -> Result<Stage, Worl
         .await?;
     drain(&mut s, &apps).await?;
     waits_and_calls(&mut s, &apps).await?;
-    s.tell(Who::Person, "", "creates both again from the backup");
+    s.tell(Who::Person, "", "creates both again from a backup");
     server.insert(&secret);
     server.insert(&pv);
     then_heals(&mut s, &apps).await?;
@@ -347,12 +353,12 @@ pub(super) async fn locked(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     s.tell(
         Who::Provider,
         "postgres",
-        "every change of the volume is answered \"Linode busy.\"",
+        "every attach and detach of the volume is answered \"Linode busy.\"",
     );
     s.tell(
         Who::Provider,
         "wiki",
-        "a detach of the volume is accepted, and does not end",
+        "a detach of the volume is accepted and never ends",
     );
     drain(&mut s, &apps).await?;
     waits_and_calls_locked(&mut s, &apps).await?;
@@ -364,7 +370,7 @@ pub(super) async fn locked(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     s.tell(
         Who::Provider,
         "",
-        "the lock is lifted, the queue is through, the detach ends",
+        "the lock is lifted, the busy volume is free, and the detach ends",
     );
     then_heals(&mut s, &apps).await?;
     Ok(s)
@@ -398,14 +404,14 @@ async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), World
         s.show(
             Who::Reattach,
             &app.name,
-            "has the ticket for the provider ready to send:",
+            "prepared a ticket for the provider:",
             &ticket,
         );
     }
     Ok(())
 }
 
-/// What a person was told about an app.
+/// The escalation of an app's recovery.
 fn told(s: &Stage, app: &App) -> Option<Escalation> {
     s.recovery_of(&app.name)?.status?.escalation
 }
@@ -431,7 +437,7 @@ async fn replaced(seed: u64, gone: bool, sink: Sink) -> Result<Stage, WorldError
         .all(|e| !e.path.ends_with("/detach"))
     {
         s.broken.push(
-            "it healed without a detach of the old instance: the world is not class E".to_owned(),
+            "it healed without a detach from the old instance: this is not class E (orphan attachment)".to_owned(),
         );
     }
     Ok(s)

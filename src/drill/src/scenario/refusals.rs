@@ -200,14 +200,14 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         s.tell(
             Who::Provider,
             DEAD_MOUNT,
-            "takes the disk from under the running pod",
+            "removes the disk from the machine while the pod runs",
         );
         s.world.cloud.make_phantom(VolumeNo(volume.number))?;
     }
     s.tell(
         Who::Person,
         UNWELCOME,
-        "installs an admission policy that refuses new pods of it",
+        "installs an admission policy that refuses new pods of this Deployment",
     );
     s.world.server().add_admission(no_more());
     for case in &cases {

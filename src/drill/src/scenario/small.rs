@@ -39,7 +39,7 @@ async fn set(
     set_by(SCALE_TO_ZERO, seed, mode, apps, sink).await
 }
 
-/// The same with any runbook.
+/// As [`set`], with any runbook.
 async fn set_by(
     runbook: &str,
     seed: u64,
@@ -118,22 +118,22 @@ pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, Wor
     healed(&mut s, &["redis", "postgres"]).await?;
     if spec(&s) != before {
         s.broken
-            .push("a workload was changed; a hold touches none".to_owned());
+            .push("a workload was changed, although a hold changes none".to_owned());
     }
-    if !s
-        .world
-        .request_log
-        .effects()
-        .iter()
-        .all(|e| e.target == Target::Kubernetes)
-    {
-        s.broken
-            .push("the cloud was called; Kubernetes can detach by itself here".to_owned());
-    }
+    without_the_cloud(&mut s);
     Ok(s)
 }
 
-/// The same on a cluster that cannot gate pods: each stuck pod's node is closed instead, and its successor starts elsewhere.
+/// Checks that the cloud was not called: Kubernetes can detach by itself.
+fn without_the_cloud(s: &mut Stage) {
+    let effects = s.world.request_log.effects();
+    if effects.iter().any(|e| e.target != Target::Kubernetes) {
+        s.broken
+            .push("the cloud was called, although Kubernetes can detach by itself here".to_owned());
+    }
+}
+
+/// Hold and release on a cluster that cannot gate pods: each stuck pod's node is closed, and its successor starts on another node.
 pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = [(redis(), Expect::Running), (postgres(), Expect::Running)];
     let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
@@ -160,16 +160,7 @@ pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldE
     if let Some(key) = ours(&s.world).first() {
         s.broken.push(format!("taint {key} is left"));
     }
-    if !s
-        .world
-        .request_log
-        .effects()
-        .iter()
-        .all(|e| e.target == Target::Kubernetes)
-    {
-        s.broken
-            .push("the cloud was called; Kubernetes can detach by itself here".to_owned());
-    }
+    without_the_cloud(&mut s);
     Ok(s)
 }
 
@@ -199,7 +190,7 @@ async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
         .count();
     if detaches != 2 {
         s.broken.push(format!(
-            "{detaches} detaches were asked of the cloud; 2 are needed"
+            "{detaches} detaches were sent to the cloud; 2 are needed"
         ));
     }
     Ok(())
@@ -248,7 +239,7 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     s.pass(Duration::from_secs(120)).await;
     if !reading(&s, "redis", Phase::Aborted) {
         s.broken
-            .push("the aborted recovery was begun again without being asked".to_owned());
+            .push("a recovery began after the abort without a person's request".to_owned());
     }
     if redis()
         .read(s.world.server())
@@ -262,7 +253,7 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     s.tell(
         Who::Person,
         "redis",
-        "asks for it: kubectl reattach recover redis-data --mode Auto",
+        "asks for a recovery: kubectl reattach recover redis-data --mode Auto",
     );
     let again = json!({
         "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
@@ -279,7 +270,12 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
             .and_then(|r| r.status)
             .is_some_and(|st| matches!(st.phase, Phase::Recovered | Phase::Resolved))
     };
-    s.until("the recovery by hand over", LONG, done).await?;
+    s.until(
+        "the end of the recovery that a person asked for",
+        LONG,
+        done,
+    )
+    .await?;
     s.running(&["redis"], Duration::from_secs(120)).await?;
     s.pass(Duration::from_secs(20)).await;
     Ok(s)
@@ -310,19 +306,19 @@ pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldEr
     match s.replicas[0].died_at() {
         Some(at) => {
             let word = if side == Side::Before {
-                "right before"
+                "right before this request"
             } else {
-                "right after, with the reply unread"
+                "right after this request, before it read the reply"
             };
             s.tell(
                 Who::Kubernetes,
                 "",
-                format!("the leader's process was killed, {word}: {at}"),
+                format!("the leader's process was killed {word}: {at}"),
             );
         }
         None => s
             .broken
-            .push("the leader did not reach the point at which it was to die".to_owned()),
+            .push("the leader did not reach the point at which the scenario kills it".to_owned()),
     }
     healed(&mut s, &["redis", "postgres"]).await?;
     Ok(s)
@@ -359,7 +355,7 @@ pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldErro
             .after(1)
             .times(1),
     );
-    s.tell(Who::Provider, "", "its API will answer the first detach with an HTML page (502, and it detaches), and drop the second unheard");
+    s.tell(Who::Provider, "", "its API will carry out the first detach and answer it with an HTML page (502), and will lose the second request");
     recycle_both(&mut s).await?;
     nothing_is_under_way(&mut s).await?;
     healed(&mut s, &["redis", "postgres"]).await?;
@@ -410,7 +406,7 @@ pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
     s.pass(Duration::from_secs(60)).await;
     if !s.world.request_log.effects().is_empty() {
         s.broken
-            .push("something was changed before the approval".to_owned());
+            .push("an effect was issued before the approval".to_owned());
     }
     let Some(recovery) = s.recovery_of("redis") else {
         return Ok(s);

@@ -1,4 +1,4 @@
-//! What the API server fills in when an object is created.
+//! Defaults that the API server sets when an object is created.
 
 use serde_json::{Value, json};
 

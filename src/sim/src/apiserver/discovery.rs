@@ -9,7 +9,7 @@ use super::status::ApiStatus;
 
 /// The minor version and version that the server reports: that of the measured control plane.
 const VERSION: (&str, &str) = ("36", "v1.36.3");
-/// The same without policies that change objects.
+/// Discovery of a server without MutatingAdmissionPolicy.
 const OLDER: (&str, &str) = ("35", "v1.35.0");
 
 /// Answers a path that names no resource; `older`: as Kubernetes 1.35.

@@ -1,4 +1,4 @@
-//! What follows a removal: owner references, namespaces, definitions.
+//! Consequences of a removal: owner references, namespaces, definitions.
 
 use std::sync::Arc;
 

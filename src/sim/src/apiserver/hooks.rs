@@ -1,4 +1,4 @@
-//! What tests hang on the API server: the audit log, faults and admission.
+//! Hooks of tests in the API server: the audit log, faults and admission.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub struct AuditEntry {
     pub namespace: String,
     /// Name; empty for collections, and for a create that failed before the name was known.
     pub name: String,
-    /// Who asked: the identity of the client handle.
+    /// User of the request: the identity of the client handle.
     pub user: String,
     /// The `User-Agent` header; the user where there is none.
     pub user_agent: String,
@@ -79,14 +79,14 @@ impl RequestMatch {
     }
 }
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// The request takes longer.
     Latency(Duration),
     /// An error instead of the answer.
     Status {
-        /// What the client reads.
+        /// The answer that the client reads.
         status: ApiStatus,
         /// True: the effect has happened nevertheless.
         after_effect: bool,
@@ -107,7 +107,7 @@ pub enum Fault {
 pub struct FaultRule {
     /// Which requests.
     pub requests: RequestMatch,
-    /// What happens to them.
+    /// The fault of these requests.
     pub fault: Fault,
     /// With which probability (1.0: always), drawn from the server's seed.
     pub probability: f64,
@@ -150,7 +150,7 @@ pub enum WatchBreak {
     Disconnect,
 }
 
-/// What an admission function judges.
+/// A request as an admission function gets it.
 #[derive(Debug)]
 pub struct AdmissionRequest<'a> {
     /// Create, Update, Patch (as the resulting object) or Delete.
@@ -165,7 +165,7 @@ pub struct AdmissionRequest<'a> {
     pub namespace: &'a str,
     /// Name.
     pub name: &'a str,
-    /// Who asks.
+    /// User of the request.
     pub user: &'a str,
     /// The object as it would be stored; `None` for a deletion.
     pub object: Option<&'a Value>,

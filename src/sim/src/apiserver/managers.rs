@@ -1,4 +1,4 @@
-//! `metadata.managedFields`: who wrote which field last.
+//! `metadata.managedFields`: the last writer of each field.
 //!
 //! # Caveats
 //! Kept for the workloads of `apps` alone, and there for labels, annotations and `spec.replicas` alone: that is what clients

@@ -6,7 +6,7 @@ use std::fmt;
 use super::resource::ResourceType;
 use super::status::ApiStatus;
 
-/// What a request does, in the words of Kubernetes' audit log.
+/// Verb of a request, as Kubernetes' audit log spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// Read one object.
@@ -95,7 +95,7 @@ impl ApiRequest {
     }
 }
 
-/// What a path names.
+/// The resource that a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// `/version`, `/api`, `/apis`, `/api/v1`, `/apis/GROUP[/VERSION]`, `/healthz` and the like.

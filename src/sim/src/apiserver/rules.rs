@@ -8,7 +8,7 @@ use super::resource::ResourceType;
 use super::status::ApiStatus;
 use crate::clock::rfc3339;
 
-/// What an apply configures, without its own identification.
+/// The fields of an apply, without those that identify the object.
 pub(super) fn intent(body: &Value) -> Value {
     let mut body = body.clone();
     if let Some(map) = body.as_object_mut() {

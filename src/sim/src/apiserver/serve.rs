@@ -64,7 +64,7 @@ where
     }
 }
 
-/// What a request is answered with. Stored objects are not copied for it.
+/// The answer to a request. Stored objects are not copied for it.
 enum Answer {
     Made(Value),
     Object(Arc<Value>),

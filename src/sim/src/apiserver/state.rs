@@ -31,7 +31,7 @@ pub(super) struct State {
     pub next_fault: u64,
     pub watches: BTreeMap<u64, OpenWatch>,
     pub next_watch: u64,
-    /// What each field manager applied last: store, namespace/name, manager/subresource.
+    /// The last apply of each field manager: store, namespace/name, manager/subresource.
     pub applied: BTreeMap<(StoreId, String, String), Value>,
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::resource::{ResourceType, StoreId};
 
-/// What happened to an object.
+/// The kind of change of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     Added,

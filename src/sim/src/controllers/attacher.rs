@@ -23,7 +23,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 const RECONCILE: Duration = Duration::from_secs(60);
 const NODE_ID: &str = "csi.alpha.kubernetes.io/node-id";
 
-/// What the attacher remembers of one VolumeAttachment (by UID).
+/// The attacher's state of one VolumeAttachment (by UID).
 #[derive(Debug, Clone, Default)]
 struct Memory {
     busy: bool,
@@ -175,7 +175,7 @@ impl Attacher {
     }
 
     async fn finish(&mut self, done: &Done) {
-        // Our own writes must not look like someone else's: remember the object as it is now.
+        // Remember the object as it is now, so that the attacher's own write does not count as a change.
         let live = self
             .kapi
             .get(&format!(

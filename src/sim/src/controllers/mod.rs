@@ -24,7 +24,7 @@ use crate::kapi::{Tasks, condition, items, name, text};
 /// Makes a client for an identity.
 pub type ClientFactory = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 
-/// What every controller gets.
+/// The context of every controller.
 #[derive(Clone)]
 pub(crate) struct Context {
     clients: ClientFactory,

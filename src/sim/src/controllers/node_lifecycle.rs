@@ -163,7 +163,7 @@ async fn taint(c: &Controller, node: &Value) -> Result<(), kube::Error> {
         .patch(&format!("/api/v1/nodes/{}", name(node)), MERGE, &body)
         .await
     {
-        // Someone else was faster: the watch brings us back.
+        // A conflict: the watch triggers the next attempt.
         Err(e) if code_of(&e) != 409 => Err(e),
         _ => Ok(()),
     }

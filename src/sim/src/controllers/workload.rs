@@ -1,4 +1,4 @@
-//! What the workload controllers share.
+//! Code that the workload controllers share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +68,7 @@ impl Controller {
         }
     }
 
-    /// What to wait for after a look.
+    /// When the controller reconciles again.
     pub fn after(&self, look: Result<Option<Instant>, kube::Error>) -> Option<Instant> {
         match look {
             Ok(at) => at,

@@ -59,7 +59,7 @@ pub(super) struct ProcessView {
     pub volumes: Vec<String>,
 }
 
-/// What the host looks like.
+/// The state that the host tree shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostView {
     pub boot_id: String,
@@ -85,7 +85,7 @@ type Entries = BTreeMap<PathBuf, Entry>;
 #[derive(Debug)]
 pub(super) struct HostTree {
     root: PathBuf,
-    /// What `shown` was made from. It is looked at every second, and mostly nothing has changed.
+    /// The state behind `shown`. It is compared every second and is mostly unchanged.
     view: Option<HostView>,
     shown: Entries,
 }

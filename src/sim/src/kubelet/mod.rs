@@ -31,7 +31,7 @@ use crate::kapi::{Tasks, lock};
 use crate::rng::Rng;
 use volumes::VolumeSpec;
 
-/// What a simulated node is.
+/// Settings of a simulated node.
 #[derive(Debug, Clone)]
 pub struct KubeletConfig {
     /// Name of the Node.
@@ -75,7 +75,7 @@ impl KubeletConfig {
     }
 }
 
-/// What a reboot leaves on the disk.
+/// The content of the disk after a reboot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskAfter {
     /// Kubelet's state directory is kept.
@@ -84,7 +84,7 @@ pub enum DiskAfter {
     ReImaged,
 }
 
-/// What goes wrong in `NodeStageVolume`.
+/// A fault of `NodeStageVolume`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StageFault {
     /// It answers `DeadlineExceeded`: kubelet counts the device as perhaps mounted.
@@ -107,7 +107,7 @@ pub struct NodePluginFaults {
     pub unregistered: bool,
 }
 
-/// What survives a reboot unless the disk is re-imaged.
+/// State that survives a reboot unless the disk is re-imaged.
 #[derive(Debug, Clone, Default)]
 struct Disk {
     /// Staging directories by volume handle.
@@ -271,7 +271,7 @@ impl SimKubelet {
     }
 
     /// The kernel hangs: nothing of the node answers any more, and the cloud sees nothing of it. Its machine keeps its
-    /// power and its devices until somebody shuts it down.
+    /// power and its devices until the cloud shuts it down.
     pub fn hang(&self) {
         self.tasks.abort_all();
     }

@@ -128,7 +128,7 @@ impl NodeReporter {
                 condition("Ready", "True", "KubeletReady"),
             ],
         });
-        // Someone else may have changed the Ready condition (node lifecycle): compare with the server as well.
+        // The node lifecycle controller may have changed the Ready condition: compare with the server as well.
         let live = self.kapi.get(&format!("/api/v1/nodes/{}", c.node)).await?;
         let ready = live
             .as_ref()

@@ -221,7 +221,7 @@ pub(super) struct ObjectVolume {
     pub object: String,
 }
 
-/// What a pod mounts: objects, and CSI volumes.
+/// The volumes of a pod: API objects and CSI volumes.
 pub(super) async fn resolve(
     kapi: &Kapi,
     pod: &Value,

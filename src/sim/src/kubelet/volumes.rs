@@ -1,4 +1,4 @@
-//! What kubelet knows about each volume, and which operation it would start next.
+//! kubelet's state of each volume, and the operation that it starts next.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -70,7 +70,7 @@ async fn listen(
             () = sleep(LOOK) => {}
         }
     }
-    // Before the control planes go: whoever connects from now on must start another host.
+    // Before the control planes stop: a client that connects from now on must start another host.
     fs::remove_file(&socket)?;
     drop(listener);
     clients.shutdown().await;

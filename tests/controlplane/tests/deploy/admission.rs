@@ -1,4 +1,4 @@
-//! Authority: who may write which name, mode, approval, abort and answer.
+//! Authority: the users who may write a name, a mode, an approval, an abort and an answer.
 
 use crate::cluster::{CONTROLLER, Installed, SYSTEM, refused};
 use crate::schema::recovery;
@@ -58,7 +58,7 @@ pub async fn requesters(installed: &Installed<'_>) {
         403,
         "spec.requester must be your own user name, alice",
     );
-    // Not even an administrator speaks for someone else.
+    // Not even an administrator writes in another user's name.
     let forged = ask(&installed.admin, "team-a", "forged", "alice", json!({})).await;
     refused(
         "a name forged by the administrator",
@@ -202,7 +202,7 @@ pub async fn approvals(installed: &Installed<'_>) {
         approved.spec.approval.map(|a| a.approver).as_deref(),
         Some("olga")
     );
-    // What is approved stays hers when somebody else writes the rest.
+    // The approval stays hers when another user writes the rest.
     label(&alice, "wanted", "t-1")
         .await
         .expect("nothing of the approval changes");

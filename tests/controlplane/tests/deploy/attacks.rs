@@ -1,5 +1,5 @@
 //! Attacks that the API server refuses before any controller sees them: RBAC, the shipped admission policies, the rules of the
-//! custom resources, and Kubernetes' own validation. One row each: who, what, and the sentence that they get. Attacks that need a
+//! custom resources, and Kubernetes' own validation. One row each: user, request, and the sentence of the refusal. Attacks that need a
 //! running controller stand in `tests/live/tenants.rs`.
 
 use crate::admission::{ask, say};
@@ -271,7 +271,7 @@ fn in_namespaces() -> Vec<Attack> {
     ]
 }
 
-/// What belongs to the cluster.
+/// Objects that belong to the cluster.
 fn in_the_cluster() -> Vec<Attack> {
     let lookalike = "system:serviceaccount:team-a:reattach-agent";
     let agent = "agent of node-a";
@@ -548,7 +548,7 @@ pub async fn each_is_refused_by_name(installed: &Installed<'_>) {
     words_without_effect(installed, &clients["adam"], record).await;
 }
 
-/// What the API server takes and keeps nothing of: a status in a new object, and in a change of the spec.
+/// Writes that the API server accepts and drops: a status in a new object, and in a change of the spec.
 async fn words_without_effect(installed: &Installed<'_>, adam: &Client, record: &str) {
     let scaled = json!({"phase": "Running", "message": "scaled to 5000", "journal": [{"line": "replicas 5000"}]});
     let mut object = recovery("told", "adam", json!({}));

@@ -1,4 +1,4 @@
-//! What the controller's rights would allow and its admission policies refuse.
+//! Requests that the controller's rights would allow and its admission policies refuse.
 
 use crate::cluster::{Installed, create, object, refused};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -28,7 +28,7 @@ pub async fn pods_as_dry_run_only(installed: &Installed<'_>) {
             ..PostParams::default()
         };
         pods.create(&dry, &pod).await.expect("a dry run");
-        // Nobody else is held up.
+        // Other users are not affected.
         let pods = Api::<Pod>::namespaced(installed.admin.clone(), "team-a");
         let made = pods
             .create(&PostParams::default(), &pod)
@@ -131,7 +131,7 @@ pub async fn volume_attachments(installed: &Installed<'_>) {
     assert!(going.metadata.deletion_timestamp.is_some());
 }
 
-/// Of a Node it has two taints to add and to take off, the one only where the Node is not Ready.
+/// On a Node the controller adds and removes two taints, one of them only where the Node is not Ready.
 pub async fn nodes(installed: &Installed<'_>) {
     let admin = Api::<Node>::all(installed.admin.clone());
     let taint = |key: &str, value: &str, effect: &str| json!({ "key": key, "value": value, "effect": effect });

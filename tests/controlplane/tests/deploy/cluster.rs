@@ -176,7 +176,7 @@ impl<'a> Installed<'a> {
         installed
     }
 
-    /// Who may do what, all of it by the roles in `deploy/` or the built-in ones that these are added to.
+    /// The users and their rights, all by the roles in `deploy/` or the built-in roles that these are added to.
     async fn people(&self) {
         for (who, role, namespace) in [
             ("alice", "reattach-operator", "team-a"),
@@ -208,7 +208,7 @@ impl<'a> Installed<'a> {
         }
     }
 
-    /// Gives somebody the verb `approve` on one recovery of `team-a`, and returns when it is in force.
+    /// Gives a user the verb `approve` on one recovery of `team-a`, and returns when it is in force.
     pub async fn allow_to_approve(&self, who: &str, recovery: &str) {
         let (api, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
         let metadata = json!({ "name": format!("approve-{recovery}"), "namespace": "team-a" });
@@ -370,7 +370,7 @@ impl<'a> Installed<'a> {
         }
     }
 
-    /// What the API server fills in does not fight with what we say.
+    /// Defaults of the API server do not conflict with applied fields.
     pub async fn a_second_apply_changes_nothing(&self) {
         for o in &self.objects {
             let what = format!("{} {}", text(o, "/kind"), name(o));

@@ -12,7 +12,7 @@ use reattach_core::hold::{HOLD_GATE, HOLD_LABEL, HOLD_POLICY};
 use reattach_tests_controlplane::eventually;
 use serde_json::{Value, json};
 
-/// What the product calls label and gate; `deploy/` and this name it once more.
+/// Label and gate as reattach names them; `deploy/` and this test repeat the names.
 const NAME: &str = "reattach.dev/hold";
 const CLAIM: &str = "held-data";
 
@@ -306,7 +306,7 @@ pub async fn the_gate_keeps_the_scheduler_away(installed: &Installed<'_>) {
         .expect("deleted");
 }
 
-/// Whoever may write a VolumeRecovery may not thereby hold anything. Taking the gate off one's own pod stays possible.
+/// The right to write a VolumeRecovery does not give the right to hold. Removing the gate of one's own pod stays possible.
 pub async fn only_reattach_holds(installed: &Installed<'_>) {
     let says = "the label reattach.dev/hold is set and removed by reattach alone";
     for who in ["alice", "olga", "erin", "adam"] {
@@ -519,7 +519,7 @@ pub async fn evictions_are_by_uid(installed: &Installed<'_>) {
     .expect("evicted");
 }
 
-/// What the rights to patch a pod would allow and the policies refuse.
+/// Patches of a pod that the rights would allow and the policies refuse.
 pub async fn pods_keep_everything_but_the_gate(installed: &Installed<'_>) {
     let admin = pods(&installed.admin, "team-a");
     let mut wanted = pod_of("guarded", CLAIM);

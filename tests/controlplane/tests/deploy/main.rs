@@ -1,4 +1,4 @@
-//! What `deploy/` installs: rendered, applied to a real API server with strict validation, and tried out by the people
+//! The objects that `deploy/` installs: rendered, applied to a real API server with strict validation, and tried out by the people
 //! and ServiceAccounts that it speaks about.
 
 mod admission;

@@ -188,7 +188,7 @@ fn the_cloud_credential_reaches_the_controller_only() {
     );
 }
 
-/// Every right that is not get, list or watch. Whoever adds one says so here.
+/// Every right that is not get, list or watch. A new one has to be added here.
 #[test]
 fn the_rights_to_change_objects_are_complete() {
     let linode = render("overlays/linode");
@@ -333,7 +333,7 @@ fn every_reference_has_its_object() {
             one(&linode, "ServiceAccount", text(subject, "/name"));
         }
     }
-    // A policy without a binding does nothing, and nobody would notice.
+    // A policy without a binding does nothing, without any error.
     for policy in of_kind(&linode, "ValidatingAdmissionPolicy") {
         let binding = one(&linode, "ValidatingAdmissionPolicyBinding", name(policy));
         assert_eq!(text(binding, "/spec/policyName"), name(policy));
@@ -353,7 +353,7 @@ fn every_reference_has_its_object() {
             name(policy)
         );
     }
-    // The one that changes objects fails open, and finds nothing to do where nobody holds.
+    // The policy that changes objects fails open, and does nothing without a hold.
     let policies = of_kind(&linode, "MutatingAdmissionPolicy");
     assert_eq!(
         policies.iter().map(|p| name(p)).collect::<Vec<_>>(),

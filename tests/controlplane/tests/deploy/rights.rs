@@ -1,4 +1,4 @@
-//! What RBAC gives, asked of the API server by the ServiceAccounts themselves.
+//! The rights that RBAC gives, as access reviews by the ServiceAccounts themselves.
 
 use crate::cluster::{Installed, SYSTEM};
 use k8s_openapi::api::authorization::v1::{

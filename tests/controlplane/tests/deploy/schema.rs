@@ -5,7 +5,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use reattach_api::{RecoveryPolicy, VolumeRecovery};
 use serde_json::{Value, json};
 
-/// A recovery that `who` may ask for.
+/// A recovery with the user `who` as its requester.
 pub fn recovery(name: &str, who: &str, changes: Value) -> Value {
     let mut spec = json!({
         "claimName": "data", "requester": who, "runbook": "scale-to-zero", "mode": "Approve",
@@ -242,7 +242,7 @@ pub async fn nothing_written_counts_as_nothing(installed: &Installed<'_>) {
     }
 }
 
-/// Who writes the labels of claims would choose the policy that has nodes fenced.
+/// A writer of claims' labels could otherwise choose the policy by which nodes are fenced.
 const LABELS_ALONE: &str =
     "a policy with powerOff or nodes that selects by claimLabels must name namespaces as well";
 

@@ -1,5 +1,5 @@
-//! Who has rights in one namespace, or is the agent of one node, reaches nothing beyond it: no volume, pod or node of
-//! others is freed, held or marked, and nobody speaks in another's name. Each refusal has its counterpart: the right
+//! A user with rights in one namespace, or the agent of one node, reaches nothing beyond it: no foreign volume, pod or node
+//! is freed, held or marked, and no user writes in another's name. Each refusal has its counterpart: the right
 //! one may.
 
 use crate::admission::{approval, ask, report, say};
@@ -347,7 +347,7 @@ fn attempts() -> Vec<Attempt> {
     rows.into_iter().map(attempt).collect()
 }
 
-/// What there is of another team: a workload with a pod and a volume.
+/// The objects of another team: a workload with a pod and a volume.
 async fn another_team(installed: &Installed<'_>) -> String {
     let admin = &installed.admin;
     let containers = json!([{ "name": "app", "image": "none" }]);
@@ -415,7 +415,7 @@ pub async fn what_is_not_theirs(installed: &Installed<'_>) {
     }
 }
 
-/// A namespace's admin has the verb `approve`, and so has someone whose name could be borrowed.
+/// A namespace's admin has the verb `approve`, and so has a user whose name could be borrowed.
 pub async fn names_that_are_not_theirs(installed: &Installed<'_>) {
     let adam = installed.as_user("adam").await;
     let forged = ask(&adam, "team-a", "borrowed", "olga", json!({})).await;

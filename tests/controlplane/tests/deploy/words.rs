@@ -1,4 +1,4 @@
-//! What people say and nobody says for them: that an instance cannot write, and that it may be powered off.
+//! Statements that only their author may write: that an instance cannot write, and that it may be powered off.
 
 use crate::admission::{Answer, ask, label, say};
 use crate::cluster::{CONTROLLER, Installed, LIMIT, SYSTEM, object, refused};
@@ -83,7 +83,7 @@ pub async fn declarations(installed: &Installed<'_>) {
         by(say(&dora, "dead", declaration("dora")).await).as_deref(),
         Some("dora")
     );
-    // It stays hers when somebody else writes the rest; nobody changes a word of it.
+    // It stays hers when another user writes the rest; no other user can change it.
     label(&alice, "dead", "t-1")
         .await
         .expect("nothing of the declaration changes");
@@ -133,7 +133,7 @@ pub async fn declarations(installed: &Installed<'_>) {
         "a declaration that nothing is under way cannot be taken back",
     );
 
-    // Given anew it is the word of whoever gives it.
+    // Written again, it is the statement of its new author.
     let anew = json!({ "declaration": { "at": "2026-01-01T00:59:00Z" } });
     assert_eq!(by(say(&dora, "dead", anew).await).as_deref(), Some("dora"));
     assert_eq!(
@@ -154,7 +154,7 @@ pub async fn power_off(installed: &Installed<'_>) {
         .await
         .expect("asked for");
     let needs = "allowing to power an instance off needs the verb poweroff on volumerecoveries in namespace team-a (ClusterRole reattach-power-off)";
-    // Whoever may declare may not thereby power anything off.
+    // The right to declare does not give the right to power off.
     for who in ["alice", "olga", "erin", "adam", "pat", "dana"] {
         let client = installed.as_user(who).await;
         refused(
@@ -205,7 +205,7 @@ pub async fn power_off(installed: &Installed<'_>) {
         .expect("at creation too");
 }
 
-/// Not even when somebody gives it the rights.
+/// Not even with the rights.
 pub async fn never_by_the_controller(installed: &Installed<'_>) {
     let controller = &installed.controller;
     let never = "reattach itself declares nothing and allows no power-off, people do";
@@ -276,7 +276,7 @@ fn policy(name: &str, spec: Value) -> RecoveryPolicy {
     }))
 }
 
-/// Two who write policies; one of them may have machines powered off.
+/// Two writers of policies; one of them may allow power-off.
 async fn writers(installed: &Installed<'_>) -> (Client, Client) {
     let (api, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
     let rules = json!([{
@@ -388,7 +388,7 @@ pub async fn power_off_by_policy(installed: &Installed<'_>) {
         refused("wider", change(&pete, spec.clone()).await, 403, HANDS_ON);
         change(&petra, spec).await.expect("she may");
     }
-    // The rest is anybody's who writes policies, and so is the way back.
+    // Every writer of policies may change the rest, and may revoke the permission.
     change(&pete, json!({ "budgets": { "node": 1 } }))
         .await
         .expect("another budget");
@@ -421,7 +421,7 @@ pub async fn power_off_by_policy(installed: &Installed<'_>) {
         .expect("deleted");
 }
 
-/// Rules for nodes are the word of people who may have machines powered off.
+/// Only users who may allow power-off may write rules for nodes.
 pub async fn nodes_by_policy(installed: &Installed<'_>) {
     let (pete, petra) = (
         installed.as_user("pete").await,
@@ -582,7 +582,7 @@ pub async fn a_policy_that_keeps_claims_from_another(installed: &Installed<'_>) 
     );
     petra.get("keeps").await.expect("it is still there");
 
-    // What reaches nobody else is theirs, and all of it hers.
+    // Fields without effect outside the namespace are theirs; all fields are hers.
     change(&pete, json!({ "budgets": { "node": 1 } }))
         .await
         .expect("another budget");
@@ -597,7 +597,7 @@ pub async fn a_policy_that_keeps_claims_from_another(installed: &Installed<'_>) 
     }
 }
 
-/// A record's groups are those of the person who writes it: they cannot borrow the rights of a group that they are not in.
+/// A record's groups are those of its author, who cannot borrow the rights of another group.
 pub async fn groups_of_others(installed: &Installed<'_>) {
     let (alice, olga, dora) = (
         installed.as_user("alice").await,

@@ -40,7 +40,7 @@ async fn healed(stage: &Stage) -> VolumeRecovery {
     recovery
 }
 
-/// Who wrote the journal, and that terms only grow.
+/// The writers of the journal, whose terms only grow.
 fn writers(recovery: &VolumeRecovery) -> BTreeSet<String> {
     let journal = recovery.history().expect("it can be read").1;
     assert!(journal.is_sorted_by_key(|e| e.term), "{journal:#?}");
@@ -77,7 +77,7 @@ pub async fn another_controller_resumes_after_a_crash() {
     say!("killed, and another went on: {by:?}");
     assert!(recovery.uid() == begun.uid() && by.len() == 2, "{by:?}");
 
-    // SIGTERM: the turn under way ends, the Lease is given back, and the next one does not wait for it to run out.
+    // SIGTERM: the turn under way ends and the Lease is released, so that the next controller does not wait for its expiry.
     let begun = in_the_middle(&stage).await;
     stage.start_controller().await;
     let leader = stage.leader().await;

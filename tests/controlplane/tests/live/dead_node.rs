@@ -139,7 +139,7 @@ pub async fn measured_a_powered_off_node_frees_its_volumes() {
     print_returns("a human's taint to Ready elsewhere", &by_hand);
     let (whole, rest) = print_returns("proof to Ready elsewhere", &returns);
 
-    // Once for the instance, whoever asked.
+    // Once for the instance, whatever the requester.
     let off = power_calls(&stage, "/shutdown");
     assert_eq!(off.len(), 1, "{off:#?}");
     assert!(
@@ -309,7 +309,7 @@ pub async fn without_permission_a_person_gives_the_proof() {
         .reattach(&tina, &word)
         .await
         .one_sentence(1, &["declare"]);
-    // A fence moves more than this namespace: the word of somebody with the right here alone is no proof for it.
+    // A fence affects more than this namespace: a declaration by a right in this namespace alone is no proof for it.
     let tina = stage
         .person(&tina_name, "permission", &["reattach-declarer"])
         .await;

@@ -8,7 +8,7 @@ use reattach_tests_controlplane::{AuditEvent, ControlPlane, Options, say};
 use serde_json::json;
 use std::process::{Command, Stdio};
 
-/// Somebody who may do everything, at the command line only: what this user wrote, a command wrote.
+/// A user with all rights, at the command line only: every write of this user is a command's.
 const PERSON: &str = "petra";
 
 /// The arguments of a controller where no admission policies are installed.
@@ -152,7 +152,7 @@ impl Ground {
         say!("  controller: {}", errors[0]);
     }
 
-    /// A kubeconfig for an address where nobody listens.
+    /// A kubeconfig for an address without a listener.
     fn unreachable(&self) -> String {
         let path = self.plane.folder().join("nowhere.json");
         let config = json!({

@@ -28,7 +28,7 @@ const STUCK: [(&str, &str); 4] = [
     ("StatefulSet", "wiki"),
 ];
 
-/// What must not change in a healthy pod: UID, node, restarts, and since when it is Ready.
+/// The fields of a healthy pod that must not change: UID, node, restarts, and since when it is Ready.
 fn life(pod: &Pod) -> String {
     let status = pod.status.clone().unwrap_or_default();
     let restarts: i32 = status

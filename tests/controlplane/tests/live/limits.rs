@@ -1,4 +1,4 @@
-//! What stands against a run besides the workload itself: budgets, a cloud that does not answer, and whatever changes
+//! Limits of a run besides the workload itself: budgets, a cloud that does not answer, and changes
 //! between the plan and its first effect.
 
 use crate::common::logs::{CONTROLLER, is_workload, line, replicas};
@@ -382,7 +382,7 @@ pub async fn a_change_after_the_plan_stops_the_effect() {
     cloud_away_after_the_approval(&stage, &olga).await;
 }
 
-/// The plan is gone as soon as its ground is, and nobody can approve it any more: not by the command, and not past it.
+/// The plan is dropped as soon as its reason is gone, and cannot be approved any more, neither by the command nor past it.
 async fn changed_before_the_approval(stage: &Stage, olga: &Path) {
     let planned = stage
         .await_phase(NS, "data-early-0", &[Phase::AwaitingApproval])

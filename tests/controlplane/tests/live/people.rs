@@ -1,4 +1,4 @@
-//! What people do: approve, ask for a recovery, abort one, work without a controller; and what a tenant may not.
+//! People approve, ask for a recovery, abort one and work without a controller; a tenant may do none of it.
 
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use kube::api::{Patch, PatchParams, PostParams};
@@ -107,7 +107,7 @@ pub async fn approvals_aborts_and_declarations_decide() {
     stage.assert_one_holder(&[volume]);
 }
 
-/// Somebody with the controller's own rights, and the right to approve.
+/// A user with the controller's own rights, and the right to approve.
 async fn glass_breaker(stage: &Stage) -> PathBuf {
     for namespace in ["reattach-system", "kube-node-lease"] {
         stage

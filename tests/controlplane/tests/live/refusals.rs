@@ -1,7 +1,7 @@
 //! Every refusal that an object of a real API server can cause: the sentence is there, and nothing was touched.
 //!
 //! Elsewhere: budgets, a cloud that does not answer and what changes after the plan, in `limits`. Not shown anywhere on a
-//! real API server, because nobody can make the object: a claim without an access mode (the API server's refusal is
+//! real API server, because the object cannot be made: a claim without an access mode (the API server's refusal is
 //! asserted below), and more than one holder at the cloud (a Linode volume has one `linode_id`).
 
 use crate::common::workloads::pin;
@@ -302,12 +302,12 @@ async fn prestop_claim(stage: &Stage) -> String {
     format!("data-{}", here.expect("one of them is there").name_any())
 }
 
-/// What changes once the volumes are stuck.
+/// Changes made once the volumes are stuck.
 async fn afterwards(stage: &Stage, orphan: VolumeNo) {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(stage.admin.clone(), NS);
     let sets: Api<StatefulSet> = Api::namespaced(stage.admin.clone(), NS);
     let deployments: Api<Deployment> = Api::namespaced(stage.admin.clone(), NS);
-    // A claim in use outlives its deletion by a finalizer, which somebody takes off.
+    // A claim in use outlives its deletion by a finalizer, which is then removed.
     for claim in ["deleting", "missing-too"] {
         claims
             .delete(claim, &DeleteParams::default())
@@ -349,7 +349,7 @@ async fn afterwards(stage: &Stage, orphan: VolumeNo) {
             json!({"spec": {"template": {"metadata": {"annotations": {"version": "2"}}}}});
         stage.patch(&sets, name, template).await;
     }
-    // With two stuck pods an OrderedReady StatefulSet never gets to zero, whoever asks for it.
+    // With two stuck pods an OrderedReady StatefulSet never gets to zero, whatever requests it.
     stage.await_all_down(NS, "zero").await;
     stage
         .patch(&sets, "zero", json!({"spec": {"replicas": 0}}))
@@ -393,7 +393,7 @@ async fn afterwards(stage: &Stage, orphan: VolumeNo) {
         .await;
 }
 
-/// There is no claim without an access mode: the API server takes none, and nobody can take the mode away later.
+/// There is no claim without an access mode: the API server accepts none, and the mode cannot be removed later.
 async fn no_access_mode(stage: &Stage) {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(stage.admin.clone(), NS);
     let invalid = |what: &str, answer: kube::Result<PersistentVolumeClaim>, says: &str| match answer

@@ -103,7 +103,7 @@ fn tainted(stage: &Stage) -> Timestamp {
         .reached
 }
 
-/// When somebody asked for the deletion of a VolumeAttachment of the old node, and when the new node's was made, both by
+/// When the deletion of the old node's VolumeAttachment was requested, and when the new node's was created, both by
 /// kube-controller-manager.
 fn records(stage: &Stage, old: &str) -> (Option<Timestamp>, Option<Timestamp>) {
     let events = stage.audit();
@@ -130,7 +130,7 @@ fn records(stage: &Stage, old: &str) -> (Option<Timestamp>, Option<Timestamp>) {
     (deleted.map(|e| e.reached), made.map(|e| e.reached))
 }
 
-/// The end of both tests: healed, by a taint on an instance that is proven off, and everything put back.
+/// The end of both tests: healed, by a taint on an instance that is proven off, and everything undone.
 async fn heals(stage: &mut Stage, volume: VolumeNo, restarted: Instant) {
     let recovery = stage.await_recovered("shop", "redis").await;
     say!("{}", told(&recovery));
@@ -185,7 +185,7 @@ pub async fn a_manager_restart_still_frees_a_dead_nodes_volume() {
     );
 }
 
-/// A person deletes the VolumeAttachment, the driver cannot detach: once the cloud has let go and the record is gone,
+/// A person deletes the VolumeAttachment, the driver cannot detach: once the volume is detached and the record is gone,
 /// kube-controller-manager still believes the Node's list.
 pub async fn a_manual_deletion_after_a_restart_needs_the_taint() {
     let (mut stage, volume) = stage_restarted().await;

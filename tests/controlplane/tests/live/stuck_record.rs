@@ -41,7 +41,7 @@ async fn with_apps(stage: Stage, namespace: &str, apps: &[&str]) -> (Stage, Vec<
     (stage, volumes)
 }
 
-/// The same with one workload on the shared cluster.
+/// The stage with one workload on the shared cluster.
 async fn on_shared_cluster(name: &str) -> (Stage, Vec<VolumeNo>) {
     let stage = Stage::share(
         &STOCK,
@@ -55,7 +55,7 @@ async fn on_shared_cluster(name: &str) -> (Stage, Vec<VolumeNo>) {
     with_apps(stage, name, &["redis"]).await
 }
 
-/// The same on a cluster of its own, in the namespace `shop`.
+/// The stage on a cluster of its own, in the namespace `shop`.
 async fn on_own_cluster(apps: &[&str]) -> (Stage, Vec<VolumeNo>) {
     let stage = Stage::set(StageOptions {
         mode: None,
@@ -290,7 +290,7 @@ pub async fn causes_for_people_are_named_and_nothing_changes() {
     stage.await_nothing_left().await;
 }
 
-/// The PersistentVolume was deleted and its finalizers taken off: external-attacher cannot detach without it, and nor can we.
+/// The PersistentVolume was deleted and its finalizers removed: neither external-attacher nor reattach can detach without it.
 /// A person is called, without a ticket for the provider, which has nothing to do with it; made again, it heals.
 pub async fn a_recreated_persistent_volume_frees_the_attachment() {
     let (stage, volumes) = on_own_cluster(&["redis"]).await;

@@ -1,4 +1,4 @@
-//! Tenants and writers of cluster objects who reach for what others own: their claims, PersistentVolumes, Nodes, records and
+//! Tenants and writers of cluster objects attack objects of others: claims, PersistentVolumes, Nodes, records and
 //! words free, mark, detach and power off nothing of others. Everybody here is a user of the API server with the shipped roles;
 //! a policy allows as much as the attack needs. Attacks that admission refuses stand in `tests/deploy/attacks.rs`, the same worlds
 //! in virtual time in `tests/simulation/tests/{identity,authority,attacks}.rs`.
@@ -408,7 +408,7 @@ fn effects_or_none(recovery: &VolumeRecovery) -> Vec<StepKind> {
 const SPEAKERS: &str = "speakers";
 /// Another namespace, opted out.
 const OTHERS_THERE: &str = "speakers-others";
-/// What a terminal would take for a line of its own, for a screen that is cleared and for text in another order.
+/// Text that a terminal would show as a line of its own, as a cleared screen or in another order.
 const ESCAPES: &str = "\u{1b}[2J\r\nerror: scaled to 5000\u{202e}\u{7}";
 
 /// The record of this name, once it says this.
@@ -477,7 +477,7 @@ async fn made_up_event(tina: &Client, pod: &DynamicObject, at: &str) {
         .expect("an event of her own pod");
 }
 
-/// The same of a pod of others, by the API that lets an Event of one namespace be about another one.
+/// A forged Event about a foreign pod, by the API that lets an Event of one namespace be about another one.
 async fn made_up_event_of_others(stage: &Stage, tina: &Client, app: &str) {
     let pod = stage.pods(OTHERS_THERE, app).await.remove(0);
     let at = stage
@@ -553,7 +553,7 @@ pub async fn rights_in_one_namespace_reach_no_other() {
 
     made_up_event_of_others(&stage, &tina, "other").await;
 
-    // The machine is shut down by its owner, so that a proof is there for whoever may use it.
+    // The machine is shut down by its owner, so that there is a proof to misuse.
     stage
         .cloud
         .shutdown(stage.instance("speakers-1"))

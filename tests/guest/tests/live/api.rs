@@ -69,7 +69,7 @@ impl Cluster {
         }
     }
 
-    /// What leads an agent in a guest here. No certificate is needed for plain HTTP, and without this file, which has none, the
+    /// Configuration that leads an agent in a guest here. No certificate is needed for plain HTTP, and without this file, which has none, the
     /// agent would look for the system's.
     pub fn kubeconfig(&self) -> String {
         format!(
@@ -80,7 +80,7 @@ impl Cluster {
         )
     }
 
-    /// Puts one challenge into a node's report, in the place of what was asked before.
+    /// Sets the one challenge of a node's report.
     pub fn ask(&self, node: &NodeName, challenge: &Challenge) {
         self.runtime.block_on(async {
             let reports: Api<NodeVolumeReport> = Api::all(self.server.client());
@@ -92,7 +92,7 @@ impl Cluster {
         });
     }
 
-    /// What the agent of a node says; `None` if it has said nothing yet.
+    /// The status that the agent of a node wrote; `None` if it has written none yet.
     pub fn said(&self, node: &NodeName) -> Option<NodeVolumeReportStatus> {
         let plural = NodeVolumeReport::api_resource().plural;
         let report = self

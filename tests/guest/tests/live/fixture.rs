@@ -158,7 +158,7 @@ impl Fixture {
         ));
     }
 
-    /// Undoes the mounts of [`Fixture::publish`], as soon as nobody is in them.
+    /// Undoes the mounts of [`Fixture::publish`], as soon as they have no user.
     pub fn unpublish(&mut self, volume: &Volume) {
         let (staging, publish) = places(volume);
         for place in [publish, staging] {

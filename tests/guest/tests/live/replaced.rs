@@ -1,4 +1,4 @@
-//! Another volume takes the place of ours: the kernel gives names, numbers and addresses to whoever comes next.
+//! Another volume takes the place of ours: the kernel gives names, numbers and addresses to the next device.
 
 use crate::fixture::{Fixture, LEVELS, places};
 use reattach_core::guest::ScanResult;

@@ -104,7 +104,7 @@ pub async fn a_dead_nodes_volume_moves_to_another_node() {
     is_healed_elsewhere(&fixture, volume).await;
 }
 
-/// Nobody hears of the node, and its pod writes on. Fencing stops it before anybody else gets the volume.
+/// The node is cut off and its pod keeps writing. Fencing stops it before another node gets the volume.
 pub async fn a_partitioned_node_is_off_before_its_volume_moves() {
     let (fixture, volume) = set("cut-off").await;
     for program in ["kubelet", "agent"] {

@@ -44,7 +44,7 @@ impl Fixture {
         fixture
     }
 
-    /// The same with agents that look this far (`--level`), and no controller that judges what they see.
+    /// A fixture with agents of this `--level`, and no controller.
     pub async fn without_controller(nodes: u64, level: &'static str) -> Self {
         let users = (1..=nodes).map(|n| kubelet(&format!("node-{n}"))).collect();
         let options = StageOptions {
@@ -55,7 +55,7 @@ impl Fixture {
         Self::on(Stage::set(options).await, nodes, level).await
     }
 
-    /// The same on the shared cluster of this kind, where no other fixture has this name.
+    /// A fixture on the shared cluster of this kind, where no other fixture has this name.
     pub async fn share(shared: &'static Shared, name: &str, nodes: u64) -> Self {
         Self::on(Stage::share(shared, name, options()).await, nodes, "basic").await
     }
@@ -207,7 +207,7 @@ impl Fixture {
         volume
     }
 
-    /// The same, and nobody looks whether it comes up.
+    /// As above, without waiting until it is up.
     pub async fn canary_unawaited(&self, node: &str) -> VolumeNo {
         let console = self.machine(node).path("console").display().to_string();
         self.stage
@@ -236,7 +236,7 @@ impl Fixture {
         volume
     }
 
-    /// The same over a raw block volume.
+    /// As above, over a raw block volume.
     pub async fn raw_canary(&self, node: &str) -> VolumeNo {
         let (volume, handle) = self.stage.volume("raw");
         let pv = format!("pv-{}-{APP}", self.namespace());
@@ -282,12 +282,12 @@ impl Fixture {
         }
     }
 
-    /// What canaries on a node wrote beside their volumes.
+    /// The writes of canaries on a node, as recorded beside their volumes.
     pub fn console(&self, node: &str) -> Stamps {
         Stamps::consoles(&[self.machine(node).path("console")]).expect("records")
     }
 
-    /// What is on the volume: read through the mount of the one pod that runs, or, of a raw one, from its device.
+    /// The content of the volume: read through the mount of the one pod that runs, or, of a raw one, from its device.
     async fn read_volume(&self, node: &str, volume: VolumeNo) -> Stamps {
         let pod = self.pod().await.uid().expect("a UID");
         let file = format!(
@@ -315,7 +315,7 @@ impl Fixture {
         self.assert_writers_apart_at(node, node, volume).await;
     }
 
-    /// The same where the canary writes its console on one node and its volume is mounted on another.
+    /// As above, where the canary writes its console on one node and its volume is mounted on another.
     pub async fn assert_writers_apart_at(&self, console: &str, node: &str, volume: VolumeNo) {
         let console = self.console(console);
         let volume = self.read_volume(node, volume).await;
@@ -421,7 +421,7 @@ impl Fixture {
         self.stage.audit().iter().filter(renewal).count()
     }
 
-    /// Puts a runbook in force, in mode Auto.
+    /// Applies a policy with this runbook, in mode Auto.
     pub async fn runbook(&self, name: &str) {
         let policies: Api<RecoveryPolicy> = Api::all(self.stage.admin.clone());
         self.stage
@@ -462,7 +462,7 @@ impl Fixture {
         recovery
     }
 
-    /// What happened after `trouble`, from the audit log: when reattach heard of it, each of its effects, and what came of it.
+    /// The course after `trouble`, from the audit log: when reattach noticed it, each effect, and the result.
     fn moments(&self, trouble: Timestamp) -> Vec<(Timestamp, String)> {
         let all = self.stage.audit();
         let events: Vec<&AuditEvent> = all
@@ -548,7 +548,7 @@ fn address_number() -> u32 {
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
-/// What a stage with real nodes has.
+/// Options of a stage with real nodes.
 pub fn options() -> StageOptions {
     StageOptions {
         nodes: 0,

@@ -1,4 +1,4 @@
-//! A node that nobody hears of any more, and whose pod writes on: nothing may take its volume.
+//! A node that is cut off and whose pod keeps writing: its volume must not be detached.
 
 use crate::REAL;
 use crate::common::LIMIT;
@@ -16,7 +16,7 @@ pub async fn a_partitioned_node_keeps_its_volume() {
     fixture.say("kubelet and agent are gone, the pod is not");
     fixture.await_node("keeps-1", false).await;
     fixture.say("the Node is not Ready");
-    // A person who does not know better, and a pod that will be Terminating for ever.
+    // A person deletes the pod, which stays Terminating for ever.
     let pods: Api<Pod> = Api::namespaced(fixture.stage.admin.clone(), fixture.namespace());
     let pod = fixture.pod().await;
     pods.delete(&pod.name_any(), &DeleteParams::default())

@@ -76,7 +76,7 @@ pub async fn a_recycled_node_is_healed_by_hold_and_release() {
     );
 }
 
-/// kubelet tells that it has let go of a volume at its next status tick, every 10 s from its start on, so how long a recovery
+/// kubelet reports that it has unmounted a volume at its next status tick, every 10 s from its start on, so how long a recovery
 /// takes depends on when between two ticks it begins: here at steps of 2 s over one period, the first at kubelet's own
 /// FailedMount about 1.7 s after its start.
 pub async fn measured_hold_and_release_over_the_phases_of_kubelets_tick() {

@@ -1,4 +1,4 @@
-//! What the shipped agent says of a device on a real kernel: whoever uses it, and however, the answer is neither "idle" nor "clean".
+//! The shipped agent's answers about a device on a real kernel: while anything uses it, the answer is neither "idle" nor "clean".
 
 use crate::common::LIMIT;
 use crate::fixture::Fixture;
@@ -20,7 +20,7 @@ struct Bench {
     handle: String,
     /// The device's node, `/dev/loopN`.
     device: String,
-    /// What the agent says when nobody uses it.
+    /// The agent's answer without a user.
     free: ScanResult,
     asked: AtomicU64,
 }
@@ -115,7 +115,7 @@ impl Bench {
             .unwrap_or_else(|e| panic!("{e}\n{}", self.fixture.logs(NODE)))
     }
 
-    /// Asks until nobody uses the device: what a process leaves takes the kernel a moment to clear.
+    /// Asks until the device has no user: the kernel takes a moment to clear the leftovers of a process.
     async fn free(&self, when: &str) {
         let free = async || (self.ask().await == self.free).then_some(());
         if eventually("a free device", LIMIT, free).await.is_err() {

@@ -399,7 +399,7 @@ impl Cluster {
         }
     }
 
-    /// What each controller has printed so far, with the path of its log.
+    /// The output of each controller so far, with the path of its log.
     pub(super) fn controller_output(&self) -> Vec<(PathBuf, String)> {
         lock(&self.controllers)
             .iter()

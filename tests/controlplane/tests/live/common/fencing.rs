@@ -144,7 +144,7 @@ impl Stage {
         self.hang(node);
     }
 
-    /// Somebody boots the instance at the cloud, or its watchdog does; the node comes back with its agent.
+    /// Boots the instance, as a person or the cloud's watchdog would; the node is back with its agent.
     pub async fn boot(&mut self, node: &str) {
         // Refused while the watchdog is at it, or the instance runs.
         if self.cloud.boot(self.instance(node)).is_ok() {
@@ -297,7 +297,7 @@ impl Stage {
         all.into_iter().filter(of).collect()
     }
 
-    /// The locks of nodes that somebody has.
+    /// The locks of nodes that have a holder.
     pub async fn node_locks(&self) -> Vec<String> {
         let api: Api<Lease> = Api::namespaced(self.admin.clone(), super::cluster::SYSTEM);
         let all = api
@@ -455,7 +455,7 @@ impl Stage {
             .count()
     }
 
-    /// What is on a node that is not touched: pods by UID and whether they are being deleted, VolumeAttachments by UID and
+    /// The objects of a node that must not change: pods by UID and whether they are being deleted, VolumeAttachments by UID and
     /// whether they are, the cloud's holders.
     pub async fn untouched(&self, namespace: &str, volumes: &[VolumeNo]) -> Vec<String> {
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);

@@ -1,4 +1,4 @@
-//! What the audit log and the cloud's log say that reattach did.
+//! reattach's requests, from the audit log and the cloud's log.
 
 use super::Stage;
 use super::cluster::SYSTEM;
@@ -40,7 +40,7 @@ pub fn is_record(event: &AuditEvent) -> bool {
         }
 }
 
-/// What a write says about the label of a hold: `true`, or null where it is taken off.
+/// The value that a write gives the label of a hold: `true`, or null where it is removed.
 pub fn hold_label(event: &AuditEvent) -> Option<&Value> {
     let labels = event
         .body
@@ -100,7 +100,7 @@ fn is_ours(request: &RequestRecord) -> bool {
 }
 
 impl Stage {
-    /// The audit log without the requests that are about another stage's objects. What is nobody's is everybody's: a stray
+    /// The audit log without the requests about another stage's objects. A request about no stage belongs to every stage: a stray
     /// write fails each scenario that asserts what was written.
     pub fn audit(&self) -> Vec<AuditEvent> {
         // The names of VolumeAttachments are hashes; what they are about stands in the request that created them.

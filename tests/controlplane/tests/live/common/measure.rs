@@ -34,7 +34,7 @@ pub struct Timeline {
     pub restored: Timestamp,
     /// kubelet's report that the pod is Ready was stored.
     pub ready: Timestamp,
-    /// What the cloud's own jobs on the volume took between `fact` and `ready`.
+    /// Duration of the cloud's own jobs on the volume between `fact` and `ready`.
     pub cloud: SignedDuration,
 }
 
@@ -61,7 +61,7 @@ pub fn by_itself() -> bool {
     std::env::var_os("REATTACH_DEEP").is_some()
 }
 
-/// What a small write takes at the API server, sampled all the time: tests that compute meanwhile slow everything down, and this
+/// Duration of a small write at the API server, sampled all the time: tests that compute meanwhile slow everything down, and this
 /// says how much.
 pub struct Pace {
     samples: Arc<Mutex<Vec<SignedDuration>>>,
@@ -69,7 +69,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// What the same write takes where nothing else computes, on two processors.
+    /// Duration of that write on an idle machine with two processors.
     const IDLE: SignedDuration = SignedDuration::from_millis(10);
 
     /// Begins to sample, with writes on an object of the stage's own.

@@ -61,7 +61,7 @@ impl Process {
         !self.ended
     }
 
-    /// What it has printed.
+    /// Its output.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

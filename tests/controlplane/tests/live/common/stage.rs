@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a stage has. On a shared cluster only the first four count: the rest is the cluster's.
+/// Options of a stage. On a shared cluster only the first four count: the rest is the cluster's.
 pub struct StageOptions {
     /// How many nodes.
     pub nodes: u64,
@@ -70,7 +70,7 @@ pub fn instance_of(kubelet: &SimKubelet) -> InstanceNo {
     InstanceNo(kubelet.instance().parse().expect("a number"))
 }
 
-/// What a scenario has of a cluster: the whole of its own, or a part of a shared one.
+/// A scenario's cluster: its own, or a part of a shared one.
 ///
 /// On a shared cluster each name begins with the stage's: its namespace has the very name, its nodes are `NAME-1` and so on,
 /// its policy has the name and selects the namespace. What the helpers of this folder assert is filtered to that: requests by
@@ -217,18 +217,18 @@ impl Stage {
         kubelet
     }
 
-    /// Puts the stage's policy in force, which beats the shipped one, with the founding runbook.
+    /// Applies the stage's policy, which precedes the shipped one, with the founding runbook.
     pub async fn policy(&self, mode: Mode) {
         self.policy_by(mode, SCALE_TO_ZERO).await;
     }
 
-    /// The same with any runbook.
+    /// Applies the stage's policy with any runbook.
     pub async fn policy_by(&self, mode: Mode, runbook: &str) {
         self.policy_of(json!({"mode": mode, "runbook": runbook}))
             .await;
     }
 
-    /// The same by the default runbook in mode Auto, with whatever else it says.
+    /// Applies the stage's policy with the default runbook, mode Auto, and these further fields.
     pub async fn policy_saying(&self, more: Value) {
         let mut spec = json!({"mode": Mode::Auto, "runbook": DEFAULT_RUNBOOK});
         spec.as_object_mut()

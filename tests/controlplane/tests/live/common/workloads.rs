@@ -36,7 +36,7 @@ impl Stage {
             .await
     }
 
-    /// The same with another filesystem type in the PersistentVolume, and the claim changed as the test likes.
+    /// Creates it with another filesystem type in the PersistentVolume, and a change of the claim.
     pub async fn bound_claim_with(
         &self,
         namespace: &str,
@@ -375,7 +375,7 @@ pub fn pin(object: &mut Value, node: &str) {
     object["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
 }
 
-/// Lets a workload's pods run on the first of these nodes, and on the others where that one cannot.
+/// Makes a workload's pods prefer the first of these nodes, and run on the others where they must.
 pub fn prefer(object: &mut Value, nodes: &[&str]) {
     let within = |values: &[&str]| json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": values}]});
     object["spec"]["template"]["spec"]["affinity"] = json!({"nodeAffinity": {
