@@ -171,7 +171,7 @@ fn only_fields_without_a_safe_default_are_required() {
 
 /// What a recovery is about and who spoke in it stays as it was written.
 #[test]
-fn what_must_not_change_has_a_transition_rule() {
+fn immutable_fields_have_a_transition_rule() {
     let spec = at(&crd("volumerecoveries"), &["spec"]);
     let rules = spec.x_kubernetes_validations.unwrap_or_default();
     let fields: BTreeSet<String> = spec.properties.unwrap_or_default().into_keys().collect();

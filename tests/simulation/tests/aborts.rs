@@ -107,7 +107,7 @@ fn started(entry: &Entry) -> Option<&str> {
 }
 
 parts!(
-    what_is_aborted_begins_nothing_any_more_and_is_put_back {
+    an_aborted_run_begins_nothing_and_restores {
         part_1,
         part_2,
         part_3,
@@ -117,7 +117,7 @@ parts!(
 );
 
 parts!(
-    what_is_aborted_under_a_hold_begins_nothing_any_more_and_is_let_go {
+    an_aborted_hold_begins_nothing_and_is_lifted {
         part_1,
         part_2,
         part_3,
