@@ -93,7 +93,7 @@ impl HttpConnector for Connector {
             };
             let request = request
                 .try_into_http1x()
-                .map_err(|_| unsent("the request is no HTTP request"))?;
+                .map_err(|_| unsent("the request is not valid HTTP"))?;
             let mut request = request.map(|_| body);
             if let Some(sent) = &once {
                 if sent.0.swap(true, Ordering::SeqCst) {
@@ -116,7 +116,7 @@ impl HttpConnector for Connector {
                     }
                 })?;
             HttpResponse::try_from(answer.map(SdkBody::from)).map_err(|_| {
-                let why = "the answer is no HTTP answer that the SDK can read";
+                let why = "the SDK cannot read the answer as HTTP";
                 ConnectorError::io(Box::new(TransportError::new(
                     TransportErrorKind::AfterSend,
                     why,

@@ -278,8 +278,7 @@ pub(crate) fn snapshot(found: &Snapshot) -> Result<CloudSnapshot, String> {
 /// Converts a time of the API.
 pub(crate) fn time(at: &DateTime) -> Result<Timestamp, String> {
     let nanoseconds = i32::try_from(at.subsec_nanos()).unwrap_or(0);
-    Timestamp::new(at.secs(), nanoseconds)
-        .map_err(|_| "it has a time that no calendar has".to_owned())
+    Timestamp::new(at.secs(), nanoseconds).map_err(|_| "it has an invalid time".to_owned())
 }
 
 fn name(tags: &[Tag]) -> Option<&str> {

@@ -248,7 +248,7 @@ mod tests {
     fn power(change: Value) -> Option<PowerJob> {
         let mut shown = json!({
             "id": 5, "action": "linode_shutdown", "status": "finished", "created": "2026-01-01T00:00:00",
-            "duration": 28.4, "username": "someone", "entity": {"id": 42, "type": "linode"},
+            "duration": 28.4, "username": "joe", "entity": {"id": 42, "type": "linode"},
         });
         for (name, value) in change.as_object().expect("an object") {
             shown[name] = value.clone();
@@ -264,14 +264,14 @@ mod tests {
         let job = power(json!({})).expect("a power job");
         assert_eq!(
             (job.change, job.by.as_deref()),
-            (PowerChange::Off, Some("someone"))
+            (PowerChange::Off, Some("joe"))
         );
         assert_eq!(
             job.finished,
             Some("2026-01-01T00:00:30Z".parse().expect("a time"))
         );
-        for nobody in [json!({"username": null}), json!({"username": ""})] {
-            assert_eq!(power(nobody).expect("a power job").by, None);
+        for anonymous in [json!({"username": null}), json!({"username": ""})] {
+            assert_eq!(power(anonymous).expect("a power job").by, None);
         }
         for open in [
             json!({"status": "started"}),

@@ -99,8 +99,9 @@ pub(crate) fn number(text: &str) -> Option<u64> {
 
 /// Parses a number as [`number`] does. Otherwise returns the error of `operation`: nothing was sent.
 pub(crate) fn require_number(operation: &str, text: &str) -> Result<u64, ProviderError> {
-    number(text)
-        .ok_or_else(|| ProviderError::not_applied(operation, "it is not a number of Linode's"))
+    number(text).ok_or_else(|| {
+        ProviderError::not_applied(operation, "the identifier is not a number, as Linode's are")
+    })
 }
 
 #[cfg(test)]

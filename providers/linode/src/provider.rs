@@ -189,7 +189,10 @@ fn numbers<I: Ord + Clone + std::fmt::Display, T>(
             }
             None => {
                 let operation = format!("read {what} {id}");
-                let reason = format!("{:?} is not a number of Linode's", id.to_string());
+                let reason = format!(
+                    "{:?} is not a number, as Linode's identifiers are",
+                    id.to_string()
+                );
                 failed.insert(
                     id.clone(),
                     Lookup::Failed(ProviderError::not_applied(&operation, reason)),

@@ -295,7 +295,7 @@ async fn the_controller_heals_what_the_cli_asks_for() {
         0,
         &[
             "approved by jane",
-            "taken up, allowed by the approval of jane",
+            "accepted, allowed by the approval of jane",
             "recovered in",
         ],
     );
@@ -665,7 +665,7 @@ async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
         7,
         &[
             "Resuming recovery",
-            "turned back: aborted by jane",
+            "unwinding starts: aborted by jane",
             "aborted; everything was put back",
         ],
     );

@@ -1,8 +1,8 @@
-//! What can help against a stuck volume, and what to look at before.
+//! Remedies against a stuck volume, and the facts to look at before one is chosen.
 
 use serde::{Deserialize, Serialize};
 
-/// Defines an enum whose variants are described once, for programmers and for people.
+/// Defines an enum in which one literal is both the doc of a variant and its text for people.
 macro_rules! described {
     ($(#[$attribute:meta])* pub enum $name:ident { $($variant:ident = $words:literal,)* }) => {
         $(#[$attribute])*
@@ -13,7 +13,7 @@ macro_rules! described {
         }
 
         impl $name {
-            /// A clause for people, without a full stop.
+            /// Describes the variant in a clause without a full stop.
             pub fn in_words(self) -> &'static str {
                 match self {
                     $(Self::$variant => $words,)*
@@ -24,18 +24,18 @@ macro_rules! described {
 }
 
 described! {
-    /// What can help against a stuck volume.
+    /// A remedy against a stuck volume.
     pub enum Remedy {
         ForceDetach = "detach at the cloud, once the holder is proven unable to write",
-        DeleteVolumeattachment = "let Kubernetes drop or renew its record of the attachment",
+        DeleteVolumeattachment = "have Kubernetes delete or renew its record of the attachment",
         Wait = "it resolves by itself, or another step must finish first",
         Escalate = "a person, or the provider, must act",
-        NotOurs = "no attachment is at fault; detaching would not help",
+        NotOurs = "no attachment is at fault; reattach does nothing, because detaching would not help",
     }
 }
 
 described! {
-    /// What to look at before anything is done about a message.
+    /// A fact to look at before anything is done about a message.
     pub enum DecidingFact {
         VolumeAttachmentStatus = "the VolumeAttachment's status: attached, attachError, detachError",
         VolumeAttachmentDeletion = "whether the VolumeAttachment has a deletionTimestamp, and since when",

@@ -1,4 +1,4 @@
-//! From the structure of a message to its meaning.
+//! Finds the meaning of a message from its structure.
 
 use crate::Message;
 use crate::driver::StorageKind;
@@ -7,8 +7,8 @@ use crate::meaning::Meaning;
 use crate::phrase::{Word, occurs};
 use crate::structure::{GrpcCode, Operation, Structure};
 
-/// The meaning of a message. Asked in this order: what the message is about at all, phrases, the kind of storage, the
-/// gRPC status, the operation.
+/// Returns the meaning of a message. It is decided in this order: subject of the message, phrases, kind of storage, gRPC
+/// status, operation.
 pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
     if is_success(message, &s.all) {
         return Meaning::Succeeded;
@@ -33,8 +33,8 @@ pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
     if s.storage.never_attached() && !s.operation.is_some_and(Operation::is_controller_side) {
         return never_attached(s.storage, found.or_else(|| by_code(s)));
     }
-    // A label of the raw block path that ends without saying what the driver answered: in practice a driver without
-    // raw block support, since every other answer is printed after it.
+    // A message of the raw block path that ends before the driver's answer comes from a driver without raw block support:
+    // every other answer is printed after the label.
     if s.operation == Some(Operation::Map)
         && matches!(found, None | Some(Meaning::Unknown))
         && says_nothing_more(s)
@@ -44,14 +44,14 @@ pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
     let meaning = found
         .or_else(|| by_code(s))
         .unwrap_or_else(|| by_operation(s));
-    // "connection refused" and the like are said of probes and networks as well.
+    // "connection refused" and the like also occur in messages about probes and networks.
     if meaning.is_ours() && s.operation.is_none() && !is_about_volumes(s) {
         return Meaning::NotAboutVolumes;
     }
     meaning
 }
 
-/// Events of containers, images, probes and pod networks, by their reason or by their words.
+/// Is the message about containers, images, probes or pod networks, by its reason or its words?
 fn is_about_other_things(message: &Message, s: &Structure) -> bool {
     let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
     let other_reason = ["unhealthy", "backoff", "sandbox", "probe", "pull", "oom"]
@@ -86,14 +86,14 @@ fn is_success(message: &Message, all: &[Word]) -> bool {
         )
 }
 
-/// "Unable to attach or mount volumes: unmounted volumes=[…], unattached volumes=[…]: …", also
+/// Reads kubelet's summary: "Unable to attach or mount volumes: unmounted volumes=[…], unattached volumes=[…]: …", also
 /// "timeout expired waiting for volumes to attach or mount for pod …. list of unmounted volumes=[…]".
 fn umbrella(s: &Structure) -> Option<Meaning> {
     if !s.is_umbrella || s.operation.is_some_and(Operation::is_controller_side) {
         return None;
     }
     let volumes = list_after(&s.body_text, "unmounted volumes").unwrap_or_default();
-    // A named cause after the lists counts for more than the lists; a time-out is no cause.
+    // A named cause after the lists outranks the lists. A time-out and what only follows from one is no cause.
     let cause = families::find(s).filter(|m| {
         !matches!(
             m,
@@ -117,7 +117,7 @@ fn umbrella(s: &Structure) -> Option<Meaning> {
     })
 }
 
-/// Names that Kubernetes gives to the volume of a service account token, and names that only secrets carry.
+/// Is this the volume of a service account token, by the name that Kubernetes gives it, or a name that only Secrets have?
 fn is_token_volume(name: &str) -> bool {
     let name = name.to_lowercase();
     let made_by_kubernetes = name.starts_with("kube-api-access")
@@ -143,7 +143,7 @@ fn is_token_volume(name: &str) -> bool {
     made_by_kubernetes || (secret && !data)
 }
 
-/// The items of `KEY=[a b c]` or `KEY=[a, b]`.
+/// Returns the items of `KEY=[a b c]` or `KEY=[a, b]`.
 fn list_after(text: &str, key: &str) -> Option<Vec<String>> {
     let at = text.to_ascii_lowercase().find(key)? + key.len();
     let rest = text[at..].trim_start_matches([' ', '=', ':']);
@@ -192,9 +192,10 @@ fn scheduling(s: &Structure) -> Meaning {
     }
 }
 
-/// CSI's DeleteVolume answers FailedPrecondition "in use" for an attached volume. Its ControllerPublishVolume uses the
-/// same code and names the other node, and reaches us with an operation or a field name around it: a bare text
-/// without a holder can only be the deletion.
+/// Is this CSI's answer to DeleteVolume of an attached volume, FailedPrecondition "in use"?
+///
+/// ControllerPublishVolume answers with the same code, but names the other node, and its text always comes with an
+/// operation or a field name. So a bare text without a holder can only come from the deletion.
 fn is_bare_deletion(message: &Message, s: &Structure) -> bool {
     let anonymous =
         message.reason.is_none() && message.source_component.is_none() && s.operation.is_none();
@@ -212,8 +213,8 @@ fn is_bare_deletion(message: &Message, s: &Structure) -> bool {
         ])
 }
 
-/// Storage that is never attached: nothing of it is ours, except that waiting helps against a slow earlier call and
-/// against a node plugin that is not up yet.
+/// Returns the meaning for storage that is never attached. No attachment can be at fault there, but waiting helps against
+/// a slow earlier call and against a node plugin that is not up yet.
 fn never_attached(storage: StorageKind, found: Option<Meaning>) -> Meaning {
     let fallback = match storage {
         StorageKind::KubeletLocal => Meaning::NodeLocal,
@@ -226,7 +227,7 @@ fn never_attached(storage: StorageKind, found: Option<Meaning>) -> Meaning {
             Meaning::DriverNotRegistered
         }
         Some(found) if !found.is_ours() => match found {
-            // "access denied by server" and "wrong fs type" of a share are the share's.
+            // For a share, "access denied by server" and "wrong fs type" are faults of its server or options.
             Meaning::PermissionDenied | Meaning::MountDenied | Meaning::WrongFsType => fallback,
             other => other,
         },
@@ -234,7 +235,7 @@ fn never_attached(storage: StorageKind, found: Option<Meaning>) -> Meaning {
     }
 }
 
-/// Nothing is left after kubelet's own labels and the announcement of a gRPC error.
+/// Is nothing left after kubelet's own labels and the announcement of a gRPC error?
 fn says_nothing_more(s: &Structure) -> bool {
     const LABELS: &[&str] = &[
         "block", "mapper", "stage", "publish", "map", "setup", "device", "csi", "volume", "for",
@@ -255,7 +256,7 @@ fn says_nothing_more(s: &Structure) -> bool {
         )
 }
 
-/// What CSI lets a code mean for the call that answered it.
+/// Returns the meaning that the CSI specification gives to the gRPC code of this call.
 fn by_code(s: &Structure) -> Option<Meaning> {
     let attach = s.operation == Some(Operation::Attach);
     Some(match s.code? {
@@ -282,11 +283,11 @@ fn by_code(s: &Structure) -> Option<Meaning> {
     })
 }
 
-/// The last resort: what a failure of this operation can be about.
+/// Returns the meaning by the operation alone, where neither phrases nor code tell more.
 fn by_operation(s: &Structure) -> Meaning {
     match s.operation {
         Some(Operation::Detach) => Meaning::DetachNotFinished,
-        // SetUp without a CSI call: kubelet's own volumes, unless the name is a PersistentVolume's.
+        // SetUp without a CSI call concerns kubelet's own volumes, unless the name is that of a PersistentVolume.
         Some(Operation::SetUp)
             if !s.is_rpc && !occurs("kubernetes.io/csi", &s.all) && is_pod_local_name(s) =>
         {
@@ -311,7 +312,7 @@ fn is_pod_local_name(s: &Structure) -> bool {
 }
 
 fn is_about_volumes(s: &Structure) -> bool {
-    // A gRPC status without an operation is what a VolumeAttachment's error field holds.
+    // A VolumeAttachment's error field holds a gRPC status without an operation.
     s.is_rpc
         || occurs(
             "volume~|disk~|mount~|attach~|detach~|unmount~|pv|pvc|device|fs|storage|publish|unpublish",

@@ -1,16 +1,13 @@
-//! Which kind of storage a message is about.
-
-use serde::{Deserialize, Serialize};
+//! Kind of storage that a message is about, by driver name or by wording.
 
 use crate::phrase::{Word, occurs};
 
-/// What stands behind a driver; it decides whether there is a cloud to detach at, and whether anything is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StorageKind {
+/// Kind of storage behind a driver. It decides whether a cloud can detach the volume, and whether it is attached at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum StorageKind {
     /// Disks of a cloud or hypervisor that are attached to instances by an API.
     CloudBlock,
-    /// Block storage made by the cluster itself or reached over the network: no cloud call detaches it.
+    /// Block storage of the cluster itself or reached over the network. No cloud call detaches it.
     ClusterBlock,
     /// NFS, SMB and other file shares (`attachRequired: false`).
     FileShare,
@@ -18,18 +15,18 @@ pub enum StorageKind {
     Inline,
     /// Disks and directories of the node.
     LocalDisk,
-    /// What kubelet makes itself from API objects: Secret, ConfigMap, token, emptyDir, downward API.
+    /// Volumes that kubelet itself makes: Secret, ConfigMap, token, emptyDir, downward API.
     KubeletLocal,
-    /// hostPath.
+    /// A directory or file of the node (hostPath).
     HostPath,
-    /// Not known.
+    /// Neither the driver nor the text names a known kind of storage.
     #[default]
     Unknown,
 }
 
 impl StorageKind {
-    /// Whether volumes of this kind are never attached by the attach/detach controller.
-    pub fn never_attached(self) -> bool {
+    /// Does the attach/detach controller never attach volumes of this kind?
+    pub(crate) fn never_attached(self) -> bool {
         matches!(
             self,
             Self::FileShare | Self::Inline | Self::LocalDisk | Self::KubeletLocal | Self::HostPath
@@ -37,7 +34,7 @@ impl StorageKind {
     }
 }
 
-/// Parts of driver and plugin names, first match wins. The names are those that the drivers register.
+/// Parts of the names that drivers and plugins register. The first match wins.
 const NAMES: &[(&str, StorageKind)] = &[
     // Inline and file shares first: their names contain their cloud's name too.
     ("secrets-store", StorageKind::Inline),
@@ -99,7 +96,7 @@ const NAMES: &[(&str, StorageKind)] = &[
     ("iscsi", StorageKind::ClusterBlock),
 ];
 
-/// Phrases that show a kind where no driver is named, first match wins.
+/// Phrases that show the kind of storage where no driver is named. The first match wins.
 const PHRASES: &[(&str, StorageKind)] = &[
     ("secret provider class", StorageKind::Inline),
     ("secret store", StorageKind::Inline),
@@ -127,7 +124,7 @@ const PHRASES: &[(&str, StorageKind)] = &[
     ("longhorn|linstor|drbd", StorageKind::ClusterBlock),
 ];
 
-/// Parts of paths below kubelet's directory that name a plugin.
+/// Parts of paths that name an in-tree plugin or the kind of a device.
 const PATHS: &[(&str, StorageKind)] = &[
     ("kubernetes.io~nfs", StorageKind::FileShare),
     ("kubernetes.io~cephfs", StorageKind::FileShare),
@@ -147,7 +144,7 @@ const PATHS: &[(&str, StorageKind)] = &[
     ("/dev/longhorn/", StorageKind::ClusterBlock),
 ];
 
-/// The kind of storage of a named driver.
+/// Returns the kind of storage of a named driver.
 pub(crate) fn of_name(driver: &str) -> StorageKind {
     let driver = driver.to_lowercase();
     NAMES
@@ -156,7 +153,7 @@ pub(crate) fn of_name(driver: &str) -> StorageKind {
         .map_or(StorageKind::Unknown, |(_, kind)| *kind)
 }
 
-/// The kind of storage that the words of a message show.
+/// Returns the kind of storage that the words of a message show.
 pub(crate) fn of_words(words: &[Word]) -> StorageKind {
     let by_path = PATHS
         .iter()
@@ -172,7 +169,8 @@ pub(crate) fn of_words(words: &[Word]) -> StorageKind {
         .map_or(StorageKind::Unknown, |(_, kind)| *kind)
 }
 
-/// A driver that the text itself names: below kubelet's CSI folder, beside "driver", or as an in-tree plugin.
+/// Returns a driver that the text names: below kubelet's CSI directory, as a CSI driver's domain name, or as an in-tree
+/// plugin.
 pub(crate) fn named_in(words: &[Word]) -> Option<String> {
     let in_path = words.iter().filter(|w| w.name).find_map(|w| {
         let after = w.text.split("/plugins/kubernetes.io/csi/").nth(1)?;

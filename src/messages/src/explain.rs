@@ -1,4 +1,4 @@
-//! The row of a meaning, filled with what the message named.
+//! Explains a message: the row of its meaning, filled with the names that the message gave.
 
 use crate::advice::Remedy::{self, DeleteVolumeattachment, Escalate, ForceDetach};
 use crate::driver::StorageKind;
@@ -6,7 +6,7 @@ use crate::meaning::{Meaning, MultiAttachUsers};
 use crate::structure::Operation;
 use crate::{Explanation, Message, Symptom, read};
 
-/// Explains a message to a person.
+/// Explains a message to a person: its meaning, the facts that decide, and the remedies.
 pub fn explain(message: &Message) -> Explanation {
     let symptom = read(message);
     let row = symptom.meaning.row(symptom.operation);
@@ -18,7 +18,7 @@ pub fn explain(message: &Message) -> Explanation {
     }
 }
 
-/// Fills the placeholders of a row's sentence. One pass: what stands in a name is never a placeholder.
+/// Fills the placeholders of a row's sentence in one pass, so that a brace inside a name is never read as a placeholder.
 fn sentence(row: &str, symptom: &Symptom) -> String {
     let mut out = String::new();
     let mut rest = row;
@@ -30,15 +30,17 @@ fn sentence(row: &str, symptom: &Symptom) -> String {
     }
     out.push_str(rest);
     // Names (kubelet, external-attacher, drivers) keep their case.
-    let begins_with_volume = out.starts_with("volume ") || out.starts_with("the volume ");
-    if begins_with_volume {
+    let begins_with_common_noun = ["volume ", "the volume ", "its driver "]
+        .iter()
+        .any(|words| out.starts_with(words));
+    if begins_with_common_noun {
         format!("{}{}", out[..1].to_uppercase(), &out[1..])
     } else {
         out
     }
 }
 
-/// What stands for a placeholder; `None` for one that there is not.
+/// Returns the text for a placeholder; `None` if no such placeholder exists.
 fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
     let named =
         |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
@@ -64,14 +66,14 @@ fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
             Meaning::MultiAttach {
                 users: MultiAttachUsers::Pods { pods },
             },
-        ) if pods.is_empty() => "Pods".to_owned(),
+        ) if pods.is_empty() => "a pod".to_owned(),
         (
             "pods",
             Meaning::MultiAttach {
                 users: MultiAttachUsers::Pods { pods },
             },
         ) => {
-            format!("Pod {}", pods.join(", "))
+            format!("pod {}", pods.join(", "))
         }
         ("volumes of the pod", Meaning::Umbrella { volumes }) if volumes.is_empty() => {
             "volumes of the pod".to_owned()
@@ -84,7 +86,7 @@ fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
     })
 }
 
-/// "volume pvc-1 (linodebs.csi.linode.com)".
+/// Names the volume with its driver: "volume pvc-1 (linodebs.csi.linode.com)".
 fn volume(symptom: &Symptom) -> String {
     let name = symptom
         .volume
@@ -109,7 +111,8 @@ fn doing(operation: Option<Operation>) -> &'static str {
     }
 }
 
-/// Where no cloud API detaches, a detach at the cloud is no remedy: Kubernetes' record or the storage's operator is.
+/// Replaces [`ForceDetach`] for storage that no cloud API detaches. There Kubernetes' record or the storage's operator
+/// is the remedy.
 fn without_cloud(storage: StorageKind, listed: &[Remedy]) -> Vec<Remedy> {
     if storage != StorageKind::ClusterBlock || !listed.contains(&ForceDetach) {
         return listed.to_vec();
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Every meaning, by the kinds that serde lists when it does not know one.
+    /// Returns every meaning, by the kinds that serde lists in its error for an unknown one.
     fn meanings() -> Vec<Meaning> {
         let error = serde_json::from_value::<Meaning>(json!({ "kind": "?" }))
             .unwrap_err()
@@ -159,7 +162,6 @@ mod tests {
             node: None,
             driver: None,
             storage: StorageKind::Unknown,
-            code: None,
             meaning,
         }
     }

@@ -1,11 +1,11 @@
 //! Explains one Kubernetes Event, VolumeAttachment error or log line.
 //!
-//! A text never decides: the same words are printed for a phantom attachment and for a lost one, and for a rollout of
-//! a healthy workload as for a dead node. What a text can do is nominate: say which volume may need a look, which facts
-//! would decide, and, most often, that no attachment is at fault at all.
+//! A text never decides. Kubernetes prints the same words for a phantom attachment and for a lost one, and for the
+//! rollout of a healthy workload and for a dead node. A text can only nominate: it names a volume to look at, the facts
+//! that would decide, and, most often, that no attachment is at fault.
 //!
-//! The reading goes by meaning: the structure of the message (operation, volume, gRPC status), the storage behind the
-//! driver, and families of phrases (`families`), so that other versions and other drivers are understood as well.
+//! Messages are read by meaning: structure (operation, volume, gRPC status), the storage behind the driver, and families
+//! of phrases (`families`). So the wordings of other versions and other drivers are understood as well.
 //!
 //! ```
 //! use reattach_messages::{explain, Message, Remedy};
@@ -21,14 +21,14 @@ mod families;
 mod meaning;
 mod phrase;
 mod structure;
+mod symptom;
 
 use serde::{Deserialize, Serialize};
 
 pub use advice::{DecidingFact, Remedy};
-pub use driver::StorageKind;
 pub use explain::explain;
 pub use meaning::{Meaning, MultiAttachUsers};
-pub use structure::{GrpcCode, Operation};
+pub use symptom::{Symptom, read};
 
 /// One event, error field or log line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,12 +36,12 @@ pub struct Message {
     /// The event's reason ("FailedMount"), or the field that the text was read from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Who reported it ("kubelet", "attachdetach-controller").
+    /// Component that reported the event ("kubelet", "attachdetach-controller").
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_component: Option<String>,
-    /// The text.
+    /// Text of the event, the error field or the log line.
     pub message: String,
-    /// The CSI driver or in-tree plugin, where the reader knows it.
+    /// CSI driver or in-tree plugin of the volume, where the caller knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
 }
@@ -49,7 +49,7 @@ pub struct Message {
 impl Message {
     /// Reads one line: a JSON object with at least `message`, or else a plain text.
     ///
-    /// Never fails: what is not such an object is text.
+    /// Never fails: a line that is not such an object is read as text.
     pub fn from_line(line: &str) -> Self {
         let line = line.trim();
         serde_json::from_str(line).unwrap_or_else(|_| Self {
@@ -59,31 +59,12 @@ impl Message {
     }
 }
 
-/// A message taken apart, with its meaning.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Symptom {
-    /// Which operation failed.
-    pub operation: Option<Operation>,
-    /// The volume as the message names it: a PersistentVolume, a volume of the pod or a handle.
-    pub volume: Option<String>,
-    /// The node as the message names it.
-    pub node: Option<String>,
-    /// The driver, from the field or from the text.
-    pub driver: Option<String>,
-    /// What stands behind the driver.
-    pub storage: StorageKind,
-    /// The gRPC status of the CSI call.
-    pub code: Option<GrpcCode>,
-    /// What the message means.
-    pub meaning: Meaning,
-}
-
-/// A message in words for a person, and what to look at next.
+/// Explanation of a message for a person, with the facts to look at next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// What the message means.
     pub meaning: Meaning,
-    /// The same as a sentence, with the names that the message gave.
+    /// The meaning in sentences for a person, with the names that the message gave.
     pub sentence: String,
     /// Facts that decide between the remedies, most telling first.
     pub deciding_facts: Vec<DecidingFact>,
@@ -95,30 +76,15 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", content = "why", rename_all = "kebab-case")]
 pub enum Nomination {
-    /// A volume may be stuck: gather the facts.
+    /// A volume may be stuck. The controller gathers the facts.
     Candidate(Meaning),
     /// No attachment is at fault.
     NotOurs(Meaning),
-    /// The text does not tell.
+    /// The text does not say whether an attachment is at fault.
     Unknown(Meaning),
 }
 
-/// Takes a message apart and finds its meaning. Total: every text has a reading.
-pub fn read(message: &Message) -> Symptom {
-    let structure = structure::structure(message);
-    let meaning = classify::meaning(message, &structure);
-    Symptom {
-        operation: structure.operation,
-        volume: structure.volume,
-        node: structure.node,
-        driver: structure.driver,
-        storage: structure.storage,
-        code: structure.code,
-        meaning,
-    }
-}
-
-/// Says whether a message is a reason to gather facts about a volume. It never decides more than that.
+/// Decides whether a message is a reason to gather facts about a volume, and nothing more than that.
 pub fn nominate(message: &Message) -> Nomination {
     let meaning = read(message).meaning;
     match meaning {

@@ -1,39 +1,39 @@
-//! What a message can mean, and the table of what follows from each meaning.
+//! Meanings of messages, and for each one a row: sentence, deciding facts, remedies.
 
 use crate::advice::DecidingFact::{self, *};
 use crate::advice::Remedy::{self, DeleteVolumeattachment, Escalate, ForceDetach, NotOurs, Wait};
 use crate::structure::Operation;
 use serde::{Deserialize, Serialize};
 
-/// Who uses a volume, in the attach/detach controller's own words.
+/// Users of a volume, as a Multi-Attach error of the attach/detach controller names them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "kebab-case")]
 pub enum MultiAttachUsers {
-    /// "already exclusively attached to one node": the controller's memory lists another node, no pod is named.
+    /// "already exclusively attached to one node": the controller's memory lists another node. No pod is named.
     Exclusive,
     /// "waiting on detach before it can be attached to another node" (kubernetes/kubernetes#138837).
     WaitingForDetach,
     /// "already used by pod(s) …": pods of the same namespace on another node still request it.
     Pods {
-        /// Their names, as listed.
+        /// Names of the pods, in the order of the message.
         pods: Vec<String>,
     },
     /// "already used by N pod(s) in different namespaces".
     OtherNamespaces,
 }
 
-/// What a message says, by meaning and not by wording. `Meaning::row` tells what each one stands for.
+/// Meaning of a message, independent of its wording. `Meaning::row` describes each variant.
 ///
-/// The first part can concern a volume that is held or lost somewhere; from [`Meaning::SecretMissing`] on, nothing that
-/// is done to an attachment would help ([`Meaning::is_ours`]). Names are as the message gives them.
+/// Up to [`Meaning::Unknown`] an attachment may be at fault. From [`Meaning::SecretMissing`] on, no change of an
+/// attachment would help ([`Meaning::is_ours`]). Names are as the message gives them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[expect(
     missing_docs,
-    reason = "a row's sentence describes the variant; only what it does not say is added here"
+    reason = "a row's sentence describes the variant; a doc here only adds what the sentence leaves out"
 )]
 pub enum Meaning {
-    /// By the node plugin, after it looked at these paths.
+    /// The node plugin looked at these paths.
     DevicePathMissing {
         paths: Vec<String>,
     },
@@ -43,13 +43,13 @@ pub enum Meaning {
     FilesystemDamaged,
     AttachedElsewhere {
         volume: Option<String>,
-        /// A node, an instance or a path of one.
+        /// Node, instance, or a path that names one.
         holder: Option<String>,
     },
-    /// An RBD watcher, an exclusive lock and the like.
+    /// Such as an RBD watcher or an exclusive lock.
     ClientStillOpen,
     DetachBusy,
-    /// Or it failed for a reason that is not named.
+    /// Also a detach that failed for a reason that is not named.
     DetachNotFinished,
     MultiAttach {
         users: MultiAttachUsers,
@@ -57,7 +57,7 @@ pub enum Meaning {
     VolumeAttachmentBeingDeleted,
     VolumeAttachmentForbidden,
     VolumeAttachmentMissing,
-    /// By the driver, the node status or the cloud.
+    /// As the driver, the node status or the cloud says.
     NotAttachedToNode,
     WaitingForNodeStatus,
     PersistentVolumeBeingDeleted,
@@ -68,7 +68,7 @@ pub enum Meaning {
     OperationInProgress,
     DeadlineExceeded,
     Throttled,
-    /// Or an object changed meanwhile.
+    /// Also a write that lost against another change of the object.
     Locked,
     AttachInProgress,
     DetachInProgress,
@@ -77,13 +77,13 @@ pub enum Meaning {
     ApiUnavailable,
     VolumeFaulted,
     InstanceNotFound {
-        /// The instance or its node.
+        /// ID of the instance, or name of its node.
         instance: Option<String>,
     },
     InstanceNotRunning,
     VolumeNotFound,
     ClaimUsedByAnotherPod,
-    /// "Unable to attach or mount volumes" and the like, with the volumes by their names in the pod.
+    /// "Unable to attach or mount volumes" and the like. The volumes have their names in the pod.
     Umbrella {
         volumes: Vec<String>,
     },
@@ -96,9 +96,9 @@ pub enum Meaning {
         name: Option<String>,
     },
     ProjectedToken,
-    /// emptyDir, downward API, image, subPath.
+    /// Such as emptyDir, downward API, image, subPath.
     NodeLocal,
-    /// Of a hostPath or a local volume.
+    /// Path of a hostPath or a local volume.
     HostPath,
     NonAttachable,
     AttachLimit,
@@ -122,14 +122,14 @@ pub enum Meaning {
     NotAboutVolumes,
 }
 
-/// What follows from a meaning.
+/// Row of the table: what `explain` says about a meaning.
 pub(crate) struct Row {
-    /// What the message means, for the person on call, with placeholders that `explain` fills.
+    /// Sentences for the person on call, with placeholders that `explain` fills.
     pub sentence: &'static str,
-    /// The facts that decide between the remedies, most telling first.
+    /// Facts that decide between the remedies, most telling first.
     pub facts: &'static [DecidingFact],
-    /// One to three remedies, best first; `[NotOurs]` where no attachment is at fault. They are what the facts may turn out to
-    /// demand, not an instruction: one text stands for causes with different remedies.
+    /// One to three remedies, best first; `[NotOurs]` where no attachment is at fault. They are candidates and no
+    /// instruction: one text stands for causes with different remedies, and the facts choose between them.
     pub remedies: &'static [Remedy],
 }
 
@@ -145,14 +145,14 @@ const fn row(
     }
 }
 
-/// A row of a trouble that nothing done to an attachment would help.
+/// Row of a problem that no change of an attachment would help.
 macro_rules! not_ours {
     ($cause:literal, $facts:expr) => {
         row(
             concat!(
                 "Not an attachment problem of {volume}: ",
                 $cause,
-                ". Detaching or waiting would not help."
+                ". Detaching or waiting would not help, so reattach leaves it alone."
             ),
             $facts,
             &[NotOurs],
@@ -161,22 +161,23 @@ macro_rules! not_ours {
 }
 
 impl Meaning {
-    /// Whether an attachment may be at fault, so that attaching, detaching, waiting or the provider can help.
+    /// May an attachment be at fault, so that attaching, detaching, waiting or the provider can help?
     pub fn is_ours(&self) -> bool {
         self.row(None).remedies != [NotOurs]
     }
 
-    /// The row of this meaning, for a message about `operation`.
+    /// Returns the row of this meaning, for a message about `operation`.
     pub(crate) fn row(&self, operation: Option<Operation>) -> Row {
         let detach = operation == Some(Operation::Detach);
         let wait_for_attach = operation == Some(Operation::WaitForAttach);
         match self {
-            // Attached by name only: renew the record (a reboot dropped it), detach at the cloud (a recycled node), or a
-            // node whose device names the driver does not expect.
+            // Three causes print this text, so there are three remedies: renew the record (a reboot dropped the
+            // attachment), detach at the cloud (a recycled node), or a person (device names that the driver does not know).
             Self::DevicePathMissing { .. } => row(
-                "{volume} counts as attached, but the guest shows no device{at paths}. Either the cloud holds it here \
-                 without a device (node recycled), or the attachment is gone (reboot), or it is attached elsewhere: the \
-                 cloud's holder by instance ID decides.",
+                "{volume} counts as attached, but the guest shows no device{at paths}. Either the \
+                 cloud holds it here without a device (node recycled), or the attachment is gone \
+                 (reboot), or it is attached elsewhere. The cloud's holder, by instance ID, \
+                 decides.",
                 &[
                     GuestDevice,
                     CloudHolder,
@@ -187,32 +188,36 @@ impl Meaning {
                 &[DeleteVolumeattachment, ForceDetach, Escalate],
             ),
             Self::DeviceMismatch => row(
-                "The device that {node} shows for {volume} belongs to another volume; {driver} refuses to mount it, and \
-                 so should everyone until the device's identity is clear.",
+                "The device that {node} shows for {volume} belongs to another volume, and {driver} \
+                 refuses to mount it. Do not use the device until its identity is clear.",
                 &[GuestDevice, CloudHolder, VolumeAttachmentsPerNode],
                 &[Escalate, DeleteVolumeattachment, Wait],
             ),
             Self::DeviceBusy => row(
-                "{volume} is there, but something on {node} still has its device or mount point: a forgotten mount, a \
-                 device mapping, or another container. Find the opener; a detach would pull the disk from under it.",
+                "{volume} is attached, but its device or mount point is in use on {node}: by a \
+                 forgotten mount, a device mapping or another container. Find the user first; a \
+                 detach would pull the disk from under it.",
                 &[GuestMounts, LivePod, NodeBoot],
                 &[Escalate, Wait],
             ),
             Self::IoError => row(
-                "Reads or writes of {volume} fail with I/O errors: the device vanished under its user or the storage is \
-                 down. Treat it as a data incident and read the node's kernel log first.",
+                "Reads or writes of {volume} fail with I/O errors: the device vanished under its \
+                 user, or the storage is down. Treat this as a data incident, and read the node's \
+                 kernel log first.",
                 &[KernelLog, GuestDevice, CloudVolumeState],
                 &[Escalate],
             ),
             Self::FilesystemDamaged => row(
-                "{volume} is attached, but its filesystem cannot be read or repaired automatically. Take a snapshot \
-                 before anyone runs fsck; attaching it elsewhere changes nothing.",
+                "{volume} is attached, but its filesystem cannot be read or repaired \
+                 automatically. Attaching it elsewhere changes nothing. Take a snapshot before you \
+                 run fsck.",
                 &[KernelLog, CloudVolumeState, CloudHolder],
                 &[Escalate],
             ),
             Self::AttachedElsewhere { .. } => row(
-                "{doing} {volume} is refused because {holder} still has it. It may be a holder that is just letting go, \
-                 a live one, or a dead one; detach only when that instance is proven unable to write.",
+                "{doing} {volume} is refused because {holder} still has it. That holder may be \
+                 detaching, alive or dead. Detach only when that instance is proven unable to \
+                 write.",
                 &[
                     CloudHolder,
                     InstanceState,
@@ -223,20 +228,22 @@ impl Meaning {
                 &[ForceDetach, DeleteVolumeattachment, Wait],
             ),
             Self::ClientStillOpen => row(
-                "A client still has the image of {volume} open, usually the node that was lost. No cloud detach exists: \
-                 that client must be fenced at the storage system, or end by itself.",
+                "A client still has the image of {volume} open, usually the node that was lost. No \
+                 cloud detach exists for it. Fence that client at the storage system, or wait \
+                 until it ends by itself.",
                 &[InstanceState, LivePod, VolumeAttachmentsPerNode],
                 &[Escalate, Wait],
             ),
             Self::DetachBusy => row(
-                "{volume} cannot be detached because its old machine still uses it. If that instance is proven stopped, \
-                 a forced detach ends it; if it is alive, unmount there first.",
+                "{volume} cannot be detached because its old machine still uses it. If that \
+                 instance is proven stopped, a forced detach frees the volume. If it is alive, \
+                 unmount the volume there first.",
                 &[InstanceState, GuestMounts, CloudVolumeState, LivePod],
                 &[ForceDetach, Wait, Escalate],
             ),
             Self::DetachNotFinished => row(
-                "The detach of {volume} does not finish. If the cloud still works on it, wait; if the holder is proven \
-                 off and the cloud idles, detach there.",
+                "The detach of {volume} does not finish. If the cloud still works on it, wait. If \
+                 the holder is proven off and the cloud is idle, detach at the cloud.",
                 &[
                     VolumeAttachmentStatus,
                     CloudVolumeState,
@@ -247,7 +254,8 @@ impl Meaning {
                 &[Wait, ForceDetach, Escalate],
             ),
             Self::DetachInProgress => row(
-                "{volume} is still being detached from its old machine; the attach follows when that has finished.",
+                "{volume} is still being detached from its old machine. The attach follows when \
+                 the detach has finished.",
                 &[
                     VolumeAttachmentStatus,
                     CloudVolumeState,
@@ -260,44 +268,49 @@ impl Meaning {
             Self::MultiAttach {
                 users: MultiAttachUsers::Exclusive | MultiAttachUsers::WaitingForDetach,
             } => row(
-                "Kubernetes still has {volume} attached to another node and waits for its detach. Normal for seconds in \
-                 a rollout; a fault only when the old node is lost or its VolumeAttachment does not go. The event is \
-                 sent once: its age says nothing.",
+                "Kubernetes still has {volume} attached to another node and waits for its detach. \
+                 This is normal for seconds in a rollout. It is a fault only when the old node is \
+                 lost or its VolumeAttachment stays. The event is sent once, so its age says \
+                 nothing.",
                 USERS,
                 &[Wait, ForceDetach, DeleteVolumeattachment],
             ),
-            // The pods go first; only then is there anything to detach.
+            // No DeleteVolumeattachment here: the record is right as long as the pod uses the volume.
             Self::MultiAttach {
                 users: MultiAttachUsers::Pods { .. },
             } => row(
-                "{pods} on another node still uses {volume}. If that pod is alive, this is a rollout or a second \
-                 replica and nothing is stuck; if its node is lost, the pod must go first.",
+                "{volume} is still in use on another node, by {pods}. If that pod is alive, this is a \
+                 rollout or a second replica, and nothing is stuck. If its node is lost, the pod must \
+                 be deleted first.",
                 USERS,
                 &[Wait, ForceDetach, Escalate],
             ),
             Self::MultiAttach {
                 users: MultiAttachUsers::OtherNamespaces,
             } => row(
-                "Only pods of other namespaces use {volume}: two claims share one disk. That is a configuration error \
-                 which no detach cures.",
+                "Only pods of other namespaces use {volume}: two claims share one disk. No detach \
+                 cures this configuration error. Give each claim a disk of its own.",
                 USERS,
                 &[Escalate, Wait],
             ),
             Self::ClaimUsedByAnotherPod => row(
-                "Another pod uses the same ReadWriteOncePod claim; the scheduler waits until that pod is gone.",
+                "Another pod uses the same ReadWriteOncePod claim. The scheduler waits until that \
+                 pod is gone.",
                 USERS,
                 &[Wait, ForceDetach, Escalate],
             ),
             Self::VolumeAttachmentBeingDeleted => row(
-                "The VolumeAttachment of {volume} is marked for deletion and its detach has not finished. Normal for \
-                 seconds; after minutes the detach is stuck, and detachError says why.",
+                "The VolumeAttachment of {volume} is marked for deletion, and its detach has not \
+                 finished. This is normal for seconds. After minutes the detach is stuck, and \
+                 detachError says why.",
                 &[
                     VolumeAttachmentDeletion,
                     VolumeAttachmentStatus,
                     CloudHolder,
                     EventAge,
                 ],
-                // For kubelet it means that a controller lost track; for the attach it is normal for seconds.
+                // When kubelet waits for this attachment, a controller lost track of it, so the record goes first. When an
+                // attach waits for it, the detach usually ends within seconds.
                 if wait_for_attach {
                     &[DeleteVolumeattachment, Wait, Escalate]
                 } else {
@@ -305,20 +318,20 @@ impl Meaning {
                 },
             ),
             Self::VolumeAttachmentForbidden => row(
-                "kubelet may not read the VolumeAttachment of {volume}: it belongs to another node or was removed. The \
-                 record has to be renewed for this node.",
+                "kubelet may not read the VolumeAttachment of {volume}: it belongs to another node \
+                 or was deleted. Kubernetes has to make a new one for this node.",
                 &[VolumeAttachmentsPerNode, VolumesAttached, EventAge],
                 &[DeleteVolumeattachment, Wait, Escalate],
             ),
             Self::VolumeAttachmentMissing => row(
-                "The VolumeAttachment of {volume} does not exist. The attach/detach controller makes a new one within \
-                 about a minute, unless it still believes in the old one.",
+                "The VolumeAttachment of {volume} does not exist. The attach/detach controller \
+                 makes a new one within about a minute, unless its memory still has the old one.",
                 &[VolumeAttachmentsPerNode, VolumesAttached, EventAge],
                 &[Wait, DeleteVolumeattachment, Escalate],
             ),
             Self::NotAttachedToNode => row(
-                "Kubernetes takes {volume} for attached to {node}, the storage system does not. The record is stale: let \
-                 Kubernetes renew it.",
+                "Kubernetes has {volume} as attached to {node}, and the storage system does not. \
+                 The VolumeAttachment is stale, and Kubernetes has to renew it.",
                 &[
                     VolumeAttachmentStatus,
                     CloudHolder,
@@ -328,13 +341,14 @@ impl Meaning {
                 &[DeleteVolumeattachment, Wait, Escalate],
             ),
             Self::WaitingForNodeStatus => row(
-                "kubelet waits until {node}'s status lists {volume} in volumesInUse; it does so every 10 s.",
+                "kubelet waits until the status of {node} lists {volume} in volumesInUse. It \
+                 writes that status every 10 s.",
                 &[VolumesInUse, NodeReadiness, EventAge],
                 &[Wait],
             ),
             Self::PersistentVolumeBeingDeleted => row(
-                "The PersistentVolume of {volume} is being deleted while an attachment is still wanted; the left-over \
-                 VolumeAttachment keeps both alive.",
+                "The PersistentVolume of {volume} is being deleted while an attachment is still \
+                 wanted. The left-over VolumeAttachment keeps both from going away.",
                 &[
                     ClaimAndVolume,
                     VolumeAttachmentDeletion,
@@ -343,8 +357,8 @@ impl Meaning {
                 &[DeleteVolumeattachment, Escalate],
             ),
             Self::DetachInputsMissing => row(
-                "The detach of {volume} needs a PersistentVolume or Secret that is gone, so it can never succeed as it \
-                 is.",
+                "The detach of {volume} needs a PersistentVolume or Secret that is gone. Without \
+                 that object the detach can never succeed.",
                 &[
                     ClaimAndVolume,
                     ReferencedObject,
@@ -354,8 +368,9 @@ impl Meaning {
                 &[DeleteVolumeattachment, Escalate, ForceDetach],
             ),
             Self::DriverNotRegistered => row(
-                "{driver} is not registered with kubelet on {node}: its node plugin is not up yet after a boot, or it is \
-                 broken. Nothing can be mounted or released there until it is.",
+                "{driver} is not registered with kubelet on {node}: its node plugin is not up yet \
+                 after a boot, or it is broken. Nothing can be mounted or unmounted there until it \
+                 is registered.",
                 &[CsiNodeRegistration, NodeBoot, EventAge],
                 if detach {
                     RECORD_ONLY
@@ -364,8 +379,9 @@ impl Meaning {
                 },
             ),
             Self::AttacherTimeout => row(
-                "external-attacher of {driver} did not report on {volume} in time. It is slow, crashed, missing or \
-                 without rights; the cloud may have attached the volume all the same.",
+                "external-attacher of {driver} did not report on {volume} in time. It is slow, \
+                 crashed, missing or without rights. The cloud may have attached the volume all \
+                 the same.",
                 &[
                     CsiControllerHealth,
                     VolumeAttachmentStatus,
@@ -375,13 +391,14 @@ impl Meaning {
                 &[Escalate, Wait],
             ),
             Self::AttacherForbidden => row(
-                "The CSI controller of {driver} lacks rights in Kubernetes, so it cannot record what it did to {volume}. \
-                 Restore its RBAC.",
+                "The CSI controller of {driver} lacks rights in Kubernetes, so it cannot record \
+                 what it did to {volume}. Restore its RBAC rights.",
                 &[ControllerPermissions, CsiControllerHealth],
                 &[Escalate],
             ),
             Self::OperationInProgress => row(
-                "{driver} is still working on an earlier call for {volume} and refuses a second one meanwhile.",
+                "{driver} is still working on an earlier call for {volume} and refuses a second \
+                 one meanwhile.",
                 &[
                     EventAge,
                     CloudVolumeState,
@@ -391,8 +408,8 @@ impl Meaning {
                 &[Wait, Escalate],
             ),
             Self::DeadlineExceeded => row(
-                "{doing} {volume} took longer than the caller waited. The call may still complete: its effect is not \
-                 known until the state is read back.",
+                "{doing} {volume} took longer than the caller waited. The call may still complete: \
+                 its effect is unknown until the state is read again.",
                 &[
                     EventAge,
                     CloudVolumeState,
@@ -406,7 +423,8 @@ impl Meaning {
                 },
             ),
             Self::AttachInProgress => row(
-                "{volume} is still being attached. If that lasts for minutes, the attachment is stuck at the cloud.",
+                "{volume} is still being attached. If that lasts for minutes, the attach is stuck \
+                 at the cloud.",
                 &[
                     EventAge,
                     CloudVolumeState,
@@ -416,18 +434,20 @@ impl Meaning {
                 &[Wait, Escalate],
             ),
             Self::Throttled => row(
-                "The cloud refuses calls for {volume} because of their rate. They are repeated by themselves.",
+                "The cloud refuses calls for {volume} because of their rate. The caller retries \
+                 them by itself.",
                 &[ProviderStatus, EventAge, VolumeAttachmentStatus],
                 &[Wait, Escalate],
             ),
             Self::Locked => row(
-                "Another job holds the lock on {volume} or its server. Jobs end by themselves; a lock without a job \
-                 needs the provider's support.",
+                "Another job holds the lock on {volume} or its server. A job ends by itself. A \
+                 lock without a job needs the provider's support.",
                 &[CloudVolumeState, CloudJobs, EventAge],
                 &[Wait, Escalate],
             ),
             Self::DeviceNameTaken => row(
-                "The device name picked for {volume} is taken on the target; the driver retries with another.",
+                "The device name picked for {volume} is taken on the target. The driver retries \
+                 with another name.",
                 &[EventAge, CloudHolder],
                 &[Wait, Escalate],
             ),
@@ -437,8 +457,8 @@ impl Meaning {
                 &[Wait, Escalate],
             ),
             Self::ApiUnavailable => row(
-                "An API or socket that {driver} needs for {volume} does not answer. Calls are repeated; nothing can be \
-                 concluded about the volume meanwhile.",
+                "An API or socket that {driver} needs for {volume} does not answer. The caller \
+                 retries. Nothing is known about the volume meanwhile.",
                 &[ProviderStatus, CsiControllerHealth, EventAge],
                 &[Wait, Escalate],
             ),
@@ -448,8 +468,9 @@ impl Meaning {
                 &[Escalate, Wait],
             ),
             Self::InstanceNotFound { .. } => row(
-                "The cloud does not know {instance} that {volume} belongs to: the node was replaced, or driver and node \
-                 disagree on account or region. Waiting does not help.",
+                "The cloud does not know {instance} that {volume} belongs to. The node was \
+                 replaced, or driver and node disagree on account or region. Waiting does not \
+                 help.",
                 &[InstanceState, NodeReadiness, CloudHolder],
                 if detach { RECORD_ONLY } else { &[Escalate] },
             ),
@@ -463,20 +484,20 @@ impl Meaning {
                 },
             ),
             Self::VolumeNotFound => row(
-                "The storage system does not know {volume}: deleted, renamed, or in another account or region. No \
-                 attachment work brings it back.",
+                "The storage system does not know {volume}: it was deleted or renamed, or it is in \
+                 another account or region. No attach or detach brings it back.",
                 &[CloudVolumeState, ClaimAndVolume, CloudCredentials],
                 if detach { RECORD_ONLY } else { &[Escalate] },
             ),
             Self::Umbrella { .. } => row(
-                "A summary only: {volumes of the pod} could not be mounted in time. The cause stands in another event of \
-                 the same pod or in the VolumeAttachment's status.",
+                "This is only a summary: {volumes of the pod} could not be mounted in time. The \
+                 cause is in another event of the same pod or in the VolumeAttachment's status.",
                 &[OtherEvents, VolumeAttachmentStatus, GuestDevice, PodSpec],
                 &[Wait, ForceDetach, Escalate],
             ),
             Self::Unknown => row(
-                "{doing} {volume} fails for a reason that this text does not tell. Compare VolumeAttachment, cloud and \
-                 guest before anything is touched.",
+                "{doing} {volume} fails for a reason that this text does not name. Compare \
+                 VolumeAttachment, cloud and guest before you change anything.",
                 &[OtherEvents, VolumeAttachmentStatus, CloudHolder, EventAge],
                 &[Escalate, Wait],
             ),
@@ -614,7 +635,7 @@ impl Meaning {
     }
 }
 
-/// Facts that tell whether another user of the volume is alive.
+/// Facts that show whether another user of the volume is alive.
 const USERS: &[DecidingFact] = &[
     LivePod,
     NodeReadiness,
@@ -624,5 +645,5 @@ const USERS: &[DecidingFact] = &[
     EventAge,
 ];
 
-/// Class D: what the detach asks for is gone, so only the record can go.
+/// Remedies of class D (stuck record) where the object that the detach asks for is gone: only the record can be deleted.
 const RECORD_ONLY: &[Remedy] = &[DeleteVolumeattachment, Escalate, Wait];

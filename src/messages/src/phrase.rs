@@ -1,36 +1,36 @@
-//! Words of a message, and phrases over words.
+//! Cuts a message into words, and finds phrases in them.
 //!
-//! A message is cut into lower-case words so that versions and drivers that word one thing differently read alike:
-//! quotes and brackets vanish, `InvalidVolume.NotFound`, `invalid_volume_not_found` and "invalid volume not found" are
-//! the same four words, "can't", "cannot", "could not" and "unable" are one word, articles and auxiliaries are
-//! dropped. Names, numbers, paths and domain names stay whole, so that what somebody called a volume is not read as
-//! part of the sentence.
+//! The words are lower-case and normalised, so that versions and drivers that spell one thing differently read alike:
+//!
+//! - Quotes and brackets vanish.
+//! - `InvalidVolume.NotFound`, `invalid_volume_not_found` and "invalid volume not found" become the same four words.
+//! - "can't", "cannot", "could not" and "unable" become one word. Articles and auxiliaries are dropped.
+//! - Names, numbers, paths and domain names stay whole, so that the name of a volume is not read as part of the sentence.
 
-/// Longest part of a message that is read, in words. Events carry at most 1 kB; log lines may be longer.
+/// Maximum number of words that are read of a message. An Event has at most 1 kB; log lines may be longer.
 const MAX_WORDS: usize = 600;
 
-/// Most words that `*` in a phrase may skip.
+/// Maximum number of words that `*` in a phrase skips.
 const SHORT_GAP: usize = 4;
 
-/// Most words that `**` in a phrase may skip.
+/// Maximum number of words that `**` in a phrase skips.
 const LONG_GAP: usize = 14;
 
 /// One word of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
-    /// Lower-case text.
     pub text: String,
-    /// A name, number, path or domain name rather than a word of the language.
+    /// Is it a name, number, path or domain name rather than a word of the language?
     pub name: bool,
 }
 
-/// Words that carry no meaning here.
+/// Words that are dropped, because they tell no two meanings apart.
 const DROPPED: &[&str] = &[
     "the", "a", "an", "is", "are", "was", "were", "be", "been", "has", "have", "had", "this",
     "that", "it", "its", "does", "do", "did", "will", "would", "please",
 ];
 
-/// One-word spellings that Kubernetes and drivers also write as several words.
+/// Spellings, and the words that each becomes.
 const SPELLINGS: &[(&str, &[&str])] = &[
     ("volumeattachment", &["volume", "attachment"]),
     ("volumeattachments", &["volume", "attachment"]),
@@ -70,7 +70,7 @@ const SPELLINGS: &[(&str, &[&str])] = &[
     ("wont", &["cannot"]),
 ];
 
-/// Cuts a text into words.
+/// Cuts a text into normalised words, at most about [`MAX_WORDS`].
 pub(crate) fn words(text: &str) -> Vec<Word> {
     let mut out: Vec<Word> = Vec::new();
     for piece in pieces(text) {
@@ -82,9 +82,10 @@ pub(crate) fn words(text: &str) -> Vec<Word> {
     out
 }
 
-/// A run of characters without white space, and whether quotes stood around exactly this run.
+/// A run of characters without white space.
 struct Piece {
     text: String,
+    /// Did quotes stand around exactly this run?
     quoted: bool,
 }
 
@@ -140,7 +141,7 @@ fn flush(current: &mut String, quoted: bool, out: &mut Vec<Piece>) {
     current.clear();
 }
 
-/// A path, or a pair of plain words such as `attach/detach` and `I/O`.
+/// Is the text a path, and not a pair of plain words such as `attach/detach` or `I/O`?
 fn is_path(text: &str) -> bool {
     match text.matches('/').count() {
         0 => false,
@@ -151,12 +152,12 @@ fn is_path(text: &str) -> bool {
     }
 }
 
-/// A domain name such as a CSI driver's: lower case with two dots or more.
+/// Is the text a domain name such as a CSI driver's: lower case with two dots or more?
 fn is_domain(text: &str) -> bool {
     text.matches('.').count() >= 2 && !text.chars().any(char::is_uppercase)
 }
 
-/// A name in quotes: somebody's object, not part of the sentence. `'in-use'` is a state.
+/// Is the piece the quoted name of an object, and not part of the sentence? `'in-use'` is a state and no name.
 fn is_quoted_name(piece: &Piece) -> bool {
     piece.quoted && piece.text.contains('-') && !piece.text.eq_ignore_ascii_case("in-use")
 }
@@ -183,7 +184,7 @@ fn piece_words(piece: &Piece, out: &mut Vec<Word>) {
     }
 }
 
-/// Cuts at capitals: `AttachDiskWhile` is three words, `VMsClient` two or three, `RESOURCE` one.
+/// Cuts at capitals: `AttachDiskWhile` becomes three words, `RESOURCE` one.
 fn camel(part: &str) -> Vec<String> {
     let chars: Vec<char> = part.chars().collect();
     let mut words = Vec::new();
@@ -217,7 +218,7 @@ fn push_word(word: &str, out: &mut Vec<Word>) {
     push_plain(word, out);
 }
 
-/// Adds a word, joining the pairs that are also written as one: "could not", "timed out", "persistent volume".
+/// Adds a word. Pairs that are also written as one word are joined: "could not", "timed out", "persistent volume".
 fn push_plain(word: &str, out: &mut Vec<Word>) {
     let previous = out.last().filter(|w| !w.name).map(|w| w.text.as_str());
     let previous = previous.map(str::to_owned);
@@ -246,7 +247,7 @@ fn push_plain(word: &str, out: &mut Vec<Word>) {
     }
 }
 
-/// Whether a phrase occurs anywhere in the words.
+/// Does the phrase occur anywhere in the words?
 ///
 /// A phrase is a list of terms. A term is a word, alternatives (`node|instance`), the beginning of a word
 /// (`attach~`), any of these made optional by a final `?`, `#` for one name, `*` for up to four words of any kind, or
@@ -255,15 +256,15 @@ pub(crate) fn occurs(phrase: &str, words: &[Word]) -> bool {
     (0..words.len()).any(|start| matches_from(Some(phrase), &words[start..]).is_some())
 }
 
-/// How the words of a message begin, one bit for each beginning (with collisions).
+/// Filter over the first letters of a message's words: one bit for each beginning, with collisions.
 ///
-/// Almost none of the phrases occurs in a given message, and nearly all can be told by the beginning of their first
-/// term.
+/// Almost none of the phrases occurs in a given message, and the first letters of the first term exclude nearly all of
+/// them. Without the filter, each message would be matched against every phrase in full.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Beginnings(u64);
 
 impl Beginnings {
-    /// The beginnings of these words.
+    /// Makes the filter of these words.
     pub(crate) fn of(words: &[Word]) -> Self {
         Self(
             words
@@ -272,17 +273,17 @@ impl Beginnings {
         )
     }
 
-    /// The bit of a word, by its first two bytes.
+    /// Returns the bit of a word, by its first two bytes.
     fn bit(word: &[u8]) -> u64 {
         let first = word.first().copied().unwrap_or_default();
         let second = word.get(1).copied().unwrap_or_default();
         1 << ((first.wrapping_mul(31) ^ second) & 63)
     }
 
-    /// False only if the phrase cannot occur.
+    /// May the phrase occur? `false` is certain, `true` is not.
     pub(crate) fn admit(self, phrase: &str) -> bool {
         let first = phrase.split_once(' ').map_or(phrase, |(first, _)| first);
-        // A name or a gap begins anyhow, an optional term may be left out.
+        // A name or a gap can begin with any letters, and an optional term may be absent.
         if first.contains(['#', '*', '?']) {
             return true;
         }
@@ -293,7 +294,7 @@ impl Beginnings {
     }
 }
 
-/// Where a phrase that occurs ends: the words after its first occurrence.
+/// Returns the words after the first occurrence of a phrase.
 pub(crate) fn after<'w>(phrase: &str, words: &'w [Word]) -> Option<&'w [Word]> {
     (0..words.len()).find_map(|start| matches_from(Some(phrase), &words[start..]))
 }
@@ -338,8 +339,9 @@ fn term_matches(term: &str, word: &Word) -> bool {
     )
 }
 
-/// Why a phrase could never occur: one of its words is one that [`words`] never yields. Used by the tests of the
-/// tables, so that a phrase that was written in another spelling does not lie there dead.
+/// Returns a term for which a phrase could never occur, because [`words`] never yields it.
+///
+/// The tests of the tables use it: a phrase in a spelling that is normalised away would match nothing, unnoticed.
 #[cfg(test)]
 pub(crate) fn dead_term(phrase: &str) -> Option<String> {
     for term in phrase.split(' ') {

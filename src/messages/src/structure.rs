@@ -1,15 +1,12 @@
-//! The structure of a message: which operation failed, for which volume, with which gRPC status, and what is left.
-
-use serde::{Deserialize, Serialize};
+//! Parses a message: the operation that failed, its volume and gRPC status, and the remaining text.
 
 use crate::Message;
 use crate::driver::{self, StorageKind};
 use crate::phrase::{Beginnings, Word, after, occurs, words};
 
 /// The operation that a message reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Operation {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
     /// `AttachVolume.Attach`, "Multi-Attach", "Waiting for detach", `attachError`.
     Attach,
     /// `DetachVolume.Detach`, `detachError`.
@@ -22,28 +19,28 @@ pub enum Operation {
     SetUp,
     /// `MapVolume.*`: a raw block volume.
     Map,
-    /// A mount that is not named more closely.
+    /// A mount whose operation the message does not name.
     Mount,
     /// `UnmountVolume.*`, `UnmountDevice`, `UnmapVolume.*`.
     Unmount,
-    /// Placement of a pod.
+    /// Placement of a pod by the scheduler.
     Scheduling,
-    /// Creation of a volume.
+    /// Creation of a volume by the provisioner.
     Provision,
-    /// Deletion of a volume.
+    /// Deletion of a volume by the provisioner.
     Delete,
-    /// Growth of a volume.
+    /// Growth of a volume by the resizer or kubelet.
     Resize,
 }
 
 impl Operation {
-    /// Done by the attach/detach controller and the CSI controller.
-    pub fn is_controller_side(self) -> bool {
+    /// Does the attach/detach controller or the CSI controller do this operation?
+    pub(crate) fn is_controller_side(self) -> bool {
         matches!(self, Self::Attach | Self::Detach)
     }
 
-    /// Done by kubelet and the CSI node plugin.
-    pub fn is_node_side(self) -> bool {
+    /// Does kubelet or the CSI node plugin do this operation?
+    pub(crate) fn is_node_side(self) -> bool {
         matches!(
             self,
             Self::WaitForAttach
@@ -57,9 +54,8 @@ impl Operation {
 }
 
 /// gRPC status codes by their names in `google.rpc.Code`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum GrpcCode {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GrpcCode {
     Canceled,
     Unknown,
     InvalidArgument,
@@ -98,14 +94,15 @@ const CODES: &[(&str, GrpcCode)] = &[
     ("unauthenticated", GrpcCode::Unauthenticated),
 ];
 
-/// Longest text that is read, in characters. An event's message is at most 1 kB; only log lines are longer.
+/// Maximum number of characters that are read of a text. An Event's message has at most 1 kB; only log lines are longer.
 const MAX_TEXT: usize = 16 * 1024;
 
-/// Most words outside names and parentheses between an operation and the colon before its error:
+/// Maximum number of words outside names and parentheses between an operation and the colon before its error, as in
 /// `from node "n"`, `pod "p"`, `with`.
 const MAX_FRAME_WORDS: usize = 8;
 
-/// Operation names as kubelet and the attach/detach controller print them, in lower case; first match wins.
+/// Operation names as kubelet and the attach/detach controller print them, in lower case. The first in the text wins, then
+/// the longest.
 const OPERATIONS: &[(&str, Operation)] = &[
     ("mountvolume.waitforattach", Operation::WaitForAttach),
     ("verifyvolumesareattached", Operation::WaitForAttach),
@@ -143,7 +140,7 @@ const REASONS: &[(&str, Operation)] = &[
     ("failedmount", Operation::Mount),
 ];
 
-/// Wordings of an operation where neither a name nor a reason tells; first match wins.
+/// Wordings of an operation where neither a name nor a reason tells. The first match wins.
 const WORDINGS: &[(&str, Operation)] = &[
     ("node available|unavailable", Operation::Scheduling),
     ("not deleted|delete volume|disk", Operation::Delete),
@@ -179,7 +176,7 @@ const WORDINGS: &[(&str, Operation)] = &[
     ),
 ];
 
-/// kubelet's summary of a pod's volumes, in the wordings of its versions.
+/// Wordings of kubelet's summary of a pod's volumes, over kubelet's versions.
 const UMBRELLA: &[&str] = &[
     "unmounted volumes",
     "cannot attach or|and mount volumes",
@@ -187,7 +184,7 @@ const UMBRELLA: &[&str] = &[
     "cannot mount volumes for pod",
 ];
 
-/// A message taken apart. `body` is what is left for the phrase families to read.
+/// A parsed message. The phrase families read its `body`.
 #[derive(Clone, Debug)]
 pub(crate) struct Structure {
     pub operation: Option<Operation>,
@@ -196,20 +193,20 @@ pub(crate) struct Structure {
     pub driver: Option<String>,
     pub storage: StorageKind,
     pub code: Option<GrpcCode>,
-    /// A gRPC status was announced ("rpc error"), with or without a code.
+    /// Does the text announce a gRPC status ("rpc error"), with or without a code?
     pub is_rpc: bool,
-    /// kubelet's summary "Unable to attach or mount volumes".
+    /// Is it kubelet's summary "Unable to attach or mount volumes"?
     pub is_umbrella: bool,
-    /// The message without the operation's prefix and without gRPC framing.
+    /// Text without the operation's prefix and without gRPC framing.
     pub body_text: String,
     pub body: Vec<Word>,
-    /// Beginnings of the body's words.
+    /// Filter over the body's words.
     beginnings: Beginnings,
     /// All words of the message.
     pub all: Vec<Word>,
 }
 
-/// Takes a message apart.
+/// Parses a message.
 pub(crate) fn structure(message: &Message) -> Structure {
     let text = plain_text(&message.message);
     let all = words(&text);
@@ -227,7 +224,7 @@ pub(crate) fn structure(message: &Message) -> Structure {
     let named = driver
         .as_deref()
         .map_or(StorageKind::Unknown, driver::of_name);
-    // A driver of attached disks may serve a share from one of them: what the text shows wins there.
+    // A driver of attached disks may serve a share from one of them. There the text outranks the name.
     let storage = if shown.never_attached() || named == StorageKind::Unknown {
         shown
     } else {
@@ -264,7 +261,7 @@ pub(crate) fn structure(message: &Message) -> Structure {
     }
 }
 
-/// The text without escapes and with single spaces, cut at [`MAX_TEXT`].
+/// Returns the text without escapes and with single spaces, cut at [`MAX_TEXT`].
 fn plain_text(text: &str) -> String {
     let text = match text.char_indices().nth(MAX_TEXT) {
         Some((end, _)) => &text[..end],
@@ -324,14 +321,14 @@ fn split_prefix(text: &str) -> Prefix<'_> {
     };
     let rest = &text[at + length..];
     let (volume, rest) = match rest.to_ascii_lowercase().find("volume ") {
-        // The name stands near the operation; later mentions belong to the body.
+        // Only a name within 40 bytes of the operation is the operation's own; later mentions belong to the body.
         Some(i) if i < 40 && !rest[..i].contains(':') => {
             let rest = &rest[i + "volume ".len()..];
             take_name(rest).map_or((None, rest), |(name, rest)| (Some(name), rest))
         }
         _ => (None, rest),
     };
-    // "Multi-Attach error for volume "v" Volume is already …" goes on without a colon.
+    // `Multi-Attach error for volume "v" Volume is already …` has no colon, so the rest is the body.
     Prefix {
         operation: Some(operation),
         volume,
@@ -339,8 +336,9 @@ fn split_prefix(text: &str) -> Prefix<'_> {
     }
 }
 
-/// The text after the first colon that separates, skipping parentheses (`(UniqueName: "…")`) and names in quotes.
-/// `None` if so many words stand before it that it belongs to the sentence itself.
+/// Returns the text after the first colon outside parentheses (`(UniqueName: "…")`) and quotes.
+///
+/// `None` if more than [`MAX_FRAME_WORDS`] words stand before it: then the colon belongs to the error itself.
 fn after_colon(text: &str) -> Option<&str> {
     let mut depth = 0_usize;
     let mut quoted = false;
@@ -361,7 +359,7 @@ fn after_colon(text: &str) -> Option<&str> {
     None
 }
 
-/// The name at the beginning of the text, with or without quotes, and the text after it.
+/// Returns the name at the beginning of the text, with or without quotes, and the text after it.
 fn take_name(text: &str) -> Option<(String, &str)> {
     let text = text.trim_start();
     let opening = text.chars().next()?;
@@ -381,7 +379,8 @@ fn take_name(text: &str) -> Option<(String, &str)> {
     Some((inner[..end].to_owned(), &inner[end + closing.len_utf8()..]))
 }
 
-/// The quoted name, or the name with a digit in it, that follows one of the given words: `node "n"`, `volume pvc-1`.
+/// Returns the name after one of the given words: `node "n"`, `volume pvc-1`. Without quotes a name must have a digit or a
+/// hyphen, since any other word may follow as well.
 pub(crate) fn name_after(kinds: &str, text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     kinds
@@ -417,7 +416,8 @@ pub(crate) fn name_after(kinds: &str, text: &str) -> Option<String> {
         .map(|(_, name)| name)
 }
 
-/// Removes every "rpc error: code = X desc =" and returns the innermost code that says something.
+/// Removes every "rpc error: code = X desc =". Returns the innermost code that is not Unknown or Internal, whether a gRPC
+/// status was announced, and the remaining text.
 fn strip_rpc(body: &str) -> (Option<GrpcCode>, bool, String) {
     let mut code = None;
     let mut is_rpc = false;
@@ -461,14 +461,14 @@ fn strip_key<'t>(text: &'t str, key: &str) -> Option<&'t str> {
 }
 
 impl Structure {
-    /// Whether any of the phrases occurs in the body.
+    /// Does any of the phrases occur in the body?
     pub(crate) fn says(&self, phrases: &[&str]) -> bool {
         phrases
             .iter()
             .any(|phrase| self.beginnings.admit(phrase) && occurs(phrase, &self.body))
     }
 
-    /// The first name after a phrase in the body, in lower case.
+    /// Returns the first name within four words after a phrase in the body, in lower case.
     pub(crate) fn name_after(&self, phrase: &str) -> Option<String> {
         let rest = after(phrase, &self.body)?;
         rest.iter()

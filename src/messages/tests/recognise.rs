@@ -1,5 +1,5 @@
-//! The catalogue of reported events, row by row, as written and as other clusters would write it; and texts that are
-//! no messages at all.
+//! Explains the catalogue of reported events, as written and as other clusters would write it, and texts that are no
+//! messages.
 
 use reattach_messages::{Explanation, Message, Nomination, Remedy, explain, nominate, read};
 use serde::Deserialize;

@@ -1,67 +1,61 @@
-//! A small document model, so that the Markdown and the HTML post-mortem say the same.
+//! Document model of the post-mortem. Markdown and HTML render the same document, so their content cannot differ.
 
-/// A piece of a line.
+/// Piece of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Inline {
-    /// Plain text.
     Text(String),
-    /// Emphasised text.
     Strong(String),
-    /// A name, hash or command.
+    /// Name, hash or command.
     Code(String),
-    /// How something stands.
+    /// Standing of a recovery in a few words.
     Badge(Tone, String),
 }
 
-/// How good news is.
+/// Colour of a badge, by what the reader has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {
-    /// As it should be.
+    /// Nothing: the pod runs with its volume.
     Good,
-    /// Under way, or waiting for someone else.
+    /// The recovery is under way or waits.
     Wait,
-    /// A person is needed.
+    /// A person must act.
     Bad,
-    /// Left alone.
+    /// reattach leaves the volume alone.
     Plain,
 }
 
-/// A line.
+/// Line of pieces, without a line break.
 pub(crate) type Line = Vec<Inline>;
 
-/// A block of a document.
+/// Block of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Block {
-    /// A heading of level 1 to 4.
+    /// Heading of level 1 to 4.
     Heading(u8, String),
-    /// A paragraph.
     Para(Line),
-    /// A list.
     List(Vec<Line>),
-    /// A table.
     Table {
-        /// The column heads.
         head: Vec<&'static str>,
-        /// The rows; each has as many cells as the head.
+        /// Each row has as many cells as the head.
         rows: Vec<Vec<Line>>,
     },
-    /// Text to be copied as it stands, with what it is.
+    /// Introduction, and a text to be copied as it stands.
     Copy(String, String),
-    /// The place of the timeline picture.
+    /// Place of the timeline pictures; only HTML has them.
     Picture,
 }
 
-/// Plain text as a line.
+/// Makes a line of plain text.
 pub(crate) fn text(text: impl Into<String>) -> Line {
     vec![Inline::Text(text.into())]
 }
 
-/// A name as a line.
+/// Makes a line of one name.
 pub(crate) fn code(text: impl Into<String>) -> Line {
     vec![Inline::Code(text.into())]
 }
 
-/// A label and what it says.
+/// Makes a line of an emphasised label and its text.
 pub(crate) fn labelled(label: &str, words: impl Into<String>) -> Line {
     vec![
         Inline::Strong(format!("{label}.")),

@@ -1,8 +1,8 @@
-//! Text from outside as a part of HTML or SVG.
+//! Escapes text from outside for HTML and SVG.
 
 use reattach_core::plain::is_hidden;
 
-/// Escapes for element content and double-quoted attributes.
+/// Escapes text for element content and quoted attributes. Hidden characters become spaces.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,37 +1,43 @@
-//! Sentences and numbers that every kind of output shares.
+//! Formats times, names, proofs and journal lines for every kind of output.
 
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
 use reattach_core::journal::{End, Event, Outcome};
+use reattach_core::plain::quoted;
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::proof::ProofKind;
-use reattach_core::steps::EffectClass;
-use reattach_core::steps::Role;
-use reattach_core::steps::StepKind;
+use reattach_core::steps::{EffectClass, Role, StepKind};
 
-pub(crate) use reattach_core::plain::{clean, cut, quoted};
-
-/// `01:13:05`, in UTC.
+/// Formats a time of day: `01:13:05`, in UTC.
 pub(crate) fn clock(at: Timestamp) -> String {
     at.strftime("%H:%M:%S").to_string()
 }
 
-/// `2021-07-11 01:13:05`, in UTC.
+/// Formats date and time: `2021-07-11 01:13:05`, in UTC.
 pub(crate) fn date_clock(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Whether two moments fall on one UTC day, so that a clock time says enough.
+/// Do two moments fall on one UTC day, so that the time of day suffices?
 pub(crate) fn same_day(a: Timestamp, b: Timestamp) -> bool {
     a.strftime("%Y-%m-%d").to_string() == b.strftime("%Y-%m-%d").to_string()
 }
 
-/// Milliseconds from `from` to `to`; 0 when the clocks of two writers disagree about the order.
+/// Formats a time on the UTC day of `from` as a time of day, and any other time with its date.
+pub(crate) fn clock_since(from: Timestamp, at: Timestamp) -> String {
+    if same_day(from, at) {
+        clock(at)
+    } else {
+        date_clock(at)
+    }
+}
+
+/// Returns the milliseconds from `from` to `to`; 0 if the clocks of two writers disagree about the order.
 pub(crate) fn millis(from: Timestamp, to: Timestamp) -> i64 {
     (to.as_millisecond() - from.as_millisecond()).max(0)
 }
 
-/// A duration as people say it: `420 ms`, `16.8 s`, `5 min 20 s`, `5 h 20 min`, `2 d 3 h`.
+/// Formats a duration: `420 ms`, `16.8 s`, `5 min 20 s`, `5 h 20 min`, `2 d 3 h`.
 pub(crate) fn span(millis: i64) -> String {
     let seconds = (millis + 500) / 1000;
     let two = |big: i64, unit: &str, small: i64, small_unit: &str| match small {
@@ -47,7 +53,7 @@ pub(crate) fn span(millis: i64) -> String {
     }
 }
 
-/// Seconds since `from`, signed: `+16.8 s`.
+/// Formats the seconds since `from`, signed: `+16.8 s`.
 pub(crate) fn relative(from: Timestamp, at: Timestamp) -> String {
     let millis = at.as_millisecond() - from.as_millisecond();
     let tenths = (millis.abs() + 50) / 100;
@@ -59,7 +65,7 @@ pub(crate) fn relative(from: Timestamp, at: Timestamp) -> String {
     )
 }
 
-/// `1 claim`, `2 claims`.
+/// Formats a number with its noun: `1 claim`, `2 claims`.
 pub(crate) fn count(n: usize, noun: &str) -> String {
     if n == 1 {
         format!("1 {noun}")
@@ -68,25 +74,27 @@ pub(crate) fn count(n: usize, noun: &str) -> String {
     }
 }
 
-/// A class for someone who has not read the manual.
+/// Describes a class without words that only the manual explains. No full stop.
 pub(crate) fn class_in_words(class: Class) -> &'static str {
     match class {
         Class::A => "the node died while it had the volume, so no other node may have it",
         Class::B => {
             "Kubernetes and the cloud both say that the volume is attached, but the machine does not see the disk"
         }
-        Class::C => "Kubernetes says that the volume is attached, but the cloud has let go of it",
-        Class::D => "Kubernetes' own record of the attachment does not finish",
-        Class::E => "the cloud keeps the volume with a machine that Kubernetes no longer counts",
+        Class::C => "Kubernetes says that the volume is attached, but the cloud has detached it",
+        Class::D => "a VolumeAttachment does not finish attaching or detaching",
+        Class::E => {
+            "the cloud keeps the volume attached to an instance for which Kubernetes has no VolumeAttachment"
+        }
     }
 }
 
-/// `class B (phantom attachment)`.
+/// Names a class: `class B (phantom attachment)`.
 pub(crate) fn class_name(class: Class) -> String {
-    format!("class {class} ({})", class.title())
+    format!("class {}", class.named())
 }
 
-/// `step 3 (detach at the cloud)`, or the number alone when the plan is not known.
+/// Names a step: `step 3 (detach at the cloud)`, or the number alone without a plan.
 pub(crate) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
     match plan.and_then(|p| p.steps.get(step.index())) {
         Some(planned) => format!("step {step} ({})", planned.kind.spec().title),
@@ -94,21 +102,21 @@ pub(crate) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
     }
 }
 
-/// What a crash in the middle of a step means, in words.
+/// Describes what a crash in the middle of a step means.
 pub(crate) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static str {
     match (kind.spec().role, class) {
-        (Role::Waits | Role::Verifies, _) => "only looks, changes nothing",
-        (_, EffectClass::Repeatable) => "may safely be done again after a crash",
+        (Role::Waits | Role::Verifies, _) => "reads only, changes nothing",
+        (_, EffectClass::Repeatable) => "safe to repeat after a crash",
         (_, EffectClass::Conditional) => {
             "written only if the object has not changed since it was read"
         }
         (_, EffectClass::Once) => {
-            "sent once, never repeated blindly; after a crash the cloud is asked what became of it"
+            "sent once; after a crash its outcome is observed first, and it is never repeated blindly"
         }
     }
 }
 
-/// What a proof rests on, as one sentence without its full stop.
+/// Describes what a proof rests on, as one sentence without its full stop.
 pub fn proof_in_words(proof: &ProofKind) -> String {
     match proof {
         ProofKind::KubeletHandshake {
@@ -116,7 +124,7 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
             no_user_since,
             lease_renewed,
         } => format!(
-            "kubelet on {node} itself reported that it does not use the volume, after the last pod was gone ({}) and after a newer sign of life ({})",
+            "kubelet on {node} reported that it does not use the volume, after the last pod was gone ({}) and after a newer Lease renewal ({})",
             clock(*no_user_since),
             clock(*lease_renewed)
         ),
@@ -125,7 +133,7 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
             no_user_since,
             epoch,
         } => format!(
-            "the agent on {node} answered question {epoch} clean, asked more than two minutes after the last pod was gone ({})",
+            "the agent on {node} answered challenge {epoch} clean; the challenge was sent more than two minutes after the last pod was gone ({})",
             clock(*no_user_since)
         ),
         ProofKind::Gone { last_seen: None } => {
@@ -134,14 +142,14 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
         ProofKind::Gone {
             last_seen: Some(at),
         } => format!(
-            "the cloud does not find the instance any more, with the same credential that saw it at {}",
+            "the cloud no longer finds the instance, with the same credential that saw it at {}",
             clock(*at)
         ),
         ProofKind::Off {
             job: Some(job),
             first_seen,
         } => format!(
-            "the instance is off by the finished shutdown job {job}, read twice (first at {})",
+            "the instance is off after the finished shutdown job {job}, read twice (first at {})",
             clock(*first_seen)
         ),
         ProofKind::Off {
@@ -149,12 +157,12 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
             first_seen,
         } => {
             format!(
-                "the instance is off, read twice (first at {}); this cloud boots none by itself",
+                "the instance is off, read twice (first at {}); this cloud never boots an instance by itself",
                 clock(*first_seen)
             )
         }
         ProofKind::RebootedAndClean { node, boot, epoch } => format!(
-            "{node} runs another boot ({boot}), whose agent answered question {epoch}: no such device, and no mount of it"
+            "{node} has rebooted (boot {boot}), and its agent answered challenge {epoch}: no such device, and no mount of it"
         ),
         ProofKind::Declared {
             by,
@@ -170,7 +178,7 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
     }
 }
 
-/// The verdict as a headline, without words of ours that need explaining.
+/// Headline of a verdict, without words that only the glossary explains.
 pub(crate) fn headline(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Healthy { .. } => "Nothing is wrong".to_owned(),
@@ -181,16 +189,16 @@ pub(crate) fn headline(verdict: &Verdict) -> String {
         Verdict::Wait { .. } => "Waiting: something must happen first".to_owned(),
         Verdict::NotOurs { .. } => "Not an attachment problem: reattach leaves it alone".to_owned(),
         Verdict::Unclassified { .. } => {
-            "Not classified: too little is known, so nothing is touched".to_owned()
+            "Not classified: facts are missing, so reattach touches nothing".to_owned()
         }
     }
 }
 
-/// A journal line as one sentence without its full stop.
+/// Describes a journal line in one sentence without its full stop.
 pub(crate) fn event_in_words(plan: Option<&Plan>, event: &Event) -> String {
     let text = match event {
         Event::Accepted { plan_hash, authority } => {
-            format!("plan {plan_hash} taken up, allowed by {authority}")
+            format!("plan {plan_hash} accepted, allowed by {authority}")
         }
         Event::Started { step, intent, proof, .. } => {
             let proof = proof.as_ref().map(|p| format!("; proof: {}", proof_in_words(p))).unwrap_or_default();
@@ -200,13 +208,14 @@ pub(crate) fn event_in_words(plan: Option<&Plan>, event: &Event) -> String {
             format!("{} {}", step_name(plan, *step), outcome_in_words(outcome))
         }
         Event::Completed { step, seen } => format!("{} done: {seen}", step_name(plan, *step)),
-        Event::Skipped { step, why } => format!("{} passed over: {why}", step_name(plan, *step)),
-        // Without the node's Lease the line voids the one before it, and no proof can rest on it.
+        Event::Skipped { step, why } => format!("{} skipped: {why}", step_name(plan, *step)),
+        // A line without the node's Lease voids the one before it. It must not read as "no pod is left", because no proof
+        // can rest on it.
         Event::UnusedSince { seen } => match seen.lease {
             Some(_) => "no pod uses the claim any more".to_owned(),
-            None => "no proof can begin yet: a pod of the claim was seen again, or the node's sign of life could not be read".to_owned(),
+            None => "no proof can begin yet: a pod of the claim was seen again, or the node's Lease could not be read".to_owned(),
         },
-        Event::UnwindStarted { why } => format!("turned back: {why}; from here on only restoring happens"),
+        Event::UnwindStarted { why } => format!("unwinding starts: {why}; from here on the run only restores"),
         Event::Ended { end } => end_in_words(end),
     };
     quoted(&text)
@@ -216,31 +225,31 @@ fn outcome_in_words(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Applied { detail } => format!("accepted: {detail}"),
         Outcome::NotApplied { why, retry: true } => {
-            format!("not accepted, will be asked again: {why}")
+            format!("not accepted, will be retried: {why}")
         }
         Outcome::NotApplied { why, retry: false } => format!("refused: {why}"),
-        Outcome::Withheld { shut } => format!("was not sent, and will be: {shut}"),
+        Outcome::Withheld { shut } => format!("withheld by the gate, nothing was sent: {shut}"),
         Outcome::Unknown { why } => {
-            format!("got no usable reply, what became of it is not known: {why}")
+            format!("got no usable reply, its outcome is unknown: {why}")
         }
-        Outcome::ObservedApplied { seen } => format!("was in fact applied: {seen}"),
+        Outcome::ObservedApplied { seen } => format!("observed as applied: {seen}"),
         Outcome::Repeatable { why } => {
             format!("got no usable reply, and may be issued again: {why}")
         }
-        Outcome::ObservedNotApplied { seen } => format!("was in fact not applied: {seen}"),
+        Outcome::ObservedNotApplied { seen } => format!("observed as not applied: {seen}"),
     }
 }
 
 fn end_in_words(end: &End) -> String {
     match end {
         End::Recovered => "recovered: the pod runs with its volume".to_owned(),
-        End::Aborted => "aborted by a person; everything was put back".to_owned(),
-        End::Failed { why } => format!("failed, everything was put back: {why}"),
-        End::Stuck { why } => format!("stuck, a person is needed: {why}"),
+        End::Aborted => "aborted by a person; everything was restored".to_owned(),
+        End::Failed { why } => format!("failed, everything was restored: {why}"),
+        End::Stuck { why } => format!("stuck, a person must act: {why}"),
     }
 }
 
-/// A sentence with a capital first letter and a full stop.
+/// Makes a sentence: capital first letter, full stop.
 pub(crate) fn sentence(text: &str) -> String {
     let text = text.trim();
     let mut chars = text.chars();

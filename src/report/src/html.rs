@@ -1,20 +1,21 @@
-//! The post-mortem as one HTML file: no scripts, no links to anything outside, light and dark.
+//! Renders the post-mortem as one HTML file: no scripts, no links to anything outside, light and dark.
 
 use crate::doc::{Block, Inline, Line, Tone};
 use crate::escape::escape;
 use crate::{Incident, postmortem, svg};
+use reattach_core::plain;
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("style.css");
 
-/// The post-mortem as one self-contained HTML file with a timeline picture. All text from outside is escaped, and the
-/// page forbids itself every request by its content security policy.
+/// Renders the post-mortem as one self-contained HTML file with timeline pictures. All text from outside is escaped, and
+/// the page's content security policy forbids every request.
 pub fn html(incident: &Incident) -> String {
     let mut body = String::new();
     for block in postmortem::document(incident) {
         render(&block, incident, &mut body);
     }
-    let title = escape(&crate::format::clean(&incident.title));
+    let title = escape(&plain::clean(&incident.title));
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\

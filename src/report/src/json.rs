@@ -1,6 +1,5 @@
-//! The post-mortem for scripts.
+//! Renders the post-mortem as JSON, for scripts.
 
-use crate::format::clean;
 use crate::summary::{CloudDetach, RecoverySummary};
 use crate::timing::{Timing, own_share, timings};
 use crate::{Incident, Record, postmortem, support_ticket};
@@ -8,17 +7,17 @@ use jiff::Timestamp;
 use reattach_core::diagnosis::Class;
 use reattach_core::ids::ObjectName;
 use reattach_core::phase::Standing;
-use reattach_core::plain;
+use reattach_core::plain::{self, clean};
 use serde::Serialize;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report<'a> {
+struct PostMortem<'a> {
     title: &'a str,
     from: Timestamp,
     to: Timestamp,
     volumes: Vec<Volume<'a>>,
-    timeline: Vec<Line>,
+    timeline: Vec<TimelineLine>,
     records: &'a [Record],
 }
 
@@ -46,21 +45,22 @@ struct Volume<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line {
+struct TimelineLine {
     at: Timestamp,
     claim: Option<String>,
     by: Option<String>,
     text: String,
 }
 
-/// The post-mortem as JSON: what is derived (`volumes`, `timeline`) and the records that it is derived from. Durations
-/// are in milliseconds, times in RFC 3339; `downTo` is null while the pod is not known to run again. Characters that a
-/// terminal does not show stand as `\u` escapes.
+/// Renders the post-mortem as JSON: derived values (`volumes`, `timeline`) and the records that they are derived from.
+///
+/// Durations are in milliseconds, times in RFC 3339. `downTo` is null while the pod is not known to run again. Hidden
+/// characters are written as `\u` escapes.
 pub fn json(incident: &Incident) -> String {
     let volumes = incident.records.iter().map(volume).collect();
     let timeline = postmortem::timeline(incident)
         .into_iter()
-        .map(|item| Line {
+        .map(|item| TimelineLine {
             at: item.at,
             claim: item.claim.map(|s| s.to_string()),
             by: item.by.map(clean),
@@ -74,7 +74,7 @@ pub fn json(incident: &Incident) -> String {
         records,
         ..
     } = incident;
-    let report = Report {
+    let post_mortem = PostMortem {
         title,
         from: *from,
         to: *to,
@@ -82,8 +82,8 @@ pub fn json(incident: &Incident) -> String {
         timeline,
         records,
     };
-    // Strings, numbers and maps with string keys always serialise.
-    plain::json(&serde_json::to_string_pretty(&report).unwrap_or_default())
+    // No error can occur: strings, numbers and maps with string keys always serialise.
+    plain::json(&serde_json::to_string_pretty(&post_mortem).unwrap_or_default())
 }
 
 fn volume(record: &Record) -> Volume<'_> {
@@ -96,7 +96,7 @@ fn volume(record: &Record) -> Volume<'_> {
         down_from: record.created,
         down_to: recovery.healed_at(),
         accepted_at: recovery.accepted.map(|(at, _)| at),
-        authority: recovery.accepted.map(|(_, who)| who),
+        authority: recovery.accepted.map(|(_, authority)| authority),
         heal_millis: recovery.heal_millis(),
         own_share_millis: plan
             .filter(|_| recovery.accepted.is_some())

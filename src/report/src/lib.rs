@@ -1,7 +1,8 @@
-//! What people read: plans and diagnoses on a terminal, the post-mortem, the support ticket.
+//! Texts for people: plans and diagnoses on a terminal, the post-mortem, the support ticket.
 //!
-//! Values in, text out. Nothing here decides anything, and no colour or terminal code is ever written: text from
-//! outside (events, provider errors, names) is stripped of control characters and escaped for its format.
+//! Each function takes values of core and returns text. Nothing here decides anything, and no text has colours or
+//! terminal codes. Text from outside (events, provider errors, names) is stripped of control characters and escaped for
+//! its format.
 
 mod doc;
 mod escape;
@@ -19,7 +20,7 @@ mod timing;
 
 use jiff::Timestamp;
 use reattach_core::cloud::CloudVolume;
-use reattach_core::diagnosis::Diagnosis;
+use reattach_core::diagnosis::{Diagnosis, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
 use reattach_core::phase::Phase;
@@ -36,72 +37,83 @@ pub use text::{TEXT_WIDTH, diagnosis_text, journal_text, plan_text, status_line}
 pub use ticket::{Escalation, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 pub use timing::{Timing, own_share, timings};
 
-/// What one VolumeRecovery holds, free of Kubernetes types.
+/// Content of one VolumeRecovery, without Kubernetes types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// The VolumeRecovery.
+    /// Namespace and name of the VolumeRecovery.
     pub recovery: ObjectName,
-    /// The claim it is about.
+    /// Claim that the recovery is about.
     pub claim: ObjectName,
-    /// How far it may go.
+    /// Mode of the recovery: how far it may go.
     pub mode: Mode,
-    /// Who asked for it: a policy or a person.
+    /// Policy or person that requested the recovery.
     pub requester: String,
-    /// Why, in the requester's words.
+    /// Reason in the requester's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Phase of its status.
+    /// Phase in the status.
     pub phase: Phase,
-    /// The sentence of its status.
+    /// Message of the status, one sentence.
     pub message: String,
-    /// The last diagnosis.
+    /// Last diagnosis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Diagnosis>,
-    /// Why there is no plan, one sentence each.
+    /// Reasons against a plan, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<String>,
-    /// The plan.
+    /// Plan that was made, accepted or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// Every line of the journal, in order.
+    /// Lines of the journal, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub journal: Vec<Entry>,
-    /// When the VolumeRecovery was created: the moment at which reattach first acted on the trouble. The pod may have
-    /// been down before.
+    /// Time of creation of the VolumeRecovery. The pod may have been down before.
     pub created: Timestamp,
-    /// The cloud's view of the volume, where the caller has one. A support ticket takes label and region from it; a
-    /// VolumeRecovery does not hold it.
+    /// Volume as the cloud shows it, where the caller has read it. A support ticket takes label and region from it. A
+    /// VolumeRecovery does not store it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_volume: Option<CloudVolume>,
-    /// What a person was told, while it waits for so long that one was called.
+    /// Call for a person, while the recovery waits for longer than its policy allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
 }
 
-/// Something that a person or another system did or saw, for the timeline.
+impl Record {
+    /// Returns the verdict of the last diagnosis.
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+        self.diagnosis.as_ref().map(|d| &d.verdict)
+    }
+
+    /// Returns the facts of the last diagnosis, one sentence each.
+    pub(crate) fn facts(&self) -> &[String] {
+        self.diagnosis.as_ref().map_or(&[], |d| &d.facts)
+    }
+}
+
+/// Note for the timeline: something that a person or another system did or saw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimelineNote {
-    /// When.
+    /// Time of the event.
     pub at: Timestamp,
-    /// What, as one sentence.
+    /// One sentence.
     pub text: String,
 }
 
-/// Several recoveries that belong together, and what else happened meanwhile.
+/// Content of a post-mortem: recoveries that belong together, and notes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Incident {
-    /// The title of the post-mortem.
+    /// Title of the post-mortem.
     pub title: String,
-    /// Where the timeline begins; relative times count from here.
+    /// Begin of the timeline. Relative times count from here.
     pub from: Timestamp,
-    /// Where the timeline ends.
+    /// End of the timeline.
     pub to: Timestamp,
-    /// The recoveries, in the order in which they are to be shown.
+    /// Recoveries, in the order in which they are shown.
     pub records: Vec<Record>,
-    /// What else happened.
+    /// Other events during the incident.
     #[serde(default)]
     pub notes: Vec<TimelineNote>,
 }

@@ -1,11 +1,11 @@
-//! The post-mortem as GitHub-flavoured Markdown.
+//! Renders the post-mortem as GitHub-flavoured Markdown.
 
 use crate::doc::{Block, Inline, Line};
 use crate::{Incident, postmortem};
 use reattach_core::plain::{clean, is_hidden, page};
 
-/// The post-mortem: what was down, why, for how long, what was done by whom under which authority, what was left alone,
-/// and what still needs a person.
+/// Renders the post-mortem as Markdown: what was down, why and for how long, what was done under which authority, what was
+/// left alone, and what still needs a person.
 pub fn markdown(incident: &Incident) -> String {
     let mut out = String::new();
     for block in postmortem::document(incident) {
@@ -53,7 +53,7 @@ fn inline(line: &Line, in_table: bool) -> String {
         .collect()
 }
 
-/// Escapes what Markdown or the HTML inside it would read as markup. Underscores inside words are no markup.
+/// Escapes characters that Markdown, or HTML inside it, reads as markup. Underscores inside words are no markup.
 fn escape(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let word = |i: Option<usize>| {
@@ -76,7 +76,8 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// A code span whose fence is longer than any run of backticks in it. In a table cell a pipe must be escaped even here.
+/// Makes a code span. Its fence is longer than any run of backticks in the text. In a table cell, pipes are escaped even
+/// inside code.
 fn code_span(text: &str, in_table: bool) -> String {
     let text = clean(text);
     let text = if in_table {

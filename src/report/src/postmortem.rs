@@ -1,32 +1,33 @@
-//! The content of the post-mortem, as a document that Markdown and HTML render.
+//! Builds the post-mortem as a document that Markdown and HTML render.
 
 use crate::doc::{Block, Inline, Line, Tone, code, labelled, text};
 use crate::format::{
-    class_in_words, class_name, clean, clock, count, date_clock, event_in_words, millis,
-    proof_in_words, quoted, relative, same_day, sentence, span, step_name,
+    class_in_words, class_name, clock, clock_since, count, date_clock, event_in_words, millis,
+    proof_in_words, relative, same_day, sentence, span, step_name,
 };
 use crate::summary::{CloudDetach, RecoverySummary, StepSummary, is_provider_lock, outstanding};
 use crate::text::next_step;
 use crate::{Incident, Record, support_ticket};
 use jiff::Timestamp;
-use reattach_core::diagnosis::Verdict;
+use reattach_core::diagnosis::{Class, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_core::phase::{Phase, Reason, Standing};
+use reattach_core::plain::{clean, quoted};
 use reattach_core::plan::{Plan, PlannedStep, StepIx};
 use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One line of the merged timeline.
+/// Line of the merged timeline.
 pub(crate) struct Item<'a> {
     pub(crate) at: Timestamp,
-    /// The claim it belongs to; none for a note.
+    /// `None` for a note.
     pub(crate) claim: Option<&'a ObjectName>,
     pub(crate) by: Option<&'a str>,
     pub(crate) text: String,
 }
 
-/// Notes, creations and journal lines of all records, in order of time. Lines of one journal keep their order even when
-/// two writers' clocks disagree.
+/// Merges the notes, creations and journal lines of all records in order of time. Lines of one journal keep their order
+/// even if the clocks of two writers disagree.
 pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
     let mut items: Vec<(Timestamp, Item<'_>)> = Vec::new();
     for note in &incident.notes {
@@ -47,7 +48,7 @@ pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
             .map(|r| format!(", because: {r}"))
             .unwrap_or_default();
         let opened = quoted(&format!(
-            "trouble seen; recovery {} opened in mode {}{reason}",
+            "problem detected; recovery {} created in mode {}{reason}",
             record.recovery.name, record.mode
         ));
         items.push((
@@ -76,34 +77,37 @@ pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
     items.into_iter().map(|(_, item)| item).collect()
 }
 
-/// What a person has to do about a record, if anything.
+/// Describes what is the case, what reattach does and what a person has to do. `None` if a person has nothing to do.
 pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
     let standing = &recovery.standing;
     let why = recovery
         .why()
         .unwrap_or_else(|| recovery.title().to_owned());
+    let why = why.trim_end_matches('.');
     let text = match (standing.phase, &standing.reason) {
         (Phase::Stuck, _) => match outstanding(recovery.record) {
             Some(step) => format!(
-                "look at it now: {why}. Nothing is restored on purpose until it is known what became of {}",
+                "{why}. reattach restores nothing until the outcome of {} is known. A person must look at it now",
                 step_name(recovery.record.plan.as_ref(), step)
             ),
-            None => format!("look at it now: {why}"),
+            None => format!("{why}. A person must look at it now"),
         },
         (Phase::Failed, _) => format!(
-            "find out why it failed ({why}); what was changed has been put back and the pod is still without its volume"
+            "{why}. The run restored what it had changed, and the pod is still without its volume. Find the cause, then start another recovery (kubectl reattach recover)"
         ),
         (Phase::Waiting, _) if is_provider_lock(standing) => {
-            "send the support ticket below to the provider; nothing else can lift the lock"
+            "the provider has locked the volume. reattach goes on by itself once the lock is gone. Send the support ticket: only the provider can lift the lock"
                 .to_owned()
         }
         (Phase::Refused, _) | (Phase::Waiting, Some(Reason::Refusals(_))) => {
-            format!("remove what stands against it, or heal it by hand: {why}")
+            format!(
+                "{why}. reattach does nothing as long as this holds. Remove the reason, or free the volume by hand"
+            )
         }
         (Phase::AwaitingApproval, _) => match &recovery.record.plan {
             Some(plan) => {
                 format!(
-                    "read plan {} and approve it (kubectl reattach approve) or abort it",
+                    "plan {} waits for a person. Read it, then approve it (kubectl reattach approve) or abort it (kubectl reattach abort)",
                     plan.hash
                 )
             }
@@ -111,18 +115,20 @@ pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
         },
         (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => return None,
         (Phase::Planned, _) => {
-            "nothing was done, because the mode says so; to heal it: kubectl reattach recover"
+            "nothing was done, because the mode does not allow it. To act: kubectl reattach recover"
                 .to_owned()
         }
-        (Phase::NotOurs, _) => format!("its owner has to fix it: {why}"),
+        (Phase::NotOurs, _) => format!("{why}. reattach leaves the volume alone. The owner has to fix the cause"),
         (Phase::Diagnosing, Some(Reason::Missing(_))) => {
-            format!("make known what is missing: {why}")
+            format!(
+                "a fact is missing: {why}. reattach touches nothing until the fact is known. Make it readable"
+            )
         }
         (Phase::Diagnosing, Some(Reason::NoPlan)) => {
-            "there is no plan for it yet: look at the diagnosis".to_owned()
+            "the problem has a class, and no plan was made yet. Read the diagnosis".to_owned()
         }
         (Phase::Aborted, _) => {
-            "the pod is still without its volume: heal it by hand or start another recovery"
+            "the recovery was aborted, and the pod is still without its volume. Free the volume by hand, or start another recovery (kubectl reattach recover)"
                 .to_owned()
         }
         (
@@ -158,7 +164,7 @@ fn tone(standing: &Standing) -> Tone {
     }
 }
 
-/// The whole post-mortem.
+/// Builds the whole post-mortem.
 pub(crate) fn document(incident: &Incident) -> Vec<Block> {
     let recoveries: Vec<RecoverySummary<'_>> =
         incident.records.iter().map(RecoverySummary::of).collect();
@@ -170,7 +176,7 @@ pub(crate) fn document(incident: &Incident) -> Vec<Block> {
     if !recoveries.is_empty() {
         out.push(Block::Heading(2, "Volumes".into()));
         out.push(overview(incident, &recoveries));
-        out.push(Block::Para(text("Times are UTC. A volume counts as down from the moment reattach acted on it; its pod may have been down before. Time to heal is from taking up the plan to the pod running with its volume.")));
+        out.push(Block::Para(text("Times are UTC. A volume counts as down from the creation of its VolumeRecovery; its pod may have been down before. Time to heal runs from the acceptance of the plan until the pod runs with its volume.")));
     }
     out.push(Block::Picture);
     people(&recoveries, &mut out);
@@ -188,26 +194,19 @@ pub(crate) fn document(incident: &Incident) -> Vec<Block> {
 }
 
 fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
-    let day = |a, b| {
-        if same_day(a, b) {
-            clock(b)
-        } else {
-            date_clock(b)
-        }
-    };
     let window = format!(
         "From {} to {} UTC ({})",
         date_clock(incident.from),
-        day(incident.from, incident.to),
+        clock_since(incident.from, incident.to),
         span(millis(incident.from, incident.to))
     );
     if recoveries.is_empty() {
         out.push(Block::Para(text(format!(
-            "{window}: no volume was in trouble that reattach saw, and nothing was touched."
+            "{window}: reattach saw no stuck volume and touched nothing."
         ))));
         return;
     }
-    // In the order in which the records show them.
+    // A list and no map: the titles keep the order of the records.
     let mut titles: Vec<(&str, usize)> = Vec::new();
     for title in recoveries.iter().map(RecoverySummary::title) {
         match titles.iter_mut().find(|(t, _)| *t == title) {
@@ -267,10 +266,10 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
             .max()
             .unwrap_or(0);
         let healed = if times.len() == 1 {
-            format!("Healed in {} once its plan was taken up", span(median))
+            format!("Healed {} after its plan was accepted", span(median))
         } else {
             format!(
-                "{} healed, in {} at the median and {} at the longest, once each plan was taken up",
+                "{} healed: median {}, longest {} after the plan was accepted",
                 times.len(),
                 span(median),
                 span(*longest)
@@ -279,7 +278,7 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
         lines.push(labelled(
             "How long",
             format!(
-                "{healed}; the longest was down for {}, waiting included.",
+                "{healed}. The longest downtime was {}, waiting included.",
                 span(longest_down)
             ),
         ));
@@ -303,7 +302,7 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
         .filter(|s| s.cloud_detach == CloudDetach::Used)
         .all(|s| s.proof().is_some());
     let proven = if all_proven {
-        " Each rested on a proof that the old holder could not write."
+        " Each detach rested on a proof that the old holder could not write."
     } else {
         ""
     };
@@ -325,37 +324,37 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
     if detached.is_empty() && tried.is_empty() && recoveries.iter().any(RecoverySummary::touched) {
         lines.push(labelled(
             "Cloud detach",
-            "Not needed: wherever something was detached, Kubernetes did it.",
+            "Not needed: Kubernetes did each detach itself.",
         ));
     }
     out.push(Block::List(lines));
 }
 
-/// Who did it, and who allowed it.
+/// Adds the writers of the journals, and the policies and persons that allowed the runs.
 fn authority(recoveries: &[RecoverySummary<'_>], lines: &mut Vec<Line>) {
     let mut by_authority: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut doers = BTreeSet::new();
+    let mut writers = BTreeSet::new();
     for recovery in recoveries {
-        if let Some((_, who)) = recovery.accepted {
+        if let Some((_, authority)) = recovery.accepted {
             by_authority
-                .entry(clean(who))
+                .entry(clean(authority))
                 .or_default()
                 .push(recovery.claim());
-            doers.extend(recovery.doers());
+            writers.extend(recovery.writers());
         }
     }
-    for (who, claims) in &by_authority {
+    for (authority, claims) in &by_authority {
         lines.push(labelled(
             "Allowed by",
-            format!("{}: {}.", who, claims.join(", ")),
+            format!("{authority}: {}.", claims.join(", ")),
         ));
     }
-    if doers.is_empty() {
-        lines.push(labelled("Done", "Nothing: no plan was taken up."));
+    if writers.is_empty() {
+        lines.push(labelled("Done", "Nothing: no plan was accepted."));
     } else {
         lines.push(labelled(
             "Done by",
-            format!("{}.", doers.into_iter().collect::<Vec<_>>().join(", ")),
+            format!("{}.", writers.into_iter().collect::<Vec<_>>().join(", ")),
         ));
     }
 }
@@ -388,10 +387,7 @@ fn overview(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> Block {
             };
             vec![
                 code(s.claim()),
-                text(
-                    s.class()
-                        .map_or("–".to_owned(), |c| format!("{c}, {}", c.title())),
-                ),
+                text(s.class().map_or("–".to_owned(), Class::named)),
                 vec![Inline::Badge(tone(&s.standing), s.title().to_owned())],
                 text(down),
                 text(s.heal_millis().map_or("–".to_owned(), span)),
@@ -439,7 +435,7 @@ fn timeline_table(incident: &Incident, items: &[Item<'_>]) -> Block {
     }
 }
 
-/// What still needs a person, tickets included.
+/// Adds the section about what a person has to do, with the tickets.
 fn people(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     out.push(Block::Heading(2, "What still needs a person".into()));
     let lines: Vec<Line> = recoveries
@@ -512,7 +508,9 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
         true => {
             "Everything: no effect was issued on any workload, attachment or volume.".to_owned()
         }
-        false => "Everything else. Effects were issued only within the plans of these:".to_owned(),
+        false => {
+            "Everything else. Effects were issued only by the plans for these objects:".to_owned()
+        }
     })));
     if !objects.is_empty() {
         out.push(Block::List(objects.into_iter().map(text).collect()));
@@ -532,7 +530,7 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
     out.push(Block::Para(head));
     let by = |label: &str, words: String| labelled(label, sentence(&quoted(&words)));
     let mut lines = vec![by(
-        "Asked for",
+        "Requested",
         format!(
             "{} by {}, in mode {}{}",
             date_clock(record.created),
@@ -545,19 +543,19 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
                 .unwrap_or_default()
         ),
     )];
-    if let Some((at, who)) = recovery.accepted {
+    if let Some((at, authority)) = recovery.accepted {
         lines.push(by(
             "Allowed",
             format!(
-                "{} by {who}, {} after it was asked for",
+                "{} by {authority}, {} after the request",
                 date_clock(at),
                 span(millis(record.created, at))
             ),
         ));
     }
-    // Of a plan's own trouble first: after the healing the last diagnosis says that nothing is wrong. Verdicts without a
-    // class have been said above, as what became of the recovery.
-    let diagnosed = record.diagnosis.as_ref().map(|d| &d.verdict);
+    // The plan comes first: once the volume is healed, the last diagnosis says that nothing is wrong. A verdict without a
+    // class stands above already, as the reason for the standing.
+    let diagnosed = record.verdict();
     match (&record.plan, diagnosed) {
         (Some(Plan { trouble, .. }), _) | (None, Some(Verdict::Ours { trouble })) => {
             lines.push(by("Diagnosis", trouble.to_string()));
@@ -579,15 +577,11 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
     } else if recovery.touched() {
         lines.push(by(
             "Proof that the old holder could not write",
-            "not needed from us: nothing was detached by our hand".to_owned(),
+            "not needed: reattach itself detached nothing".to_owned(),
         ));
     }
     out.push(Block::List(lines));
-    let facts = record
-        .diagnosis
-        .as_ref()
-        .map(|d| d.facts.as_slice())
-        .unwrap_or_default();
+    let facts = record.facts();
     if !facts.is_empty() {
         out.push(Block::Heading(4, "Facts found".into()));
         out.push(Block::List(facts.iter().map(|f| text(quoted(f))).collect()));
@@ -613,9 +607,9 @@ fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
         let how = match outcome {
             StepSummary::NotBegun => "not begun".to_owned(),
             StepSummary::Done(seen) => format!("done: {seen}"),
-            StepSummary::Skipped(why) => format!("passed over: {why}"),
+            StepSummary::Skipped(why) => format!("skipped: {why}"),
             StepSummary::Unfinished
-                if recovery.ended.is_none() && recovery.turned_back.is_none() =>
+                if recovery.ended.is_none() && recovery.unwind_started.is_none() =>
             {
                 "under way".to_owned()
             }
@@ -635,20 +629,20 @@ fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
     let mut rows: Vec<Vec<Line>> = (0..).zip(&plan.steps).map(row).collect();
     for s in recovery.stretches.iter().filter(|s| s.step.is_none()) {
         let how = if s.closed {
-            "done: what was changed is put back"
+            "done: everything was restored"
         } else {
             "under way"
         };
         rows.push(vec![
             text("–"),
-            text("put back"),
+            text("unwind"),
             text(how),
             text(span(millis(s.from, s.to))),
             text(span(s.ours)),
         ]);
     }
     Block::Table {
-        head: vec!["#", "Step", "Outcome", "Took", "Our share"],
+        head: vec!["#", "Step", "Outcome", "Took", "Share of reattach"],
         rows,
     }
 }

@@ -1,4 +1,4 @@
-//! A linear axis: where a value lies between two pixels, and which round values get a tick.
+//! Linear time axis of a picture: the pixel of a value, and the round values that get a tick.
 
 /// Tick distances in milliseconds, from 100 ms to 30 days.
 const STEPS: [i64; 25] = [
@@ -29,7 +29,7 @@ const STEPS: [i64; 25] = [
     2_592_000_000,
 ];
 
-/// An axis over `from..=to` (milliseconds) drawn from pixel `left` to pixel `right`.
+/// Axis over `from..=to` (milliseconds), drawn from pixel `left` to pixel `right`.
 pub(crate) struct Axis {
     from: i64,
     to: i64,
@@ -38,7 +38,7 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// An axis; an empty range becomes one second.
+    /// Makes an axis. An empty range becomes one second.
     pub(crate) fn new(from: i64, to: i64, left: f64, right: f64) -> Self {
         Self {
             from,
@@ -52,16 +52,16 @@ impl Axis {
         }
     }
 
-    /// The pixel of a value; values outside lie on the edge.
+    /// Returns the pixel of a value. Values outside lie on the edge.
     pub(crate) fn at(&self, value: i64) -> f64 {
         let value = value.clamp(self.from, self.to);
-        // Spans of time fit a double's 53 bits by far.
+        // The casts lose nothing: spans of time fit into a double's 53 bits.
         let part =
             value.saturating_sub(self.from) as f64 / self.to.saturating_sub(self.from) as f64;
         self.left + part * (self.right - self.left)
     }
 
-    /// The distance between ticks, so that there are at most `most` distances.
+    /// Returns the distance between ticks of which at most `most` fit into the range.
     pub(crate) fn step(&self, most: i64) -> i64 {
         let range = self.to.saturating_sub(self.from);
         let fits = |step: &&i64| range / **step <= most;
@@ -72,7 +72,7 @@ impl Axis {
             .unwrap_or_else(|| range / most.max(1))
     }
 
-    /// The tick values: multiples of the step.
+    /// Returns the values of the ticks: multiples of the step.
     pub(crate) fn ticks(&self, most: i64) -> Vec<i64> {
         let step = self.step(most).max(1);
         let first = self.from.div_euclid(step) * step;

@@ -1,12 +1,13 @@
-//! Summary of one recovery, read off its record: where it stands, its times, its proof.
+//! Summary of one recovery, derived from its record: standing, times, proof, steps.
 
 use crate::Record;
-use crate::format::{clean, millis, quoted, step_name};
+use crate::format::{millis, step_name};
 use crate::timing::{Stretch, stretches};
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
 use reattach_core::journal::{End, Entry, Event, Outcome, is_withheld};
 use reattach_core::phase::{Phase, Reason, Standing};
+use reattach_core::plain::{clean, quoted};
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
@@ -15,8 +16,8 @@ use reattach_core::steps::StepKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// Where a recovery stands and why. The journal is read first, then the verdict, then the plan and the mode. The stored
-/// phase decides what these cannot tell.
+/// Derives phase and reason of a recovery: from the journal first, then from the verdict, the plan and the mode. The
+/// stored phase decides what these leave open.
 pub fn standing(record: &Record) -> Standing {
     if let Some(end) = run_end(record) {
         return match end {
@@ -44,7 +45,7 @@ pub fn standing(record: &Record) -> Standing {
     run_in_progress(record).unwrap_or_else(|| before_the_run(record))
 }
 
-/// The end of the run, as the journal has it.
+/// Returns the end of the run from the journal.
 fn run_end(record: &Record) -> Option<&End> {
     record.journal.iter().rev().find_map(|e| match &e.event {
         Event::Ended { end } => Some(end),
@@ -52,13 +53,13 @@ fn run_end(record: &Record) -> Option<&End> {
     })
 }
 
-/// Standing of a run that was accepted and has not ended.
+/// Derives the standing of a run that was accepted and has not ended.
 fn run_in_progress(record: &Record) -> Option<Standing> {
-    let turned_back = record.journal.iter().rev().find_map(|e| match &e.event {
+    let unwinding = record.journal.iter().rev().find_map(|e| match &e.event {
         Event::UnwindStarted { why } => Some(why.clone()),
         _ => None,
     });
-    if let Some(why) = turned_back {
+    if let Some(why) = unwinding {
         return Some(Standing::because(Phase::Restoring, Reason::Unwinding(why)));
     }
     let accepted = record
@@ -72,7 +73,7 @@ fn run_in_progress(record: &Record) -> Option<Standing> {
     Some(Standing::because(Phase::Running, Reason::Step(current)))
 }
 
-/// Standing of a recovery whose plan was not accepted.
+/// Derives the standing of a recovery whose plan was not accepted.
 fn before_the_run(record: &Record) -> Standing {
     let waits = record.phase == Phase::Waiting;
     let refused = || {
@@ -84,7 +85,7 @@ fn before_the_run(record: &Record) -> Standing {
         };
         Standing::because(phase, Reason::Refusals(record.refusals.clone()))
     };
-    match record.diagnosis.as_ref().map(|d| &d.verdict) {
+    match record.verdict() {
         None if record.refusals.is_empty() => Standing::of(Phase::Diagnosing),
         Some(Verdict::Healthy { .. }) => Standing::because(Phase::Resolved, Reason::Healthy),
         Some(Verdict::NotOurs { reason }) => {
@@ -112,17 +113,17 @@ fn before_the_run(record: &Record) -> Standing {
     }
 }
 
-/// Where a recovery stands, in a few words for a table.
+/// Describes a standing in a few words, for a table.
 pub fn title(standing: &Standing) -> &'static str {
     match (standing.phase, &standing.reason) {
         (Phase::Recovered, _) => "recovered",
         (Phase::Resolved, Some(Reason::Healthy)) => "healthy",
         (Phase::Resolved, _) => "resolved by itself",
         (Phase::Aborted, _) => "aborted",
-        (Phase::Failed, _) => "failed and put back",
+        (Phase::Failed, _) => "failed and unwound",
         (Phase::Stuck, _) => "STUCK",
         (Phase::Running, _) => "running",
-        (Phase::Restoring, _) => "putting back",
+        (Phase::Restoring, _) => "restoring",
         (Phase::NotOurs, _) => "not ours",
         (Phase::Waiting, _) if is_provider_lock(standing) => "locked by the provider",
         (Phase::Waiting, _) => "waiting",
@@ -136,7 +137,7 @@ pub fn title(standing: &Standing) -> &'static str {
     }
 }
 
-/// The reason for a standing as a sentence without its full stop, where it has one of its own.
+/// Describes the reason for a standing in one sentence without its full stop. `None` if the title says it all.
 pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
     match standing.reason.as_ref()? {
         Reason::Healthy | Reason::NoPlan | Reason::Mode(Mode::Auto | Mode::Approve) => None,
@@ -151,7 +152,7 @@ pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
         )),
         Reason::Refusals(refusals) => Some(quoted(&refusals.join("; "))),
         Reason::Mode(Mode::Observe | Mode::DryRun) => {
-            Some("nothing was done, because the mode says so".to_owned())
+            Some("nothing was done, because the mode does not allow it".to_owned())
         }
         Reason::Step(Some(step)) => Some(step_name(plan, *step)),
         Reason::Step(None) => Some("the journal cannot be read".to_owned()),
@@ -168,19 +169,19 @@ pub(crate) fn is_provider_lock(standing: &Standing) -> bool {
     )
 }
 
-/// Whether the cloud was asked to detach the volume.
+/// Outcome of the run's order to the cloud to detach the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum CloudDetach {
-    /// It was not asked.
+    /// No order was sent.
     No,
-    /// It was, and did.
+    /// The cloud accepted an order.
     Used,
-    /// It was, and did not or is not known to have done so.
+    /// An order was sent, and none is known to be accepted.
     Tried,
 }
 
-/// How one step of a plan went.
+/// Course of one step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StepSummary {
     NotBegun,
@@ -189,13 +190,13 @@ pub(crate) enum StepSummary {
     Unfinished,
 }
 
-/// One record with what is read off it.
+/// Record of one recovery, with the values that are derived from it.
 pub(crate) struct RecoverySummary<'a> {
     pub(crate) record: &'a Record,
     pub(crate) standing: Standing,
-    /// When the plan was taken up, and who allowed it.
+    /// Time of acceptance of the plan, and the policy or person that allowed it.
     pub(crate) accepted: Option<(Timestamp, &'a str)>,
-    pub(crate) turned_back: Option<Timestamp>,
+    pub(crate) unwind_started: Option<Timestamp>,
     pub(crate) ended: Option<Timestamp>,
     pub(crate) cloud_detach: CloudDetach,
     pub(crate) stretches: Vec<Stretch>,
@@ -218,7 +219,7 @@ impl<'a> RecoverySummary<'a> {
             record,
             standing: standing(record),
             accepted,
-            turned_back: at(|m| matches!(m, Event::UnwindStarted { .. })),
+            unwind_started: at(|m| matches!(m, Event::UnwindStarted { .. })),
             ended: at(|m| matches!(m, Event::Ended { .. })),
             cloud_detach: cloud_detach(record),
             stretches: record
@@ -229,12 +230,12 @@ impl<'a> RecoverySummary<'a> {
         }
     }
 
-    /// Where the recovery stands, in a few words.
+    /// Describes the standing in a few words.
     pub(crate) fn title(&self) -> &'static str {
         title(&self.standing)
     }
 
-    /// Why it stands there, as a sentence without its full stop.
+    /// Describes the reason for the standing in one sentence without its full stop.
     pub(crate) fn why(&self) -> Option<String> {
         why(&self.standing, self.record.plan.as_ref())
     }
@@ -243,41 +244,42 @@ impl<'a> RecoverySummary<'a> {
         clean(&self.record.claim.to_string())
     }
 
-    /// The class: of the plan that ran, else of the diagnosis (which is newer than the trouble once it is healed).
+    /// Returns the class of the plan, or of the diagnosis where there is no plan. The diagnosis comes second: once the
+    /// volume is healed, it says that nothing is wrong.
     pub(crate) fn class(&self) -> Option<Class> {
         let planned = self.record.plan.as_ref().map(|p| p.class());
         planned.or_else(|| self.record.diagnosis.as_ref().and_then(|d| d.class()))
     }
 
-    /// When the pod was seen running with its volume again.
+    /// Returns the time at which the pod was seen running with its volume again.
     pub(crate) fn healed_at(&self) -> Option<Timestamp> {
         self.ended
             .filter(|_| self.standing.phase == Phase::Recovered)
     }
 
-    /// Milliseconds from taking up the plan to the pod running again.
+    /// Returns the milliseconds from the acceptance of the plan until the pod ran again.
     pub(crate) fn heal_millis(&self) -> Option<i64> {
         Some(millis(self.accepted?.0, self.healed_at()?))
     }
 
-    /// Milliseconds from the first sight of the trouble to the pod running again.
+    /// Returns the milliseconds from the creation of the VolumeRecovery until the pod ran again.
     pub(crate) fn down_millis(&self) -> Option<i64> {
         Some(millis(self.record.created, self.healed_at()?))
     }
 
-    /// Whether any effect was issued, or may have been.
+    /// Was any effect issued, or may one have been?
     pub(crate) fn touched(&self) -> bool {
         let sent = |ix| !is_withheld(&self.record.journal, ix);
         let mut lines = self.record.journal.iter().enumerate();
         lines.any(|(ix, e)| matches!(e.event, Event::Started { .. }) && sent(ix))
     }
 
-    /// Whether the pod is, for all we know, still without its volume.
+    /// Is the pod still without its volume, as far as the record tells?
     pub(crate) fn still_down(&self) -> bool {
         !matches!(self.standing.phase, Phase::Recovered | Phase::Resolved)
     }
 
-    /// The proof that a freeing effect rested on; the last one counts.
+    /// Returns the proof of the last effect that was issued with one.
     pub(crate) fn proof(&self) -> Option<&'a ProofKind> {
         let journal = &self.record.journal;
         journal
@@ -290,12 +292,12 @@ impl<'a> RecoverySummary<'a> {
             })
     }
 
-    /// Who wrote the journal.
-    pub(crate) fn doers(&self) -> BTreeSet<String> {
+    /// Returns the writers of the journal.
+    pub(crate) fn writers(&self) -> BTreeSet<String> {
         self.record.journal.iter().map(|e| clean(&e.by)).collect()
     }
 
-    /// How a step went, with its stretch if it was begun.
+    /// Returns the course of a step, with its stretch of the journal if it was begun.
     pub(crate) fn step(&self, step: StepIx) -> (StepSummary, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
         let closing = self.record.journal.iter().find_map(|e| match &e.event {
@@ -315,7 +317,7 @@ impl<'a> RecoverySummary<'a> {
         (closing.unwrap_or(open), stretch)
     }
 
-    /// The journal with times that never run backwards: what sorting may use. Shown times are the writers' own.
+    /// Returns the journal's lines with times that never run backwards, for sorting. A shown time is the writer's own.
     pub(crate) fn ordered(&self) -> Vec<(Timestamp, &'a Entry)> {
         let mut last = Timestamp::MIN;
         self.record
@@ -350,12 +352,13 @@ fn cloud_detach(record: &Record) -> CloudDetach {
     }
 }
 
-/// The last refusal of the cloud to detach, as long as nothing came after it: when it was and in which words. `None` when
-/// the cloud was not asked, or accepted, or the reason is not one that the provider could lift.
+/// Returns time and text of the cloud's refusal to detach, if it is the last outcome of the detach and may be retried.
+///
+/// `None` if no order was sent, if the cloud accepted it, or if the provider could not lift the reason.
 pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let step = record.plan.as_ref()?.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find_map(|e| match &e.event {
-        // What was not sent says nothing about the cloud.
+        // A withheld order was not sent, so it says nothing about the cloud.
         Event::Outcome {
             outcome: Outcome::Withheld { .. },
             ..
@@ -369,7 +372,7 @@ pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     }
 }
 
-/// A detach that the cloud accepted and of which the end was not seen: when it was accepted and in which words.
+/// Returns time and text of the acceptance of a detach whose end was not observed.
 pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let plan = record.plan.as_ref()?;
     let step = plan.find(StepKind::CloudDetach)?;
@@ -395,7 +398,7 @@ pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     }
 }
 
-/// Whether a record's journal ends with an effect of which nobody knows what became of it.
+/// Returns the step of an effect whose outcome is unknown, if the journal ends with one.
 pub(crate) fn outstanding(record: &Record) -> Option<StepIx> {
     let plan = record.plan.as_ref()?;
     open_steps(plan, &record.journal).ok()?.outstanding

@@ -1,13 +1,14 @@
-//! The timeline as SVG: the whole incident, one lane per volume, and each healing in detail.
+//! Draws the timeline as SVG: the whole incident with one lane per volume, and each run step by step.
 
 use crate::Incident;
 use crate::escape::escape;
-use crate::format::{clock, date_clock, millis, quoted, relative, same_day, span};
+use crate::format::{clock, date_clock, millis, relative, same_day, span};
 use crate::scale::Axis;
 use crate::summary::{RecoverySummary, StepSummary, is_provider_lock};
 use crate::timing::Stretch;
 use jiff::Timestamp;
 use reattach_core::phase::{Phase, Reason};
+use reattach_core::plain::{cut, quoted};
 use reattach_core::policy::Mode;
 use reattach_core::steps::StepKind;
 use std::fmt::Write;
@@ -17,12 +18,11 @@ const LEFT: f64 = 250.0;
 const RIGHT: f64 = 985.0;
 const LANE: f64 = 26.0;
 const TOP: f64 = 40.0;
-/// Something that was is never drawn narrower than this.
+/// Minimum width of a bar in pixels, so that a step of milliseconds stays visible.
 const THINNEST: f64 = 3.0;
-/// Characters of a claim's name that fit left of the lanes.
+/// Maximum number of characters of a claim's name left of the lanes.
 const LABEL: usize = 34;
 
-/// A bar in a lane.
 struct Bar {
     from: i64,
     to: i64,
@@ -31,14 +31,13 @@ struct Bar {
     inside: String,
 }
 
-/// A lane.
 struct Lane {
     label: String,
     summary: String,
     bars: Vec<Bar>,
 }
 
-/// A picture's frame.
+/// Picture without its lanes.
 struct Frame<'a> {
     id: &'a str,
     title: &'a str,
@@ -49,7 +48,7 @@ struct Frame<'a> {
     legend: Vec<(&'static str, &'static str)>,
 }
 
-/// Both pictures; nothing when there is nothing to draw.
+/// Draws both pictures. Empty if there is no recovery.
 pub(crate) fn pictures(incident: &Incident) -> String {
     let recoveries: Vec<RecoverySummary<'_>> =
         incident.records.iter().map(RecoverySummary::of).collect();
@@ -61,7 +60,7 @@ pub(crate) fn pictures(incident: &Incident) -> String {
     out
 }
 
-/// The whole incident in absolute time.
+/// Draws the whole incident in absolute time.
 fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
     let moments = recoveries
         .iter()
@@ -132,7 +131,7 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
     .draw(&lanes)
 }
 
-/// How one volume fared, up to the end of the picture.
+/// Makes the lane of one volume, up to the end of the picture.
 fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     let mut bars = Vec::new();
     let mut bar = |from: Timestamp, to: Timestamp, class, what: &str| {
@@ -187,7 +186,7 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
             "down, being diagnosed or waiting",
         );
     }
-    // A run that is stuck without an end did its last where its journal stops.
+    // A stuck run may have no end in its journal. Then its last line counts as the end.
     let stopped = recovery
         .record
         .journal
@@ -199,12 +198,12 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     if left.is_some() {
         let (class, what) = match recovery.standing.phase {
             Phase::Recovered => ("up", "running with its volume"),
-            Phase::Aborted => ("rest", "put back after an abort"),
+            Phase::Aborted => ("rest", "restored after an abort"),
             _ => ("human", "needs a person"),
         };
         bar(over, end, class, what);
     }
-    // Drawn last: a healing of seconds in an incident of hours must not disappear under what follows it.
+    // This bar is drawn last, because a run of seconds in an incident of hours would disappear under the next bar.
     bar(accepted, over, "heal", "being healed");
     let summary = match recovery.heal_millis() {
         Some(took) => format!("{} in {}", recovery.title(), span(took)),
@@ -217,7 +216,7 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     }
 }
 
-/// Each run in seconds since its plan was taken up.
+/// Draws each run in seconds since its plan was accepted.
 fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
     let runs: Vec<(&RecoverySummary<'_>, Timestamp)> = recoveries
         .iter()
@@ -240,7 +239,7 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
         let label = relative(zero, Timestamp::from_millisecond(t).ok()?);
         Some((t, label.replace(".0 s", " s")))
     });
-    // Kinds of one colour are told apart by the number: the legend names what occurs.
+    // Several kinds of steps share a colour; the numbers in the bars tell them apart. The legend has the kinds that occur.
     let mut legend: Vec<(&str, &str)> = Vec::new();
     for kind in runs
         .iter()
@@ -256,13 +255,13 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
         .flat_map(|l| &l.bars)
         .any(|b| b.class == "back")
     {
-        legend.push(("back", "put back"));
+        legend.push(("back", "unwind"));
     }
     Frame {
         id: "steps",
         title: "Each run, step by step",
         caption:
-            "Each run, in seconds since its plan was taken up. Numbers are those of the steps."
+            "Each run, in seconds since its plan was accepted. Numbers are those of the steps."
                 .to_owned(),
         ticks: ticks.collect(),
         axis,
@@ -278,7 +277,7 @@ fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
         let (class, title, inside) = match (stretch.step, kind_of(recovery, stretch)) {
             (Some(step), Some(kind)) => {
                 let how = match recovery.step(step).0 {
-                    StepSummary::Skipped(_) => ", passed over",
+                    StepSummary::Skipped(_) => ", skipped",
                     StepSummary::Unfinished => ", not finished",
                     StepSummary::Done(_) | StepSummary::NotBegun => "",
                 };
@@ -288,7 +287,7 @@ fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
                     step.to_string(),
                 )
             }
-            _ => ("back", format!("put back: {took}"), "↩".to_owned()),
+            _ => ("back", format!("unwind: {took}"), "↩".to_owned()),
         };
         Bar {
             from: millis(from, stretch.from),
@@ -311,7 +310,7 @@ fn kind_of(recovery: &RecoverySummary<'_>, stretch: &Stretch) -> Option<StepKind
 }
 
 impl Frame<'_> {
-    /// Draws the lanes. Writing to a String cannot fail.
+    /// Draws the picture with these lanes. The results of `writeln!` are dropped, because writing to a String cannot fail.
     fn draw(&self, lanes: &[Lane]) -> String {
         let bottom = TOP + LANE * lanes.len() as f64;
         let height = bottom + 14.0;
@@ -327,7 +326,7 @@ impl Frame<'_> {
             self.id,
             escape(self.title)
         );
-        let told: Vec<String> = lanes
+        let descriptions: Vec<String> = lanes
             .iter()
             .map(|l| format!("{}: {}.", l.label, l.summary))
             .collect();
@@ -335,7 +334,7 @@ impl Frame<'_> {
             out,
             "<desc id=\"{}-desc\">{}</desc>",
             self.id,
-            escape(&told.join(" "))
+            escape(&descriptions.join(" "))
         );
         for (at, label) in &self.ticks {
             let x = self.axis.at(*at);
@@ -382,7 +381,7 @@ impl Frame<'_> {
             escape(&full),
             LEFT - 10.0,
             mid + 4.0,
-            escape(&short(&lane.label))
+            escape(&cut(&lane.label, LABEL))
         );
         for bar in &lane.bars {
             let (from, to) = (self.axis.at(bar.from), self.axis.at(bar.to));
@@ -407,13 +406,4 @@ impl Frame<'_> {
             out.push_str("</g>\n");
         }
     }
-}
-
-fn short(label: &str) -> String {
-    if label.chars().count() <= LABEL {
-        return label.to_owned();
-    }
-    let mut cut: String = label.chars().take(LABEL - 1).collect();
-    cut.push('…');
-    cut
 }

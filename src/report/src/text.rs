@@ -1,20 +1,20 @@
-//! Plain text for terminals: no colours, lines of at most [`TEXT_WIDTH`] columns.
+//! Renders plain text for terminals: no colours, lines of at most [`TEXT_WIDTH`] columns.
 
 use crate::Record;
 use crate::format::{
-    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, event_in_words,
-    headline, quoted, relative, same_day, sentence, span,
+    class_in_words, class_name, clock_since, count, date_clock, effect_in_words, event_in_words,
+    headline, relative, sentence, span,
 };
 use crate::summary::RecoverySummary;
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
 use reattach_core::journal::Entry;
+use reattach_core::plain::{clean, quoted};
 use reattach_core::plan::{Plan, PlannedStep};
 
-/// The width of plain text in columns. A single word that is longer (a handle, a path) is not broken: it is there to be
-/// copied.
+/// Maximum width of plain text in columns. A longer word (a handle, a path) is not broken, so that it can be copied.
 pub const TEXT_WIDTH: usize = 100;
 
-/// A diagnosis for people: what it is, what that means, what it rests on, what happens next.
+/// Renders a diagnosis: the verdict, its meaning, the facts it rests on, and what happens next.
 pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     let mut out = Page::default();
     out.line(&headline(&diagnosis.verdict));
@@ -25,7 +25,7 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
         out.para(
             "  ",
             &format!(
-                "Once that is over it is {}: {}.",
+                "Once that is over, it is {}: {}.",
                 class_name(class),
                 class_in_words(class)
             ),
@@ -48,41 +48,41 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     out.text
 }
 
-/// What a person can expect or do, by verdict.
+/// Describes what reattach does about a verdict and what a person can do.
 pub(crate) fn next_step(verdict: &Verdict) -> String {
     let text = match verdict {
         Verdict::Healthy { .. } => "Nothing to do.",
         Verdict::Ours { trouble } if trouble.class() == Class::B => {
-            "A plan can be made: kubectl reattach plan shows it and changes nothing."
+            "See the plan: kubectl reattach plan (changes nothing). Act on it: kubectl reattach recover."
         }
         Verdict::Ours { .. } => {
-            "kubectl reattach plan says what can be done by hand; this class is recognised, not every runbook heals it."
+            "See the plan: kubectl reattach plan (changes nothing). Act on it: kubectl reattach recover. Not every runbook heals this class; the default, lightest-first, does."
         }
         Verdict::Wait {
             reason: WaitReason::ProviderLock { .. },
         } => {
-            "Send the support ticket to the provider: only the provider can lift the lock. reattach goes on by itself once it is gone."
+            "reattach goes on by itself once the lock is gone. Only the provider can lift the lock: send the support ticket, which kubectl reattach status CLAIM prints."
         }
-        Verdict::Wait { .. } => "Nothing to do yet: reattach looks again when something changes.",
+        Verdict::Wait { .. } => "reattach looks again when something changes. Nothing to do yet.",
         Verdict::NotOurs {
             reason: NotOurs::HeldByLivePod { pod, node },
         } => {
             return format!(
-                "Let pod {pod} on {node} go (a rollout of a single-node volume needs the strategy Recreate); a healthy writer is never cut off."
+                "reattach never cuts off a healthy writer. End pod {pod} on {node}; a rollout with a single-node volume needs the strategy Recreate."
             );
         }
         Verdict::NotOurs { .. } => {
-            "Fix what is named above; detaching the volume would not help, so nothing is touched."
+            "reattach touches nothing, because detaching the volume would not help. Fix the cause that is named above."
         }
         Verdict::Unclassified { .. } => {
-            "Make the missing facts readable (agent running? rights? cloud token?) and look again; until then nothing is touched."
+            "reattach touches nothing until the missing facts are known. Check that the agent runs and that its rights and the cloud token suffice; then diagnose again."
         }
     };
     text.to_owned()
 }
 
-/// A plan for people: what is wrong, everything that will be touched, and for each step what will happen, what a human
-/// would type instead, and what could go wrong.
+/// Renders a plan: what is wrong, everything that it touches, and for each step its effect, the command that a person
+/// would type, and what could go wrong.
 pub fn plan_text(plan: &Plan) -> String {
     let mut out = Page::default();
     let pins = &plan.pins;
@@ -100,9 +100,9 @@ pub fn plan_text(plan: &Plan) -> String {
             plan.runbook_hash
         ),
     );
-    out.gap(&format!("What is wrong: {}", plan.class().title()));
+    out.gap(&format!("What is wrong: {}", class_name(plan.class())));
     out.para("  ", &sentence(&clean(&plan.trouble.to_string())));
-    out.gap("What it touches or relies on; if one of these changes, it stops");
+    out.gap("What the plan touches or relies on; the run stops if one of these changes");
     out.row(
         "workload",
         &format!(
@@ -119,7 +119,7 @@ pub fn plan_text(plan: &Plan) -> String {
     out.row(
         "volume",
         &format!(
-            "{} at the cloud, {} GiB, calls itself {}; PersistentVolume uid {}",
+            "{} at the cloud, {} GiB, identifies itself as {}; PersistentVolume uid {}",
             pins.volume, pins.size_gib, pins.identity, pins.pv
         ),
     );
@@ -156,27 +156,27 @@ pub fn plan_text(plan: &Plan) -> String {
 
 fn planned(out: &mut Page, number: usize, step: &PlannedStep) {
     out.para(&format!("{number:>3}. "), &sentence(&clean(&step.what)));
-    out.detail("by hand", Content::Command(&clean(&step.command)));
+    out.command("by hand", &clean(&step.command));
     if !step.precondition.is_empty() && step.precondition != "none" {
-        out.detail("only if", Content::Words(&clean(&step.precondition)));
+        out.detail("only if", &clean(&step.precondition));
     }
-    out.detail("could go wrong", Content::Words(&clean(&step.risk)));
-    out.detail("end seen by", Content::Words(&clean(&step.observed_by)));
+    out.detail("could go wrong", &clean(&step.risk));
+    out.detail("end seen by", &clean(&step.observed_by));
     let patience = step
         .patience_seconds
         .map(|p| format!("; if stuck, the next step takes over after {p} s"))
         .unwrap_or_default();
     out.detail(
         "time limit",
-        Content::Words(&format!("{} s{patience}", step.deadline_seconds)),
+        &format!("{} s{patience}", step.deadline_seconds),
     );
     out.detail(
         "kind of effect",
-        Content::Words(effect_in_words(step.kind, step.effect_class)),
+        effect_in_words(step.kind, step.effect_class),
     );
 }
 
-/// The journal as a timeline: UTC time, seconds since the first line, what happened.
+/// Renders the journal as a timeline: UTC time, seconds since the first line, event.
 pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
     let mut out = Page::default();
     out.line(&format!(
@@ -201,11 +201,7 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
                 &format!("Written by {} (leader term {}):", clean(by), entry.term),
             );
         }
-        let time = if same_day(first.at, entry.at) {
-            clock(entry.at)
-        } else {
-            date_clock(entry.at)
-        };
+        let time = clock_since(first.at, entry.at);
         out.para(
             &format!("  {time} {:>10}  ", relative(first.at, entry.at)),
             &event_in_words(Some(plan), &entry.event),
@@ -214,12 +210,12 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
     out.text
 }
 
-/// A recovery in one line of at most [`TEXT_WIDTH`] columns, cut with `…` where its sentence is longer.
+/// Renders a recovery as one line of at most [`TEXT_WIDTH`] columns. A longer line is cut with `…`.
 pub fn status_line(record: &Record) -> String {
     let recovery = RecoverySummary::of(record);
     let class = recovery
         .class()
-        .map(|c| format!(" (class {c}, {})", c.title()))
+        .map(|c| format!(", {}", class_name(c)))
         .unwrap_or_default();
     let took = recovery
         .heal_millis()
@@ -239,11 +235,6 @@ pub fn status_line(record: &Record) -> String {
     cut
 }
 
-enum Content<'a> {
-    Words(&'a str),
-    Command(&'a str),
-}
-
 /// Text under construction.
 #[derive(Default)]
 struct Page {
@@ -256,13 +247,13 @@ impl Page {
         self.text.push('\n');
     }
 
-    /// An empty line and a heading.
+    /// Writes an empty line and a heading.
     fn gap(&mut self, heading: &str) {
         self.text.push('\n');
         self.line(heading);
     }
 
-    /// A paragraph behind a prefix; its further lines are indented by the prefix's width.
+    /// Writes a paragraph behind a prefix. Its further lines are indented by the prefix's width.
     fn para(&mut self, prefix: &str, words: &str) {
         let indent = prefix.chars().count();
         for (i, line) in wrap(words, TEXT_WIDTH - indent).into_iter().enumerate() {
@@ -279,29 +270,34 @@ impl Page {
         self.para(&format!("  {label:<11} "), &clean(words));
     }
 
-    fn detail(&mut self, label: &str, content: Content<'_>) {
-        let prefix = format!("     {label:<15} ");
-        match content {
-            Content::Words(words) => self.para(&prefix, words),
-            Content::Command(command) => {
-                let indent = prefix.chars().count();
-                for (i, line) in wrap_command(command, TEXT_WIDTH - indent)
-                    .into_iter()
-                    .enumerate()
-                {
-                    let lead = if i == 0 {
-                        prefix.clone()
-                    } else {
-                        " ".repeat(indent + 2)
-                    };
-                    self.line(&format!("{lead}{line}"));
-                }
-            }
+    /// Writes a property of a step.
+    fn detail(&mut self, label: &str, words: &str) {
+        self.para(&detail_prefix(label), words);
+    }
+
+    /// Writes a shell command as a property of a step, wrapped so that it can still be pasted.
+    fn command(&mut self, label: &str, command: &str) {
+        let prefix = detail_prefix(label);
+        let indent = prefix.chars().count();
+        for (i, line) in wrap_command(command, TEXT_WIDTH - indent)
+            .into_iter()
+            .enumerate()
+        {
+            let lead = if i == 0 {
+                prefix.clone()
+            } else {
+                " ".repeat(indent + 2)
+            };
+            self.line(&format!("{lead}{line}"));
         }
     }
 }
 
-/// Breaks text at spaces into lines of at most `width` characters; longer words stay whole.
+fn detail_prefix(label: &str) -> String {
+    format!("     {label:<15} ")
+}
+
+/// Breaks text at spaces into lines of at most `width` characters. Longer words stay whole.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {

@@ -1,58 +1,59 @@
-//! A support ticket for a volume that the provider keeps locked or busy, and what a person is told when a wait has become
-//! too long.
+//! Support ticket for a volume that the provider keeps locked or busy, and the call for a person when a wait is too long.
 
 use crate::Record;
-use crate::format::{cut, date_clock, quoted};
+use crate::format::date_clock;
 use crate::summary::{refused_detach, standing, unfinished_detach};
 use jiff::Timestamp;
 use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
 use reattach_core::journal::{Event, is_withheld};
 use reattach_core::phase::Phase;
+use reattach_core::plain::{cut, quoted};
 use reattach_core::steps::StepKind;
 use reattach_messages::{Meaning, Message, read};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
-/// The most characters that a ticket has, whatever the cloud and the journal say: its parts are bounded so that the sum
-/// stays below. Records store it, and the API server refuses what is longer.
+/// Maximum length of a ticket in characters. The parts of a ticket are bounded so that the sum stays below it. The CRD has
+/// the same bound, so the API server refuses a longer one.
 pub const TICKET_CHARS: usize = 16_384;
-/// The most characters of an [`Escalation`]'s summary.
+/// Maximum length of an [`Escalation`]'s summary in characters. The CRD has the same bound.
 pub const SUMMARY_CHARS: usize = 1_024;
-/// Lines of one list in a ticket. A diagnosis has about ten facts, a run asks the cloud a few times.
+/// Maximum number of lines of one list in a ticket. A diagnosis has about ten facts, and a run sends the cloud few orders.
 const LINES: usize = 14;
-/// Characters of one text from outside in a ticket.
+/// Maximum length of one text from outside in a ticket, in characters.
 const TEXT_CHARS: usize = 400;
-/// Characters of a name from outside in a ticket.
+/// Maximum length of one name from outside in a ticket, in characters.
 const NAME_CHARS: usize = 200;
 
-/// What a person is told when a wait has become too long.
+/// Call for a person, because a recovery has waited for too long.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Escalation {
-    /// Since when it waits.
+    /// Begin of the wait.
     pub since: Timestamp,
-    /// What has to be done, as one sentence of at most [`SUMMARY_CHARS`].
+    /// What is the case and what a person has to do, of at most [`SUMMARY_CHARS`] characters.
     pub summary: String,
-    /// Where the provider holds it up: a ticket for its support as it can be sent, of at most [`TICKET_CHARS`].
+    /// Ticket for the provider's support as it can be sent, of at most [`TICKET_CHARS`] characters. `None` if nothing at
+    /// the provider stands in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,
 }
 
-/// What stands in the way at the provider. Its title is about a volume and goes before "on your side".
+/// Obstacle at the provider. Its title has the volume as its subject and goes before "on your side".
 struct Obstacle {
     title: &'static str,
     words: String,
     ask: &'static str,
 }
 
-/// A ticket that can be sent as it stands, or `None` when nothing at the provider stands in the way: the volume is
-/// neither locked nor busy, or the pod runs with it already.
+/// Writes a support ticket that can be sent as it stands. `None` if nothing at the provider stands in the way, or if the
+/// pod runs with its volume already.
 ///
-/// A caller that has no view of the cloud gets the one that was written, by someone who had, when a person was called.
+/// For a record without a view of the cloud, this is the ticket that the controller stored when it called a person.
 ///
-/// It names the volume, the instance and what was tried. Requesters, authorities, workloads and policies are none of the
-/// provider's business and left out; whatever looks like a credential in a quoted message is masked.
+/// A ticket names the volume, the instance and what was tried. It leaves out requesters, authorities, workloads and
+/// policies, which do not concern the provider. Text that looks like a credential is masked.
 pub fn support_ticket(record: &Record) -> Option<String> {
     let called = record.escalation.as_ref();
     match called
@@ -68,13 +69,13 @@ pub fn support_ticket(record: &Record) -> Option<String> {
     }
 }
 
-/// What a person is told about a recovery that has waited since `since`, which is too long. What only takes long by now,
-/// such as a detach that was accepted, counts as the provider's then.
+/// Makes the call for a person about a recovery that has waited for too long, since `since`. After such a wait even a
+/// normal state, such as a detach that was accepted, counts as an obstacle at the provider.
 pub fn escalation(record: &Record, since: Timestamp) -> Escalation {
     let obstacle = obstacle(record, true).filter(|_| still_down(record));
     let summary = match &obstacle {
         Some(o) => format!(
-            "send the ticket to the provider's support: {} {} on its side: {}",
+            "{} {} on the provider's side. reattach goes on by itself once this is over. Send the ticket to the provider's support; its API says: {}",
             name(record),
             o.title,
             quoted(&o.words)
@@ -96,7 +97,7 @@ fn still_down(record: &Record) -> bool {
     )
 }
 
-/// The volume by its ID, where it is known.
+/// Names the volume by its ID, where the ID is known.
 fn name(record: &Record) -> String {
     volume(record).first().map_or_else(
         || "a volume".to_owned(),
@@ -137,11 +138,7 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
         "Since:",
         date_clock(since.unwrap_or(record.created))
     );
-    let facts = record
-        .diagnosis
-        .as_ref()
-        .map(|d| d.facts.as_slice())
-        .unwrap_or_default();
+    let facts = record.facts();
     if !facts.is_empty() {
         let _ = writeln!(out, "\nWhat we see:");
         for fact in facts.iter().take(LINES) {
@@ -150,7 +147,7 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
     }
     let _ = writeln!(out, "\nWhat we tried:");
     let tried = tried(record);
-    // The last ones tell how it stands.
+    // Only the last lines are kept: they show the present state.
     for line in &tried[tried.len().saturating_sub(LINES)..] {
         let _ = writeln!(out, "- {line}");
     }
@@ -162,7 +159,8 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
     Some(out)
 }
 
-/// `long`: it has waited for too long, so that what is normal for a while is an obstacle too.
+/// Finds the obstacle at the provider. With `long` the recovery has waited for too long, so that a state that is normal for
+/// a while is an obstacle, too.
 fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
     let locked = |words: &str| Obstacle {
         title: "is locked",
@@ -187,7 +185,7 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
         }
         _ => {}
     }
-    match record.diagnosis.as_ref().map(|d| &d.verdict) {
+    match record.verdict() {
         Some(Verdict::Wait {
             reason: WaitReason::ProviderLock { reason, .. },
         }) => {
@@ -203,7 +201,7 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
         words: words.to_owned(),
         ask: "make the volume detachable again, or detach it from the instance on your side, and tell us when it is done.",
     };
-    // The run asked for the detach and the provider did not accept it, to the end.
+    // The provider did not accept the last detach of the run.
     if let Some((_, words)) = refused_detach(record) {
         return Some(refused(words));
     }
@@ -216,22 +214,22 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
             date_clock(at)
         )));
     }
-    // The CSI driver asked, and what it got for an answer is the cloud's business.
-    match record.diagnosis.as_ref().map(|d| &d.verdict) {
+    // The detach of the CSI driver failed with an error that comes from the cloud.
+    match record.verdict() {
         Some(Verdict::Ours {
             trouble:
                 Trouble::StuckRecord {
                     cause: StuckCause::DetachError { error, .. },
                     ..
                 },
-        }) if of_the_cloud(error) => Some(refused(error)),
+        }) if is_cloud_side(error) => Some(refused(error)),
         _ => None,
     }
 }
 
-/// Whether a driver's error tells that the cloud has the volume in work of its own or will not let it go: not a Secret, a
-/// right or a driver that is missing, which nobody there can mend.
-fn of_the_cloud(error: &str) -> bool {
+/// Does a driver's error show that the cloud works on the volume or refuses to detach it? A missing Secret, right or driver
+/// is no such error: the provider's support cannot repair it.
+fn is_cloud_side(error: &str) -> bool {
     let reason = Some("VolumeAttachment.status.detachError".to_owned());
     let message = Message {
         reason,
@@ -249,7 +247,7 @@ fn of_the_cloud(error: &str) -> bool {
     )
 }
 
-/// What identifies the volume to the provider; its ID first, where it is known.
+/// Returns the lines that identify the volume to the provider, its ID first where it is known.
 fn volume(record: &Record) -> Vec<(&'static str, String)> {
     let pins = record.plan.as_ref().map(|p| &p.pins);
     let mut out = Vec::new();
@@ -272,7 +270,7 @@ fn volume(record: &Record) -> Vec<(&'static str, String)> {
         }
         (None, None) => {}
     }
-    let node = match record.diagnosis.as_ref().map(|d| &d.verdict) {
+    let node = match record.verdict() {
         Some(Verdict::Ours {
             trouble: Trouble::Phantom { at, .. } | Trouble::Lost { at, .. },
         }) => Some(at.node.to_string()),

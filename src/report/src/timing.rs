@@ -1,4 +1,4 @@
-//! How long each step took, and how much of it was our own doing.
+//! Duration of each step of a run, and the share of it that reattach itself caused.
 
 use crate::format::millis;
 use jiff::Timestamp;
@@ -6,37 +6,37 @@ use reattach_core::journal::{Entry, Event};
 use reattach_core::plan::{Plan, StepIx};
 use serde::{Deserialize, Serialize};
 
-/// The name of the part of a run after it turned back.
+/// Name of the unwinding in [`Timing::name`]. The custom resource documents it, so it keeps its spelling.
 const PUT_BACK: &str = "PutBack";
 
-/// How long one step took.
+/// Duration of one step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Timing {
-    /// The step's kind; when the plan has several of that kind, with its number: `AwaitDetached (step 2)`. The time
-    /// between turning back and the end is called `PutBack`.
+    /// Kind of the step, with its number if the plan has several of that kind: `AwaitDetached (step 2)`. The time from the
+    /// start of unwinding to the end is called `PutBack`.
     pub name: String,
-    /// When it could begin: the time of the line that closed the step before it, or that took up the plan.
+    /// Time at which the step could begin: of the line that closed the step before it, or that accepted the plan.
     pub started: Timestamp,
-    /// From `started` to the line that closed it, in milliseconds. A step that was never closed counts to the line that
-    /// turned the run back or ended it, and in a run that goes on to the last line of the journal.
+    /// Milliseconds from `started` to the line that closed the step. A step that was never closed counts to the line that
+    /// started unwinding or ended the run, and in a run that goes on to the last line of the journal.
     pub millis: i64,
-    /// Our own share of it, in milliseconds: see [`own_share`].
+    /// Share of it that reattach itself caused, in milliseconds: see [`own_share`].
     pub ours_millis: i64,
 }
 
-/// One stretch of the journal that belongs to a step, or to putting things back (`step` is then `None`).
+/// Stretch of the journal that belongs to a step, or to unwinding (`step` is then `None`).
 #[derive(Clone, Debug)]
 pub(crate) struct Stretch {
     pub(crate) step: Option<StepIx>,
     pub(crate) from: Timestamp,
     pub(crate) to: Timestamp,
-    /// How it was left: by a line that closed it, or not.
+    /// Did a line close it?
     pub(crate) closed: bool,
     pub(crate) ours: i64,
 }
 
-/// The duration of each step that was begun, in the plan's order, and of putting back if the run turned back.
+/// Returns the duration of each step that was begun, in the plan's order, and of unwinding if it started.
 ///
 /// # Caveats
 /// The journal's times are its writers' clocks. A negative difference (another leader with another clock) counts as 0.
@@ -54,19 +54,19 @@ pub fn timings(plan: &Plan, journal: &[Entry]) -> Vec<Timing> {
         .collect()
 }
 
-/// Our own share of a run in milliseconds, as far as the journal tells: the sum over all effects of
+/// Returns the share of a run that reattach itself caused, in milliseconds: the sum over all effects of
 ///
 /// * the *lead*: `Started` − the line that made the effect's turn come (the closing line of the step before it, the line
-///   that took up the plan, or the line that turned the run back), for the first attempt of an effect only: a repetition
-///   was put off by its target; and
+///   that accepted the plan, or the line that started unwinding), for the first attempt of an effect only, because the
+///   target delays each further attempt; and
 /// * the *call*: the first `Outcome` after it − `Started`.
 ///
 /// An effect that has no outcome yet counts with its lead only.
 ///
 /// # Caveats
-/// It is an upper bound of what we add: the call contains the target's own time to answer, and the lead contains any
-/// wait for a precondition of the effect (a proof, a pending job). What the journal cannot tell is how long a step's end
-/// condition held before we saw it: that is measured from the outside.
+/// The share is an upper bound: the call contains the target's own time to answer, and the lead contains any wait for a
+/// precondition of the effect (a proof, a pending job). How long a step's end condition held before reattach saw it is not
+/// in the journal; tests measure that from the outside.
 pub fn own_share(plan: &Plan, journal: &[Entry]) -> i64 {
     stretches(plan, journal).iter().map(|s| s.ours).sum()
 }
@@ -83,12 +83,12 @@ fn name(plan: &Plan, step: StepIx) -> String {
     }
 }
 
-/// Cuts a journal into stretches. Lines that do not fit (another step than the current one) are left out: whether a
-/// journal is legal is for [`reattach_core::run::State::replay`] to say.
+/// Cuts a journal into stretches. Lines about another step than the current one are left out:
+/// [`reattach_core::run::State::replay`] decides whether a journal is legal.
 pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
     let mut done: Vec<Stretch> = Vec::new();
     let mut open: Option<Stretch> = None;
-    // The effect in flight, and whether the current stretch has issued one already.
+    // `in_flight`: start of the effect without an outcome. `issued`: the current stretch has had an effect already.
     let mut in_flight: Option<Timestamp> = None;
     let mut issued = false;
     let begin = |index: usize, at: Timestamp| {

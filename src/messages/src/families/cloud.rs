@@ -1,10 +1,10 @@
-//! What clouds, hypervisors and storage systems answer.
+//! Phrases of clouds, hypervisors and storage systems.
 
-use super::{Family, Side};
+use super::{Family, ReportedBy};
 use crate::meaning::Meaning;
 use crate::structure::{Structure, name_after};
 
-/// Refusals that no detach would lift: rates, rights, limits, keys.
+/// Refusals that no detach would end: rates, rights, limits, keys.
 pub(super) const REFUSALS: &[Family] = &[
     // Too many requests for now.
     Family {
@@ -24,7 +24,7 @@ pub(super) const REFUSALS: &[Family] = &[
             "slow down",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::Throttled,
     },
     // Keys of encrypted volumes.
@@ -42,7 +42,7 @@ pub(super) const REFUSALS: &[Family] = &[
             "luks * key|passphrase",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::EncryptionKey,
     },
     // The driver's own credentials at the cloud, in words that only an API says.
@@ -58,10 +58,10 @@ pub(super) const REFUSALS: &[Family] = &[
             "unauthenticated",
         ],
         unless: &["volume attachment"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::PermissionDenied,
     },
-    // The same in words that a mount may say as well.
+    // Missing rights at the cloud, in words that an error of a mount may have as well.
     Family {
         phrases: &[
             "unauthorized~",
@@ -94,7 +94,7 @@ pub(super) const REFUSALS: &[Family] = &[
             "signature not match",
         ],
         unless: &["mount * failed|error", "mkdir|lstat|open|stat #"],
-        side: Side::Controller,
+        reported_by: ReportedBy::Controller,
         meaning: |_| Meaning::PermissionDenied,
     },
     // No room: slots of an instance, limits of a node, quota of an account.
@@ -125,7 +125,7 @@ pub(super) const REFUSALS: &[Family] = &[
             "pcie? slot~|ports",
         ],
         unless: &["attempt~ limit", "time limit", "retry limit", "deadline"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::AttachLimit,
     },
     // The call itself is refused as malformed.
@@ -139,7 +139,7 @@ pub(super) const REFUSALS: &[Family] = &[
             "invalid volume id|handle",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::InvalidRequest,
     },
 ];
@@ -162,7 +162,7 @@ pub(super) const JOBS: &[Family] = &[
             "pending * lock|operation",
         ],
         unless: &["external attacher", "operation * fulfilled"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::OperationInProgress,
     },
     // The device name that the driver picked is taken on the target; it picks another.
@@ -178,7 +178,7 @@ pub(super) const JOBS: &[Family] = &[
             "device /dev~ * in use",
         ],
         unless: &[],
-        side: Side::Controller,
+        reported_by: ReportedBy::Controller,
         meaning: |_| Meaning::DeviceNameTaken,
     },
     // Locks of the provider, jobs of a server, and lost races on an object.
@@ -210,7 +210,7 @@ pub(super) const JOBS: &[Family] = &[
             "attached to another|different|other",
             "status must available",
         ],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::Locked,
     },
     // The previous detach is still running.
@@ -234,7 +234,7 @@ pub(super) const JOBS: &[Family] = &[
             "attached to another|different|other",
             "already|currently attached to",
         ],
-        side: Side::Controller,
+        reported_by: ReportedBy::Controller,
         meaning: |s| match s.operation {
             Some(crate::structure::Operation::Detach) => Meaning::DetachNotFinished,
             _ => Meaning::DetachInProgress,
@@ -254,14 +254,14 @@ pub(super) const JOBS: &[Family] = &[
             "not attached * yet|in|within",
         ],
         unless: &["status must available", "currently in in use"],
-        side: Side::Controller,
+        reported_by: ReportedBy::Controller,
         meaning: |_| Meaning::AttachInProgress,
     },
 ];
 
-/// Who holds the volume, by the storage system's word.
+/// The holder of the volume, as the storage system reports it.
 pub(super) const HOLDERS: &[Family] = &[
-    // The guest still uses it, so the cloud does not let go.
+    // The guest still uses the volume, so the cloud does not detach it.
     Family {
         phrases: &[
             "busy",
@@ -273,11 +273,11 @@ pub(super) const HOLDERS: &[Family] = &[
             "not * release~",
         ],
         unless: &["not attached", "not found"],
-        side: Side::Detach,
+        reported_by: ReportedBy::Detach,
         meaning: |_| Meaning::DetachBusy,
     },
-    // Kubernetes thinks attached, someone who must know says it is not. Before the next family: "not attached" also
-    // contains "attached".
+    // Kubernetes has the volume as attached; the driver, the node or the cloud says that it is not. This stands before the
+    // next family, because "not attached" also contains "attached".
     Family {
         phrases: &[
             "not attached to|on|for|according|by|with",
@@ -302,10 +302,10 @@ pub(super) const HOLDERS: &[Family] = &[
             "already attached",
             "unattached volumes",
         ],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::NotAttachedToNode,
     },
-    // Another machine has it. gRPC FailedPrecondition is CSI's code for this, the words differ by cloud.
+    // Another machine has the volume. CSI's code for this is FailedPrecondition; the words differ by cloud.
     Family {
         phrases: &[
             "attached|published|mounted|assigned|connected|exposed|mapped to|on|at|by * another|different|other|wrong",
@@ -342,7 +342,7 @@ pub(super) const HOLDERS: &[Family] = &[
             "attachment point",
             "instance|server|vm|linode|droplet|node # not running|ready",
         ],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |s| Meaning::AttachedElsewhere {
             volume: volume(s),
             holder: holder(s),
@@ -350,7 +350,7 @@ pub(super) const HOLDERS: &[Family] = &[
     },
 ];
 
-/// Whether the instance and the volume exist and work.
+/// Instances and volumes that do not exist, do not run or do not work.
 pub(super) const EXISTENCE: &[Family] = &[
     // The target's instance is gone, or the node names an instance that this account does not have.
     Family {
@@ -369,7 +369,7 @@ pub(super) const EXISTENCE: &[Family] = &[
             "invalid * instance id",
         ],
         unless: &["volume|disk * not found on", "no such host"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |s| Meaning::InstanceNotFound {
             instance: name_after(
                 "instance|linode|server|droplet|vm|machine|node",
@@ -378,7 +378,7 @@ pub(super) const EXISTENCE: &[Family] = &[
             .or_else(|| s.name_after("instance|linode|server|droplet|vm|machine|node|nodes")),
         },
     },
-    // The volume is gone at the provider, renamed, or never was there.
+    // The provider has no such volume: deleted, renamed, or never made.
     Family {
         phrases: &[
             "volume|disk|image|vdisk|vmdk|lun|blockvolume|backing|fcd|storage|pv|resource|snapshot ** not found|exist~",
@@ -395,10 +395,10 @@ pub(super) const EXISTENCE: &[Family] = &[
             "not found",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::VolumeNotFound,
     },
-    // The storage system has given the volume up.
+    // The storage system reports the volume as failed.
     Family {
         phrases: &[
             "volume|disk|engine|replica ** faulted|faulty|error state|failed state",
@@ -411,7 +411,7 @@ pub(super) const EXISTENCE: &[Family] = &[
             "no healthy|available replica~",
         ],
         unless: &["http|exit|response status"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::VolumeFaulted,
     },
     // The instance exists and does not run.
@@ -427,7 +427,7 @@ pub(super) const EXISTENCE: &[Family] = &[
             "node * not ready|unreachable|down",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::InstanceNotRunning,
     },
     // The storage system is still preparing the volume.
@@ -440,12 +440,12 @@ pub(super) const EXISTENCE: &[Family] = &[
             "initializing|warming",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::NotReady,
     },
 ];
 
-/// The volume as the message names it.
+/// Returns the volume as the message names it.
 fn volume(structure: &Structure) -> Option<String> {
     structure
         .volume
@@ -453,7 +453,7 @@ fn volume(structure: &Structure) -> Option<String> {
         .or_else(|| structure.name_after("volume|disk"))
 }
 
-/// The holder as the message names it: what follows "attached to", "used by", "in use by" and the like.
+/// Returns the holder as the message names it: the name after "attached to", "used by", "in use by" and the like.
 fn holder(structure: &Structure) -> Option<String> {
     const KINDS: &str = "node|instance|server|vm|linode|droplet|host|machine";
     let lower = structure.body_text.to_ascii_lowercase();

@@ -1,13 +1,13 @@
-//! What Kubernetes says of its own records and plugins: VolumeAttachments, Multi-Attach, registration, attacher.
+//! Phrases of Kubernetes about its own records and plugins: VolumeAttachments, Multi-Attach, registration, attacher.
 
-use super::{Family, Side};
+use super::{Family, ReportedBy};
 use crate::meaning::{Meaning, MultiAttachUsers};
 use crate::structure::Structure;
 
 /// VolumeAttachment, PersistentVolume and the attach/detach controller's memory.
 pub(super) const RECORDS: &[Family] = &[
     // The attach/detach controller's memory lists another node. "Multi-Attach error" and its successor wording; the
-    // name of the operation has been taken off already, so the rest of the sentence is what is left.
+    // operation's name is stripped before, so a phrase can only contain the rest of the sentence.
     Family {
         phrases: &[
             "already exclusively attached",
@@ -21,7 +21,7 @@ pub(super) const RECORDS: &[Family] = &[
             "cannot attached to another",
         ],
         unless: &["claim|pvc * already used by"],
-        side: Side::Controller,
+        reported_by: ReportedBy::Controller,
         meaning: multi_attach,
     },
     // The CSI controller's own rights. A service account is refused, not a kubelet.
@@ -33,7 +33,7 @@ pub(super) const RECORDS: &[Family] = &[
             "volume attachment|volumeattachments.storage.k8s.io|volumeattachments.storage.k8s.io/status ** forbidden ** patch|update",
         ],
         unless: &["secret * forbidden", "config map * forbidden"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::AttacherForbidden,
     },
     // The node authorizer refuses a kubelet whose node the VolumeAttachment does not name, or no longer names.
@@ -46,7 +46,7 @@ pub(super) const RECORDS: &[Family] = &[
             "not allowed|authorized|permitted * read|get|access volume attachment",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::VolumeAttachmentForbidden,
     },
     // The VolumeAttachment has a deletionTimestamp and its finalizer is still there.
@@ -60,7 +60,7 @@ pub(super) const RECORDS: &[Family] = &[
             "attachment being deleted",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::VolumeAttachmentBeingDeleted,
     },
     // kubelet's live GET finds no VolumeAttachment.
@@ -73,7 +73,7 @@ pub(super) const RECORDS: &[Family] = &[
             "cannot|failed * find|get * volume attachment",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::VolumeAttachmentMissing,
     },
     // The PersistentVolume is being deleted while an attach is wanted: external-attacher refuses to add its finalizer.
@@ -85,7 +85,7 @@ pub(super) const RECORDS: &[Family] = &[
             "marked for deletion",
         ],
         unless: &["pvc|claim * marked|being"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::PersistentVolumeBeingDeleted,
     },
     // A detach reads the PersistentVolume and the publish Secret again; without them it can never succeed.
@@ -97,7 +97,7 @@ pub(super) const RECORDS: &[Family] = &[
             "error getting * secret",
         ],
         unless: &[],
-        side: Side::Detach,
+        reported_by: ReportedBy::Detach,
         meaning: |_| Meaning::DetachInputsMissing,
     },
 ];
@@ -126,7 +126,7 @@ pub(super) const PLUGINS: &[Family] = &[
             "object # not registered",
             "no volume plugin matched",
         ],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::DriverNotRegistered,
     },
     // The attach/detach controller waited for external-attacher, which never reported: missing, crashed or without
@@ -140,7 +140,7 @@ pub(super) const PLUGINS: &[Family] = &[
             "attacher not respond~|answer~",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::AttacherTimeout,
     },
     // In-tree plugin gone (migrated), or FlexVolume not installed.
@@ -152,7 +152,7 @@ pub(super) const PLUGINS: &[Family] = &[
             "unsupported volume type",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::PluginMissing,
     },
 ];
@@ -173,7 +173,7 @@ fn multi_attach(structure: &Structure) -> Meaning {
     Meaning::MultiAttach { users }
 }
 
-/// The names in "used by pod(s) a, b and 2 pod(s) in different namespaces".
+/// Returns the names in "used by pod(s) a, b and 2 pod(s) in different namespaces".
 fn pods(text: &str) -> Vec<String> {
     let lower = text.to_ascii_lowercase();
     let Some(at) = lower.find("used by pod") else {

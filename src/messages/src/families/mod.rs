@@ -1,7 +1,7 @@
 //! Families of phrases: each groups the wordings of one meaning across Kubernetes versions and drivers.
 //!
-//! The tables are data. They are asked in a fixed order, the more specific before the more general, and the first
-//! family that occurs gives the meaning. A comment on each family says what its members have in common.
+//! The tables are data. They are searched in a fixed order, the more specific before the more general, and the first
+//! family that occurs gives the meaning. A comment on each family says what its phrases have in common.
 
 mod cloud;
 mod kubernetes;
@@ -11,21 +11,21 @@ mod objects;
 use crate::meaning::Meaning;
 use crate::structure::{Operation, Structure};
 
-/// Where a family can be reported; the same words mean different things on the two sides.
+/// Component that can report a family. One wording means different things at a controller and at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
-    /// By anyone.
+pub(crate) enum ReportedBy {
+    /// Any component.
     Any,
-    /// By the attach/detach controller or a CSI controller; not by kubelet.
+    /// The attach/detach controller or a CSI controller, not kubelet.
     Controller,
-    /// By kubelet or a node plugin; not by a controller.
+    /// kubelet or a node plugin, not a controller.
     Node,
-    /// Only for a detach.
+    /// Any component, but only in a message about a detach.
     Detach,
 }
 
-impl Side {
-    /// An operation that is not known excludes nothing but [`Side::Detach`].
+impl ReportedBy {
+    /// May this side report the operation? An unknown operation excludes [`ReportedBy::Detach`] alone.
     fn admits(self, operation: Option<Operation>) -> bool {
         match self {
             Self::Any => true,
@@ -38,17 +38,16 @@ impl Side {
 
 /// One meaning and the phrases that carry it (see `phrase::occurs` for their notation).
 pub(crate) struct Family {
-    /// Any of these makes a message a member …
+    /// A message with any of these phrases belongs to the family,
     phrases: &'static [&'static str],
-    /// … unless one of these occurs as well.
+    /// unless it has one of these as well.
     unless: &'static [&'static str],
-    /// Where it can be reported.
-    side: Side,
-    /// The meaning, with the data that the message gives.
+    reported_by: ReportedBy,
+    /// Makes the meaning, with the data that the message gives.
     meaning: fn(&Structure) -> Meaning,
 }
 
-/// The tables in the order in which they are asked.
+/// Tables in the order in which they are searched.
 const TABLES: &[&[Family]] = &[
     kubernetes::RECORDS,
     objects::REFERENCES,
@@ -62,13 +61,13 @@ const TABLES: &[&[Family]] = &[
     node::GENERAL,
 ];
 
-/// The meaning of the first family that occurs in the message's body.
+/// Returns the meaning of the first family that occurs in the message's body.
 pub(crate) fn find(structure: &Structure) -> Option<Meaning> {
     TABLES
         .iter()
         .flat_map(|table| table.iter())
         .find(|family| {
-            family.side.admits(structure.operation)
+            family.reported_by.admits(structure.operation)
                 && structure.says(family.phrases)
                 && !structure.says(family.unless)
         })

@@ -1,12 +1,12 @@
-//! What kubelet and node plugins meet: devices, filesystems, mounts, and time-outs of anyone.
+//! Phrases of kubelet and node plugins about devices, filesystems and mounts, and general time-outs.
 
-use super::{Family, Side};
+use super::{Family, ReportedBy};
 use crate::meaning::Meaning;
 use crate::structure::{Operation, Structure};
 
-/// Devices and what is on them.
+/// Devices, and the filesystems on them.
 pub(super) const DEVICES: &[Family] = &[
-    // The driver asked the device who it is and got another volume's name.
+    // The driver read the device's identity and got another volume's name.
     Family {
         phrases: &[
             "refusing to mount",
@@ -17,7 +17,7 @@ pub(super) const DEVICES: &[Family] = &[
             "wrong device|disk",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::DeviceMismatch,
     },
     // The kernel could not read or write: the device went away under its user, or the backend is down.
@@ -33,7 +33,7 @@ pub(super) const DEVICES: &[Family] = &[
             "device offline|lost|gone|vanished|disappeared",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::IoError,
     },
     // The filesystem cannot be read or repaired automatically. "bad superblock" inside mount(8)'s list of guesses
@@ -56,7 +56,7 @@ pub(super) const DEVICES: &[Family] = &[
             "cannot correct them",
         ],
         unless: &["nfs|cifs|smb|efs|ceph"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::FilesystemDamaged,
     },
     // A data filesystem of another kind than asked for, or one the node cannot make or mount.
@@ -79,14 +79,14 @@ pub(super) const DEVICES: &[Family] = &[
             "expected fs * found|got",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::WrongFsType,
     },
     // A superblock complaint outside of that list of guesses.
     Family {
         phrases: &["bad superblock"],
         unless: &["nfs|cifs|smb|efs|ceph"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::FilesystemDamaged,
     },
     // A client of network block storage still has the image open; freeing it means fencing that client.
@@ -100,7 +100,7 @@ pub(super) const DEVICES: &[Family] = &[
             "rbd * still|being|in used|use",
         ],
         unless: &["pull|container"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::ClientStillOpen,
     },
     // Something on this node has the device or the mount point.
@@ -122,10 +122,10 @@ pub(super) const DEVICES: &[Family] = &[
             "mount references",
         ],
         unless: &["linode busy", "server|instance|api busy"],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::DeviceBusy,
     },
-    // Kubernetes holds the volume for attached; the guest shows no such device.
+    // Kubernetes has the volume as attached; the guest shows no such device.
     Family {
         phrases: &[
             "device path",
@@ -162,21 +162,21 @@ pub(super) const DEVICES: &[Family] = &[
             "not attached to",
             "not registered",
         ],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |s| Meaning::DevicePathMissing {
             paths: device_paths(s),
         },
     },
-    // The same by the path alone: a file below /dev that is not there.
+    // A missing device by its path alone: a file below /dev that is not there.
     Family {
         phrases: &["no such file or directory", "# not exist~|found", "stat #"],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: path_not_there,
     },
 ];
 
-/// What anyone can say last, when nothing more telling was said.
+/// General phrases that any component prints. They are searched last, because every other table tells more.
 pub(super) const GENERAL: &[Family] = &[
     // kubelet waits for its own status to list the volume.
     Family {
@@ -187,7 +187,7 @@ pub(super) const GENERAL: &[Family] = &[
             "not added to * volumes",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::WaitingForNodeStatus,
     },
     Family {
@@ -197,7 +197,7 @@ pub(super) const GENERAL: &[Family] = &[
             "not enough|insufficient * space",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::NodeDiskFull,
     },
     // An API server, a cloud endpoint, a webhook or a plugin's socket did not answer.
@@ -229,7 +229,7 @@ pub(super) const GENERAL: &[Family] = &[
             "try again later",
         ],
         unless: &["nfs"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::ApiUnavailable,
     },
     // A detach that takes its time, or does not finish.
@@ -243,7 +243,7 @@ pub(super) const GENERAL: &[Family] = &[
             "still attached|attaching|detaching",
         ],
         unless: &[],
-        side: Side::Detach,
+        reported_by: ReportedBy::Detach,
         meaning: |_| Meaning::DetachNotFinished,
     },
     Family {
@@ -258,7 +258,7 @@ pub(super) const GENERAL: &[Family] = &[
             "wait~ ** attach~",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::DeadlineExceeded,
     },
     // Rights on files and mounts of the node.
@@ -272,12 +272,12 @@ pub(super) const GENERAL: &[Family] = &[
             "read only * path|directory",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::MountDenied,
     },
 ];
 
-/// Paths of block devices in a message.
+/// Returns the paths below /dev in a message.
 fn device_paths(structure: &Structure) -> Vec<String> {
     let mut paths: Vec<String> = Vec::new();
     for word in structure.body_text.split(|c: char| {
@@ -291,7 +291,7 @@ fn device_paths(structure: &Structure) -> Vec<String> {
     paths
 }
 
-/// A file that is not there: a device below /dev, a socket of a plugin, or a directory that the pod names.
+/// Returns the meaning of a missing file: a device below /dev, a socket of a plugin, or a directory that the pod names.
 fn path_not_there(structure: &Structure) -> Meaning {
     let paths = device_paths(structure);
     let csi = structure.is_rpc

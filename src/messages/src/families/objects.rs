@@ -1,10 +1,10 @@
-//! What is wrong with objects and the pod itself: no attachment is at fault.
+//! Phrases about objects and the pod itself. No attachment is at fault.
 
-use super::{Family, Side};
+use super::{Family, ReportedBy};
 use crate::meaning::Meaning;
 use crate::structure::{Structure, name_after};
 
-/// Objects that a volume is made from.
+/// Secrets, ConfigMaps and tokens that a volume is made from.
 pub(super) const REFERENCES: &[Family] = &[
     // The API server issues the token of a projected volume; nothing is attached.
     Family {
@@ -22,7 +22,7 @@ pub(super) const REFERENCES: &[Family] = &[
             "cloud|access|api|iam|oauth|session|bearer|security token",
             "volume attachment",
         ],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::ProjectedToken,
     },
     // ConfigMap: missing, a key missing, not readable by this kubelet, or not yet in its cache.
@@ -39,7 +39,7 @@ pub(super) const REFERENCES: &[Family] = &[
             "config map cache",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |s| Meaning::ConfigMapMissing {
             name: name_after("configmap|configmaps|config map", &s.body_text),
         },
@@ -62,7 +62,7 @@ pub(super) const REFERENCES: &[Family] = &[
             "secret reference",
         ],
         unless: &["secret provider class"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |s| Meaning::SecretMissing {
             name: name_after("secret|secrets", &s.body_text),
         },
@@ -78,7 +78,7 @@ pub(super) const REFERENCES: &[Family] = &[
             "references missing|unknown",
         ],
         unless: &["cns volume"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::SecretMissing { name: None },
     },
     // Fields of the pod as files.
@@ -90,12 +90,12 @@ pub(super) const REFERENCES: &[Family] = &[
             "field|label|annotation * not supported",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::NodeLocal,
     },
 ];
 
-/// The pod, its claim, and what was asked of the driver.
+/// The pod, its claim, and requests that the driver cannot serve.
 pub(super) const POD: &[Family] = &[
     // Block and Filesystem confused between pod and claim.
     Family {
@@ -108,7 +108,7 @@ pub(super) const POD: &[Family] = &[
             "cannot|not * use|mount|map * block volume * fs",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::VolumeModeMismatch,
     },
     // A directory of the node that the pod names itself.
@@ -126,7 +126,7 @@ pub(super) const POD: &[Family] = &[
             "mkdir * read only fs",
         ],
         unless: &[],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::HostPath,
     },
     // Made by kubelet below the pod's directory.
@@ -140,7 +140,7 @@ pub(super) const POD: &[Family] = &[
             "wrapped volume|emptydir~",
         ],
         unless: &["volume|disk * attach~"],
-        side: Side::Node,
+        reported_by: ReportedBy::Node,
         meaning: |_| Meaning::NodeLocal,
     },
     Family {
@@ -151,7 +151,7 @@ pub(super) const POD: &[Family] = &[
             "lsetxattr",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::SelinuxConflict,
     },
     // The claim does not exist, is not bound, is going away, or an ephemeral volume's claim is another pod's.
@@ -167,7 +167,7 @@ pub(super) const POD: &[Family] = &[
             "pvc|claim * lost",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::ClaimProblem,
     },
     // The driver cannot serve what the claim asks for.
@@ -193,7 +193,7 @@ pub(super) const POD: &[Family] = &[
             "licence|license|licensed|licensing",
         ],
         unless: &["fs type", "fs not support~"],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::CapabilityUnsupported,
     },
     // The volume's topology and this node exclude each other.
@@ -213,7 +213,7 @@ pub(super) const POD: &[Family] = &[
             "same zone|region required|only",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_| Meaning::NodeAffinityConflict,
     },
     // Growth fails on the way to a mount.
@@ -225,7 +225,7 @@ pub(super) const POD: &[Family] = &[
             "failed|cannot * resize|expand|grow",
         ],
         unless: &[],
-        side: Side::Any,
+        reported_by: ReportedBy::Any,
         meaning: |_: &Structure| Meaning::ResizePath,
     },
 ];

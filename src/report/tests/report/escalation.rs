@@ -1,4 +1,4 @@
-//! What a person is told when a wait has become too long.
+//! What a person is call when a wait has become too long.
 
 use crate::sample::*;
 use reattach_core::cloud::{CloudVolume, VolumeState};
@@ -7,7 +7,7 @@ use reattach_core::journal::{Entry, Event, Outcome};
 use reattach_core::phase::Phase;
 use reattach_report::{Record, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 
-/// A detach of the driver that fails with these words.
+/// Makes a record whose detach by the driver fails with this error.
 fn refused_driver(error: &str) -> Record {
     let cause = StuckCause::DetachError {
         node: "n1".into(),
@@ -37,12 +37,12 @@ fn cloud(name: &str, state: VolumeState) -> Record {
 }
 
 #[test]
-fn a_lock_is_told_with_the_ticket() {
-    let told = escalation(&locked("shop"), at(0));
-    let ticket = told.ticket.unwrap();
+fn a_provider_lock_makes_a_call_with_a_ticket() {
+    let call = escalation(&locked("shop"), at(0));
+    let ticket = call.ticket.unwrap();
     assert_eq!(
-        told.summary,
-        "send the ticket to the provider's support: volume 77001 is locked on its side: it is locked (maintenance hold)"
+        call.summary,
+        "volume 77001 is locked on the provider's side. reattach goes on by itself once this is over. Send the ticket to the provider's support; its API says: it is locked (maintenance hold)"
     );
     for part in [
         "Volume ID:      77001",
@@ -57,15 +57,15 @@ fn a_lock_is_told_with_the_ticket() {
 
 #[test]
 fn an_escalation_is_kept_for_readers_without_cloud_access() {
-    let told = escalation(&locked("shop"), at(0));
-    let ticket = told.ticket.clone();
+    let call = escalation(&locked("shop"), at(0));
+    let ticket = call.ticket.clone();
     let blind = Record {
         cloud_volume: None,
-        escalation: Some(told),
+        escalation: Some(call),
         ..locked("shop")
     };
     assert_eq!(support_ticket(&blind), ticket);
-    // Whoever sees the cloud goes by what it says now.
+    // With a view of the cloud the ticket describes the present state.
     let now = cloud(
         "shop",
         VolumeState::Busy {
@@ -81,7 +81,7 @@ fn an_escalation_is_kept_for_readers_without_cloud_access() {
             .unwrap()
             .contains("it is busy (migrating)")
     );
-    // And once it is healed there is nothing to send.
+    // A healed volume needs no ticket.
     let healed = Record {
         escalation: blind.escalation,
         ..recovered("shop", 0)
@@ -102,14 +102,14 @@ fn a_lasting_normal_state_becomes_a_provider_ticket() {
         ..detaching
     };
     assert_eq!(support_ticket(&detaching), None);
-    let told = escalation(&detaching, at(0));
+    let call = escalation(&detaching, at(0));
     assert!(
-        told.ticket
+        call.ticket
             .unwrap()
             .contains("Volume 77001 does not finish detaching on your side")
     );
 
-    // The run's own detach: accepted, and nothing came of it.
+    // The run's own detach was accepted and has no end.
     let mut running = recovered_by_cloud("shop", 0);
     let accepted = |e: &Entry| matches!(&e.event, Event::Outcome { outcome: Outcome::Applied { detail }, .. } if detail == "200, job 991");
     let end = running.journal.iter().position(accepted).unwrap();
@@ -130,10 +130,10 @@ fn only_refusals_by_the_cloud_become_a_ticket() {
         "rpc error: code = Internal desc = detach volume 77001: [423] Volume is locked",
         "rpc error: code = Internal desc = [400] Linode busy.",
     ] {
-        let told = escalation(&refused_driver(words), at(0));
-        let ticket = told
+        let call = escalation(&refused_driver(words), at(0));
+        let ticket = call
             .ticket
-            .unwrap_or_else(|| panic!("{words}: {}", told.summary));
+            .unwrap_or_else(|| panic!("{words}: {}", call.summary));
         assert!(
             ticket.contains("cannot be detached on your side") && ticket.contains(words),
             "{ticket}"
@@ -144,9 +144,9 @@ fn only_refusals_by_the_cloud_become_a_ticket() {
         "secrets \"cloud\" not found",
         "rpc error: code = Unauthenticated desc = [401] Invalid Token",
     ] {
-        let told = escalation(&refused_driver(words), at(0));
+        let call = escalation(&refused_driver(words), at(0));
         assert_eq!(
-            (told.ticket, told.summary),
+            (call.ticket, call.summary),
             (
                 None,
                 "a proof is missing: shut the instance down".to_owned()
@@ -156,7 +156,7 @@ fn only_refusals_by_the_cloud_become_a_ticket() {
     }
 }
 
-/// What clouds and drivers say may be of any length; what is stored may not.
+/// Texts of clouds and drivers may have any length; a stored ticket may not.
 #[test]
 fn every_ticket_is_bounded() {
     let long = "ü long ".repeat(3_000);
@@ -178,14 +178,14 @@ fn every_ticket_is_bounded() {
     let run = failed("shop");
     record.plan = run.plan;
     record.journal = run.journal.iter().cycle().take(3_000).cloned().collect();
-    let told = escalation(&record, at(0));
-    let ticket = told.ticket.unwrap();
+    let call = escalation(&record, at(0));
+    let ticket = call.ticket.unwrap();
     assert!(
         ticket.chars().count() <= TICKET_CHARS,
         "{}",
         ticket.chars().count()
     );
-    assert_eq!(told.summary.chars().count(), SUMMARY_CHARS);
+    assert_eq!(call.summary.chars().count(), SUMMARY_CHARS);
     assert!(
         ticket.contains("Volume ID:      77001") && ticket.ends_with("Thank you.\n"),
         "{ticket}"

@@ -1,4 +1,4 @@
-//! What people read, against golden files. `UPDATE_GOLDEN=1 cargo test -p reattach-report --test report` writes them.
+//! Compares the texts for people with golden files. `UPDATE_GOLDEN=1 cargo test -p reattach-report --test report` writes them.
 
 #![allow(clippy::unwrap_used)] // Test code outside of #[test] functions.
 
@@ -47,7 +47,7 @@ fn golden(name: &str, text: &str) {
     );
 }
 
-/// The founding incident in small: one record of each kind of ending.
+/// The founding incident, reduced to one record of each kind of end.
 fn mixed() -> Incident {
     let notes = vec![
         (0, "the node is back and Ready"),
@@ -76,7 +76,7 @@ fn mixed() -> Incident {
     )
 }
 
-/// The founding night: seconds of healing in hours of waiting.
+/// The founding incident at full length: seconds of healing in hours of waiting.
 fn night() -> Incident {
     let mut late = recovered("hastebin", 18_900_000);
     late.created = at(30_000);
@@ -155,7 +155,7 @@ fn the_post_mortem_in_json() {
     );
 }
 
-/// An order that was withheld says nothing about the provider: its own last word stays.
+/// A withheld order says nothing about the provider, so the ticket keeps the provider's last answer.
 #[test]
 fn a_ticket_quotes_the_provider_and_not_ourselves() {
     let mut record = failed("shop");
@@ -377,7 +377,7 @@ fn a_record_shows_phase_and_reason() {
     );
 }
 
-/// Refusals that pass by themselves leave a recovery waiting, and a queue says what it waits for.
+/// A recovery waits while its refusals pass by themselves. A queued recovery names its reason.
 #[test]
 fn a_waiting_record_reads_as_waiting() {
     let waits = Record {
@@ -409,12 +409,12 @@ fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
     let record = recovered_by_cloud("postgres", 0);
     let plan = record.plan.as_ref().unwrap();
     let got = timings(plan, &record.journal);
-    let told: Vec<(&str, i64, i64)> = got
+    let measured: Vec<(&str, i64, i64)> = got
         .iter()
         .map(|t| (t.name.as_str(), t.millis, t.ours_millis))
         .collect();
     assert_eq!(
-        told,
+        measured,
         [
             ("ScaleToZero", 2_110, 40 + 25),
             ("AwaitDetached (step 2)", 60_090, 0),
@@ -428,7 +428,7 @@ fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
     );
     assert_eq!(
         own_share(plan, &record.journal),
-        told.iter().map(|t| t.2).sum::<i64>()
+        measured.iter().map(|t| t.2).sum::<i64>()
     );
     assert_eq!(got[0].started, record.journal[0].at);
     let whole: i64 = got.iter().map(|t| t.millis).sum();
@@ -438,7 +438,7 @@ fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
 #[test]
 fn undoing_and_unfinished_steps_are_timed() {
     let record = aborted("bot");
-    let told: Vec<_> = timings(record.plan.as_ref().unwrap(), &record.journal)
+    let measured: Vec<_> = timings(record.plan.as_ref().unwrap(), &record.journal)
         .into_iter()
         .map(|t| (t.name, t.millis, t.ours_millis))
         .collect();
@@ -447,7 +447,7 @@ fn undoing_and_unfinished_steps_are_timed() {
         ("AwaitDetached (step 2)", 5_890, 0),
         ("PutBack", 70, 60),
     ];
-    assert_eq!(told, want.map(|(n, m, o)| (n.to_owned(), m, o)));
+    assert_eq!(measured, want.map(|(n, m, o)| (n.to_owned(), m, o)));
     let record = stuck("queue");
     let last = timings(record.plan.as_ref().unwrap(), &record.journal)
         .pop()
@@ -523,5 +523,7 @@ fn a_healed_volumes_report_names_the_original_fault() {
     });
     let text = markdown(&incident("Healed", 2, vec![healed], Vec::new()));
     assert!(text.contains("1 claim of class B (phantom attachment)"));
-    assert!(text.contains("**Diagnosis.** Class B: Kubernetes and the cloud say"));
+    assert!(
+        text.contains("**Diagnosis.** Class B (phantom attachment): Kubernetes and the cloud say")
+    );
 }

@@ -19,12 +19,12 @@ use reattach_core::steps::{EffectClass, StepKind};
 use reattach_core::workload::WorkloadRef;
 use reattach_report::{Incident, Record, TimelineNote};
 
-/// The node's return, from which every time counts.
+/// Start of all times: the return of the node.
 pub fn start() -> Timestamp {
     "2021-07-11T01:13:00Z".parse().unwrap()
 }
 
-/// So many milliseconds later.
+/// Returns the time so many milliseconds after the start.
 pub fn at(millis: i64) -> Timestamp {
     start() + SignedDuration::from_millis(millis)
 }
@@ -47,7 +47,7 @@ fn phantom(name: &str) -> Trouble {
     }
 }
 
-/// The diagnosis of a phantom attachment.
+/// Makes the diagnosis of class B (phantom attachment).
 pub fn diagnosis(name: &str) -> Diagnosis {
     Diagnosis {
         verdict: Verdict::Ours {
@@ -65,7 +65,7 @@ pub fn diagnosis(name: &str) -> Diagnosis {
     }
 }
 
-/// The plan of the built-in runbook for one workload.
+/// Makes the plan of the built-in runbook for one workload.
 pub fn plan(name: &str) -> Plan {
     let runbook = Runbook::built_in(SCALE_TO_ZERO).unwrap();
     let say = |kind| -> (String, &str, String, &str, &str, EffectClass) {
@@ -142,7 +142,7 @@ pub fn plan(name: &str) -> Plan {
     plan
 }
 
-/// A record without plan and journal.
+/// Makes a record without plan and journal.
 pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
     Record {
         recovery: ObjectName::new("default", format!("{name}-data-x7k2p")),
@@ -162,7 +162,7 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
     }
 }
 
-/// A record with a plan and these journal lines; every prefix is one that the executor could have written.
+/// Makes a record with a plan and these journal lines. The executor could have written every prefix of them.
 pub fn run(name: &str, created: i64, lines: Vec<(i64, Event)>) -> Record {
     let plan = plan(name);
     let accepted = Event::Accepted {
@@ -192,7 +192,7 @@ pub fn run(name: &str, created: i64, lines: Vec<(i64, Event)>) -> Record {
     }
 }
 
-/// A step begins.
+/// Makes the line of a step that begins.
 pub fn started(step: u32, intent: &str) -> Event {
     let proof = (step == 2).then(|| ProofKind::KubeletHandshake {
         node: "lke13311-16405-5fafd1b46dcf".into(),
@@ -207,7 +207,7 @@ pub fn started(step: u32, intent: &str) -> Event {
     }
 }
 
-/// An effect was accepted.
+/// Makes the line of an effect that was accepted.
 pub fn applied(step: u32, detail: &str) -> Event {
     Event::Outcome {
         step: StepIx(step),
@@ -217,7 +217,7 @@ pub fn applied(step: u32, detail: &str) -> Event {
     }
 }
 
-/// An effect was not accepted.
+/// Makes the line of an effect that was not accepted.
 pub fn refused(step: u32, why: &str, retry: bool) -> Event {
     Event::Outcome {
         step: StepIx(step),
@@ -228,7 +228,7 @@ pub fn refused(step: u32, why: &str, retry: bool) -> Event {
     }
 }
 
-/// An effect was not sent.
+/// Makes the line of an effect that the gate withheld.
 pub fn withheld(step: u32) -> Event {
     Event::Outcome {
         step: StepIx(step),
@@ -238,7 +238,7 @@ pub fn withheld(step: u32) -> Event {
     }
 }
 
-/// A step is finished.
+/// Makes the line of a step that is completed.
 pub fn done(step: u32, seen: &str) -> Event {
     Event::Completed {
         step: StepIx(step),
@@ -246,7 +246,7 @@ pub fn done(step: u32, seen: &str) -> Event {
     }
 }
 
-/// A step was passed over.
+/// Makes the line of a step that was skipped.
 pub fn skipped(step: u32, why: &str) -> Event {
     Event::Skipped {
         step: StepIx(step),
@@ -314,7 +314,7 @@ fn up(name: &str, from: i64, end: End) -> Vec<(i64, Event)> {
     ]
 }
 
-/// Kubernetes detached by itself: 17 s.
+/// A run in which Kubernetes detached by itself, in 17 s.
 pub fn recovered(name: &str, created: i64) -> Record {
     let mut lines = down(name);
     lines.push((
@@ -334,7 +334,7 @@ pub fn recovered(name: &str, created: i64) -> Record {
     }
 }
 
-/// The cloud had to detach, and was busy at first.
+/// A run in which the cloud detached, and was busy at first.
 pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
     let mut lines = down(name);
     lines.push((62_200, skipped(1, "Kubernetes' own detach is stuck after 60 s: VolumeAttachment csi-postgres is still there (rpc error: code = Internal)")));
@@ -372,7 +372,7 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
     }
 }
 
-/// A person aborted it while it waited for the detach.
+/// A run that a person aborted during the wait for the detach.
 pub fn aborted(name: &str) -> Record {
     let mut lines = down(name);
     lines.push((
@@ -400,7 +400,7 @@ pub fn aborted(name: &str) -> Record {
     }
 }
 
-/// The cloud refused the detach to the end.
+/// A run that failed because the cloud refused the detach.
 pub fn failed(name: &str) -> Record {
     let mut lines = down(name);
     lines.push((
@@ -446,7 +446,7 @@ pub fn failed(name: &str) -> Record {
     }
 }
 
-/// Nobody knows what became of the detach.
+/// A run that is stuck because the outcome of the detach is unknown.
 pub fn stuck(name: &str) -> Record {
     let mut lines = down(name);
     lines.push((
@@ -474,7 +474,7 @@ pub fn stuck(name: &str) -> Record {
     }
 }
 
-/// Locked by the provider: no plan.
+/// A recovery that waits without a plan, because the provider has locked the volume.
 pub fn locked(name: &str) -> Record {
     let reason = WaitReason::ProviderLock {
         reason: "maintenance hold".into(),
@@ -511,7 +511,7 @@ pub fn locked(name: &str) -> Record {
     }
 }
 
-/// A missing Secret.
+/// A recovery that is not ours, because a Secret is missing.
 pub fn not_ours(name: &str) -> Record {
     let reason = NotOurs::Other {
         what: "MountVolume.SetUp failed for volume \"config\" : secret \"site-config\" not found"
@@ -530,7 +530,7 @@ pub fn not_ours(name: &str) -> Record {
     }
 }
 
-/// A refusal.
+/// A recovery with a refusal.
 pub fn refused_record(name: &str) -> Record {
     let refusals = vec![format!(
         "StatefulSet default/{name} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first"
@@ -542,7 +542,7 @@ pub fn refused_record(name: &str) -> Record {
     }
 }
 
-/// Planned, and nothing done.
+/// A recovery in mode DryRun with a plan.
 pub fn dry_run(name: &str) -> Record {
     Record {
         phase: Phase::Planned,
@@ -552,7 +552,7 @@ pub fn dry_run(name: &str) -> Record {
     }
 }
 
-/// Too little known.
+/// A recovery without an answer of the agent.
 pub fn unclassified(name: &str) -> Record {
     let missing = vec![MissingFact {
         what: "what the machine behind lke13311-16405-5fafd1b46dcf sees of the volume".into(),
@@ -570,7 +570,7 @@ pub fn unclassified(name: &str) -> Record {
     }
 }
 
-/// An incident of these records.
+/// Makes an incident of these records.
 pub fn incident(
     title: &str,
     minutes: i64,
