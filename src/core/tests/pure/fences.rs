@@ -669,7 +669,7 @@ const SPOILS: &[Change] = &[
         "not asked by this leader",
         BOOT,
         |s| s.boot.asked_at = None,
-        "asked no question yet",
+        "not challenged the agent yet",
     ),
     (
         "asked long ago",
