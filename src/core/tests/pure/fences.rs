@@ -823,7 +823,7 @@ const SPOILS: &[Change] = &[
         "without a reason",
         WORD,
         |s| s.declaration.reason.clear(),
-        "no reason",
+        "or a reason",
     ),
     (
         "of yesterday",

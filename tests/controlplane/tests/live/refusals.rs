@@ -57,7 +57,7 @@ const REFUSED: [(&str, &str); 29] = [
         "shop/optout-workload carries reattach.dev/opt-out",
     ),
     ("unreadable", "is not a stamp of ours"),
-    ("stamped", "is at zero by another recovery"),
+    ("stamped", "was scaled to zero by another recovery"),
     ("foreign", "uses the claim too and does not belong to"),
     ("refused", "would be refused now"),
     ("hpa", "HorizontalPodAutoscaler hpa has minReplicas 0"),
