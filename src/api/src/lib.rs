@@ -8,9 +8,11 @@
 
 mod bounds;
 mod crds;
+pub mod metadata;
 mod node_volume_report;
 mod opaque;
 mod recovery_policy;
+mod stored_recovery;
 mod volume_recovery;
 
 pub use bounds::{SMALL_STATUS_BYTES, STATUS_BYTES};
@@ -24,6 +26,7 @@ pub use recovery_policy::{
     Budgets, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy,
     RecoveryPolicySpec, SnapshotRule,
 };
+pub use stored_recovery::StoredRecovery;
 pub use volume_recovery::{
     Abort, Approval, Declaration, Escalation, NothingUnderWay, PhaseTiming, PowerOff,
     VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, condition,

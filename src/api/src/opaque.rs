@@ -4,6 +4,7 @@
 //! of no shape at all. One value that cannot be read must not make the object around it unreadable, nor the list or
 //! watch that it is in: it is kept as it was found, with the reason.
 
+use crate::metadata::MissingField;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -46,6 +47,15 @@ pub struct UnreadableField {
     pub field: String,
     /// What the decoder says.
     pub why: String,
+}
+
+impl From<MissingField> for UnreadableField {
+    fn from(missing: MissingField) -> Self {
+        Self {
+            field: missing.field.to_string(),
+            why: "the object has none".to_owned(),
+        }
+    }
 }
 
 impl UnreadableField {

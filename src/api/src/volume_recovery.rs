@@ -1,5 +1,6 @@
 //! `VolumeRecovery`: one run for one volume, with its plan and its journal.
 
+use crate::metadata;
 use crate::opaque::{Opaque, UnreadableField};
 use crate::recovery_policy::{ModeSchema, mode_or_observe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -240,16 +241,17 @@ impl VolumeRecovery {
     /// where the caller has it.
     ///
     /// # Errors
-    /// The first field that cannot be read: a report without it would say that less was done than was.
+    /// The first field that cannot be read: a report without it would say that less was done than was. A recovery without a
+    /// namespace or a name is no stored one.
     pub fn record(&self, cloud_volume: Option<CloudVolume>) -> Result<Record, UnreadableField> {
         let (plan, journal) = self.history()?;
         let (plan, journal) = (plan.cloned(), journal.into_iter().cloned().collect());
         let status = self.status.clone().unwrap_or_default();
         let diagnosis = UnreadableField::none_in(&status.diagnosis, "status.diagnosis")?.cloned();
-        let namespace = self.namespace().unwrap_or_default();
+        let recovery = metadata::of(self).object_name()?;
         Ok(Record {
-            recovery: ObjectName::new(namespace.as_str(), self.name_any()),
-            claim: ObjectName::new(namespace, self.spec.claim_name.as_str()),
+            claim: ObjectName::new(recovery.namespace.as_str(), self.spec.claim_name.as_str()),
+            recovery,
             mode: self.spec.mode,
             requester: self.spec.requester.clone(),
             reason: self.spec.reason.clone(),

@@ -11,9 +11,7 @@ use crate::request::duration;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
-use kube::ResourceExt;
 use reattach_api::Phase;
-use reattach_core::ids::ObjectName;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -53,10 +51,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     let reason = records::reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = ObjectName::new(
-        recovery.namespace().unwrap_or_default(),
-        recovery.name_any(),
-    );
+    let name = recovery.name().clone();
     if recovery.phase().is_final() {
         return Err(Fail::Other(format!("{name} is over already: {}", recovery.phase())).into());
     }

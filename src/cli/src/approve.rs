@@ -11,8 +11,6 @@ use crate::rights;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
-use kube::ResourceExt;
-use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -62,10 +60,7 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     }
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = ObjectName::new(
-        recovery.namespace().unwrap_or_default(),
-        recovery.name_any(),
-    );
+    let name = recovery.name().clone();
     let status = recovery.status.clone().unwrap_or_default();
     let no = |why: String| Err(Fail::Other(why).into());
     if records::under_way(&recovery) || status.phase.is_final() {

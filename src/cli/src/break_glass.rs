@@ -10,7 +10,6 @@ use crate::request::{RecoverArgs, follow, running, say_rights, spec};
 use crate::session::{Global, Session, preflight, providers};
 use crate::watches;
 use anyhow::Result;
-use kube::ResourceExt;
 use prometheus_client::registry::Registry;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::rights::Who;
@@ -122,24 +121,24 @@ async fn drive(
         Some(old) if args.dry_run => {
             return Err(Fail::Other(format!(
                 "recovery {} of this claim is under way; a dry run beside it would tell nothing",
-                old.name_any()
+                old.name().name
             ))
             .into());
         }
         Some(old) if args.allow_power_off && old.spec.power_off.is_none() => {
             return Err(Fail::Other(format!(
                 "recovery {} of this claim is under way and was asked for without --allow-power-off: go on without it, or abort that one first",
-                old.name_any()
+                old.name().name
             ))
             .into());
         }
         Some(old) => {
-            note(&format!("Resuming recovery {}.", old.name_any()));
+            note(&format!("Resuming recovery {}.", old.name().name));
             old
         }
         None => records::create(session, &claim.namespace, spec(args, claim, &users.me)).await?,
     };
-    let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
+    let name = recovery.name().clone();
     note(&format!(
         "Recovery {name}, asked for by {}.",
         recovery.spec.requester

@@ -9,7 +9,6 @@ use anyhow::Result;
 use clap::Args;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::ResourceExt;
 use reattach_api::{Declaration, NothingUnderWay, Phase, VolumeRecovery};
 use reattach_core::ids::ObjectName;
 use reattach_core::plain;
@@ -61,10 +60,7 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<Exit> {
     let reason = reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = ObjectName::new(
-        recovery.namespace().unwrap_or_default(),
-        recovery.name_any(),
-    );
+    let name = recovery.name().clone();
     if args.nothing_under_way {
         return nothing_under_way(&session, &recovery, &name, reason).await;
     }

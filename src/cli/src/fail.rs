@@ -1,6 +1,8 @@
 //! Errors as one clear sentence each: what, where, and the fix.
 
 use crate::exit::Exit;
+use reattach_api::metadata::MissingField;
+use reattach_cluster::client::NoUserName;
 use reattach_core::plain;
 use std::error::Error as _;
 
@@ -79,6 +81,15 @@ pub enum Fail {
     Other(String),
 }
 
+/// An object that the API server gave, and that it cannot have stored so.
+impl From<MissingField> for Fail {
+    fn from(missing: MissingField) -> Self {
+        Self::Other(format!(
+            "{missing}, so the answer of the API server cannot be used"
+        ))
+    }
+}
+
 impl Fail {
     /// The exit code that belongs to it.
     pub fn end(&self) -> Exit {
@@ -119,6 +130,12 @@ impl Fail {
                     doing,
                     why: format!("{} ({})", one_line(why), status.code),
                 }
+            }
+            // The API server answered, and its answer cannot be used.
+            kube::Error::Service(answer)
+                if answer.is::<MissingField>() || answer.is::<NoUserName>() =>
+            {
+                Self::Other(format!("cannot {doing}: {answer}"))
             }
             kube::Error::Service(_) | kube::Error::HyperError(_) => Self::Unreachable {
                 server: server.to_owned(),

@@ -9,7 +9,6 @@ use crate::records;
 use crate::session::Session;
 use crate::table::paragraph;
 use anyhow::Result;
-use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
@@ -413,7 +412,7 @@ impl Follow<'_> {
                 .await?;
             }
             Some(recovery) if records::under_way(&recovery) && !self.driven_here => {
-                let (ns, name) = (&self.name.namespace, recovery.name_any());
+                let (ns, name) = (&self.name.namespace, &self.name.name);
                 note("\nInterrupted; the recovery is not over.");
                 note(&format!(
                     "Follow it: kubectl reattach status -n {ns} {name} --watch"

@@ -8,7 +8,9 @@ use clap::Args;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
+use reattach_api::metadata;
 use reattach_cluster::lease::{Elector, LEASE_DURATION, Leadership, VACANT};
+use reattach_core::ids::ObjectName;
 use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -171,7 +173,8 @@ impl LeaseArgs {
                 other => other?,
             };
             for lease in &page.items {
-                let (namespace, name) = (lease.namespace().unwrap_or_default(), lease.name_any());
+                let ObjectName { namespace, name } =
+                    metadata::of_kind("Lease", &lease.metadata).object_name()?;
                 let fits = wanted.map_or(name.starts_with(PREFIX), |wanted| wanted == name);
                 if fits {
                     found.push(LeaseName { namespace, name });

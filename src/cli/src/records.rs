@@ -2,11 +2,12 @@
 
 use crate::fail::Fail;
 use crate::session::Session;
+use kube::Api;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use reattach_api::metadata::MissingField;
 use reattach_api::{
-    Declaration, NothingUnderWay, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec,
-    VolumeRecoveryStatus,
+    Declaration, NothingUnderWay, Phase, StoredRecovery, UnreadableField, VolumeRecovery,
+    VolumeRecoverySpec, VolumeRecoveryStatus,
 };
 use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
@@ -48,7 +49,7 @@ pub fn unreadable_sentence(unreadable: &UnreadableField) -> String {
 ///
 /// # Errors
 /// The API server's, as a sentence.
-pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<VolumeRecovery>, Fail> {
+pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<StoredRecovery>, Fail> {
     let client = session.clients.read.clone();
     let api: Api<VolumeRecovery> = namespace.map_or_else(
         || Api::all(client.clone()),
@@ -57,15 +58,8 @@ pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<Volu
     let found = session
         .ask("list the recoveries", api.list(&ListParams::default()))
         .await?;
-    let mut items: Vec<VolumeRecovery> = found.iter().map(made_plain).collect();
-    items.sort_by_key(|r| {
-        (
-            r.namespace(),
-            r.spec.claim_name.clone(),
-            r.created(),
-            r.name_any(),
-        )
-    });
+    let mut items: Vec<StoredRecovery> = found.iter().map(made_plain).collect::<Result<_, _>>()?;
+    items.sort_by_key(|r| (r.claim(), r.created(), r.name().clone()));
     Ok(items)
 }
 
@@ -74,7 +68,7 @@ pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<Volu
 ///
 /// # Errors
 /// [`Fail::NoRecovery`], or the API server's.
-pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail> {
+pub async fn find(session: &Session, name: &str) -> Result<StoredRecovery, Fail> {
     let all = list(session, Some(&session.namespace)).await?;
     let bare = name.rsplit('/').next().unwrap_or(name);
     let (is_claim, is_recovery) = match name.split_once('/') {
@@ -95,7 +89,7 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
             )));
         }
     };
-    if is_recovery && let Some(found) = all.iter().find(|r| r.name_any() == bare) {
+    if is_recovery && let Some(found) = all.iter().find(|r| r.name().name == bare) {
         return Ok(found.clone());
     }
     let own = all
@@ -106,7 +100,7 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
             under_way(r),
             !r.phase().is_final(),
             r.created(),
-            r.name_any(),
+            r.name().clone(),
         )
     })
     .ok_or_else(|| Fail::NoRecovery {
@@ -119,17 +113,20 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
 ///
 /// # Errors
 /// The API server's, as a sentence.
-pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<VolumeRecovery>, Fail> {
+pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<StoredRecovery>, Fail> {
     let api: Api<VolumeRecovery> = Api::namespaced(session.clients.read.clone(), &name.namespace);
     let found = session
         .ask("read the recovery", api.get_opt(&name.name))
         .await?;
-    Ok(found.as_ref().map(made_plain))
+    Ok(found.as_ref().map(made_plain).transpose()?)
 }
 
 /// The recovery as it is shown: people of its namespace wrote a part of it, so no name, reason or message in it keeps a
 /// hidden character.
-fn made_plain(recovery: &VolumeRecovery) -> VolumeRecovery {
+///
+/// # Errors
+/// It lacks what every stored recovery has.
+fn made_plain(recovery: &VolumeRecovery) -> Result<StoredRecovery, MissingField> {
     let mut shown = plain::made_plain(recovery, usize::MAX);
     // A ticket has lines of its own. The controller wrote it, and quoted texts of others in it line by line.
     let ticket = |r: &VolumeRecovery| {
@@ -146,7 +143,7 @@ fn made_plain(recovery: &VolumeRecovery) -> VolumeRecovery {
     {
         told.ticket = Some(ticket);
     }
-    shown
+    shown.try_into()
 }
 
 /// A reason as a person gave it, on one line.
@@ -171,7 +168,7 @@ pub async fn create(
     session: &Session,
     namespace: &str,
     spec: VolumeRecoverySpec,
-) -> Result<VolumeRecovery, Fail> {
+) -> Result<StoredRecovery, Fail> {
     let stem: String = spec.claim_name.chars().take(200).collect();
     let recovery = VolumeRecovery {
         metadata: ObjectMeta {
@@ -183,12 +180,13 @@ pub async fn create(
         status: None,
     };
     let api: Api<VolumeRecovery> = Api::namespaced(session.clients.records.clone(), namespace);
-    session
+    let created = session
         .ask(
             "ask for the recovery",
             api.create(&PostParams::default(), &recovery),
         )
-        .await
+        .await?;
+    Ok(created.try_into()?)
 }
 
 /// Approves one exact plan of a recovery.

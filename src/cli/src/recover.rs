@@ -12,8 +12,6 @@ use crate::records;
 use crate::request::{RecoverArgs, follow, running, say_rights, spec};
 use crate::session::{Global, Session};
 use anyhow::Result;
-use kube::ResourceExt;
-use reattach_core::ids::ObjectName;
 
 /// Runs the verb.
 ///
@@ -37,7 +35,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     let claim = session.claim(&args.claim)?;
     session.require_claim(&claim).await?;
     if let Some(running) = running(&session, &claim).await? {
-        let name = running.name_any();
+        let name = &running.name().name;
         return Err(Fail::Other(format!(
             "recovery {name} of this claim is under way; follow it with: kubectl reattach status -n {} {name} --watch",
             claim.namespace
@@ -50,7 +48,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     // From here on there is a request to take back when the user thinks better of it.
     let mut interrupt = Interrupt::listen(false)?;
     let recovery = records::create(&session, &claim.namespace, spec(&args, &claim, &user)).await?;
-    let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
+    let name = recovery.name().clone();
     if args.no_wait {
         match args.output {
             Format::Table => crate::output::line(&format!("VolumeRecovery {name} was created."))?,

@@ -8,7 +8,6 @@ use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use kube::ResourceExt;
 use reattach_report::{Incident, Record, html, json, markdown};
 use std::path::PathBuf;
 
@@ -93,9 +92,8 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
         match recovery.record(None) {
             Ok(record) => readable.push(record),
             Err(unreadable) => left_out.push(format!(
-                "recovery {}/{} is not reported on: {}",
-                recovery.namespace().unwrap_or_default(),
-                recovery.name_any(),
+                "recovery {} is not reported on: {}",
+                recovery.name(),
                 records::unreadable_sentence(&unreadable)
             )),
         }

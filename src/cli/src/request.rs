@@ -9,7 +9,7 @@ use crate::records;
 use crate::rights;
 use crate::session::Session;
 use clap::Args;
-use reattach_api::{PowerOff, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{PowerOff, StoredRecovery, VolumeRecoverySpec};
 use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
@@ -144,7 +144,7 @@ pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &Who) -> VolumeRecover
 pub async fn running(
     session: &Session,
     claim: &ObjectName,
-) -> Result<Option<VolumeRecovery>, Fail> {
+) -> Result<Option<StoredRecovery>, Fail> {
     let all = records::list(session, Some(&claim.namespace)).await?;
     Ok(all
         .into_iter()

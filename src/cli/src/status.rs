@@ -9,8 +9,8 @@ use crate::session::{Global, Session};
 use crate::table::{Table, age};
 use anyhow::Result;
 use clap::Args;
-use kube::ResourceExt;
-use reattach_api::{Declaration, Phase, UnreadableField, VolumeRecovery};
+use reattach_api::{Declaration, Phase, StoredRecovery, UnreadableField, VolumeRecovery};
+use reattach_core::ids::Uid;
 use reattach_report::{diagnosis_text, journal_text, status_line, support_ticket};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -80,12 +80,9 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
                     out(&table(&all, args.all_namespaces, &session).text(width()))?;
                     // The table is cut where it does not fit, and this sentence must not be.
                     for recovery in all.iter().filter(|r| r.history().is_err()) {
-                        let (ns, name) = (
-                            recovery.namespace().unwrap_or_default(),
-                            recovery.name_any(),
-                        );
                         note(&format!(
-                            "note: recovery {ns}/{name}: {}",
+                            "note: recovery {}: {}",
+                            recovery.name(),
                             records::message(recovery)
                         ));
                     }
@@ -100,7 +97,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
     }
 }
 
-async fn wanted(args: &StatusArgs, session: &Session) -> Result<Vec<VolumeRecovery>, Fail> {
+async fn wanted(args: &StatusArgs, session: &Session) -> Result<Vec<StoredRecovery>, Fail> {
     records::list(
         session,
         (!args.all_namespaces).then_some(session.namespace.as_str()),
@@ -118,7 +115,7 @@ fn nothing(args: &StatusArgs, session: &Session) -> String {
     }
 }
 
-fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session) -> Table {
+fn table(recoveries: &[StoredRecovery], all_namespaces: bool, session: &Session) -> Table {
     let mut head = vec!["CLAIM", "CLASS", "MODE", "PHASE", "AGE", "MESSAGE"];
     if all_namespaces {
         head.insert(0, "NAMESPACE");
@@ -135,7 +132,7 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
             records::message(recovery),
         ];
         if all_namespaces {
-            row.insert(0, recovery.namespace().unwrap_or_default());
+            row.insert(0, recovery.name().namespace.clone());
         }
         table.row(row);
     }
@@ -143,7 +140,7 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
 }
 
 /// Everything about one recovery.
-fn text(recovery: &VolumeRecovery) -> String {
+fn text(recovery: &StoredRecovery) -> String {
     let record = match recovery.record(None) {
         Ok(record) => record,
         Err(unreadable) => return unreadable_text(recovery, &unreadable),
@@ -246,13 +243,8 @@ fn text(recovery: &VolumeRecovery) -> String {
 }
 
 /// What is known of one that cannot be read as a whole.
-fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> String {
-    let claim = format!(
-        "{}/{}",
-        recovery.namespace().unwrap_or_default(),
-        recovery.spec.claim_name
-    );
-    let mut text = format!("{claim}: {}\n", recovery.phase());
+fn unreadable_text(recovery: &StoredRecovery, unreadable: &UnreadableField) -> String {
+    let mut text = format!("{}: {}\n", recovery.claim(), recovery.phase());
     let mut row = |label: &str, words: &str| {
         text.push_str(&crate::table::paragraph(
             &format!("  {label:<10} "),
@@ -260,7 +252,7 @@ fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> S
             100,
         ))
     };
-    row("recovery", &recovery.name_any());
+    row("recovery", &recovery.name().name);
     row(
         "mode",
         &format!(
@@ -277,18 +269,18 @@ fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> S
 
 /// Prints what changes, until the one recovery is over or the user ends it.
 async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
-    let mut shown: BTreeMap<String, String> = BTreeMap::new();
+    let mut shown: BTreeMap<Uid, String> = BTreeMap::new();
     let mut first = true;
     loop {
         let now = match &args.name {
             Some(name) => vec![records::find(session, name).await?],
             None => wanted(args, session).await?,
         };
-        let fresh: Vec<&VolumeRecovery> = now
+        let fresh: Vec<&StoredRecovery> = now
             .iter()
             .filter(|r| {
                 let state = format!("{} {}", r.phase(), records::message(r));
-                shown.insert(r.uid().unwrap_or_default(), state.clone()) != Some(state)
+                shown.insert(r.uid().clone(), state.clone()) != Some(state)
             })
             .collect();
         if args.output == Format::Json {
@@ -301,7 +293,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
             if first {
                 line(&lines[0])?;
             }
-            let is_fresh = |r: &VolumeRecovery| fresh.iter().any(|f| f.uid() == r.uid());
+            let is_fresh = |r: &StoredRecovery| fresh.iter().any(|f| f.uid() == r.uid());
             for (recovery, text) in now.iter().zip(&lines[1..]) {
                 if is_fresh(recovery) {
                     line(text)?;

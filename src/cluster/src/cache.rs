@@ -10,12 +10,15 @@ use k8s_openapi::api::core::v1::{
     Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
+use kube::core::{ClusterResourceScope, NamespaceResourceScope};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event as Change, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use reattach_api::metadata::{self, MissingField};
 use reattach_api::{NodeVolumeReport, RecoveryPolicy, VolumeRecovery};
+use reattach_core::ids::{ObjectName, Uid};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -52,12 +55,30 @@ impl<K: Cached> Kind<K> {
         })
     }
 
+    /// UIDs of every object that matches.
+    pub fn uids(&self, keep: impl Fn(&K) -> bool) -> BTreeSet<Uid> {
+        let all = self.filter(keep).into_iter();
+        // The watch takes no object without one ([`is_whole`]).
+        all.filter_map(|object| metadata::of(&*object).uid().ok())
+            .collect()
+    }
+
     /// Every object that matches, sorted by namespace and name.
     pub fn filter(&self, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
         let mut found: Vec<Arc<K>> = self.store.state().into_iter().filter(|o| keep(o)).collect();
         // Compared in place: thousands of objects are sorted each time that something changes.
         found.sort_by(|a, b| place(&**a).cmp(&place(&**b)));
         found
+    }
+}
+
+impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Kind<K> {
+    /// Every object that matches, with namespace and name, sorted by them.
+    pub fn named(&self, keep: impl Fn(&K) -> bool) -> Vec<(ObjectName, Arc<K>)> {
+        let all = self.filter(keep).into_iter();
+        // The watch takes no object of a namespaced kind without them ([`is_whole`]), so none is left out here.
+        all.filter_map(|object| Some((metadata::of(&*object).object_name().ok()?, object)))
+            .collect()
     }
 }
 
@@ -116,17 +137,18 @@ impl Cache {
         Self {
             pods: spawner.watch(watcher::Config::default()),
             claims: spawner.watch(watcher::Config::default()),
-            volumes: spawner.watch(watcher::Config::default()),
-            attachments: spawner.watch(watcher::Config::default()),
-            nodes: spawner.watch(watcher::Config::default()),
-            csi_nodes: spawner.watch(watcher::Config::default()),
-            drivers: spawner.watch(watcher::Config::default()),
-            namespaces: spawner.watch(watcher::Config::default()),
+            volumes: spawner.watch_cluster(watcher::Config::default()),
+            attachments: spawner.watch_cluster(watcher::Config::default()),
+            nodes: spawner.watch_cluster(watcher::Config::default()),
+            csi_nodes: spawner.watch_cluster(watcher::Config::default()),
+            drivers: spawner.watch_cluster(watcher::Config::default()),
+            namespaces: spawner.watch_cluster(watcher::Config::default()),
             events: spawner.watch(warnings),
             recoveries: spawner.watch(watcher::Config::default()),
-            policies: spawner.watch(watcher::Config::default()),
-            reports: spawner.watch_judging(
+            policies: spawner.watch_cluster(watcher::Config::default()),
+            reports: spawner.follow(
                 watcher::Config::default(),
+                is_whole,
                 |report: &NodeVolumeReport| {
                     report.said().err().map(|why| {
                         format!("{why}: this node's agent counts as one that has not answered")
@@ -180,16 +202,35 @@ struct Spawner<'a> {
 }
 
 impl Spawner<'_> {
-    /// Follows one kind. After an error everything of it is listed anew: a watch that is merely opened again says
-    /// nothing until an object changes, and what was missed meanwhile would look fresh.
-    fn watch<K: Cached>(&mut self, config: watcher::Config) -> Kind<K> {
-        self.watch_judging(config, |_| None)
+    /// Follows one namespaced kind.
+    fn watch<K>(&mut self, config: watcher::Config) -> Kind<K>
+    where
+        K: Cached + Resource<Scope = NamespaceResourceScope>,
+    {
+        let is_whole = |object: &K| {
+            metadata::of(object).namespace()?;
+            is_whole(object)
+        };
+        self.follow(config, is_whole, |_| None)
     }
 
-    /// The same; `complaint` says what is wrong with an object. It is logged once for each object and reason.
-    fn watch_judging<K: Cached>(
+    /// Follows one cluster-scoped kind.
+    fn watch_cluster<K>(&mut self, config: watcher::Config) -> Kind<K>
+    where
+        K: Cached + Resource<Scope = ClusterResourceScope>,
+    {
+        self.follow(config, is_whole, |_| None)
+    }
+
+    /// Follows one kind. After an error everything of it is listed anew: a watch that is merely opened again says
+    /// nothing until an object changes, and what was missed meanwhile would look fresh. An object that is not whole is such an
+    /// error, because without the object the cache would say that it does not exist.
+    ///
+    /// `complaint` says what is wrong with the content of an object. It is logged once for each object and reason.
+    fn follow<K: Cached>(
         &mut self,
         config: watcher::Config,
+        is_whole: impl Fn(&K) -> Result<(), MissingField> + Send + 'static,
         complaint: impl Fn(&K) -> Option<String> + Send + 'static,
     ) -> Kind<K> {
         let kind = K::kind(&()).into_owned();
@@ -206,10 +247,11 @@ impl Spawner<'_> {
             loop {
                 let mut stream = std::pin::pin!(watcher(api.clone(), config.clone()));
                 while let Some(event) = stream.next().await {
-                    let mut event = match event {
+                    let event = event.map_err(|error| error.to_string());
+                    let mut event = match event.and_then(|event| whole(event, &is_whole)) {
                         Ok(event) => event,
                         Err(error) => {
-                            tracing::warn!(kind, %error, "watch failed; it is tried again");
+                            tracing::warn!(kind, error, "watch failed; it is tried again");
                             lock(&broken)
                                 .entry(kind.clone())
                                 .or_insert_with(|| clock.now());
@@ -247,6 +289,28 @@ impl Spawner<'_> {
     }
 }
 
+/// The event, if its object is whole.
+fn whole<K>(
+    event: Change<K>,
+    is_whole: impl Fn(&K) -> Result<(), MissingField>,
+) -> Result<Change<K>, String> {
+    match &event {
+        Change::Apply(object) | Change::InitApply(object) | Change::Delete(object) => {
+            is_whole(object).map_err(|missing| missing.to_string())?;
+        }
+        Change::Init | Change::InitDone => {}
+    }
+    Ok(event)
+}
+
+/// Has the object what the API server sets on every object of every kind?
+fn is_whole<K: Cached>(object: &K) -> Result<(), MissingField> {
+    let meta = metadata::of(object);
+    meta.name()?;
+    meta.condition()?;
+    Ok(())
+}
+
 /// What was last said about which object.
 #[derive(Default)]
 struct Complaints(BTreeMap<(Option<String>, String), String>);
@@ -274,6 +338,30 @@ fn lock(broken: &Mutex<Broken>) -> std::sync::MutexGuard<'_, Broken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_object_without_a_uid_never_enters_the_cache() {
+        let pod = |uid: Option<&str>| Pod {
+            metadata: kube::api::ObjectMeta {
+                name: Some("db-0".to_owned()),
+                namespace: Some("shop".to_owned()),
+                uid: uid.map(str::to_owned),
+                resource_version: Some("1".to_owned()),
+                ..Default::default()
+            },
+            ..Pod::default()
+        };
+        assert!(whole(Change::Apply(pod(Some("u"))), is_whole).is_ok());
+        for event in [
+            Change::Apply(pod(None)),
+            Change::InitApply(pod(Some(""))),
+            Change::Delete(pod(None)),
+        ] {
+            let refused = whole(event, is_whole).unwrap_err();
+            assert_eq!(refused, "Pod shop/db-0 has no UID");
+        }
+        assert!(whole(Change::<Pod>::InitDone, is_whole).is_ok());
+    }
 
     #[test]
     fn an_unreadable_object_is_reported_once_for_each_reason() {

@@ -248,10 +248,15 @@ pub async fn whoami(records: &Client) -> Result<String, kube::Error> {
     Ok(who_am_i(records).await?.name)
 }
 
+/// The answer to a SelfSubjectReview names no user. Every request for a recovery and every approval carries that name.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server does not tell your user name, which a request must carry")]
+pub struct NoUserName;
+
 /// The same with the groups, as a record keeps them.
 ///
 /// # Errors
-/// The API server's error.
+/// The API server's error, or an answer without a user name.
 pub async fn who_am_i(records: &Client) -> Result<crate::rights::Who, kube::Error> {
     use k8s_openapi::api::authentication::v1::SelfSubjectReview;
     let api: kube::Api<SelfSubjectReview> = kube::Api::all(records.clone());
@@ -262,8 +267,10 @@ pub async fn who_am_i(records: &Client) -> Result<crate::rights::Who, kube::Erro
         )
         .await?;
     let user = review.status.and_then(|s| s.user_info).unwrap_or_default();
+    let name = user.username.filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| kube::Error::Service(Box::new(NoUserName)))?;
     Ok(crate::rights::Who::recorded(
-        user.username.unwrap_or_default(),
+        name,
         user.groups.unwrap_or_default(),
     ))
 }

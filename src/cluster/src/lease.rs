@@ -39,6 +39,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ApiResource, DynamicObject, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
 use reattach_api::VolumeRecovery;
+use reattach_api::metadata::{self, MissingField};
+use reattach_core::ids::ResourceVersion;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -83,7 +85,7 @@ pub enum Record {
         /// `leaseTransitions`.
         term: u64,
         /// `resourceVersion`.
-        version: String,
+        version: ResourceVersion,
         /// `leaseDurationSeconds` of the holder.
         duration: Duration,
         /// When the first read that found this version was answered.
@@ -346,7 +348,7 @@ impl Elector {
         let lease = self.api.get_opt(&self.name).await?;
         // After the answer: the holder may have renewed it at any moment before that.
         let now = Instant::now();
-        self.note(lease.as_ref(), now);
+        self.note(lease.as_ref(), now)?;
         if matches!(self.hold, Hold::Held { until, .. } if now >= until) {
             self.hold = Hold::None;
         }
@@ -374,7 +376,7 @@ impl Elector {
         let sent = Instant::now();
         match self.write(lease, term, acquires, &self.me).await {
             Ok(written) => {
-                self.note(Some(&written), Instant::now());
+                self.note(Some(&written), Instant::now())?;
                 let until = sent + LEASE_DURATION - MARGIN;
                 self.hold = Hold::Held { term, until };
                 Ok(Round::Leading {
@@ -410,7 +412,7 @@ impl Elector {
         };
         match self.write(None, term, true, VACANT).await {
             Ok(written) => {
-                self.note(Some(&written), Instant::now());
+                self.note(Some(&written), Instant::now())?;
                 again(RENEW_EVERY)
             }
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
@@ -421,16 +423,21 @@ impl Elector {
     }
 
     /// Keeps what a read that was answered at `now` said.
-    fn note(&mut self, lease: Option<&Lease>, now: Instant) {
+    ///
+    /// # Errors
+    /// The Lease has no resourceVersion. Two such reads would look like a Lease that its holder does not renew.
+    fn note(&mut self, lease: Option<&Lease>, now: Instant) -> Result<(), MissingField> {
+        let read = lease
+            .map(|lease| metadata::of(lease).version())
+            .transpose()?;
         let before = self.read_at.replace(now);
-        let Some(lease) = lease else {
+        let (Some(lease), Some(read)) = (lease, read) else {
             self.record = Record::Missing;
             self.highest = None;
-            return;
+            return Ok(());
         };
-        let read = lease.metadata.resource_version.clone().unwrap_or_default();
         if matches!(&self.record, Record::Found { version, .. } if *version == read) {
-            return;
+            return Ok(());
         }
         let spec = lease.spec.clone().unwrap_or_default();
         let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15);
@@ -448,6 +455,7 @@ impl Elector {
             since: now,
             seen_released,
         };
+        Ok(())
     }
 
     /// Lists every journal for the highest term. A term that no Lease can have is of no leader: its run stays held by the
@@ -545,7 +553,7 @@ impl Elector {
             .and_then(|s| s.holder_identity.as_deref());
         if holder == Some(self.me.as_str()) {
             let written = self.write(Some(lease), term, false, "").await?;
-            self.note(Some(&written), Instant::now());
+            self.note(Some(&written), Instant::now())?;
         }
         Ok(())
     }

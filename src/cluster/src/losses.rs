@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
-use reattach_core::ids::ObjectName;
+use reattach_api::metadata::{self, MissingField};
 use reattach_core::loss::{Loss, PodLoss};
 
 /// The annotation of a pod that kubelet runs from a file; the API server's object is only its image.
@@ -49,9 +49,16 @@ pub fn owns(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
 }
 
 /// What this pod would lose. `claims` are those that it names or owns and that exist, `job` is its Job, if it has one.
-pub fn of_pod(pod: &Pod, claims: &[PersistentVolumeClaim], job: Option<&Job>) -> Vec<PodLoss> {
+///
+/// # Errors
+/// The pod has no name or no namespace.
+pub fn of_pod(
+    pod: &Pod,
+    claims: &[PersistentVolumeClaim],
+    job: Option<&Job>,
+) -> Result<Vec<PodLoss>, MissingField> {
     if !counts(pod) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let used = claims_of(pod);
     let deleting = claims
@@ -78,14 +85,14 @@ pub fn of_pod(pod: &Pod, claims: &[PersistentVolumeClaim], job: Option<&Job>) ->
         losses.extend(ephemeral.map(|volume| Loss::EphemeralVolume { volume }));
         losses.extend(not_remade(pod, job).map(|why| Loss::NotRemade { why }));
     }
-    let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
-    losses
+    let name = metadata::of(pod).object_name()?;
+    Ok(losses
         .into_iter()
         .map(|loss| PodLoss {
             pod: name.clone(),
             loss,
         })
-        .collect()
+        .collect())
 }
 
 fn not_remade(pod: &Pod, job: Option<&Job>) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
-use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, Opaque};
+use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, Opaque, metadata};
 use reattach_core::guest::Challenge;
 use reattach_core::identity::SeenMachine;
 use reattach_core::ids::{NodeName, Uid};
@@ -72,9 +72,10 @@ pub async fn record(
 /// The API server's error.
 pub async fn forget(records: &Client, report: &NodeVolumeReport) -> Result<(), kube::Error> {
     let api: Api<NodeVolumeReport> = Api::all(records.clone());
+    let (uid, version) = metadata::of(report).condition()?;
     let same = Preconditions {
-        uid: report.uid(),
-        resource_version: report.resource_version(),
+        uid: Some(uid.to_string()),
+        resource_version: Some(version.to_string()),
     };
     let params = DeleteParams {
         preconditions: Some(same),

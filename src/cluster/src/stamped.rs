@@ -11,13 +11,13 @@
 //!   zero.
 //! - `metadata.managedFields` names the last writer of each field. A writer names itself, so this is a sign and no proof.
 
-use crate::names;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client, ResourceExt};
+use reattach_api::metadata;
 use reattach_core::ids::{ObjectName, ResourceVersion};
 use reattach_core::stamp::{MOST_RESTORED, STAMP_ANNOTATION, Shown, Stamp, Traces};
 use reattach_core::workload::WorkloadRef;
@@ -112,7 +112,7 @@ fn kinds() -> [ApiResource; 3] {
 
 fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
     let stamp = Stamp::from_annotation(meta.annotations.as_ref()?.get(STAMP_ANNOTATION)?);
-    let uid = names::uid(meta).ok()?;
+    let uid = metadata::of_kind(&kind.kind, meta).uid().ok()?;
     let is_copy = match &stamp {
         Ok(stamp) => stamp.workload != uid,
         Err(_) => meta
@@ -124,7 +124,7 @@ fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
     if is_copy {
         return None;
     }
-    let name = names::object_name(meta).ok()?;
+    let name = metadata::of_kind(&kind.kind, meta).object_name().ok()?;
     Some(Marked {
         workload: WorkloadRef {
             api_version: kind.api_version.clone(),
@@ -191,7 +191,7 @@ fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
         stamp,
         written,
     } = marked(kind, &object.metadata)?;
-    let resource_version = match names::version(&object.metadata) {
+    let resource_version = match metadata::of_kind(&kind.kind, &object.metadata).version() {
         Ok(version) => version,
         Err(error) => {
             tracing::warn!(%workload, %error, "a stamped workload is left out");

@@ -19,10 +19,10 @@
 //! # Errors
 //! [`SaveError`].
 
-use crate::names::{self, MissingField};
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
-use reattach_api::{SMALL_STATUS_BYTES, STATUS_BYTES, VolumeRecovery};
+use reattach_api::metadata::{self, MissingField};
+use reattach_api::{SMALL_STATUS_BYTES, STATUS_BYTES, StoredRecovery, VolumeRecovery};
 
 /// Why the status was not stored, or not known to be.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ impl SaveError {
 pub async fn save(
     records: &Client,
     recovery: &VolumeRecovery,
-) -> Result<VolumeRecovery, SaveError> {
+) -> Result<StoredRecovery, SaveError> {
     let fitted = |bytes: usize| {
         let mut recovery = recovery.clone();
         if let Some(status) = &mut recovery.status {
@@ -86,15 +86,18 @@ pub async fn save(
     }
 }
 
-async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRecovery, SaveError> {
-    let name = names::object_name(&recovery.metadata)?;
-    names::version(&recovery.metadata)?;
+async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<StoredRecovery, SaveError> {
+    let meta = metadata::of(recovery);
+    let name = meta.object_name()?;
+    meta.version()?;
     let api: Api<VolumeRecovery> = Api::namespaced(records.clone(), &name.namespace);
     match api
         .replace_status(&name.name, &PostParams::default(), recovery)
         .await
     {
-        Ok(stored) => Ok(stored),
+        // The write was applied, so an answer that lacks a field is no refusal.
+        Ok(stored) => StoredRecovery::try_from(stored)
+            .map_err(|missing| SaveError::Other(Box::new(missing.into()))),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(SaveError::Conflict),
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(SaveError::Gone),
         Err(error @ kube::Error::Api(_)) if is_refusal(&error) => {

@@ -4,12 +4,12 @@
 
 use crate::effects::{self, hold, node, node_lock};
 use crate::gate::{EffectPass, TidyPass};
-use crate::names;
 use crate::reply::outcome;
 use jiff::Timestamp;
 use kube::Api;
 use kube::api::PostParams;
 use reattach_api::VolumeRecovery;
+use reattach_api::metadata;
 use reattach_core::ids::{NodeName, ObjectName, ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
 use reattach_core::workload::{ScalePath, WorkloadRef};
@@ -95,7 +95,7 @@ pub async fn keep_lock(
 /// out.
 pub async fn keep_held(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
-        let name = match names::object_name(&recovery.metadata) {
+        let name = match metadata::of(recovery).object_name() {
             Ok(name) => name,
             Err(missing) => return missing.into(),
         };

@@ -1,6 +1,6 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
-use crate::names::{self, is_api_word, is_object_name};
+use crate::names::{is_api_word, is_object_name};
 use crate::view::{View, claims_of};
 use crate::{facts, losses};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::EXPENDABLE_EMPTYDIRS_ANNOTATION;
+use reattach_api::metadata::{self, MissingField};
 use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::workload::{
@@ -92,11 +93,11 @@ pub async fn read(
         },
     };
     // A scale to zero without a resourceVersion would have no condition.
-    let version = match names::version(&object.metadata) {
+    let version = match metadata::of_kind(&reference.kind, &object.metadata).version() {
         Ok(version) => version,
         Err(missing) => {
             return Ok(Owner::Unreadable {
-                why: format!("{} {missing}", reference.kind),
+                why: missing.to_string(),
             });
         }
     };
@@ -333,8 +334,9 @@ async fn describe(
             .claims
             .iter()
             .find(|c| c.name_any() == name)
-            .map(|c| facts::claim(c));
-        (name, found)
+            .map(|c| facts::claim(c))
+            .transpose()?;
+        Ok((name, found))
     });
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     let stamp = annotations
@@ -349,7 +351,7 @@ async fn describe(
         managers.extend(keda(client, &workload).await?);
         scalers = autoscalers(client, &workload).await?;
     }
-    let mut claims: Vec<_> = claims.collect();
+    let mut claims: Vec<_> = claims.collect::<Result<_, MissingField>>()?;
     let mut opted_out = facts::opt_out(object.metadata.annotations.as_ref(), &workload.to_string());
     if let Some(above) = manager.as_ref().filter(|_| opted_out.is_none()) {
         opted_out = custom_opt_out(client, &ns, above).await?;
@@ -383,7 +385,10 @@ async fn describe(
         }),
         autoscalers: scalers,
         managers,
-        pods: pods.iter().map(|p| facts::pod(p)).collect(),
+        pods: pods
+            .iter()
+            .map(|p| facts::pod(p))
+            .collect::<Result<_, _>>()?,
         claims,
         template: template
             .as_ref()

@@ -7,9 +7,9 @@ use crate::neighbours::Neighbours;
 use crate::providers::{Located, Providers, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::ListParams;
-use kube::{Api, ResourceExt};
-use reattach_api::VolumeRecovery;
+use reattach_api::StoredRecovery;
 use reattach_cluster::cache::Cache;
 use reattach_cluster::effects::hold;
 use reattach_cluster::view::View;
@@ -77,12 +77,11 @@ pub struct RecoveryContext {
 
 impl RecoveryContext {
     /// Of this recovery. A sighting that cannot be read is none.
-    pub fn of(recovery: &VolumeRecovery) -> Self {
+    pub fn of(recovery: &StoredRecovery) -> Self {
         let status = recovery.status.as_ref();
         let epoch = status
             .and_then(|s| u64::try_from(s.epoch).ok())
             .filter(|epoch| *epoch > 0);
-        let uid = || Uid::from(recovery.uid().unwrap_or_default());
         let sightings = status
             .iter()
             .flat_map(|s| &s.sightings)
@@ -100,7 +99,7 @@ impl RecoveryContext {
             reason: w.reason.clone(),
             at: w.at.0,
         });
-        let asked = epoch.map(|epoch| (uid(), epoch));
+        let asked = epoch.map(|epoch| (recovery.uid().clone(), epoch));
         Self {
             asked,
             sightings: sightings.collect(),
@@ -362,7 +361,7 @@ impl Collector {
                     (pods.into_iter().map(Arc::new).collect(), at)
                 }
             };
-            let names = facts::names(pods.iter().map(AsRef::as_ref));
+            let names = facts::names(pods.iter().map(AsRef::as_ref))?;
             e.node_pods
                 .insert(node.clone(), Fact::present(names, source.clone(), at));
             let lost = self.losses_of(&pods, live).await?;

@@ -24,7 +24,6 @@ use reattach_cluster::cache::Cache;
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -54,7 +53,7 @@ pub(crate) struct Drivers {
 struct Driver {
     task: Id,
     /// The version that the cache had of the recovery when the driver began.
-    version: String,
+    version: Option<String>,
     since: Instant,
     /// Tells the driver to give its place up, if it has one.
     give_way: watch::Sender<bool>,
@@ -145,34 +144,33 @@ impl Drivers {
         let mut pending = self
             .cache
             .recoveries
-            .filter(|r| !phase(r).is_final() || has_finalizer(r));
+            .named(|r| !phase(r).is_final() || has_finalizer(r));
         self.executor
             .metrics
             .running
             .set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
         let crowd = records::beyond_the_quota(&pending, &self.username);
-        pending.retain(|r| !crowd.contains(&name_of(r)));
+        pending.retain(|(name, _)| !crowd.contains(name));
         // Whoever came first is first in line.
-        pending.sort_by_cached_key(|r| (r.creation_timestamp(), name_of(r)));
-        let names: BTreeSet<ObjectName> = pending.iter().map(|r| name_of(r)).collect();
+        pending.sort_by_cached_key(|(name, r)| (r.creation_timestamp(), name.clone()));
+        let names: BTreeSet<&ObjectName> = pending.iter().map(|(name, _)| name).collect();
         self.rest.keep(|name| names.contains(name));
         self.gave_way.retain(|name| names.contains(name));
         let mut line = Vec::new();
-        for recovery in &pending {
-            let name = name_of(recovery);
-            let version = recovery.resource_version().unwrap_or_default();
-            let driven = self.driven.contains_key(&name);
-            if !driven && !self.rest.may_begin(&name, &version) {
+        for (name, recovery) in &pending {
+            let version = recovery.resource_version();
+            let driven = self.driven.contains_key(name);
+            if !driven && !self.rest.may_begin(name, version.as_deref()) {
                 continue;
             }
             if has_effects(recovery) {
-                self.line.leave(&name);
+                self.line.leave(name);
                 if !driven {
-                    self.begin(name, version);
+                    self.begin(name.clone(), version);
                 }
             } else {
                 let rank = u8::from(!is_urgent(recovery, &self.username));
-                line.push((name, Offer { version: 0, rank }));
+                line.push((name.clone(), Offer { version: 0, rank }));
             }
         }
         self.line.offer(line);
@@ -181,30 +179,25 @@ impl Drivers {
             if self.driven.contains_key(&name) {
                 continue;
             }
-            let version = self.cache.recoveries.get(&name.namespace, &name.name);
-            let version = version
-                .and_then(|r| r.resource_version())
-                .unwrap_or_default();
+            let recovery = self.cache.recoveries.get(&name.namespace, &name.name);
+            let version = recovery.and_then(|r| r.resource_version());
             self.begin(name, version);
         }
         self.make_room(&pending, now);
     }
 
     /// Tells drivers to give their places up where others wait for one.
-    fn make_room(&mut self, pending: &[Arc<VolumeRecovery>], now: Instant) {
+    fn make_room(&mut self, pending: &[records::Named], now: Instant) {
         let mut waiting: BTreeMap<String, usize> = BTreeMap::new();
-        for namespace in pending
-            .iter()
-            .filter_map(|r| r.metadata.namespace.as_deref())
-        {
+        for ObjectName { namespace, .. } in pending.iter().map(|(name, _)| name) {
             if !waiting.contains_key(namespace) {
-                waiting.insert(namespace.to_owned(), self.line.waiting(namespace, now));
+                waiting.insert(namespace.clone(), self.line.waiting(namespace, now));
             }
         }
-        let effects: BTreeSet<ObjectName> = pending
+        let effects: BTreeSet<&ObjectName> = pending
             .iter()
-            .filter(|r| has_effects(r))
-            .map(|r| name_of(r))
+            .filter(|(_, r)| has_effects(r))
+            .map(|(name, _)| name)
             .collect();
         let mut oldest: Vec<(&ObjectName, &Driver)> = self
             .driven
@@ -223,7 +216,7 @@ impl Drivers {
         }
     }
 
-    fn begin(&mut self, name: ObjectName, version: String) {
+    fn begin(&mut self, name: ObjectName, version: Option<String>) {
         let (executor, cache, stop) =
             (self.executor.clone(), self.cache.clone(), self.stop.clone());
         let (task_name, username) = (name.clone(), self.username.clone());
@@ -242,13 +235,6 @@ impl Drivers {
         };
         self.driven.insert(name, driver);
     }
-}
-
-fn name_of(recovery: &VolumeRecovery) -> ObjectName {
-    ObjectName::new(
-        recovery.namespace().unwrap_or_default(),
-        recovery.name_any(),
-    )
 }
 
 /// Whether something that reattach did may have to be put back. Only what the controller writes counts: whoever may create a

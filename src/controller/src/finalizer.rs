@@ -3,11 +3,10 @@
 use crate::recovery::{Executor, Turn, TurnError};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Opaque, VolumeRecovery};
+use reattach_api::{Opaque, StoredRecovery, VolumeRecovery};
 use reattach_cluster::effects::node;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::{open_orders, reports, tidy};
-use reattach_core::ids::ObjectName;
 use reattach_core::journal::{Entry, Event};
 use reattach_core::plan::{SoundPlan, StepIx};
 use serde_json::json;
@@ -18,8 +17,8 @@ pub(crate) const FINALIZER: &str = "reattach.dev/restore";
 /// Adds the finalizer. It must be there before the first journal line.
 pub(crate) async fn ensure(
     executor: &Executor,
-    recovery: VolumeRecovery,
-) -> Result<VolumeRecovery, TurnError> {
+    recovery: StoredRecovery,
+) -> Result<StoredRecovery, TurnError> {
     if recovery.finalizers().iter().any(|f| f == FINALIZER) {
         return Ok(recovery);
     }
@@ -38,7 +37,11 @@ pub(crate) async fn ensure(
         .await
     {
         // The main resource ignores the status: carry ours over to the next write.
-        Ok(stored) => Ok(VolumeRecovery { status, ..stored }),
+        Ok(stored) => {
+            let mut stored = StoredRecovery::try_from(stored)?;
+            stored.status = status;
+            Ok(stored)
+        }
         Err(kube::Error::Api(s)) if s.is_conflict() => Err(SaveError::Conflict.into()),
         Err(error) => Err(error.into()),
     }
@@ -48,12 +51,12 @@ pub(crate) async fn ensure(
 /// node that this recovery still has in quarantine keeps its question, because the agent's late answer ends the quarantine.
 pub(crate) async fn remove(
     executor: &Executor,
-    recovery: VolumeRecovery,
+    recovery: StoredRecovery,
 ) -> Result<Turn, TurnError> {
     let status = recovery.status.clone().unwrap_or_default();
     let plan = recovery.sound_plan();
     let node = plan.as_ref().map(|p| p.pins.node.clone());
-    let uid = Executor::uid_of(&recovery);
+    let uid = recovery.uid();
     if let Some(plan) = plan
         .as_ref()
         .filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER))
@@ -72,9 +75,7 @@ pub(crate) async fn remove(
                     .is_ok_and(|e| matches!(&e.event, Event::Started { step: s, .. } if *s == step))
             };
             if status.journal.iter().any(|e| ordered(&e)) {
-                executor
-                    .take_note_away(&open_orders::name(&uid, step))
-                    .await;
+                executor.take_note_away(&open_orders::name(uid, step)).await;
             }
         }
     }
@@ -82,32 +83,28 @@ pub(crate) async fn remove(
     if let Some(cache) = &executor.collector.cache {
         for report in cache
             .reports
-            .filter(|r| r.spec.challenges.iter().any(|c| reports::is_of(c, &uid)))
+            .filter(|r| r.spec.challenges.iter().any(|c| reports::is_of(c, uid)))
         {
             let node = cache.nodes.get("", &report.name_any());
-            if node.is_some_and(|n| node::quarantined_by(&n).as_ref() == Some(&uid)) {
+            if node.is_some_and(|n| node::quarantined_by(&n).as_ref() == Some(uid)) {
                 continue;
             }
             reports::withdraw(
                 &executor.collector.clients.records,
                 &report.name_any().into(),
-                &uid,
+                uid,
             )
             .await?;
         }
     } else if let Some(node) = node {
-        reports::withdraw(&executor.collector.clients.records, &node, &uid).await?;
+        reports::withdraw(&executor.collector.clients.records, &node, uid).await?;
     }
     drop(turn);
     if recovery.finalizers().iter().any(|f| f == FINALIZER) {
         if let Some(record) = exported(&recovery) {
-            let (name, namespace) = (
-                recovery.name_any(),
-                recovery.namespace().unwrap_or_default(),
-            );
             tracing::warn!(
-                recovery = name,
-                namespace,
+                recovery = recovery.name().name,
+                namespace = recovery.name().namespace,
                 record,
                 "this VolumeRecovery is being deleted; this line keeps its record"
             );
@@ -156,18 +153,15 @@ pub(crate) fn record_that_acted(recovery: &VolumeRecovery) -> Option<String> {
 /// Releases the lock of the plan's node, if this run can have taken it.
 async fn release_lock(
     executor: &Executor,
-    recovery: &VolumeRecovery,
+    recovery: &StoredRecovery,
     plan: &SoundPlan,
 ) -> Result<(), TurnError> {
     if !plan.steps.iter().any(|step| step.kind.spec().locks_node) {
         return Ok(());
     }
-    let name = ObjectName::new(
-        recovery.namespace().unwrap_or_default(),
-        recovery.name_any(),
-    );
+    let name = recovery.name();
     let pass = executor.gate.tidy().map_err(|_| TurnError::NotLeader)?;
-    let outcome = tidy::give_back(&pass, &plan.pins.node, &name).await;
+    let outcome = tidy::give_back(&pass, &plan.pins.node, name).await;
     if !outcome.applied() {
         // The end of a recovery does not wait for that.
         tracing::warn!(node = %plan.pins.node, ?outcome, "the lock of the node was not released; it expires by itself");
@@ -175,10 +169,10 @@ async fn release_lock(
     Ok(())
 }
 
-fn api(executor: &Executor, recovery: &VolumeRecovery) -> Api<VolumeRecovery> {
+fn api(executor: &Executor, recovery: &StoredRecovery) -> Api<VolumeRecovery> {
     Api::namespaced(
         executor.collector.clients.records.clone(),
-        &recovery.namespace().unwrap_or_default(),
+        &recovery.name().namespace,
     )
 }
 

@@ -1,7 +1,7 @@
 //! What limits a recovery besides its own plan: the policy that rules its claim, budgets, and other runs.
 
 use crate::policies::ruling_policy;
-use crate::recovery::{Executor, Limits, Ruling};
+use crate::recovery::{Limits, Ruling};
 use kube::ResourceExt;
 use reattach_api::{Opaque, Phase, PowerOffRule, RecoveryPolicySpec, VolumeRecovery};
 use reattach_cluster::cache::Cache;
@@ -26,6 +26,12 @@ pub(crate) fn has_a_run(recovery: &VolumeRecovery) -> bool {
     begun && !phase(recovery).is_final()
 }
 
+/// Is the recovery for this claim?
+pub(crate) fn is_for(recovery: &VolumeRecovery, claim: &ObjectName) -> bool {
+    recovery.metadata.namespace.as_deref() == Some(&claim.namespace)
+        && recovery.spec.claim_name == claim.name
+}
+
 /// Recoveries whose runs take a place of the budgets, and their nodes. One that is stuck takes none: it does nothing until
 /// a person has looked at it, and ten of them must not keep every other claim waiting.
 pub(crate) fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
@@ -45,20 +51,20 @@ pub(crate) fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
             .map(node)
             .unwrap_or_default()
     };
-    let name =
-        |r: &VolumeRecovery| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any());
     cache
         .recoveries
-        .filter(runs)
-        .iter()
-        .map(|r| (name(r), node(r)))
+        .named(runs)
+        .into_iter()
+        .map(|(name, r)| (name, node(&r)))
         .collect()
 }
 
 /// What limits the recovery `name` now. `controller` is the user name of the controller.
 pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
     let own = cache.recoveries.get(&name.namespace, &name.name);
-    let claim = own.as_ref().map(|r| Executor::claim_of(r));
+    let claim = own
+        .as_ref()
+        .map(|r| ObjectName::new(name.namespace.as_str(), r.spec.claim_name.as_str()));
     let running: Vec<_> = running(cache)
         .into_iter()
         .filter(|(n, _)| n != name)
@@ -66,12 +72,10 @@ pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
     let rival = cache
         .recoveries
         // One that is stuck, too: something of it may be in force.
-        .filter(|r| {
-            has_a_run(r) && Some(Executor::claim_of(r)) == claim && r.name_any() != name.name
-        })
-        .iter()
-        .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
-        .next();
+        .named(|r| has_a_run(r) && claim.as_ref().is_some_and(|claim| is_for(r, claim)))
+        .into_iter()
+        .map(|(rival, _)| rival)
+        .find(|rival| rival != name);
     let policy = claim.and_then(|c| ruling_policy(cache, &c));
     let spec = policy.as_ref().map(|p| &p.spec);
     Limits {

@@ -12,7 +12,7 @@
 //! A look that fails is logged and made again.
 
 use crate::collect::Needs;
-use crate::limits::{has_a_run, phase};
+use crate::limits::{has_a_run, is_for, phase};
 use crate::nominate::{Nominee, nominees};
 use crate::policies::{Subject, ruling, ruling_policy};
 use crate::recovery::Executor;
@@ -113,11 +113,9 @@ impl Looks {
     fn nominate(&mut self) {
         let look = &self.look;
         let mut records: BTreeMap<ObjectName, Vec<Arc<VolumeRecovery>>> = BTreeMap::new();
-        for recovery in look.cache.recoveries.filter(|_| true) {
-            records
-                .entry(Executor::claim_of(&recovery))
-                .or_default()
-                .push(recovery);
+        for (name, recovery) in look.cache.recoveries.named(|_| true) {
+            let claim = ObjectName::new(name.namespace, recovery.spec.claim_name.as_str());
+            records.entry(claim).or_default().push(recovery);
         }
         self.nominated.clear();
         let mut line = Vec::new();
@@ -199,6 +197,7 @@ fn is_bound(cache: &Cache, claim: &ObjectName) -> bool {
             .and_then(|name| cache.volumes.get("", name))
             .as_deref(),
     )
+    .unwrap_or(false)
 }
 
 /// Whether a recovery keeps a policy of this mode from beginning one for the same claim: its run is not over, a policy made it,
@@ -248,16 +247,15 @@ impl Look {
             Verdict::Ours { trouble } => Some(trouble.class()),
             _ => None,
         };
-        let over = |r: &VolumeRecovery| {
-            Executor::claim_of(r) == nominee.claim && already_settled(r, &trouble, class)
-        };
+        let over =
+            |r: &VolumeRecovery| is_for(r, &nominee.claim) && already_settled(r, &trouble, class);
         if !self.cache.recoveries.filter(over).is_empty() {
             return nothing;
         }
         let ended = self
             .cache
             .recoveries
-            .filter(|r| Executor::claim_of(r) == nominee.claim && came_right(r, &trouble));
+            .filter(|r| is_for(r, &nominee.claim) && came_right(r, &trouble));
         let last = ended.iter().max_by_key(|r| r.creation_timestamp());
         let name = format!(
             "{trouble}-{}",
@@ -276,7 +274,7 @@ impl Look {
                 .list(&ListParams::default())
                 .await?
                 .iter()
-                .any(|r| Executor::claim_of(r) == nominee.claim && stands(r))
+                .any(|r| is_for(r, &nominee.claim) && stands(r))
         {
             return nothing;
         }
@@ -394,10 +392,8 @@ fn recovery_suffix(
     policy: &RecoveryPolicy,
     last: Option<&VolumeRecovery>,
 ) -> String {
-    let mut parts = vec![
-        policy.uid().unwrap_or_default(),
-        policy.metadata.generation.unwrap_or(0).to_string(),
-    ];
+    let mut parts: Vec<String> = policy.uid().into_iter().collect();
+    parts.push(policy.metadata.generation.unwrap_or(0).to_string());
     parts.extend(class.map(|c| c.to_string()));
     parts.extend(
         evidence

@@ -5,6 +5,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
+use reattach_api::metadata;
 use reattach_cluster::losses;
 use reattach_cluster::view::claims_of;
 use reattach_core::loss::PodLoss;
@@ -41,7 +42,7 @@ impl Collector {
         }
         let mut all = Vec::new();
         for pod in pods.iter().map(AsRef::as_ref).filter(|p| losses::counts(p)) {
-            let namespace = pod.namespace().unwrap_or_default();
+            let namespace = metadata::of(pod).namespace()?.to_owned();
             let mut claims = Vec::new();
             let mut names: BTreeSet<String> = claims_of(pod).into_iter().collect();
             names.extend(self.claims_owned_by(pod, &namespace, &mut owned).await?);
@@ -64,7 +65,7 @@ impl Collector {
                 }
                 None => None,
             };
-            all.extend(losses::of_pod(pod, &claims, job.as_ref()));
+            all.extend(losses::of_pod(pod, &claims, job.as_ref())?);
         }
         all.sort();
         Ok(all)

@@ -25,8 +25,8 @@ struct Seen {
     down: BTreeMap<Identity, (Timestamp, bool)>,
 }
 
-/// Name and UID of a Node.
-type Identity = (String, String);
+/// Name and UID of a Node. It is compared, and no request is made with it.
+type Identity = (String, Option<String>);
 
 /// When an owner was read, and its opt-out in words.
 pub(crate) type Said = (Timestamp, Option<String>);
@@ -50,7 +50,7 @@ impl Neighbours {
         let mut seen = Seen::default();
         let mut found = Vec::new();
         for node in nodes {
-            let key = (node.name_any(), node.uid().unwrap_or_default());
+            let key = (node.name_any(), node.uid());
             if is_ready(node) {
                 seen.up.insert(key);
                 continue;

@@ -40,7 +40,7 @@ const WHY_CHARS: usize = 700;
 
 /// Every claim that a hint points at, once, sorted.
 pub fn nominees(cache: &Cache) -> Vec<Nominee> {
-    let pods = cache.pods.filter(|p| !finished(p));
+    let pods = cache.pods.named(|p| !finished(p));
     let events = cache
         .events
         .filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
@@ -56,17 +56,17 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
         }
     }
     let mut found: BTreeMap<ObjectName, Found> = BTreeMap::new();
-    for pod in pods {
-        let namespace = pod.namespace().unwrap_or_default();
+    for (pod_name, pod) in pods {
+        let namespace = pod_name.namespace.as_str();
         for claim in claims_of(&pod) {
-            if names_what_it_is_not_bound_to(cache, &namespace, &claim) {
+            if names_what_it_is_not_bound_to(cache, namespace, &claim) {
                 continue;
             }
             let of_the_volume = || {
-                let claim = cache.claims.get(&namespace, &claim)?;
+                let claim = cache.claims.get(namespace, &claim)?;
                 records.get(claim.spec.as_ref()?.volume_name.as_deref()?)
             };
-            let event = event_of(&pod, &by_pod);
+            let event = event_of(&pod_name, &pod, &by_pod);
             let why = hint(cache, &pod, event, &dead).or_else(|| {
                 let records = of_the_volume().filter(|_| !is_ready(&pod))?;
                 records
@@ -74,7 +74,7 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
                     .rev()
                     .find_map(|record| trouble(cache, record))
             });
-            let claim = ObjectName::new(namespace.as_str(), claim);
+            let claim = ObjectName::new(namespace, claim);
             let found = found.entry(claim).or_default();
             hash_object(&*pod, &mut found.version);
             event
@@ -86,7 +86,7 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
                 .into_iter()
                 .for_each(|n| hash_node(cache, n, &mut found.version));
             if let (None, Some(why)) = (&found.nominee, why) {
-                found.nominee = Some((ObjectName::new(namespace.as_str(), pod.name_any()), why));
+                found.nominee = Some((pod_name.clone(), why));
             }
         }
     }
@@ -151,11 +151,11 @@ fn hash_node(cache: &Cache, node: &str, version: &mut DefaultHasher) {
 }
 
 fn event_of<'a>(
+    name: &ObjectName,
     pod: &Pod,
     events: &'a BTreeMap<(ObjectName, Uid), Arc<Event>>,
 ) -> Option<&'a Arc<Event>> {
-    let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
-    events.get(&(name, Uid::from(pod.uid()?)))
+    events.get(&(name.clone(), Uid::from(pod.uid()?)))
 }
 
 /// Whether the claim names a PersistentVolume that Kubernetes has not bound to it: anybody who may create a claim can
@@ -169,7 +169,10 @@ fn names_what_it_is_not_bound_to(cache: &Cache, namespace: &str, claim: &str) ->
         .as_ref()
         .and_then(|s| s.volume_name.clone())
         .filter(|n| !n.is_empty());
-    named.is_some_and(|name| !facts::is_bound(&claim, cache.volumes.get("", &name).as_deref()))
+    named.is_some_and(|name| {
+        let volume = cache.volumes.get("", &name);
+        !facts::is_bound(&claim, volume.as_deref()).unwrap_or(false)
+    })
 }
 
 fn hint(

@@ -6,7 +6,8 @@ use crate::status;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Resource, ResourceExt};
-use reattach_api::{Opaque, Phase, RecoveryPolicy, VolumeRecovery};
+use reattach_api::{Opaque, Phase, RecoveryPolicy, StoredRecovery};
+use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
 use reattach_core::plain;
 use reattach_core::workload::WorkloadRef;
@@ -15,15 +16,12 @@ use reattach_core::workload::WorkloadRef;
 const NOTE_BYTES: usize = 1_024;
 
 /// Writes one Event, one log line and one count for a wait that needs a person. Best effort: the condition is the record.
-pub(crate) async fn escalated(executor: &Executor, recovery: &VolumeRecovery) {
+pub(crate) async fn escalated(executor: &Executor, recovery: &StoredRecovery) {
     let Some(status) = &recovery.status else {
         return;
     };
     let class = status.class.clone().unwrap_or_default();
-    let (name, namespace) = (
-        recovery.name_any(),
-        recovery.namespace().unwrap_or_default(),
-    );
+    let ObjectName { namespace, name } = recovery.name();
     let since = status
         .waiting_since
         .as_ref()
@@ -117,7 +115,7 @@ pub(crate) fn reference(workload: &WorkloadRef) -> ObjectReference {
 /// Writes one Event and one log line for each change of phase. Best effort: the status is the record.
 pub(crate) async fn phase(
     executor: &Executor,
-    recovery: &VolumeRecovery,
+    recovery: &StoredRecovery,
     memory: &mut DriverState,
 ) {
     let Some(status) = &recovery.status else {
@@ -128,7 +126,7 @@ pub(crate) async fn phase(
     }
     memory.told = Some(status.phase);
     let class = status.class.clone().unwrap_or_default();
-    let claim = Executor::claim_of(recovery);
+    let claim = recovery.claim();
     tracing::info!(recovery = %recovery.name_any(), %claim, class, phase = ?status.phase, message = status.message, "recovery");
     if status.phase.is_final() || status.phase == Phase::Stuck {
         let labels = EndLabels {

@@ -87,17 +87,17 @@ pub struct Rest {
 
 #[derive(Debug)]
 struct Resting {
-    version: String,
+    version: Option<String>,
     backoff: Backoff,
     until: Instant,
 }
 
 impl Rest {
     /// The driver of `name`, begun when the cache had this version of it, has ended.
-    pub fn ended(&mut self, name: ObjectName, version: String) {
+    pub fn ended(&mut self, name: ObjectName, version: Option<String>) {
         let now = Instant::now();
         let fresh = || Resting {
-            version: String::new(),
+            version: None,
             backoff: Backoff::default(),
             until: now,
         };
@@ -110,9 +110,9 @@ impl Rest {
     }
 
     /// Whether `name` may be driven now: something changed since its last driver began, or the pause is over.
-    pub fn may_begin(&self, name: &ObjectName, version: &str) -> bool {
+    pub fn may_begin(&self, name: &ObjectName, version: Option<&str>) -> bool {
         let resting = self.resting.get(name);
-        resting.is_none_or(|r| r.version != version || Instant::now() >= r.until)
+        resting.is_none_or(|r| r.version.as_deref() != version || Instant::now() >= r.until)
     }
 
     /// Forgets recoveries that are not pending any more.
@@ -171,26 +171,26 @@ mod tests {
     async fn an_ended_driver_restarts_on_news_or_after_its_pause() {
         let mut rest = Rest::default();
         let name = ObjectName::new("ns", "r");
-        assert!(rest.may_begin(&name, "1"));
-        rest.ended(name.clone(), "1".into());
+        assert!(rest.may_begin(&name, Some("1")));
+        rest.ended(name.clone(), Some("1".into()));
         assert!(
-            rest.may_begin(&name, "1"),
+            rest.may_begin(&name, Some("1")),
             "once more at once: the cache may lag behind"
         );
-        rest.ended(name.clone(), "1".into());
-        assert!(!rest.may_begin(&name, "1"));
-        assert!(rest.may_begin(&name, "2"), "something changed");
+        rest.ended(name.clone(), Some("1".into()));
+        assert!(!rest.may_begin(&name, Some("1")));
+        assert!(rest.may_begin(&name, Some("2")), "something changed");
         tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(rest.may_begin(&name, "1"));
+        assert!(rest.may_begin(&name, Some("1")));
         for _ in 0..20 {
-            rest.ended(name.clone(), "1".into());
+            rest.ended(name.clone(), Some("1".into()));
         }
         tokio::time::sleep(Duration::from_secs(19)).await;
-        assert!(!rest.may_begin(&name, "1"));
+        assert!(!rest.may_begin(&name, Some("1")));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(rest.may_begin(&name, "1"));
-        rest.ended(name.clone(), "1".into());
+        assert!(rest.may_begin(&name, Some("1")));
+        rest.ended(name.clone(), Some("1".into()));
         rest.keep(|_| false);
-        assert!(rest.may_begin(&name, "1"));
+        assert!(rest.may_begin(&name, Some("1")));
     }
 }

@@ -2,15 +2,14 @@
 
 use crate::providers::Located;
 use crate::recovery::Executor;
-use kube::ResourceExt;
-use reattach_api::VolumeRecovery;
+use reattach_api::StoredRecovery;
 use reattach_cluster::effects::{attachment, hold, node, node_lock, workload};
 use reattach_cluster::gate::EffectPass;
 use reattach_cluster::open_orders::{self, OpenOrder};
 use reattach_cluster::{reply, reports};
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
-use reattach_core::ids::{InstanceId, NodeName, ObjectName, VolumeId};
+use reattach_core::ids::{InstanceId, NodeName, VolumeId};
 use reattach_core::journal::Outcome;
 use reattach_core::proof::FenceProof;
 use reattach_core::run::Effect;
@@ -27,7 +26,7 @@ pub(crate) struct Stage<'a> {
     /// The permission.
     pub pass: &'a EffectPass,
     /// The recovery as its last journal line left it.
-    pub recovery: &'a VolumeRecovery,
+    pub recovery: &'a StoredRecovery,
     /// What was read for this effect.
     pub evidence: &'a Evidence,
     /// The volume at its provider. None: no provider knows it.
@@ -58,10 +57,10 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
             Effect::Release { pod, uid } => hold::release(pass, pod, uid).await,
             Effect::Lift { pods } => hold::lift(pass, recovery, pods).await,
             Effect::CloseNode { node: name, uid } => {
-                node::close(pass, name, uid, &Executor::uid_of(recovery)).await
+                node::close(pass, name, uid, recovery.uid()).await
             }
             Effect::OpenNode { node: name, uid } => {
-                node::open(pass, name, uid, &Executor::uid_of(recovery)).await
+                node::open(pass, name, uid, recovery.uid()).await
             }
             Effect::Requeue {
                 name,
@@ -86,7 +85,7 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
                         "the proof is about the volume and not about the whole node".to_owned();
                     return Outcome::NotApplied { why, retry: false };
                 }
-                match node_lock::take(pass, name, &stage.name(), clock.now()).await {
+                match node_lock::take(pass, name, stage.recovery.name(), clock.now()).await {
                     Ok(()) => node::taint_out_of_service(pass, name, uid).await,
                     Err(outcome) => outcome,
                 }
@@ -97,7 +96,7 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
                 outcome
             }
             Effect::Quarantine { node: name, uid } => {
-                node::quarantine(pass, name, uid, &Executor::uid_of(recovery)).await
+                node::quarantine(pass, name, uid, recovery.uid()).await
             }
             Effect::Challenge { node } => stage.ask(node).await,
             Effect::DeleteAttachment { proof, name, uid } => match stage.holds(proof) {
@@ -115,13 +114,6 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
 }
 
 impl Stage<'_> {
-    fn name(&self) -> ObjectName {
-        ObjectName::new(
-            self.recovery.namespace().unwrap_or_default(),
-            self.recovery.name_any(),
-        )
-    }
-
     /// Time left for the effect.
     fn left(&self) -> Duration {
         self.pass
@@ -187,7 +179,7 @@ impl Stage<'_> {
             let why = format!("no provider knows volume {id}");
             return Outcome::NotApplied { why, retry: false };
         };
-        let label = Executor::uid_of(self.recovery).to_string();
+        let label = self.recovery.uid().to_string();
         let request = SnapshotRequest {
             volume: id.clone(),
             label,
@@ -210,7 +202,7 @@ impl Stage<'_> {
             return Outcome::NotApplied { why, retry: false };
         };
         let now = self.executor.collector.clock.now();
-        if let Err(outcome) = node_lock::take(self.pass, node, &self.name(), now).await {
+        if let Err(outcome) = node_lock::take(self.pass, node, self.recovery.name(), now).await {
             return outcome;
         }
         if let Err(outcome) = self.noted().await {
@@ -241,7 +233,7 @@ impl Stage<'_> {
     /// Gives the node's lock back after an effect that was applied. Best effort: the end of the recovery does it again.
     async fn give_back(&self, node: &NodeName, outcome: &Outcome) {
         if outcome.applied()
-            && let Err(error) = node_lock::give_back(self.pass, node, &self.name()).await
+            && let Err(error) = node_lock::give_back(self.pass, node, self.recovery.name()).await
         {
             tracing::debug!(%node, %error, "the lock of the node is given back later");
         }
@@ -262,7 +254,7 @@ impl Stage<'_> {
         };
         let epoch = self.recovery.status.as_ref().map_or(0, |s| s.epoch);
         let challenge = Challenge {
-            recovery: Executor::uid_of(self.recovery),
+            recovery: self.recovery.uid().clone(),
             epoch: u64::try_from(epoch).unwrap_or(0),
             identity: cloud.identity.clone(),
             driver: csi.driver.clone(),

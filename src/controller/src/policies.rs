@@ -74,7 +74,8 @@ pub(crate) fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<Arc<Reco
         .map(|c| c.driver.as_str());
     let subject = Subject {
         namespace: &name.namespace,
-        claim: &facts::claim(&claim),
+        // The watch takes no claim without a UID.
+        claim: &facts::claim(&claim).ok()?,
         driver,
     };
     let policies = cache.policies.filter(|_| true);

@@ -19,7 +19,7 @@ use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
 use crate::{finalizer, notify};
 use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, VolumeRecovery, metadata};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::store;
 use reattach_core::ids::ObjectName;
@@ -51,7 +51,7 @@ pub(crate) struct Records {
     username: String,
     work: Turns,
     /// Policies that were looked at, by UID and generation.
-    warned: BTreeSet<(String, i64)>,
+    warned: BTreeSet<(Option<String>, Option<i64>)>,
 }
 
 impl Records {
@@ -95,10 +95,9 @@ impl Records {
             .policies
             .filter(|p| !p.spec.selector.drivers.is_empty())
         {
-            let generation = policy.metadata.generation.unwrap_or_default();
             if self
                 .warned
-                .insert((policy.uid().unwrap_or_default(), generation))
+                .insert((policy.uid(), policy.metadata.generation))
             {
                 notify::unknown_drivers(&self.executor, &policy).await;
             }
@@ -108,7 +107,7 @@ impl Records {
     /// Does part of what there is to do. Returns whether there is more.
     async fn pass(&mut self) -> bool {
         self.warn_of_policies().await;
-        let all = self.cache.recoveries.filter(|_| true);
+        let all = self.cache.recoveries.named(|_| true);
         let crowd = beyond_the_quota(&all, &self.username);
         let old = surplus(&all, &self.username);
         let work = crowd
@@ -127,8 +126,8 @@ impl Records {
             // Leadership may have gone since.
             let done = match self.executor.gate.leadership() {
                 None => false,
-                Some(_) if old.contains(&name) => self.delete(&recovery).await,
-                Some(_) => self.end(&recovery).await,
+                Some(_) if old.contains(&name) => self.delete(&name, &recovery).await,
+                Some(_) => self.end(&name, &recovery).await,
             };
             if !done {
                 tracing::debug!(recovery = %name, "a record beyond its namespace's bound stays for now");
@@ -140,11 +139,11 @@ impl Records {
     }
 
     /// Ends a record beyond the quota without a look.
-    async fn end(&self, recovery: &VolumeRecovery) -> bool {
+    async fn end(&self, name: &ObjectName, recovery: &VolumeRecovery) -> bool {
         let mut ended = recovery.clone();
         let message = format!(
             "namespace {} has {QUOTA} older VolumeRecoveries of people that are not over and have had no effect, which is as many as it may have; this one is ended without a look; delete those that nobody needs and ask again",
-            recovery.namespace().unwrap_or_default()
+            name.namespace
         );
         status::set(
             &mut ended,
@@ -157,26 +156,27 @@ impl Records {
             .is_ok()
     }
 
-    async fn delete(&self, recovery: &VolumeRecovery) -> bool {
+    async fn delete(&self, name: &ObjectName, recovery: &VolumeRecovery) -> bool {
         let records = self.executor.collector.clients.records.clone();
-        let namespace = recovery.namespace().unwrap_or_default();
-        let api: Api<VolumeRecovery> = Api::namespaced(records, &namespace);
+        let api: Api<VolumeRecovery> = Api::namespaced(records, &name.namespace);
         // Another record of that name may have taken its place.
+        let Ok(uid) = metadata::of(recovery).uid() else {
+            return false;
+        };
         let this_one = Preconditions {
-            uid: recovery.uid(),
+            uid: Some(uid.to_string()),
             resource_version: None,
         };
         let params = DeleteParams {
             preconditions: Some(this_one),
             ..DeleteParams::default()
         };
-        let name = recovery.name_any();
-        match api.delete(&name, &params).await {
+        match api.delete(&name.name, &params).await {
             Ok(_) => {
                 if let Some(record) = finalizer::record_that_acted(recovery) {
                     tracing::info!(
-                        recovery = name,
-                        namespace,
+                        recovery = name.name,
+                        namespace = name.namespace,
                         record,
                         "an old VolumeRecovery was deleted; this line keeps its record"
                     );
@@ -189,11 +189,11 @@ impl Records {
     }
 }
 
-fn name_of(recovery: &VolumeRecovery) -> ObjectName {
-    ObjectName::new(
-        recovery.namespace().unwrap_or_default(),
-        recovery.name_any(),
-    )
+/// A VolumeRecovery with its namespace and name.
+pub(crate) type Named = (ObjectName, Arc<VolumeRecovery>);
+
+fn names<'a>(records: impl IntoIterator<Item = &'a Named>) -> impl Iterator<Item = ObjectName> {
+    records.into_iter().map(|(name, _)| name.clone())
 }
 
 fn acted(recovery: &VolumeRecovery) -> bool {
@@ -205,10 +205,7 @@ fn acted(recovery: &VolumeRecovery) -> bool {
 
 /// The unfinished records of people, without effects, beyond the quota of their namespace: those that may act are kept first,
 /// then the oldest.
-pub(crate) fn beyond_the_quota(
-    all: &[Arc<VolumeRecovery>],
-    controller: &str,
-) -> BTreeSet<ObjectName> {
+pub(crate) fn beyond_the_quota(all: &[Named], controller: &str) -> BTreeSet<ObjectName> {
     let counts = |r: &VolumeRecovery| {
         !phase(r).is_final()
             && !acted(r)
@@ -216,61 +213,60 @@ pub(crate) fn beyond_the_quota(
             && r.metadata.deletion_timestamp.is_none()
     };
     let only_looks = |r: &VolumeRecovery| r.spec.mode != Mode::Auto && r.spec.approval.is_none();
-    let mut by_namespace: BTreeMap<&str, Vec<&VolumeRecovery>> = BTreeMap::new();
-    for recovery in all.iter().filter(|r| counts(r)) {
+    let mut by_namespace: BTreeMap<&str, Vec<&Named>> = BTreeMap::new();
+    for record in all.iter().filter(|(_, r)| counts(r)) {
         by_namespace
-            .entry(recovery.metadata.namespace.as_deref().unwrap_or_default())
+            .entry(record.0.namespace.as_str())
             .or_default()
-            .push(recovery);
+            .push(record);
     }
     let mut beyond = BTreeSet::new();
     for (_, mut records) in by_namespace
         .into_iter()
         .filter(|(_, records)| records.len() > QUOTA)
     {
-        records.sort_by_cached_key(|r| (only_looks(r), r.creation_timestamp(), r.name_any()));
-        beyond.extend(records.into_iter().skip(QUOTA).map(name_of));
+        records
+            .sort_by_cached_key(|(name, r)| (only_looks(r), r.creation_timestamp(), name.clone()));
+        beyond.extend(names(records.into_iter().skip(QUOTA)));
     }
     beyond
 }
 
 /// The finished records beyond what is kept: per claim the newest, and per namespace first those that acted, then those that a
 /// policy made, then the newest.
-fn surplus(all: &[Arc<VolumeRecovery>], controller: &str) -> BTreeSet<ObjectName> {
-    let finished = all.iter().filter(|r| {
+fn surplus(all: &[Named], controller: &str) -> BTreeSet<ObjectName> {
+    let finished = all.iter().filter(|(_, r)| {
         phase(r).is_final() && r.finalizers().is_empty() && r.metadata.deletion_timestamp.is_none()
     });
-    let mut by_claim: BTreeMap<ObjectName, Vec<&VolumeRecovery>> = BTreeMap::new();
-    for recovery in finished {
+    let mut by_claim: BTreeMap<(&str, &str), Vec<&Named>> = BTreeMap::new();
+    for record in finished {
+        let (name, recovery) = record;
         by_claim
-            .entry(Executor::claim_of(recovery))
+            .entry((&name.namespace, &recovery.spec.claim_name))
             .or_default()
-            .push(recovery);
+            .push(record);
     }
     let mut surplus = BTreeSet::new();
-    let mut by_namespace: BTreeMap<String, Vec<&VolumeRecovery>> = BTreeMap::new();
-    for (claim, mut records) in by_claim {
-        records.sort_by_key(|r| Reverse(r.creation_timestamp()));
+    let mut by_namespace: BTreeMap<&str, Vec<&Named>> = BTreeMap::new();
+    for ((namespace, _), mut records) in by_claim {
+        records.sort_by_key(|(_, r)| Reverse(r.creation_timestamp()));
         let old = records.split_off(records.len().min(KEEP_PER_CLAIM));
-        surplus.extend(old.into_iter().map(name_of));
-        by_namespace
-            .entry(claim.namespace)
-            .or_default()
-            .extend(records);
+        surplus.extend(names(old));
+        by_namespace.entry(namespace).or_default().extend(records);
     }
     for (_, mut records) in by_namespace
         .into_iter()
         .filter(|(_, records)| records.len() > KEEP_PER_NAMESPACE)
     {
-        records.sort_by_cached_key(|r| {
+        records.sort_by_cached_key(|(name, r)| {
             (
                 Reverse(acted(r)),
                 Reverse(r.spec.requester == controller),
                 Reverse(r.creation_timestamp()),
-                r.name_any(),
+                name.clone(),
             )
         });
-        surplus.extend(records.into_iter().skip(KEEP_PER_NAMESPACE).map(name_of));
+        surplus.extend(names(records.into_iter().skip(KEEP_PER_NAMESPACE)));
     }
     surplus
 }
@@ -280,11 +276,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn record(
-        namespace: &str,
-        n: usize,
-        change: impl FnOnce(&mut serde_json::Value),
-    ) -> Arc<VolumeRecovery> {
+    fn record(namespace: &str, n: usize, change: impl FnOnce(&mut serde_json::Value)) -> Named {
         let at = jiff::Timestamp::from_second(1_700_000_000 + i64::try_from(n).unwrap()).unwrap();
         let mut record = json!({
             "metadata": {"name": format!("r-{n:04}"), "namespace": namespace, "creationTimestamp": at.to_string()},
@@ -292,10 +284,11 @@ mod tests {
             "status": {"phase": "Planned", "message": "", "epoch": 0},
         });
         change(&mut record);
-        Arc::new(serde_json::from_value(record).unwrap())
+        let name = ObjectName::new(namespace, format!("r-{n:04}"));
+        (name, Arc::new(serde_json::from_value(record).unwrap()))
     }
 
-    fn names(all: &BTreeSet<ObjectName>) -> Vec<String> {
+    fn shown(all: &BTreeSet<ObjectName>) -> Vec<String> {
         all.iter().map(ToString::to_string).collect()
     }
 
@@ -307,7 +300,7 @@ mod tests {
             .collect();
         all.extend((0..QUOTA).map(|n| record("others", n, |_| {})));
         assert_eq!(
-            names(&beyond_the_quota(&all, "controller")),
+            shown(&beyond_the_quota(&all, "controller")),
             ["crowd/r-0100", "crowd/r-0101"]
         );
         // Those of policies, those that are over and those that acted do not count.
@@ -321,13 +314,13 @@ mod tests {
             r["status"]["journal"] = json!([{"any": "line"}])
         }));
         assert_eq!(
-            names(&beyond_the_quota(&all, "controller")),
+            shown(&beyond_the_quota(&all, "controller")),
             ["crowd/r-0100", "crowd/r-0101"]
         );
         // One that may act needed a right to be there, and crowds out one to look at.
         all.push(record("crowd", 503, |r| r["spec"]["mode"] = json!("Auto")));
         assert_eq!(
-            names(&beyond_the_quota(&all, "controller")),
+            shown(&beyond_the_quota(&all, "controller")),
             ["crowd/r-0099", "crowd/r-0100", "crowd/r-0101"]
         );
     }
@@ -348,7 +341,7 @@ mod tests {
             r["spec"]["requester"] = json!("controller");
         }));
         assert_eq!(
-            names(&surplus(&all, "controller")),
+            shown(&surplus(&all, "controller")),
             ["crowd/r-0002", "crowd/r-0003"]
         );
     }
@@ -361,13 +354,13 @@ mod tests {
         };
         let mut all: Vec<_> = (0..6).map(|n| record("ns", n, of_one_claim)).collect();
         all.push(record("others", 0, of_one_claim));
-        assert_eq!(names(&surplus(&all, "controller")), ["ns/r-0000"]);
+        assert_eq!(shown(&surplus(&all, "controller")), ["ns/r-0000"]);
         all.push(record("ns", 9, |r| {
             of_one_claim(r);
             r["metadata"]["finalizers"] = json!(["reattach.dev/restore"]);
         }));
         assert_eq!(
-            names(&surplus(&all, "controller")),
+            shown(&surplus(&all, "controller")),
             ["ns/r-0000"],
             "it is not over yet"
         );

@@ -445,7 +445,7 @@ async fn a_status_refused_as_too_large_is_stored_cut() {
         });
         let before = server.audit().len();
         let stored = match store::save(&server.client(), &recovery).await {
-            Ok(stored) => stored,
+            Ok(stored) => VolumeRecovery::clone(&stored),
             Err(SaveError::Conflict) => {
                 let now = server
                     .read("reattach.dev", "volumerecoveries", APPS, "large")

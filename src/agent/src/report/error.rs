@@ -2,6 +2,7 @@
 
 use crate::guest::ScanError;
 use kube::runtime::watcher;
+use reattach_api::metadata::MissingField;
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -20,6 +21,8 @@ pub(super) enum RoundError {
     Aborted(#[from] tokio::task::JoinError),
     #[error("{}", sentence(.0))]
     Api(#[from] kube::Error),
+    #[error("{0}, so the report is not written")]
+    Incomplete(#[from] MissingField),
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
     #[error(

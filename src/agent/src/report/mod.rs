@@ -15,7 +15,7 @@ use kube::runtime::{WatchStreamExt, utils::Backoff, watcher};
 use kube::{Client, ResourceExt};
 use object::{Scanned, Task, answer_to, challenges_of, status, status_of};
 use pace::Pace;
-use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus};
+use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, metadata};
 use reattach_core::guest::{Challenge, Level};
 use reattach_core::ids::NodeName;
 use reattach_core::product::Product;
@@ -201,8 +201,10 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             None => self.report = ReportState::Absent,
             Some(object) if object.name_any() != self.config.node.as_str() => {}
             Some(object) => {
-                let version = object.resource_version().unwrap_or_default();
-                if !self.superseded.contains(&version) {
+                let superseded = object
+                    .resource_version()
+                    .is_some_and(|version| self.superseded.contains(&version));
+                if !superseded {
                     self.report = ReportState::Object(Box::new(object));
                 }
             }
@@ -336,7 +338,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         object: &DynamicObject,
         status: &NodeVolumeReportStatus,
     ) -> Result<bool, RoundError> {
-        let version = object.resource_version().unwrap_or_default();
+        let version = metadata::of_kind("NodeVolumeReport", &object.metadata).version()?;
         let patch =
             serde_json::json!({ "metadata": { "resourceVersion": version }, "status": status });
         let name = self.config.node.as_str();
@@ -362,8 +364,8 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                     answers = status.answers.len(),
                     "report written"
                 );
-                if written.resource_version().as_ref() != Some(&version) {
-                    self.superseded.push_back(version);
+                if written.resource_version().as_deref() != Some(version.as_str()) {
+                    self.superseded.push_back(version.to_string());
                     if self.superseded.len() > REMEMBERED_VERSIONS {
                         self.superseded.pop_front();
                     }

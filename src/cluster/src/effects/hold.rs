@@ -18,7 +18,6 @@
 //! [`Outcome`] says what is known of the write.
 
 use crate::gate::EffectPass;
-use crate::names;
 use crate::reply::{outcome, require_uid};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
@@ -26,6 +25,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, 
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::VolumeRecovery;
+use reattach_api::metadata;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::hold::{HOLD_GATE, HOLD_LABEL, HOLD_POLICY};
 use reattach_core::ids::{ObjectName, Uid};
@@ -72,8 +72,8 @@ pub(crate) async fn label(
     value: Value,
     detail: &str,
 ) -> Outcome {
-    let meta = &recovery.metadata;
-    let (name, (uid, version)) = match (names::object_name(meta), names::condition(meta)) {
+    let meta = metadata::of(recovery);
+    let (name, (uid, version)) = match (meta.object_name(), meta.condition()) {
         (Ok(name), Ok(condition)) => (name, condition),
         (Err(missing), _) | (_, Err(missing)) => return missing.into(),
     };
@@ -164,7 +164,7 @@ pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Ou
         }
         Err(error) => return outcome::<()>(Err(error), ""),
     };
-    let version = match names::version(&found.metadata) {
+    let version = match metadata::of(&found).version() {
         Ok(version) => version,
         Err(missing) => return missing.into(),
     };

@@ -20,11 +20,11 @@
 //! [`Outcome`] says what is known of the write.
 
 use crate::gate::EffectPass;
-use crate::names;
 use crate::reply::{outcome, said};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
+use reattach_api::metadata;
 use reattach_core::hold::{HOLD_TAINT_PREFIX, hold_taint};
 use reattach_core::ids::{NodeName, Uid};
 use reattach_core::journal::Outcome;
@@ -251,7 +251,7 @@ async fn the_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node,
 
 /// `spec.taints` is an atomic list (Kubernetes `api/core/v1/types.go`): it is replaced as a whole.
 async fn write(pass: &EffectPass, node: &Node, taints: &[Taint], done: &str) -> Outcome {
-    let (uid, version) = match names::condition(&node.metadata) {
+    let (uid, version) = match metadata::of(node).condition() {
         Ok(condition) => condition,
         Err(missing) => return missing.into(),
     };

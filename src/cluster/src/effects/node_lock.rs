@@ -20,13 +20,13 @@
 //! [`take`] says why the effect was not issued, as an [`Outcome`].
 
 use crate::gate::EffectPass;
-use crate::names::{self, MissingField};
 use crate::reply::said;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client};
+use reattach_api::metadata;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Outcome;
 
@@ -168,7 +168,7 @@ pub async fn take(
     let written = match old {
         // With the resourceVersion that was read: who else takes it meanwhile makes this a conflict.
         Some(lease) => {
-            names::version(&lease.metadata)?;
+            metadata::of(&lease).version()?;
             api.replace(
                 &name,
                 &params,
@@ -221,7 +221,7 @@ pub async fn renew(
         renew_time: Some(MicroTime(now)),
         ..spec
     };
-    names::version(&lease.metadata).map_err(not_sent)?;
+    metadata::of(&lease).version()?;
     let renewed = Lease {
         spec: Some(spec),
         ..lease
@@ -252,7 +252,7 @@ pub async fn give_back(
     if has != Some(holder(recovery).as_str()) {
         return Ok(false);
     }
-    let (uid, version) = names::condition(&lease.metadata).map_err(not_sent)?;
+    let (uid, version) = metadata::of(&lease).condition()?;
     let preconditions = Preconditions {
         uid: Some(uid.to_string()),
         resource_version: Some(version.to_string()),
@@ -266,9 +266,4 @@ pub async fn give_back(
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
         reply => reply.map(|_| true),
     }
-}
-
-/// A Lease without a resourceVersion as the client's error: a write of it would have no condition.
-fn not_sent(missing: MissingField) -> kube::Error {
-    kube::Error::Service(Box::new(missing))
 }

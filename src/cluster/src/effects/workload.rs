@@ -1,12 +1,12 @@
 //! Scaling a workload to zero and restoring it, with the stamp that says why.
 
 use crate::gate::EffectPass;
-use crate::names;
 use crate::reply::outcome;
 use crate::workloads::api_resource;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
+use reattach_api::metadata;
 use reattach_core::ids::ResourceVersion;
 use reattach_core::journal::Outcome;
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
@@ -38,7 +38,7 @@ pub async fn scale_to_zero(
                 Err(error) => return outcome::<()>(Err(error), ""),
             };
             // Without a resourceVersion the count would be written over whatever stands there now.
-            let version = match names::version(&stamped.metadata) {
+            let version = match metadata::of_kind(&workload.kind, &stamped.metadata).version() {
                 Ok(version) => version,
                 Err(missing) => return missing.into(),
             };
@@ -108,7 +108,7 @@ async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
         }
     };
     for set in sets.items.iter().filter(stamped) {
-        let uid = match names::uid(&set.metadata) {
+        let uid = match metadata::of(set).uid() {
             Ok(uid) => uid,
             Err(error) => {
                 tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");

@@ -12,14 +12,13 @@ use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use reattach_api::MAINTENANCE_ANNOTATION;
+use reattach_api::metadata::{self, Field, MissingField};
 use reattach_core::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts,
     PodFacts, VolumeFacts,
 };
 use reattach_core::identity::{ClaimPhase, ClaimRef, TAGGED_AS_ANNOTATION};
-use reattach_core::ids::{
-    BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
-};
+use reattach_core::ids::{BootId, DriverName, NodeName, ObjectName, PvName, Uid, VolumeHandle};
 use reattach_core::plain;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,10 +33,13 @@ const WORD_CHARS: usize = 253;
 const KURED_ANNOTATION: &str = "weave.works/kured-reboot-in-progress";
 
 /// A PersistentVolumeClaim.
-pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
+///
+/// # Errors
+/// The object has no UID.
+pub fn claim(c: &PersistentVolumeClaim) -> Result<ClaimFacts, MissingField> {
     let spec = c.spec.clone().unwrap_or_default();
-    ClaimFacts {
-        uid: Uid::from(c.uid().unwrap_or_default()),
+    Ok(ClaimFacts {
+        uid: metadata::of(c).uid()?,
         access_modes: spec
             .access_modes
             .unwrap_or_default()
@@ -58,7 +60,7 @@ pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
         ),
         storage_class: spec.storage_class_name,
         labels: c.metadata.labels.clone().unwrap_or_default(),
-    }
+    })
 }
 
 fn access_mode(word: &str) -> Option<AccessMode> {
@@ -81,27 +83,19 @@ pub(crate) fn owner(o: &OwnerReference) -> OwnerFacts {
 }
 
 /// A PersistentVolume with its CSIDriver.
-pub fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
+///
+/// # Errors
+/// The object has no name or no UID, or its `claimRef` names no claim.
+pub fn volume(
+    v: &PersistentVolume,
+    driver: Option<&CSIDriver>,
+) -> Result<VolumeFacts, MissingField> {
     let csi = v.spec.as_ref().and_then(|s| s.csi.as_ref());
-    let claim_ref = v
-        .spec
-        .as_ref()
-        .and_then(|s| s.claim_ref.as_ref())
-        .map(|of| ClaimRef {
-            claim: ObjectName::new(
-                of.namespace.as_deref().unwrap_or_default(),
-                of.name.as_deref().unwrap_or_default(),
-            ),
-            uid: of
-                .uid
-                .as_deref()
-                .filter(|uid| !uid.is_empty())
-                .map(Uid::from),
-        });
-    VolumeFacts {
-        name: PvName::from(v.name_any()),
-        uid: Uid::from(v.uid().unwrap_or_default()),
-        claim_ref,
+    let meta = metadata::of(v);
+    Ok(VolumeFacts {
+        name: PvName::from(meta.name()?),
+        uid: meta.uid()?,
+        claim_ref: claim_ref(v)?,
         csi: csi.map(|c| CsiSource {
             driver: DriverName::from(c.driver.as_str()),
             handle: VolumeHandle::from(c.volume_handle.as_str()),
@@ -110,7 +104,28 @@ pub fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
         deleting: v.metadata.deletion_timestamp.is_some(),
         attach_required: driver.and_then(|d| d.spec.attach_required),
         tagged_as: tagged_as(v),
-    }
+    })
+}
+
+/// Returns the claim that a PersistentVolume is for. `None`: it has no `claimRef`.
+///
+/// # Errors
+/// The `claimRef` lacks namespace or name.
+pub fn claim_ref(v: &PersistentVolume) -> Result<Option<ClaimRef>, MissingField> {
+    let Some(of) = v.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else {
+        return Ok(None);
+    };
+    let meta = metadata::of(v);
+    let namespace = meta.require(Field::ClaimRefNamespace, of.namespace.as_deref())?;
+    let name = meta.require(Field::ClaimRefName, of.name.as_deref())?;
+    Ok(Some(ClaimRef {
+        claim: ObjectName::new(namespace, name),
+        uid: of
+            .uid
+            .as_deref()
+            .filter(|uid| !uid.is_empty())
+            .map(Uid::from),
+    }))
 }
 
 /// The names that the annotation accepts, separated by commas.
@@ -160,7 +175,10 @@ fn topology(spec: &PersistentVolumeSpec) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// A VolumeAttachment.
-pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
+///
+/// # Errors
+/// The object lacks name, UID or resourceVersion.
+pub(super) fn attachment(a: &VolumeAttachment) -> Result<AttachmentFacts, MissingField> {
     let status = a.status.clone().unwrap_or_default();
     let said = |e: Option<k8s_openapi::api::storage::v1::VolumeError>| {
         e.map(|e| {
@@ -170,10 +188,12 @@ pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
             )
         })
     };
-    AttachmentFacts {
-        name: a.name_any(),
-        uid: Uid::from(a.uid().unwrap_or_default()),
-        resource_version: ResourceVersion::from(a.resource_version().unwrap_or_default()),
+    let meta = metadata::of(a);
+    let (uid, resource_version) = meta.condition()?;
+    Ok(AttachmentFacts {
+        name: meta.name()?.to_owned(),
+        uid,
+        resource_version,
         node: NodeName::from(a.spec.node_name.as_str()),
         created: a
             .creation_timestamp()
@@ -182,11 +202,14 @@ pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
         attached: status.attached,
         attach_error: said(status.attach_error),
         detach_error: said(status.detach_error),
-    }
+    })
 }
 
 /// A Pod.
-pub fn pod(p: &Pod) -> PodFacts {
+///
+/// # Errors
+/// The object lacks namespace, name or UID.
+pub fn pod(p: &Pod) -> Result<PodFacts, MissingField> {
     let status = p.status.clone().unwrap_or_default();
     let ready = status
         .conditions
@@ -202,9 +225,10 @@ pub fn pod(p: &Pod) -> PodFacts {
     let waiting = containers
         .iter()
         .find_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.clone());
-    PodFacts {
-        name: ObjectName::new(p.namespace().unwrap_or_default(), p.name_any()),
-        uid: Uid::from(p.uid().unwrap_or_default()),
+    let meta = metadata::of(p);
+    Ok(PodFacts {
+        name: meta.object_name()?,
+        uid: meta.uid()?,
         node: p
             .spec
             .as_ref()
@@ -228,7 +252,7 @@ pub fn pod(p: &Pod) -> PodFacts {
             .filter(|r| r != "ContainerCreating" && r != "PodInitializing")
             .map(|r| plain::line(&r, WORD_CHARS)),
         held: crate::effects::hold::is_gated(p),
-    }
+    })
 }
 
 /// The annotation by which someone says that the node is under maintenance.
@@ -243,17 +267,21 @@ fn maintenance(annotations: Option<&std::collections::BTreeMap<String, String>>)
 }
 
 /// A Node with its Lease and CSINode.
+///
+/// # Errors
+/// The Node has no name or no UID.
 pub(super) fn node(
     n: &Node,
     lease: Option<&Lease>,
     csi: Option<&CSINode>,
     resolve: ResolveInstance<'_>,
-) -> NodeFacts {
+) -> Result<NodeFacts, MissingField> {
     let status = n.status.clone().unwrap_or_default();
     let spec = n.spec.clone().unwrap_or_default();
-    NodeFacts {
-        name: NodeName::from(n.name_any()),
-        uid: Uid::from(n.uid().unwrap_or_default()),
+    let meta = metadata::of(n);
+    Ok(NodeFacts {
+        name: NodeName::from(meta.name()?),
+        uid: meta.uid()?,
         instance: spec.provider_id.as_deref().and_then(resolve),
         ready: is_ready(n),
         boot_id: BootId::from(status.node_info.map(|i| i.boot_id).unwrap_or_default()),
@@ -284,7 +312,7 @@ pub(super) fn node(
                     .collect()
             })
             .unwrap_or_default(),
-    }
+    })
 }
 
 /// The pod that an Event is about, with its UID. An Event may name any object: one that names a pod of another namespace

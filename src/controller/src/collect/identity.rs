@@ -197,7 +197,7 @@ impl Collector {
         let attachments = own
             .map(|a| format!("{} on {}", a.name_any(), a.spec.node_name))
             .collect();
-        let claim = facts::volume(volume, None).claim_ref.map(|of| of.claim);
+        let claim = facts::claim_ref(volume)?.map(|of| of.claim);
         let pods = match &claim {
             Some(claim) => self.pods_of(claim, needs).await?,
             None => Vec::new(),
@@ -219,7 +219,7 @@ impl Collector {
             p.namespace().as_deref() == Some(&claim.namespace) && claims_of(p).contains(&claim.name)
         };
         let pods: Vec<(ObjectName, _)> = match self.cache.as_ref().filter(|_| !is_live(needs)) {
-            Some(cache) => facts::names(cache.pods.filter(names).iter().map(AsRef::as_ref)),
+            Some(cache) => facts::names(cache.pods.filter(names).iter().map(AsRef::as_ref))?,
             None => {
                 let api = Api::<Pod>::namespaced(self.clients.read.clone(), &claim.namespace);
                 facts::names(
@@ -228,7 +228,7 @@ impl Collector {
                         .items
                         .iter()
                         .filter(|p| names(p)),
-                )
+                )?
             }
         };
         Ok(pods.into_iter().map(|(name, _)| name).collect())

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::RecoveryPolicy;
+use reattach_api::metadata;
 use reattach_cluster::facts;
 use reattach_cluster::names::is_object_name;
 use reattach_cluster::view::claims_of;
@@ -66,13 +67,13 @@ impl Collector {
             if claims.is_empty() {
                 continue;
             }
-            let ns = pod.namespace().unwrap_or_default();
+            let ns = metadata::of(&**pod).namespace()?;
             let of_pod = self.pod_opts_out(pod, live).await?;
             if policies.is_none() {
                 policies = Some(self.policies(live).await?);
             }
             for name in claims {
-                let claim = ObjectName::new(ns.as_str(), name.as_str());
+                let claim = ObjectName::new(ns, name.as_str());
                 let mut opted_out = of_pod.clone();
                 if opted_out.is_none() {
                     opted_out = self
@@ -111,7 +112,7 @@ impl Collector {
             let Some(volume) = self.volume_named(&volume, live).await? else {
                 continue;
             };
-            let Some(claim) = facts::volume(&volume, None).claim_ref.map(|of| of.claim) else {
+            let Some(claim) = facts::claim_ref(&volume)?.map(|of| of.claim) else {
                 continue;
             };
             if known.iter().any(|k| k.claim == claim) {
@@ -157,15 +158,15 @@ impl Collector {
 
     /// The opt-out of a pod, of its namespace, or of a workload above it.
     async fn pod_opts_out(&self, pod: &Pod, live: bool) -> Result<Option<String>, kube::Error> {
-        let ns = pod.namespace().unwrap_or_default();
+        let ns = metadata::of(pod).namespace()?;
         let annotations = pod.metadata.annotations.as_ref();
         if let Some(what) = facts::opt_out(annotations, &format!("pod {ns}/{}", pod.name_any())) {
             return Ok(Some(what));
         }
-        if let Some(what) = self.namespace_opts_out(&ns, live).await? {
+        if let Some(what) = self.namespace_opts_out(ns, live).await? {
             return Ok(Some(what));
         }
-        self.owner_opts_out(&ns, &pod.metadata, live).await
+        self.owner_opts_out(ns, &pod.metadata, live).await
     }
 
     /// The opt-out of a claim itself: its annotation, or a policy that only observes it.
@@ -276,7 +277,7 @@ impl Collector {
             .map(|c| c.driver.as_str());
         let subject = Subject {
             namespace: &name.namespace,
-            claim: &facts::claim(claim),
+            claim: &facts::claim(claim)?,
             driver,
         };
         let observes = ruling(policies, &subject).filter(|p| p.spec.mode == Mode::Observe);

@@ -8,9 +8,10 @@ use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
+use reattach_api::metadata;
 use reattach_cluster::effects::hold;
 use reattach_cluster::view::claims_of;
-use reattach_cluster::{names, reports, tidy};
+use reattach_cluster::{reports, tidy};
 use reattach_core::cloud::VolumeState;
 use reattach_core::evidence::CsiSource;
 use reattach_core::guest::Challenge;
@@ -19,7 +20,7 @@ use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
 use reattach_core::run::{State, StepState};
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_core::steps::StepKind;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -48,16 +49,8 @@ impl Sweep<'_> {
                 &outcome,
             );
         }
-        let gated = self
-            .cache
-            .pods
-            .filter(|p| hold::is_gated(p) && !is_bound(p));
-        gates.offer(gated.iter().map(|pod| {
-            (
-                ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any()),
-                Offer::default(),
-            )
-        }));
+        let gated = self.cache.pods.named(|p| hold::is_gated(p) && !is_bound(p));
+        gates.offer(gated.into_iter().map(|(name, _)| (name, Offer::default())));
         let begun = Instant::now();
         let mut asked = BTreeMap::new();
         let mut read = 0;
@@ -132,7 +125,7 @@ impl Sweep<'_> {
         let Ok(pass) = self.executor.gate.tidy() else {
             return true;
         };
-        let uid = match names::uid(&pod.metadata) {
+        let uid = match metadata::of(pod).uid() {
             Ok(uid) => uid,
             Err(error) => {
                 tracing::warn!(pod = %name, %error, "the gate of a pod is left");
@@ -210,13 +203,7 @@ impl Sweep<'_> {
 
     /// Questions of recoveries that are gone.
     pub(super) async fn questions(&self) {
-        let seen: BTreeSet<Uid> = self
-            .cache
-            .recoveries
-            .filter(|_| true)
-            .iter()
-            .map(|r| uid(r))
-            .collect();
+        let seen = self.cache.recoveries.uids(|_| true);
         let mut strange: Vec<(NodeName, Uid)> = Vec::new();
         for report in self.cache.reports.filter(|r| !r.spec.challenges.is_empty()) {
             let asked = report.spec.challenges.iter().filter_map(|c| c.get().ok());
@@ -258,10 +245,6 @@ fn csi_of(volume: &PersistentVolume) -> Option<CsiSource> {
         driver: DriverName::from(csi.driver.as_str()),
         handle: VolumeHandle::from(csi.volume_handle.as_str()),
     })
-}
-
-fn uid(recovery: &VolumeRecovery) -> Uid {
-    Uid::from(recovery.uid().unwrap_or_default())
 }
 
 fn is_bound(pod: &Pod) -> bool {

@@ -42,6 +42,7 @@ use crate::turns::{Bounds, Turns};
 use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
+use reattach_api::metadata::{self, MissingField};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::cache::Cache;
 use reattach_core::guest::Answer;
@@ -190,7 +191,8 @@ impl Sweep<'_> {
         let all = Api::<VolumeRecovery>::all(self.read())
             .list(&ListParams::default())
             .await?;
-        Ok(all.items.iter().map(Executor::uid_of).collect())
+        let uids = all.items.iter().map(|r| metadata::of(r).uid());
+        Ok(uids.collect::<Result<_, _>>()?)
     }
 
     /// All recoveries by UID, read live.
@@ -199,7 +201,8 @@ impl Sweep<'_> {
             .list(&ListParams::default())
             .await?
             .items;
-        Ok(all.into_iter().map(|r| (Executor::uid_of(&r), r)).collect())
+        let by_uid = all.into_iter().map(|r| Ok((metadata::of(&r).uid()?, r)));
+        Ok(by_uid.collect::<Result<_, MissingField>>()?)
     }
 
     /// Counts and logs what was done.

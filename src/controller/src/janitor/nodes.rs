@@ -1,16 +1,15 @@
 //! Our taints on Nodes.
 
 use super::{Sweep, is_final};
-use crate::recovery::Executor;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
-use reattach_api::{NodeVolumeReport, VolumeRecovery};
+use reattach_api::{NodeVolumeReport, VolumeRecovery, metadata};
 use reattach_cluster::effects::node::{
     closed_by, is_out_of_service_by_us, is_ready, quarantined_by,
 };
 use reattach_cluster::effects::node_lock::{self, Lock};
 use reattach_cluster::open_orders::Note;
-use reattach_cluster::{names, reports, store, tidy};
+use reattach_cluster::{reports, store, tidy};
 use reattach_core::evidence::CsiSource;
 use reattach_core::guest::{Answer, Challenge};
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
@@ -123,7 +122,7 @@ impl Sweep<'_> {
     fn recovery_of(&self, uid: &Uid) -> Option<Arc<VolumeRecovery>> {
         self.cache
             .recoveries
-            .filter(|r| Executor::uid_of(r) == *uid)
+            .filter(|r| r.metadata.uid.as_deref() == Some(uid.as_str()))
             .into_iter()
             .next()
     }
@@ -279,12 +278,15 @@ impl Sweep<'_> {
         status.epoch += 1;
         let epoch = u64::try_from(status.epoch).unwrap_or(0);
         let records = &self.executor.collector.clients.records;
-        if let Err(error) = store::save(records, &raised).await {
-            tracing::debug!(%error, "the number of a question could not be stored; it is asked later");
-            return true;
-        }
+        let stored = match store::save(records, &raised).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::debug!(%error, "the number of a question could not be stored; it is asked later");
+                return true;
+            }
+        };
         let challenge = Challenge {
-            recovery: Executor::uid_of(recovery),
+            recovery: stored.uid().clone(),
             epoch,
             identity,
             driver,
@@ -353,7 +355,8 @@ fn shows_no_dead_mount(report: &NodeVolumeReport, node: &Node) -> bool {
 
 /// Returns the UID of a Node. A Node without one is logged, and its taints are left, because no write can be bound to it.
 fn uid_of_node(node: &Node) -> Option<Uid> {
-    names::uid(&node.metadata)
+    metadata::of(node)
+        .uid()
         .inspect_err(|error| tracing::warn!(%error, "a taint of ours is left"))
         .ok()
 }

@@ -3,7 +3,6 @@
 use super::{Sweep, is_over};
 use crate::collect::HISTORY;
 use crate::notify;
-use crate::recovery::Executor;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -56,21 +55,9 @@ impl Sweep<'_> {
         let runs = |r: &VolumeRecovery| {
             !r.finalizers().is_empty() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty())
         };
-        let running = self
-            .cache
-            .recoveries
-            .filter(runs)
-            .iter()
-            .map(|r| Executor::uid_of(r))
-            .collect();
-        let all: BTreeSet<Uid> = self
-            .cache
-            .recoveries
-            .filter(|_| true)
-            .iter()
-            .map(|r| Executor::uid_of(r))
-            .collect();
-        self.orders.any_vanished(running, |uid| all.contains(uid))
+        let all = self.cache.recoveries.uids(|_| true);
+        self.orders
+            .any_vanished(self.cache.recoveries.uids(runs), |uid| all.contains(uid))
     }
 
     /// Looks after every order that is noted and whose recovery does not care for it any more.

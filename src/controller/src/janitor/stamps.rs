@@ -4,7 +4,7 @@ use super::{Sweep, is_final, is_over};
 use crate::metrics::EffectLabels;
 use crate::notify;
 use kube::ResourceExt;
-use reattach_api::VolumeRecovery;
+use reattach_api::{VolumeRecovery, metadata};
 use reattach_cluster::stamped::{self, Marked, Stamped};
 use reattach_cluster::tidy;
 use reattach_core::ids::Uid;
@@ -100,16 +100,17 @@ impl Sweep<'_> {
             .recoveries
             .filter(|r| !is_final(r) && !r.finalizers().is_empty())
         {
-            if let Some(scale) = recovery
+            let scale = recovery
                 .sound_plan()
-                .and_then(|plan| scale_in(&recovery, &plan))
-            {
+                .and_then(|plan| scale_in(&recovery, &plan));
+            // The watch takes no recovery without a UID.
+            if let (Some(scale), Ok(uid)) = (scale, metadata::of(&*recovery).uid()) {
                 let mut scales = self
                     .stamps
                     .scales
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                scales.insert(crate::recovery::Executor::uid_of(&recovery), scale);
+                scales.insert(uid, scale);
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::providers::Providers;
 use crate::recovery::note_of;
 use cloud::Cloud;
 use prometheus_client::registry::Registry;
+use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{
     Fault, FaultRule, Instance, InstanceStatus, Operation, Timings, When,
 };
@@ -44,7 +45,7 @@ struct Scene {
     cloud: Cloud,
     executor: Executor,
     evidence: Evidence,
-    recovery: VolumeRecovery,
+    recovery: StoredRecovery,
     clock: Clock,
 }
 
@@ -66,7 +67,8 @@ impl Scene {
             "spec": {"claimName": "data", "mode": "Auto", "runbook": "lightest-first", "requester": "jane"},
             "status": {"phase": "Running", "message": "", "epoch": 7},
         }));
-        let recovery = serde_json::from_value(Value::clone(&recovery)).unwrap();
+        let recovery: VolumeRecovery = serde_json::from_value(Value::clone(&recovery)).unwrap();
+        let recovery = recovery.try_into().unwrap();
         let evidence = Case::deployment().evidence;
         let csi = evidence.at(start).csi().unwrap();
         let cloud = Cloud::attached(csi.handle.as_str(), INSTANCE, start);
@@ -283,7 +285,7 @@ async fn power_off_takes_the_node_lock_and_power_on_releases_it() {
 #[tokio::test(start_paused = true)]
 async fn an_order_without_a_stored_note_is_not_sent() {
     let s = Scene::new();
-    let note = open_orders::name(&Executor::uid_of(&s.recovery), StepIx(0));
+    let note = open_orders::name(s.recovery.uid(), StepIx(0));
     let stored = |s: &Scene| {
         s.server
             .read("coordination.k8s.io", "leases", "reattach-system", &note)
@@ -432,7 +434,7 @@ async fn a_challenge_carries_the_records_epoch() {
     let asked = &report["spec"]["challenges"][0];
     assert_eq!(
         (&asked["epoch"], &asked["recovery"]),
-        (&json!(7), &json!(s.recovery.uid().unwrap()))
+        (&json!(7), &json!(s.recovery.uid().as_str()))
     );
 }
 
@@ -456,7 +458,7 @@ async fn a_snapshot_is_labelled_with_the_records_uid() {
         s.cloud.orders(),
         [format!(
             "snapshot {volume} as {}",
-            s.recovery.uid().unwrap()
+            s.recovery.uid().as_str()
         )]
     );
     for (answer, wanted) in [

@@ -5,7 +5,7 @@ use crate::collect::{Needs, RecoveryContext};
 use crate::{finalizer, notify, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use reattach_api::{Phase, STATUS_BYTES, VolumeRecovery};
+use reattach_api::{Phase, STATUS_BYTES, StoredRecovery, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::authority::{Mandate, mandate};
 use reattach_core::check::Violation;
@@ -15,7 +15,7 @@ use reattach_core::diagnosis::{
 };
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
-use reattach_core::ids::{NodeName, ObjectName};
+use reattach_core::ids::NodeName;
 use reattach_core::journal::Event;
 use reattach_core::plan::Refusal;
 use reattach_core::plan::{
@@ -38,7 +38,7 @@ impl Executor {
     /// One turn of a recovery whose journal is empty.
     pub(super) async fn before_the_run(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         limits: &Limits,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
@@ -52,7 +52,7 @@ impl Executor {
         if let Some(unreadable) = recovery.history().err() {
             return self.hold_unreadable(recovery, &unreadable, memory).await;
         }
-        let claim = Self::claim_of(&recovery);
+        let claim = recovery.claim();
         let own = || Some(RecoveryContext::of(&recovery));
         let mut evidence = self
             .collector
@@ -136,7 +136,7 @@ impl Executor {
     /// Asks the node's agent, if its answer is missing or too old to begin on. `Some`: wait for the answer.
     async fn challenge(
         &self,
-        recovery: &mut VolumeRecovery,
+        recovery: &mut StoredRecovery,
         node: &NodeName,
         confirmed: bool,
         evidence: &Evidence,
@@ -182,7 +182,7 @@ impl Executor {
         );
         let stored = store::save(&self.collector.clients.records, recovery).await?;
         let challenge = Challenge {
-            recovery: Self::uid_of(&stored),
+            recovery: stored.uid().clone(),
             epoch,
             identity: cloud.identity.clone(),
             driver: csi.driver.clone(),
@@ -199,7 +199,7 @@ impl Executor {
 
     fn plan(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         evidence: &Evidence,
         diagnosis: &Diagnosis,
         limits: &Limits,
@@ -262,7 +262,7 @@ impl Executor {
 
     async fn refuse(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         refusals: &[Refusal],
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
@@ -286,7 +286,7 @@ impl Executor {
     /// There is a plan: show it, wait for approval, or begin.
     async fn offer(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         plan: SoundPlan,
         evidence: &Evidence,
         limits: &Limits,
@@ -299,9 +299,10 @@ impl Executor {
         if let Some(denied) = self.power_off_denied(&recovery, evidence) {
             summary = format!("{summary}; {denied}");
         }
+        let shown = recovery.spec.mode != Mode::Observe;
         let status = recovery.status.get_or_insert_default();
         status.plan_hash = Some(plan.hash.to_string());
-        status.plan = (recovery.spec.mode != Mode::Observe).then(|| Plan::clone(&plan).into());
+        status.plan = shown.then(|| Plan::clone(&plan).into());
         let pause = Turn::Pause {
             until: self.later(LOOK_AGAIN),
         };
@@ -368,11 +369,10 @@ impl Executor {
             .await?;
             return Ok(pause);
         }
-        let name = ObjectName::new(
-            recovery.namespace().unwrap_or_default(),
-            recovery.name_any(),
-        );
-        if let Err(why) = self.reservations.take(&name, &plan.claim, &node, limits) {
+        let taken = self
+            .reservations
+            .take(recovery.name(), &plan.claim, &node, limits);
+        if let Err(why) = taken {
             status::set_in_line(&mut recovery, why.to_string(), self.collector.clock.now());
             self.stored(recovery, memory).await?;
             return Ok(pause);
@@ -389,7 +389,7 @@ impl Executor {
     /// Stores a verdict that asks for patience.
     async fn rest(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         phase: Phase,
         diagnosis: &Diagnosis,
         memory: &mut DriverState,
@@ -415,7 +415,7 @@ impl Executor {
     /// Stores the last phase of a recovery that never ran.
     pub(super) async fn settle(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         phase: Phase,
         message: String,
         memory: &mut DriverState,
@@ -427,11 +427,11 @@ impl Executor {
     /// Stores phase and message if they changed.
     pub(super) async fn keep(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         phase: Phase,
         message: String,
         memory: &mut DriverState,
-    ) -> Result<VolumeRecovery, TurnError> {
+    ) -> Result<StoredRecovery, TurnError> {
         status::set(&mut recovery, phase, message, self.collector.clock.now());
         self.stored(recovery, memory).await
     }
@@ -439,21 +439,21 @@ impl Executor {
     /// Stores the status if it changed, and tells people. A wait that has become too long calls for one.
     async fn stored(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         memory: &mut DriverState,
-    ) -> Result<VolumeRecovery, TurnError> {
+    ) -> Result<StoredRecovery, TurnError> {
         let called = status::escalate(&mut recovery, memory.patience, self.collector.clock.now());
         status::explain(&mut recovery, memory.cloud.as_ref());
         // As it is stored, so that what was cut is no change.
         if let Some(status) = &mut recovery.status {
             status.fit(STATUS_BYTES);
         }
-        let before = self.collector.cache.as_ref().and_then(|c| {
-            c.recoveries.get(
-                &recovery.namespace().unwrap_or_default(),
-                &recovery.name_any(),
-            )
-        });
+        let name = recovery.name();
+        let before = self
+            .collector
+            .cache
+            .as_ref()
+            .and_then(|c| c.recoveries.get(&name.namespace, &name.name));
         let unchanged = before.is_some_and(|b| {
             b.resource_version() == recovery.resource_version() && b.status == recovery.status
         });
@@ -490,7 +490,7 @@ impl Executor {
 }
 
 /// Logs a veto of the safety checker: once for each change of what it objects to, also over a restart.
-fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut DriverState) {
+fn log_veto(recovery: &StoredRecovery, refusals: &[Refusal], memory: &mut DriverState) {
     let veto = refusals.iter().find_map(|refusal| match refusal {
         Refusal::Vetoed { violations } => Some((refusal, violations)),
         _ => None,
@@ -512,7 +512,7 @@ fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut Driver
         let objections: Vec<String> = violations.iter().map(Violation::to_string).collect();
         tracing::error!(
             recovery = recovery.name_any(),
-            claim = %Executor::claim_of(recovery),
+            claim = %recovery.claim(),
             objections = objections.join("; "),
             "the safety checker vetoes a plan: this is a fault of reattach, and nothing is done"
         );

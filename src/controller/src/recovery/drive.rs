@@ -5,7 +5,7 @@ use crate::finalizer;
 use crate::pace::Fruitless;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, Resource, ResourceExt};
-use reattach_api::{ORDER_ANNOTATION, Phase, VolumeRecovery};
+use reattach_api::{ORDER_ANNOTATION, Phase, StoredRecovery, VolumeRecovery};
 use reattach_cluster::view::View;
 use reattach_core::ids::ObjectName;
 use std::time::Duration;
@@ -198,7 +198,7 @@ impl Executor {
         until: Timestamp,
         calm: Timestamp,
         changes: &mut Option<watch::Receiver<u64>>,
-        seen: &[String],
+        seen: &[Option<String>],
         stop: &mut watch::Receiver<bool>,
     ) -> Woken {
         tokio::select! {
@@ -215,7 +215,7 @@ impl Executor {
         name: &ObjectName,
         calm: Timestamp,
         changes: &mut Option<watch::Receiver<u64>>,
-        seen: &[String],
+        seen: &[Option<String>],
     ) {
         let Some(changes) = changes else {
             return std::future::pending().await;
@@ -242,7 +242,7 @@ impl Executor {
     }
 
     /// The versions of everything in the cache that a turn looks at.
-    fn fingerprint(&self, name: &ObjectName) -> Vec<String> {
+    fn fingerprint(&self, name: &ObjectName) -> Vec<Option<String>> {
         let Some(cache) = &self.collector.cache else {
             return Vec::new();
         };
@@ -256,32 +256,18 @@ impl Executor {
             .as_ref()
             .and_then(|s| s.plan.as_ref()?.get().ok());
         let view = View::cached(cache, &claim, plan.map(|p| &p.pins));
-        let version = |m: Option<String>| m.unwrap_or_default();
         // Our own writes to its status are no news: only what people change.
         let meta = &recovery.metadata;
         let asked = meta.deletion_timestamp.is_some().to_string()
             + &meta.generation.unwrap_or(0).to_string();
-        let mut all = vec![asked];
-        all.extend(view.claim.iter().map(|o| version(o.resource_version())));
-        all.extend(view.volume.iter().map(|o| version(o.resource_version())));
-        all.extend(
-            view.attachments
-                .iter()
-                .map(|o| version(o.resource_version())),
-        );
-        all.extend(view.pods.iter().map(|o| version(o.resource_version())));
-        all.extend(
-            view.nodes
-                .values()
-                .flatten()
-                .map(|o| version(o.resource_version())),
-        );
-        all.extend(view.reports.values().map(|o| version(o.resource_version())));
-        all.extend(
-            view.csi_nodes
-                .values()
-                .map(|o| version(o.resource_version())),
-        );
+        let mut all = vec![Some(asked)];
+        all.extend(view.claim.iter().map(|o| o.resource_version()));
+        all.extend(view.volume.iter().map(|o| o.resource_version()));
+        all.extend(view.attachments.iter().map(|o| o.resource_version()));
+        all.extend(view.pods.iter().map(|o| o.resource_version()));
+        all.extend(view.nodes.values().flatten().map(|o| o.resource_version()));
+        all.extend(view.reports.values().map(|o| o.resource_version()));
+        all.extend(view.csi_nodes.values().map(|o| o.resource_version()));
         all
     }
 
@@ -295,6 +281,7 @@ impl Executor {
         limits: &Limits,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
+        let recovery = StoredRecovery::try_from(recovery)?;
         memory.patience = limits.patience();
         let status = recovery.status.clone().unwrap_or_default();
         if status.phase.is_final() {

@@ -3,8 +3,8 @@
 use super::unsound::machines;
 use super::{DriverState, Executor, Turn, TurnError};
 use crate::{finalizer, notify, status};
-use kube::{Api, ResourceExt};
-use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
+use kube::Api;
+use reattach_api::{Phase, PhaseTiming, StoredRecovery, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
 use reattach_core::journal::{End, Entry, Event, UnwindReason};
 use reattach_core::plain;
@@ -22,11 +22,11 @@ impl Executor {
     /// someone else wrote a line, this process stops.
     pub(super) async fn append(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         plan: &SoundPlan,
         event: Event,
         memory: &mut DriverState,
-    ) -> Result<VolumeRecovery, TurnError> {
+    ) -> Result<StoredRecovery, TurnError> {
         let term = self.gate.leadership().ok_or(TurnError::NotLeader)?.term;
         let lines = recovery.status.as_ref().map_or(0, |s| s.journal.len());
         let entry = Entry {
@@ -58,13 +58,13 @@ impl Executor {
                     | SaveError::Incomplete(_)
                     | SaveError::Other(_),
                 ) => {
-                    let api: Api<VolumeRecovery> = Api::namespaced(
-                        self.collector.clients.read.clone(),
-                        &recovery.namespace().unwrap_or_default(),
-                    );
-                    let Some(now) = api.get_opt(&recovery.name_any()).await? else {
+                    let name = recovery.name();
+                    let api: Api<VolumeRecovery> =
+                        Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
+                    let Some(now) = api.get_opt(&name.name).await? else {
                         return Err(SaveError::Gone.into());
                     };
+                    let now = StoredRecovery::try_from(now)?;
                     let journal = now
                         .status
                         .as_ref()
@@ -105,7 +105,7 @@ impl Executor {
     /// version that wrote it, or a person, has settled it.
     pub(super) async fn hold_unreadable(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         unreadable: &UnreadableField,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
@@ -116,7 +116,7 @@ impl Executor {
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = unreadable_sentence(unreadable, begun, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
-            tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
+            tracing::error!(recovery = %recovery.claim(), why, "a human must look at this recovery");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::NeedsPerson)

@@ -7,7 +7,7 @@ use crate::policies::{Subject, ruling};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use reattach_api::{RecoveryPolicy, VolumeRecovery};
+use reattach_api::{RecoveryPolicy, StoredRecovery};
 use reattach_cluster::rights::{self, Who};
 use reattach_core::authority::{Approved, Asker, Ceiling, Mandate, Person, Reach};
 use reattach_core::evidence::Evidence;
@@ -51,20 +51,17 @@ impl Executor {
     pub(super) async fn add_mandate(
         &self,
         evidence: &mut Evidence,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         limits: &Limits,
         live: bool,
     ) -> Result<(), kube::Error> {
         let source = || Source::Kubernetes("RecoveryPolicies and access reviews".to_owned());
         let now = self.collector.clock.now();
         let spec = &recovery.spec;
-        let name = ObjectName::new(
-            recovery.namespace().unwrap_or_default(),
-            recovery.name_any(),
-        );
+        let name = recovery.name();
         if let Some(word) = &spec.nothing_under_way {
             match self
-                .reach(&word.declared_by, &word.groups, "declare", &name, live)
+                .reach(&word.declared_by, &word.groups, "declare", name, live)
                 .await
             {
                 Reach::Cluster | Reach::Namespace => {}
@@ -74,7 +71,7 @@ impl Executor {
         let declared = match &spec.declaration {
             Some(word) => {
                 let reach = self
-                    .reach(&word.declared_by, &word.groups, "declare", &name, live)
+                    .reach(&word.declared_by, &word.groups, "declare", name, live)
                     .await;
                 Some(Person {
                     name: word.declared_by.clone(),
@@ -119,7 +116,7 @@ impl Executor {
                         &spec.requester,
                         &spec.requester_groups,
                         "approve",
-                        &name,
+                        name,
                         live,
                     )
                     .await
@@ -134,7 +131,7 @@ impl Executor {
         let approved = match &spec.approval {
             Some(word) => {
                 let reach = self
-                    .reach(&word.approver, &word.groups, "approve", &name, live)
+                    .reach(&word.approver, &word.groups, "approve", name, live)
                     .await;
                 let by = Person {
                     name: word.approver.clone(),
@@ -150,7 +147,7 @@ impl Executor {
         let power_off = match &spec.power_off {
             Some(word) => {
                 let reach = self
-                    .reach(&word.allowed_by, &word.groups, "poweroff", &name, live)
+                    .reach(&word.allowed_by, &word.groups, "poweroff", name, live)
                     .await;
                 Some(Person {
                     name: word.allowed_by.clone(),

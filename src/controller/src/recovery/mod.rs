@@ -41,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use reattach_api::metadata::MissingField;
 use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, SnapshotRule, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
@@ -50,7 +51,7 @@ use reattach_core::check::Violation;
 use reattach_core::cloud::CloudVolume;
 use reattach_core::consent::PolicySays;
 use reattach_core::evidence::Evidence;
-use reattach_core::ids::{ObjectName, Uid};
+use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use tokio::time::Instant;
 
@@ -100,7 +101,10 @@ pub enum TurnError {
     /// The status could not be stored.
     #[error(transparent)]
     Save(#[from] SaveError),
-    /// Someone else works on it.
+    /// The record lacks what identifies it.
+    #[error("{0}, so nothing is done about it")]
+    Incomplete(#[from] MissingField),
+    /// Another process works on it.
     #[error("another process wrote to the journal")]
     Lost,
     /// Not leader.
@@ -114,7 +118,7 @@ impl TurnError {
         match self {
             Self::Kubernetes(error) if is_refused(error) => Some(Fruitless::Refused),
             Self::Save(error) if error.is_refused() => Some(Fruitless::Refused),
-            Self::Save(SaveError::Refused(_) | SaveError::Incomplete(_)) => {
+            Self::Save(SaveError::Refused(_) | SaveError::Incomplete(_)) | Self::Incomplete(_) => {
                 Some(Fruitless::Refused)
             }
             Self::Kubernetes(_) | Self::Save(SaveError::Other(_)) => Some(Fruitless::Away),
@@ -250,16 +254,5 @@ impl Executor {
             .now()
             .saturating_add(by)
             .unwrap_or(Timestamp::MAX)
-    }
-
-    pub(crate) fn claim_of(recovery: &VolumeRecovery) -> ObjectName {
-        ObjectName::new(
-            recovery.namespace().unwrap_or_default(),
-            recovery.spec.claim_name.as_str(),
-        )
-    }
-
-    pub(crate) fn uid_of(recovery: &VolumeRecovery) -> Uid {
-        Uid::from(recovery.uid().unwrap_or_default())
     }
 }

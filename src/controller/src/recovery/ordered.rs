@@ -4,7 +4,7 @@
 use super::{DriverState, Executor, Turn, TurnError};
 use crate::finalizer;
 use jiff::SignedDuration;
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, StoredRecovery};
 use reattach_cluster::open_orders::{self, Note};
 use reattach_core::plan::Plan;
 
@@ -16,11 +16,11 @@ impl Executor {
     /// and a deletion waits for it.
     pub(super) async fn hold_for_order(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         name: &str,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
-        let (notes, claim) = (self.notes().await?, Self::claim_of(&recovery));
+        let (notes, claim) = (self.notes().await?, recovery.claim());
         let Some(note) = notes
             .iter()
             .find(|n| n.name == name && n.may_be_about(&claim))
@@ -45,12 +45,12 @@ impl Executor {
     /// Why a plan may not begin yet: another recovery's order about its volume has no known outcome.
     pub(super) async fn ordered_before(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         plan: &Plan,
     ) -> Result<Option<String>, TurnError> {
-        let own = Self::uid_of(recovery);
+        let own = recovery.uid();
         let about = |note: &&Note| {
-            note.recovery != own
+            note.recovery != *own
                 && note
                     .order
                     .as_ref()

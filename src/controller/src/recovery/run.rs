@@ -8,8 +8,8 @@ use crate::policies::{Subject, ruling};
 use crate::status;
 use jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;
-use kube::{Api, Resource, ResourceExt};
-use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
+use kube::{Api, Resource};
+use reattach_api::{Phase, RecoveryPolicy, StoredRecovery, VolumeRecovery};
 use reattach_cluster::effects::node_lock;
 use reattach_cluster::gate::Authority;
 use reattach_cluster::open_orders::{self, OpenOrder, Ordered};
@@ -17,7 +17,6 @@ use reattach_cluster::store;
 use reattach_core::cloud::PowerChange;
 use reattach_core::consent::{Said, withdrawal};
 use reattach_core::evidence::Evidence;
-use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::journal::{End, Entry, Event, Outcome};
 use reattach_core::plan::SoundPlan;
 use reattach_core::run::{
@@ -44,7 +43,7 @@ impl Executor {
     /// One turn of a recovery with a journal.
     pub(super) async fn one_step(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         limits: &Limits,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
@@ -128,7 +127,7 @@ impl Executor {
     /// and the janitor takes the taint off.
     async fn keep_the_lock(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         memory: &mut DriverState,
@@ -146,12 +145,8 @@ impl Executor {
         let Ok(pass) = self.gate.put_back(leadership.term) else {
             return;
         };
-        let name = ObjectName::new(
-            recovery.namespace().unwrap_or_default(),
-            recovery.name_any(),
-        );
-        let node = &plan.pins.node;
-        match node_lock::renew(&pass, node, &name, self.collector.clock.now()).await {
+        let (name, node) = (recovery.name(), &plan.pins.node);
+        match node_lock::renew(&pass, node, name, self.collector.clock.now()).await {
             Ok(_) => memory.lock_renewed = Some(Instant::now()),
             Err(error) => {
                 tracing::warn!(%node, %error, "the lock of the node could not be renewed")
@@ -162,7 +157,7 @@ impl Executor {
     /// The state that the journal adds up to. `None`: it makes no sense, and a person was told.
     async fn replayed(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         plan: &SoundPlan,
         memory: &mut DriverState,
     ) -> Result<Option<State>, TurnError> {
@@ -187,7 +182,7 @@ impl Executor {
     /// Shows in the status what a long wait waits for; an effect whose outcome stays unknown needs a person.
     async fn say_what_is_awaited(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         why: &str,
@@ -226,7 +221,7 @@ impl Executor {
     /// (What people write into the recovery itself is compared by the compare-and-swap of the line `Started`.)
     async fn confirm(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         proposed: Action,
@@ -273,7 +268,7 @@ impl Executor {
     /// S3: journal, gate, effect, outcome.
     async fn act(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         plan: &SoundPlan,
         action: Action,
         evidence: &Evidence,
@@ -339,7 +334,7 @@ impl Executor {
         let step = plan.steps.get(action.step.index()).map(|s| s.kind);
         let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
         self.metrics.count_effect(step, &outcome);
-        tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
+        tracing::info!(recovery = %recovery.claim(), step = %action.step, intent = action.intent, ?outcome, "effect");
         let doubt = if outcome.applied() {
             doubt(&action.effect, evidence, &recovery, plan)
         } else {
@@ -364,7 +359,7 @@ impl Executor {
 
     /// Takes the note of an order away once a line of the journal tells what became of it. Best effort: the end of the run does
     /// it again, and the janitor after that.
-    async fn account(&self, recovery: &VolumeRecovery, plan: &SoundPlan, event: &Event) {
+    async fn account(&self, recovery: &StoredRecovery, plan: &SoundPlan, event: &Event) {
         let known = match event {
             Event::Outcome { step, outcome } => match outcome {
                 Outcome::NotApplied { .. }
@@ -394,7 +389,7 @@ impl Executor {
                 .is_some_and(|s| s.kind.spec().is_order())
         });
         if let Some(step) = order {
-            self.take_note_away(&open_orders::name(&Self::uid_of(recovery), step))
+            self.take_note_away(&open_orders::name(recovery.uid(), step))
                 .await;
         }
     }
@@ -410,9 +405,9 @@ impl Executor {
     /// Stores what the evidence shows of instances, if that is news.
     pub(super) async fn note_sightings(
         &self,
-        mut recovery: VolumeRecovery,
+        mut recovery: StoredRecovery,
         evidence: &Evidence,
-    ) -> Result<VolumeRecovery, TurnError> {
+    ) -> Result<StoredRecovery, TurnError> {
         if !sightings::note(&mut recovery, evidence) {
             return Ok(recovery);
         }
@@ -421,28 +416,27 @@ impl Executor {
 
     pub(super) async fn look(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         memory: &DriverState,
         live: bool,
     ) -> Result<Evidence, TurnError> {
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
-        let uid = Self::uid_of(recovery);
         let since = memory.woken.map_or(line, |woken| woken.max(line));
         let needs = Needs::Execute {
             plan,
             changing: state.weighs_a_change(plan),
             probing: state.needs_probe(plan),
             jobs: state.needs_jobs(plan),
-            snapshots: state.needs_snapshots(plan).then_some(&uid),
+            snapshots: state.needs_snapshots(plan).then_some(recovery.uid()),
             since,
             live,
         };
         Ok(self
             .collector
             .collect(
-                &Self::claim_of(recovery),
+                &recovery.claim(),
                 Some(RecoveryContext::of(recovery)),
                 needs,
             )
@@ -451,14 +445,13 @@ impl Executor {
 
     fn ask(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         evidence: &Evidence,
         limits: &Limits,
     ) -> Next {
-        let uid = Self::uid_of(recovery);
-        let mut cx = self.context(recovery, &uid);
+        let mut cx = self.context(recovery);
         let said = Said {
             mode: recovery.spec.mode,
             approved: recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone()),
@@ -469,7 +462,7 @@ impl Executor {
         next(plan, state, evidence, &cx)
     }
 
-    pub(super) fn context<'a>(&self, recovery: &'a VolumeRecovery, uid: &'a Uid) -> Context<'a> {
+    pub(super) fn context<'a>(&self, recovery: &'a StoredRecovery) -> Context<'a> {
         let deleted = recovery
             .metadata
             .deletion_timestamp
@@ -487,7 +480,7 @@ impl Executor {
         let term = self.gate.leadership().map_or(0, |l| l.term);
         let (nothing_under_way, withdrawn) = (None, None);
         Context {
-            recovery: uid,
+            recovery: recovery.uid(),
             aborted_by,
             confirm_workload,
             term,
@@ -500,11 +493,11 @@ impl Executor {
     /// A state that no executor could have written: stop, and say so.
     async fn page(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         why: String,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
-        tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
+        tracing::error!(recovery = %recovery.claim(), why, "a human must look at this recovery");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::NeedsPerson)
     }
@@ -513,7 +506,7 @@ impl Executor {
     /// break-glass run works by another Lease. A record that nobody writes to any more calls for a person.
     async fn freeze(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         state: &State,
         own: u64,
         memory: &mut DriverState,
@@ -533,7 +526,7 @@ impl Executor {
 
 /// The note of an effect that is an order to the cloud: what it is found by when the record is gone. None: it is none.
 pub(crate) fn note_of(
-    recovery: &VolumeRecovery,
+    recovery: &StoredRecovery,
     plan: &SoundPlan,
     action: &Action,
     evidence: &Evidence,
@@ -560,11 +553,8 @@ pub(crate) fn note_of(
     };
     let pins = &plan.pins;
     Some(OpenOrder {
-        recovery: ObjectName::new(
-            recovery.namespace().unwrap_or_default(),
-            recovery.name_any(),
-        ),
-        uid: Executor::uid_of(recovery),
+        recovery: recovery.name().clone(),
+        uid: recovery.uid().clone(),
         step: action.step,
         claim: plan.claim.clone(),
         csi: evidence
@@ -592,7 +582,7 @@ fn last_line(recovery: &VolumeRecovery) -> Option<&Entry> {
 pub(super) fn doubt(
     effect: &Effect,
     evidence: &Evidence,
-    recovery: &VolumeRecovery,
+    recovery: &StoredRecovery,
     plan: &SoundPlan,
 ) -> Option<Doubt> {
     let Effect::Restore {
@@ -603,7 +593,7 @@ pub(super) fn doubt(
     };
     stamp::edited(
         evidence.workload.shown()?,
-        &Executor::uid_of(recovery),
+        recovery.uid(),
         plan.pins.replicas,
     )
 }

@@ -8,7 +8,7 @@ use crate::notify;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, StoredRecovery, VolumeRecovery};
 use reattach_cluster::gate::TidyPass;
 use reattach_cluster::tidy;
 use reattach_core::hold::HOLD_LABEL;
@@ -25,7 +25,7 @@ impl Executor {
     /// A run that ended and needs a person: what it left is put back all the same, and then it is over.
     pub(super) async fn after_stuck(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         why: &str,
@@ -100,6 +100,7 @@ impl Executor {
         let Some(recovery) = api.get_opt(&name.name).await? else {
             return Ok(());
         };
+        let recovery = StoredRecovery::try_from(recovery)?;
         // What cannot be read is held: whether an effect is under way is not known.
         let Ok((_, journal)) = recovery.history() else {
             return Ok(());
@@ -123,16 +124,15 @@ impl Executor {
     /// Puts back one thing of what is left, as a live look shows it.
     async fn put_back(
         &self,
-        recovery: &VolumeRecovery,
+        recovery: &StoredRecovery,
         plan: &SoundPlan,
         state: &State,
         since: Timestamp,
         memory: &DriverState,
     ) -> Result<Undone, TurnError> {
         let live = self.look(recovery, plan, state, memory, true).await?;
-        let uid = Self::uid_of(recovery);
         let labelled = recovery.labels().contains_key(HOLD_LABEL);
-        let cx = self.context(recovery, &uid);
+        let cx = self.context(recovery);
         let action = match without_journal(plan, state, &live, &cx, since, labelled) {
             Left::Nothing => return Ok(Undone::All),
             Left::Wait { why } | Left::Person { why } => return Ok(Undone::Nothing { why }),
@@ -150,7 +150,7 @@ impl Executor {
             outcome: word.to_owned(),
         };
         self.metrics.effects.get_or_create(&labels).inc();
-        tracing::warn!(recovery = %Self::claim_of(recovery), intent = action.intent, ?outcome, "put back without a journal");
+        tracing::warn!(recovery = %recovery.claim(), intent = action.intent, ?outcome, "put back without a journal");
         if outcome.applied() {
             let doubt = doubt(&action.effect, &live, recovery, plan);
             self.call_about_stamp(&plan.pins.workload, doubt.as_ref())
@@ -185,7 +185,7 @@ enum Undone {
 }
 
 /// Takes one mark of ours away.
-async fn undo(pass: &TidyPass, recovery: &VolumeRecovery, effect: &Effect) -> Outcome {
+async fn undo(pass: &TidyPass, recovery: &StoredRecovery, effect: &Effect) -> Outcome {
     match effect {
         Effect::Restore {
             workload,
@@ -202,9 +202,7 @@ async fn undo(pass: &TidyPass, recovery: &VolumeRecovery, effect: &Effect) -> Ou
             }
             outcome
         }
-        Effect::OpenNode { node, uid } => {
-            tidy::open(pass, node, uid, &Executor::uid_of(recovery)).await
-        }
+        Effect::OpenNode { node, uid } => tidy::open(pass, node, uid, recovery.uid()).await,
         Effect::Untaint { node, uid } => tidy::untaint(pass, node, uid).await,
         Effect::ScaleToZero { .. }
         | Effect::Hold

@@ -3,8 +3,7 @@
 use super::{DriverState, Executor, Turn, TurnError};
 use crate::{finalizer::FINALIZER, notify};
 use jiff::SignedDuration;
-use kube::ResourceExt;
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, StoredRecovery, VolumeRecovery};
 use reattach_cluster::stamped::{self, Marked};
 use reattach_cluster::tidy;
 use reattach_core::plan::{Unsound, may_have_freed, power_orders};
@@ -20,7 +19,7 @@ impl Executor {
     /// (S3) the workload stays at zero: the plan that says which volume would have to be read back is not to be trusted.
     pub(super) async fn hold_unsound(
         &self,
-        recovery: VolumeRecovery,
+        recovery: StoredRecovery,
         unsound: &Unsound,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
@@ -32,7 +31,7 @@ impl Executor {
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = sentence(unsound, may_have_freed, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
-            tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
+            tracing::error!(recovery = %recovery.claim(), why, "a human must look at this recovery");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         if restored {
@@ -48,11 +47,7 @@ impl Executor {
     ///
     /// The plan is not to be trusted, so its count is not either: the stamp counts within what the workload shows of its
     /// past, as for a recovery whose record is gone.
-    async fn put_back_by_stamp(&self, recovery: &VolumeRecovery) -> bool {
-        let (uid, namespace) = (
-            Self::uid_of(recovery),
-            recovery.namespace().unwrap_or_default(),
-        );
+    async fn put_back_by_stamp(&self, recovery: &StoredRecovery) -> bool {
         let read = &self.collector.clients.read;
         let found = match stamped::find(read).await {
             Ok(found) => found,
@@ -62,8 +57,10 @@ impl Executor {
             }
         };
         let is_own = |m: &&Marked| {
-            m.workload.name.namespace == namespace
-                && m.stamp.as_ref().is_ok_and(|s| s.recovery == uid)
+            m.workload.name.namespace == recovery.name().namespace
+                && m.stamp
+                    .as_ref()
+                    .is_ok_and(|s| s.recovery == *recovery.uid())
         };
         let mut all = true;
         for marked in found.iter().filter(is_own) {
