@@ -261,6 +261,7 @@ mod tests {
 
     fn said(pod: &Pod, claim: PersistentVolumeClaim, job: Option<&Job>) -> Vec<String> {
         of_pod(pod, &[claim], job)
+            .unwrap()
             .iter()
             .map(|l| l.loss.to_string())
             .collect()
