@@ -1,7 +1,9 @@
 //! What is known of a request from the API server's reply.
 
+use jiff::Timestamp;
 use reattach_core::ids::Uid;
 use reattach_core::journal::Outcome;
+use reattach_core::proof::FenceProof;
 
 /// What is known of a write from its reply.
 pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
@@ -33,6 +35,19 @@ pub(crate) fn require_uid(uid: &Uid) -> Result<(), Outcome> {
         return Err(Outcome::NotApplied { why, retry: false });
     }
     Ok(())
+}
+
+/// Makes sure that a proof still holds right before the effect that needs it.
+///
+/// # Errors
+/// The outcome of that effect: it was not applied, and the run makes a new proof.
+pub fn require_proof(proof: &FenceProof, now: Timestamp) -> Result<(), Outcome> {
+    if proof.holds_at(now) {
+        return Ok(());
+    }
+    let why =
+        "the proof no longer holds, so nothing was sent; the run makes a new proof".to_owned();
+    Err(Outcome::NotApplied { why, retry: true })
 }
 
 /// What the API server said, or why it said nothing, as one sentence.

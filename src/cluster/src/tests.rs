@@ -322,7 +322,7 @@ async fn an_attachment_is_deleted_by_its_uid() {
         "metadata": {"name": "csi-1"}, "spec": {"attacher": "d", "nodeName": NODE, "source": {}}}),
     );
     let pass = s.pass.as_effect();
-    let other = attachment::delete_attachment(pass, "csi-1", &Uid::from("another")).await;
+    let other = attachment::delete_by_uid(pass, "csi-1", &Uid::from("another")).await;
     assert!(may_be_tried_again(&other), "{other:?}");
     assert!(
         s.server
@@ -331,7 +331,7 @@ async fn an_attachment_is_deleted_by_its_uid() {
     );
     let uid = Uid::from(va["metadata"]["uid"].as_str().unwrap());
     assert!(
-        attachment::delete_attachment(pass, "csi-1", &uid)
+        attachment::delete_by_uid(pass, "csi-1", &uid)
             .await
             .applied()
     );
@@ -341,7 +341,7 @@ async fn an_attachment_is_deleted_by_its_uid() {
             .is_none()
     );
     assert!(
-        attachment::delete_attachment(pass, "csi-1", &uid)
+        attachment::delete_by_uid(pass, "csi-1", &uid)
             .await
             .applied(),
         "it is gone"
@@ -377,7 +377,7 @@ fn recorder() -> (TidyPass, Requests) {
 #[tokio::test]
 async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
     let (pass, seen) = recorder();
-    let deleted = attachment::delete_attachment(pass.as_effect(), "csi-1", &Uid::from("u-1")).await;
+    let deleted = attachment::delete_by_uid(pass.as_effect(), "csi-1", &Uid::from("u-1")).await;
     assert!(deleted.applied(), "{deleted:?}");
     let seen = seen.lock().unwrap();
     let (method, path, body) = &seen[0];
@@ -415,7 +415,7 @@ async fn nothing_is_evicted_or_deleted_without_a_uid() {
     let none = Uid::from("");
     for refused in [
         hold::release(pass.as_effect(), &pod, &none).await,
-        attachment::delete_attachment(pass.as_effect(), "csi-1", &none).await,
+        attachment::delete_by_uid(pass.as_effect(), "csi-1", &none).await,
     ] {
         assert!(
             matches!(refused, Outcome::NotApplied { retry: false, .. }),

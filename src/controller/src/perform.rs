@@ -76,33 +76,17 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
                 proof,
                 node: name,
                 uid,
-            } => {
-                if let Err(outcome) = stage.holds(proof) {
-                    return outcome;
-                }
-                if !proof.fences_the_node() {
-                    let why =
-                        "the proof is about the volume and not about the whole node".to_owned();
-                    return Outcome::NotApplied { why, retry: false };
-                }
-                match node_lock::take(pass, name, stage.recovery.name(), clock.now()).await {
-                    Ok(()) => node::taint_out_of_service(pass, name, uid).await,
-                    Err(outcome) => outcome,
-                }
-            }
+            } => node::fence(pass, proof, name, uid, recovery.name(), clock.now()).await,
             Effect::Untaint { node: name, uid } => {
-                let outcome = node::untaint(pass, name, uid).await;
-                stage.give_back(name, &outcome).await;
-                outcome
+                node::unfence(pass, name, uid, recovery.name()).await
             }
             Effect::Quarantine { node: name, uid } => {
                 node::quarantine(pass, name, uid, recovery.uid()).await
             }
             Effect::Challenge { node } => stage.ask(node).await,
-            Effect::DeleteAttachment { proof, name, uid } => match stage.holds(proof) {
-                Ok(()) => attachment::delete_attachment(pass, name, uid).await,
-                Err(outcome) => outcome,
-            },
+            Effect::DeleteAttachment { proof, name, uid } => {
+                attachment::delete_attachment(pass, proof, name, uid, clock.now()).await
+            }
         }
     };
     match tokio::time::timeout_at(pass.deadline(), issue).await {
@@ -121,14 +105,6 @@ impl Stage<'_> {
             .duration_since(tokio::time::Instant::now())
     }
 
-    fn holds(&self, proof: &FenceProof) -> Result<(), Outcome> {
-        if proof.holds_at(self.executor.collector.clock.now()) {
-            return Ok(());
-        }
-        let why = "the proof does not hold any more; a new one is made".to_owned();
-        Err(Outcome::NotApplied { why, retry: true })
-    }
-
     /// S3: an order is noted outside of the record before it is sent, for the case that the record is deleted by force.
     async fn noted(&self) -> Result<(), Outcome> {
         match &self.order {
@@ -141,7 +117,7 @@ impl Stage<'_> {
     }
 
     async fn detach(&self, proof: &FenceProof, by_force: bool) -> Outcome {
-        if let Err(outcome) = self.holds(proof) {
+        if let Err(outcome) = reply::require_proof(proof, self.executor.collector.clock.now()) {
             return outcome;
         }
         let Some(volume) = self.volume.as_ref().filter(|v| v.id == *proof.volume()) else {
@@ -193,7 +169,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Powers an instance off or on, under its node's lock; on gives the lock back.
+    /// Powers an instance off or on, under its node's lock; power-on releases the lock.
     async fn power(&self, instance: &InstanceId, node: &NodeName, on: bool) -> Outcome {
         let Some(volume) = &self.volume else {
             let why = format!(
@@ -219,24 +195,15 @@ impl Stage<'_> {
             return match provider.power_off(request).await {
                 // This run did not do it, and does not power on what others powered off.
                 Ok(PowerOutcome::AlreadyThere) => {
-                    let why = "it was off already, and not by this run".to_owned();
+                    let why = "the instance was off already, and not by this run".to_owned();
                     Outcome::NotApplied { why, retry: false }
                 }
                 reply => powered(reply, "off"),
             };
         }
         let outcome = powered(provider.power_on(instance, timeout).await, "on");
-        self.give_back(node, &outcome).await;
+        node_lock::release_after(self.pass, node, self.recovery.name(), &outcome).await;
         outcome
-    }
-
-    /// Gives the node's lock back after an effect that was applied. Best effort: the end of the recovery does it again.
-    async fn give_back(&self, node: &NodeName, outcome: &Outcome) {
-        if outcome.applied()
-            && let Err(error) = node_lock::give_back(self.pass, node, self.recovery.name()).await
-        {
-            tracing::debug!(%node, %error, "the lock of the node is given back later");
-        }
     }
 
     /// Asks the question whose number the recovery's status has.
@@ -250,7 +217,7 @@ impl Stage<'_> {
             self.evidence.cloud_volume.shown(),
             self.evidence.at(now).csi(),
         ) else {
-            return not_applied("what the agent has to look for is not known now");
+            return not_applied("the disk that the agent must look for is not known now");
         };
         let epoch = self.recovery.status.as_ref().map_or(0, |s| s.epoch);
         let challenge = Challenge {
@@ -273,10 +240,10 @@ impl Stage<'_> {
 fn powered(reply: Result<PowerOutcome, EffectError>, wanted: &str) -> Outcome {
     match reply {
         Ok(PowerOutcome::Accepted) => Outcome::Applied {
-            detail: format!("the cloud accepted to power it {wanted}"),
+            detail: format!("the cloud accepted to power the instance {wanted}"),
         },
         Ok(PowerOutcome::AlreadyThere) => Outcome::Applied {
-            detail: format!("it was {wanted} already"),
+            detail: format!("the instance was {wanted} already"),
         },
         Ok(PowerOutcome::Busy { detail }) => Outcome::NotApplied {
             why: format!("busy: {detail}"),

@@ -1,12 +1,14 @@
 //! Requeueing and deleting a VolumeAttachment.
 
 use crate::gate::EffectPass;
-use crate::reply::{outcome, require_uid};
+use crate::reply::{outcome, require_proof, require_uid};
+use jiff::Timestamp;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use reattach_core::ids::{ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
+use reattach_core::proof::FenceProof;
 use serde_json::json;
 
 /// The annotation that a requeue touches.
@@ -18,7 +20,7 @@ pub async fn requeue(
     name: &str,
     uid: &Uid,
     version: &ResourceVersion,
-    at: jiff::Timestamp,
+    at: Timestamp,
 ) -> Outcome {
     let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
     let body = json!({
@@ -31,9 +33,23 @@ pub async fn requeue(
     )
 }
 
+/// Deletes a VolumeAttachment whose holder is proven not to write.
+pub async fn delete_attachment(
+    pass: &EffectPass,
+    proof: &FenceProof,
+    name: &str,
+    uid: &Uid,
+    now: Timestamp,
+) -> Outcome {
+    match require_proof(proof, now) {
+        Ok(()) => delete_by_uid(pass, name, uid).await,
+        Err(outcome) => outcome,
+    }
+}
+
 /// Deletes a VolumeAttachment by its UID: names of VolumeAttachments are used again, since they follow from volume, driver
 /// and node. One that is gone counts as deleted.
-pub async fn delete_attachment(pass: &EffectPass, name: &str, uid: &Uid) -> Outcome {
+pub(crate) async fn delete_by_uid(pass: &EffectPass, name: &str, uid: &Uid) -> Outcome {
     if let Err(refused) = require_uid(uid) {
         return refused;
     }

@@ -144,7 +144,7 @@ pub async fn lift(
         }
     }
     Outcome::Applied {
-        detail: format!("the hold is lifted; {} pod(s) let go", pods.len()),
+        detail: format!("the hold is lifted; {} pod(s) released", pods.len()),
     }
 }
 

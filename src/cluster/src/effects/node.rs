@@ -6,12 +6,11 @@
 //!
 //! # Guarantees
 //! The list of taints is written as a whole, on condition of the Node's UID and of the resourceVersion that was read, so
-//! that nobody else's taint is lost. A taint that is not ours is never changed. The out-of-service taint is never put on a
+//! that no other taint is lost. A taint that is not ours is never changed. The out-of-service taint is never put on a
 //! Node that is Ready: the attach/detach controller would pull volumes that are mounted (measured).
 //!
-//! # Assumptions
-//! For the out-of-service taint the caller holds the node's lock ([`super::node_lock`]). The others need none: they keep
-//! new pods away, and get in no other remediator's way.
+//! The out-of-service taint needs a proof about the whole node and the node's lock ([`super::node_lock`]). The other taints need
+//! no lock: they keep new pods away, and get in no other remediator's way.
 //!
 //! # Caveats
 //! A Node has at most one taint per key and effect: where another recovery has quarantined it already, that one stays.
@@ -19,16 +18,19 @@
 //! # Errors
 //! [`Outcome`] says what is known of the write.
 
+use crate::effects::node_lock;
 use crate::gate::EffectPass;
-use crate::reply::{outcome, said};
+use crate::reply::{outcome, require_proof, said};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use reattach_api::metadata;
 use reattach_core::hold::{HOLD_TAINT_PREFIX, hold_taint};
-use reattach_core::ids::{NodeName, Uid};
+use reattach_core::ids::{NodeName, ObjectName, Uid};
 use reattach_core::journal::Outcome;
 use reattach_core::names::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
+use reattach_core::proof::FenceProof;
 use serde_json::json;
 
 /// Whether the Node is Ready by its own condition.
@@ -43,7 +45,7 @@ pub fn is_ready(node: &Node) -> bool {
 }
 
 /// Whether its kubelet has stopped posting (`Ready` is `Unknown`), and when the control plane last changed that condition.
-pub fn silence(node: &Node) -> (bool, Option<jiff::Timestamp>) {
+pub fn silence(node: &Node) -> (bool, Option<Timestamp>) {
     let conditions = node
         .status
         .iter()
@@ -90,8 +92,43 @@ fn is_ours(taint: &Taint) -> bool {
     taint.key == OUT_OF_SERVICE_TAINT && taint.value.as_deref() == Some(TAINT_VALUE)
 }
 
+/// Fences a Node by the out-of-service taint, under the node's lock. Kubernetes then removes every pod of the Node and detaches
+/// every volume.
+pub async fn fence(
+    pass: &EffectPass,
+    proof: &FenceProof,
+    name: &NodeName,
+    uid: &Uid,
+    recovery: &ObjectName,
+    now: Timestamp,
+) -> Outcome {
+    if let Err(outcome) = require_proof(proof, now) {
+        return outcome;
+    }
+    if !proof.fences_the_node() {
+        let why = "the proof is about the volume and not about the whole node".to_owned();
+        return Outcome::NotApplied { why, retry: false };
+    }
+    match node_lock::take(pass, name, recovery, now).await {
+        Ok(()) => taint_out_of_service(pass, name, uid).await,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Removes our out-of-service taint and then releases the node's lock.
+pub async fn unfence(
+    pass: &EffectPass,
+    name: &NodeName,
+    uid: &Uid,
+    recovery: &ObjectName,
+) -> Outcome {
+    let outcome = untaint(pass, name, uid).await;
+    node_lock::release_after(pass, name, recovery, &outcome).await;
+    outcome
+}
+
 /// Puts the out-of-service taint on a Node that is not Ready.
-pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
+pub(crate) async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
     let node = match the_node(pass, name, uid).await {
         Ok(node) => node,
         Err(outcome) => return outcome,
@@ -104,7 +141,7 @@ pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid)
         .iter()
         .any(|t| is_ours(t) && t.effect == ours.effect)
     {
-        return applied("it has the taint already");
+        return applied("the node has the taint already");
     }
     if let Some(other) = taints(&node)
         .iter()
@@ -112,7 +149,7 @@ pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid)
     {
         let value = other.value.as_deref().unwrap_or_default();
         let why = format!(
-            "someone else has tainted Node {name} with {}={value}",
+            "Node {name} has the taint {}={value}, which is not from reattach",
             other.key
         );
         return Outcome::NotApplied { why, retry: false };
@@ -121,7 +158,7 @@ pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid)
 }
 
 /// Takes our out-of-service taint off. A Node that is gone has none.
-pub async fn untaint(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
+pub(crate) async fn untaint(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
     without(pass, name, uid, is_ours, "the out-of-service taint is off").await
 }
 
@@ -133,8 +170,10 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
     };
     if is_quarantined(&node) {
         return applied(&match quarantined_by(&node) {
-            Some(by) => format!("it is in quarantine already, by recovery {by}"),
-            None => "it is in quarantine already, by a taint that names no recovery".to_owned(),
+            Some(by) => format!("the node is in quarantine already, by recovery {by}"),
+            None => {
+                "the node is in quarantine already, by a taint that names no recovery".to_owned()
+            }
         });
     }
     let ours = taint(QUARANTINE_TAINT, Some(recovery.as_str()), "NoSchedule");

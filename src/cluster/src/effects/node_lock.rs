@@ -267,3 +267,17 @@ pub async fn give_back(
         reply => reply.map(|_| true),
     }
 }
+
+/// Releases the lock after an effect that was applied. Best effort: the end of the recovery releases it again.
+pub async fn release_after(
+    pass: &EffectPass,
+    node: &NodeName,
+    recovery: &ObjectName,
+    outcome: &Outcome,
+) {
+    if outcome.applied()
+        && let Err(error) = give_back(pass, node, recovery).await
+    {
+        tracing::debug!(%node, %error, "the lock of the node is released later");
+    }
+}
