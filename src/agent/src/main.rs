@@ -149,7 +149,7 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .with_writer(|| LogLines::new(std::io::stderr(), LogForm::Json))
         .init();
     match reduced {
-        Ok(Rights::Reduced) => tracing::info!("gave up user 0 and all capabilities except two"),
+        Ok(Rights::Reduced) => tracing::info!("dropped user 0 and all capabilities except two"),
         Ok(Rights::Unchanged) => {}
         Err(e) => tracing::warn!(
             error = %e,

@@ -6,7 +6,7 @@ use crate::recovery_policy::{ModeSchema, mode_or_observe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use reattach_core::cloud::CloudVolume;
-use reattach_core::diagnosis::Diagnosis;
+use reattach_core::diagnosis::{Class, Diagnosis};
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
 use reattach_core::phase::Phase;
@@ -91,10 +91,10 @@ pub struct VolumeRecoverySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub confirm_workload: Option<String>,
-    /// Ends the recovery and puts everything back. It cannot be taken back.
+    /// Ends the recovery and undoes what it did in the cluster. It cannot be withdrawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<Abort>,
-    /// Lets exactly one plan run, named by its hash. It cannot be taken back; abort instead.
+    /// Lets exactly one plan run, named by its hash. It cannot be withdrawn; abort instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
     /// A person's word that an instance cannot write, on which its volume may be freed. It counts for one hour and needs
@@ -307,9 +307,9 @@ enum PhaseSchema {
     Diagnosing,
     /// The problem is real, and no detach heals it; the message names it.
     NotOurs,
-    /// Something must happen first; the message names it, such as a provider's lock.
+    /// A condition is not met yet; the message names it, such as a provider's lock.
     Waiting,
-    /// A safety rule stands against acting; `status.refusals` says why.
+    /// A safety rule forbids to act; `status.refusals` says why.
     Refused,
     /// Mode Observe or DryRun: the diagnosis or the plan is shown, and nothing is done.
     Planned,
@@ -317,15 +317,15 @@ enum PhaseSchema {
     AwaitingApproval,
     /// The run performs its steps.
     Running,
-    /// The run stopped early and puts everything back.
+    /// The run stopped early and undoes what it did.
     Restoring,
     /// The pod runs with its volume.
     Recovered,
     /// The problem went away without reattach.
     Resolved,
-    /// The recovery was aborted, and everything was put back.
+    /// The recovery was aborted, and everything was restored.
     Aborted,
-    /// The run ended without success, and everything was put back.
+    /// The run ended without success, and everything was restored.
     Failed,
     /// Only a person can go on; the message says what is known.
     Stuck,
@@ -348,7 +348,7 @@ pub struct PhaseTiming {
     pub millis: i64,
 }
 
-/// What a person is told when a recovery has waited for others for too long.
+/// Call for a person, after a recovery has waited too long.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Escalation {
@@ -405,7 +405,7 @@ pub struct VolumeRecoveryStatus {
     /// The whole diagnosis: the verdict and the facts that it rests on. kubectl reattach status shows it as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Opaque<Diagnosis>>,
-    /// Reasons against acting, one sentence each. Empty when nothing stands against the plan.
+    /// Reasons against acting, one sentence each. Empty when nothing forbids the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 2048)))]
     pub refusals: Vec<String>,
@@ -434,13 +434,13 @@ pub struct VolumeRecoveryStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub sightings: Vec<Opaque<InstanceObservation>>,
-    /// Time since which the recovery waits for something that others must do, in RFC 3339. Unset while it does not wait.
+    /// Time since which the recovery waits for something that reattach cannot do, in RFC 3339. Unset while it does not wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,
     /// What a person was told because the recovery has waited longer than the policy's `escalateAfterSeconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
-    /// What was cut or left out of this status because the API server stores no larger object. The controller's log has it.
+    /// Content that was cut from this status because the API server stores no larger object. The controller's log has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub left_out: Option<String>,
@@ -450,6 +450,15 @@ pub struct VolumeRecoveryStatus {
     /// Generation of the spec that this status belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+impl VolumeRecoveryStatus {
+    /// The class with its title, as people see it. A class that this version does not know is shown as it is stored.
+    pub fn class_name(&self) -> Option<String> {
+        let stored = self.class.as_ref()?;
+        let class = serde_json::from_value::<Class>(stored.as_str().into());
+        Some(class.map_or_else(|_| stored.clone(), Class::name))
+    }
 }
 
 /// Condition types of a VolumeRecovery, for `kubectl wait --for=condition=…`.

@@ -1,4 +1,4 @@
-//! `abort`: ends a recovery; everything is put back.
+//! `abort`: ends a recovery and undoes what it did in the cluster.
 
 use crate::exit::Exit;
 use crate::fail::Fail;
@@ -15,24 +15,24 @@ use reattach_api::Phase;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Ends a recovery and puts everything back.
+/// Ends a recovery and undoes what it did in the cluster.
 ///
-/// Whoever drives it restores the replicas, lifts the hold on new pods, takes reattach's out-of-service taint off the node, and removes the stamp and the finalizer. What the cloud has done stays: a detached volume is not attached again, and an instance that was powered off stays off.
+/// The controller, or a --break-glass run, restores the replicas and lifts the hold on new pods. It removes reattach's out-of-service taint, the stamp and the finalizer. Effects at the cloud stay: a detached volume is not attached again, and an instance that was powered off stays off.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   kubectl reattach abort data-redis-0
   kubectl reattach abort data-redis-0-x7k2p --reason 'moving the data by hand' --wait
 
-Exit code 0: the abort is recorded (with --wait: and everything is put back).")]
+Exit code 0: the abort is recorded; with --wait, everything is also restored.")]
 pub struct AbortArgs {
-    /// The VolumeRecovery, or the claim that it is for.
+    /// VolumeRecovery, or the claim that it is for.
     #[arg(value_name = "RECOVERY|CLAIM")]
     name: String,
     /// Why, for the record.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Wait until everything is put back.
+    /// Wait until everything is restored.
     #[arg(long)]
     wait: bool,
     /// How long to wait.
@@ -53,11 +53,15 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     let recovery = records::find(&session, &args.name).await?;
     let name = recovery.name().clone();
     if recovery.phase().is_final() {
-        return Err(Fail::Other(format!("{name} is over already: {}", recovery.phase())).into());
+        return Err(Fail::Other(format!(
+            "{name} is over already: {}; there is nothing to abort",
+            recovery.phase()
+        ))
+        .into());
     }
     let user = session.me().await?;
     match &recovery.spec.abort {
-        Some(abort) => note(&format!("{name} was aborted before, by {}.", abort.by)),
+        Some(abort) => note(&format!("{name} was already aborted by {}.", abort.by)),
         None => {
             records::abort(&session, &name, &user.name, reason.as_deref()).await?;
             note(&format!("{name} aborted by {}.", user.name));
@@ -65,7 +69,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     }
     if let Leader::None { lease, why } = look(&session, &args.lease, Patience::None).await? {
         note(&format!(
-            "note: no controller holds Lease {lease} ({why}); nothing is put back until one runs, or until\n  kubectl reattach recover -n {} {} --break-glass",
+            "note: no controller holds Lease {lease} ({why}), so nothing is restored yet. Start a controller, or run\n  kubectl reattach recover -n {} {} --break-glass",
             name.namespace, recovery.spec.claim_name
         ));
     }

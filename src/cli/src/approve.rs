@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 /// Lets one exact plan run.
 ///
-/// If the facts have changed since, the plan has another hash and nothing runs.
+/// If the facts have changed since, the plan has another hash and does not run.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -27,16 +27,16 @@ Examples:
 
 Needs the RBAC verb `approve` on volumerecoveries.reattach.dev.")]
 pub struct ApproveArgs {
-    /// The VolumeRecovery, or the claim that it is for.
+    /// VolumeRecovery, or the claim that it is for.
     #[arg(value_name = "RECOVERY|CLAIM")]
     name: String,
-    /// The hash of the plan that you have read.
+    /// Hash of the plan that you have read.
     #[arg(long, value_name = "HASH")]
     plan: String,
-    /// Follow it to its end.
+    /// Follow the recovery to its end.
     #[arg(long)]
     wait: bool,
-    /// How long to follow it.
+    /// How long to follow the recovery.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
     timeout: Duration,
 }
@@ -44,7 +44,7 @@ pub struct ApproveArgs {
 /// Runs the verb.
 ///
 /// # Errors
-/// No such recovery, another plan, a recovery that waits for nobody, or the API server's refusal.
+/// No such recovery, another plan, a recovery that needs no approval, or the API server's refusal.
 pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     if args.plan.len() != 16
         || !args
@@ -65,13 +65,13 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     let no = |why: String| Err(Fail::Other(why).into());
     if records::under_way(&recovery) || status.phase.is_final() {
         return no(format!(
-            "{name} is past approval: {}, {}",
+            "{name} needs no approval any more: {}, {}",
             status.phase, status.message
         ));
     }
     if recovery.spec.mode != Mode::Approve {
         return no(format!(
-            "{name} is in mode {} and waits for no approval; to act on this claim: kubectl reattach recover -n {} {}",
+            "{name} is in mode {} and never acts, so it needs no approval; to act on this claim: kubectl reattach recover -n {} {}",
             recovery.spec.mode, name.namespace, recovery.spec.claim_name
         ));
     }
@@ -90,7 +90,7 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
         }
         (None, Some(now)) if *now != args.plan => {
             return no(format!(
-                "the plan of {name} is {now} now, not {}: look at it again (kubectl reattach status -n {} {})",
+                "the plan of {name} is now {now}, not {}, so nothing was approved; read it again: kubectl reattach status -n {} {}",
                 args.plan, name.namespace, name.name
             ));
         }

@@ -82,7 +82,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     end_election.send_replace(true);
     if election.await.is_err() {
         note(&format!(
-            "note: Lease {lease} was not given back; it runs out by itself"
+            "note: Lease {lease} could not be released. It expires by itself."
         ));
     }
     if let Some(left) = running(&session, &claim).await.ok().flatten() {
@@ -93,7 +93,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
             .and_then(|s| s.plan.as_ref()?.get().ok());
         let workload = plan.map(|p| p.pins.workload.to_string());
         note(&format!(
-            "\nThe recovery is not over, and {} may be at 0 replicas. It goes on when you run\n  kubectl reattach recover -n {ns} {name} --break-glass\nagain, or when a controller runs; kubectl reattach abort first makes either put everything back.",
+            "\nThe recovery is not over, and {} may be at 0 replicas. It continues when a controller runs, or when you run again\n  kubectl reattach recover -n {ns} {name} --break-glass\nTo restore everything instead, run first\n  kubectl reattach abort -n {ns} {name}",
             workload.unwrap_or_else(|| "the workload".to_owned())
         ));
     }
@@ -120,14 +120,14 @@ async fn drive(
     let recovery = match running(session, claim).await? {
         Some(old) if args.dry_run => {
             return Err(Fail::Other(format!(
-                "recovery {} of this claim is under way; a dry run beside it would tell nothing",
+                "recovery {} of this claim is under way, so a dry run beside it would show nothing; follow that recovery instead",
                 old.name().name
             ))
             .into());
         }
         Some(old) if args.allow_power_off && old.spec.power_off.is_none() => {
             return Err(Fail::Other(format!(
-                "recovery {} of this claim is under way and was asked for without --allow-power-off: go on without it, or abort that one first",
+                "recovery {} of this claim is under way without --allow-power-off; continue it without that flag, or abort it first",
                 old.name().name
             ))
             .into());
@@ -140,7 +140,7 @@ async fn drive(
     };
     let name = recovery.name().clone();
     note(&format!(
-        "Recovery {name}, asked for by {}.",
+        "Recovery {name}, requested by {}.",
         recovery.spec.requester
     ));
     let (stop, stopped) = watch::channel(false);
@@ -172,7 +172,7 @@ async fn drive(
     {
         stop.send_replace(true);
         note(
-            "note: the last step did not end in time; its outcome will be observed when the recovery goes on",
+            "note: the last step did not end in time. Its outcome is observed when the recovery continues.",
         );
     }
     ended

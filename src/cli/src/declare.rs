@@ -18,10 +18,10 @@ use reattach_core::policy::Mode;
 /// A declaration counts for so long.
 const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
 
-/// Gives your word that an instance cannot write.
+/// Declares that an instance cannot write.
 ///
-/// On it the recovery frees the volume without any other proof, for an hour. Give it only when you know more than the cluster and the cloud do: that the machine is unplugged, its disks are gone, or the provider's support has stopped it.
-/// If the instance does write, two machines write to one volume and its data is lost. Your word does not count while a fact contradicts it, such as a Ready node of that instance. `kubectl reattach abort` takes it back.
+/// For one hour, the recovery frees the volume on your word, without any other proof. Declare it only when you know more than the cluster and the cloud do: the machine is unplugged, its disks are gone, or the provider's support has stopped it.
+/// If the instance does write, two machines write to one volume and its data is lost. Your word does not count while a fact contradicts it, such as a Ready node of that instance. `kubectl reattach abort` ends its effect.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,24 +30,24 @@ Examples:
   kubectl reattach declare data-redis-0 --nothing-under-way --reason 'no detach in the account events of the last hour'
 
 Needs the RBAC verb `declare` on volumerecoveries.reattach.dev (ClusterRole reattach-declarer).
-Where the plan waits for an approval, it still needs that: kubectl reattach approve.
-Your word given again counts for another hour.")]
+A plan that waits for an approval still needs it: kubectl reattach approve.
+Declare again to extend your word by another hour.")]
 pub struct DeclareArgs {
-    /// The VolumeRecovery, or the claim that it is for.
+    /// VolumeRecovery, or the claim that it is for.
     #[arg(value_name = "RECOVERY|CLAIM")]
     name: String,
-    /// The instance that cannot write, as the cloud calls it and the plan names it; required.
+    /// Instance that cannot write, as the cloud and the plan name it. Required.
     #[arg(long, value_name = "INSTANCE")]
     holder: Option<String>,
-    /// Instead: nothing that the recovery ordered is under way at the cloud any more. It ends the wait for a request that was
-    /// lost before it arrived. Look into the cloud's job history first: a detach that still arrives takes the volume from
-    /// whichever machine has it then.
+    /// Declare instead that no order of the recovery is under way at the cloud any more. It ends the wait for a request that was
+    /// lost before it arrived. Read the cloud's job history first: a detach that still arrives takes the volume from the
+    /// machine that has it then.
     #[arg(long, conflicts_with = "holder")]
     nothing_under_way: bool,
-    /// Why you are sure, for the record; required.
+    /// Why you are sure, for the record. Required.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Say also that the instance is a machine of this cluster, though it is behind no Node and reattach never saw it as one. Needs the verb `declare` in the whole cluster.
+    /// Declare also that the instance is a machine of this cluster, though it is behind no Node and reattach never saw it as one. Needs the verb `declare` in the whole cluster.
     #[arg(long)]
     of_this_cluster: bool,
 }
@@ -78,20 +78,20 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<Exit> {
     match args.holder.as_deref().map(str::trim) {
         None | Some("") if pinned.is_empty() => {
             return Err(Fail::Usage(format!(
-                "--holder is missing: name the instance that is this cluster's; kubectl reattach status {name} names it"
+                "--holder is missing; name the instance that belongs to this cluster (kubectl reattach status {name} shows it)"
             ))
             .into());
         }
         Some(holder) if holder == pinned => {}
         None | Some("") => {
             return Err(Fail::Usage(format!(
-                "--holder is missing: name the instance that cannot write; the plan of {name} is about {pinned}"
+                "--holder is missing; name the instance that cannot write (the plan of {name} is about {pinned})"
             ))
             .into());
         }
         Some(other) => {
             return Err(Fail::Usage(format!(
-                "--holder {other:?} is not the instance that the plan of {name} is about, which is {pinned}: give your word about that one, or not at all"
+                "--holder {other:?} is not the instance of the plan of {name}, so nothing was declared; the plan is about {pinned}"
             ))
             .into());
         }
@@ -124,7 +124,7 @@ async fn nothing_under_way(
         .is_some_and(|status| !status.journal.is_empty());
     if recovery.phase().is_final() || !begun {
         return Err(Fail::Other(format!(
-            "{name} has no run under way ({}), so it has ordered nothing that could be",
+            "{name} has no run under way ({}), so no order of it can be under way",
             recovery.phase()
         ))
         .into());
@@ -143,7 +143,7 @@ async fn nothing_under_way(
         "Declared by {user}: nothing that {name} ordered is under way at the cloud ({reason})."
     ));
     note(
-        "It counts for what was ordered before now. If the cloud shows a job that is pending, that is still waited for.",
+        "Your word counts for orders from before now. If the cloud shows a pending job, the recovery still waits for that job.",
     );
     note(&format!(
         "Follow it: kubectl reattach status -n {} {} --watch",
@@ -155,7 +155,7 @@ async fn nothing_under_way(
 fn reason(given: Option<&str>) -> Result<&str, Fail> {
     match given.map(str::trim) {
         None | Some("") => Err(Fail::Usage(
-            "--reason is missing: say why you are sure; it goes on the record".to_owned(),
+            "--reason is missing; say why you are sure, for the record".to_owned(),
         )),
         Some(reason) if reason.chars().count() > 1024 => Err(Fail::Usage(
             "--reason may have at most 1024 characters".to_owned(),
@@ -177,19 +177,19 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
     let status = recovery.status.clone().unwrap_or_default();
     if recovery.phase().is_final() {
         return Err(NoPlan::Never(format!(
-            "{name} is over already: {}; a declaration would change nothing",
+            "{name} is over already: {}, so a declaration would change nothing",
             status.phase
         )));
     }
     if let Some(abort) = &recovery.spec.abort {
         return Err(NoPlan::Never(format!(
-            "{name} was aborted by {}; a declaration would change nothing",
+            "{name} was aborted by {}, so a declaration would change nothing",
             abort.by
         )));
     }
     if matches!(recovery.spec.mode, Mode::Observe | Mode::DryRun) {
         return Err(NoPlan::Never(format!(
-            "{name} is in mode {} and frees nothing; to act on this claim: kubectl reattach recover -n {} {}",
+            "{name} is in mode {} and never frees a volume; to act on this claim: kubectl reattach recover -n {} {}",
             recovery.spec.mode, name.namespace, recovery.spec.claim_name
         )));
     }
@@ -198,7 +198,7 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
         .map_err(|e| NoPlan::Never(records::unreadable_sentence(&e)))?;
     plan.ok_or_else(|| {
         NoPlan::NotYet(format!(
-            "{name} has no plan, so there is no instance to speak about: {}, {}",
+            "{name} has no plan, so there is no instance to declare about: {}, {}",
             status.phase, status.message
         ))
     })
@@ -225,18 +225,18 @@ fn tell(
     ));
     if *of_this_cluster {
         note(&format!(
-            "And instance {holder} is a machine of this cluster."
+            "Declared too: instance {holder} is a machine of this cluster."
         ));
     }
     let Some(plan) = plan else {
         note(&format!(
-            "There is no plan yet; one that is made until {until:.0} rests on this word.\nFollow it: kubectl reattach status -n {} {} --watch",
+            "There is no plan yet. A plan that is made before {until:.0} relies on this word.\nFollow it: kubectl reattach status -n {} {} --watch",
             name.namespace, name.name
         ));
         return;
     };
     note(&format!(
-        "Until {until:.0} volume {} is freed from it on this word alone, unless a fact contradicts it.",
+        "Until {until:.0}, volume {} is freed from it on this word alone, unless a fact contradicts it.",
         plan.pins.volume
     ));
     if let Some(wide) = &plan.pins.node_wide {
@@ -254,7 +254,7 @@ fn tell(
         ));
     }
     note(&format!(
-        "If you were wrong, at once: kubectl reattach abort -n {ns} {name}\nFollow it: kubectl reattach status -n {ns} {name} --watch",
+        "If you were wrong, abort at once: kubectl reattach abort -n {ns} {name}\nFollow it: kubectl reattach status -n {ns} {name} --watch",
         ns = name.namespace,
         name = name.name
     ));

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 /// Says what is wrong with a claim's volume; writes nothing.
 ///
-/// Prints the verdict and the facts that it rests on. Without a CLAIM it looks at every claim that an event, an unready pod or an agent's report points at.
+/// Prints the verdict and the facts behind it. Without a CLAIM, it looks at every claim that an event, an unready pod or an agent's report points at.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,20 +26,21 @@ Examples:
   kubectl reattach diagnose -A
   kubectl reattach diagnose -A -o json | jq -r '.items[] | select(.class == \"B\") | .claim.name'
 
-Needs no controller. Agents on the nodes tell what the machines see; without them some
-trouble stays unclassified.
-Exit codes: 0 nothing is wrong; 3 trouble of ours; 5 not ours; 6 wait, or facts are missing.")]
+Needs no controller. Agents report what the machines see; without them some trouble stays
+unclassified.
+Exit codes: 0 nothing is wrong; 3 trouble that reattach can heal; 5 not ours; 6 wait, or facts
+are missing.")]
 pub struct DiagnoseArgs {
-    /// The PersistentVolumeClaims.
+    /// PersistentVolumeClaims.
     #[arg(value_name = "CLAIM", conflicts_with = "all_namespaces")]
     claims: Vec<String>,
-    /// Every namespace.
+    /// All namespaces.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
     /// Print the facts of every claim, not only the table.
     #[arg(long)]
     facts: bool,
-    /// How to print.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
 }
@@ -140,11 +141,7 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
     if args.claims.is_empty() || findings.len() > 1 {
         let mut table = Table::new(&["NAMESPACE", "CLAIM", "CLASS", "VERDICT", "WHY"]);
         for f in findings {
-            let class = f
-                .diagnosis
-                .class()
-                .map(|c| c.to_string())
-                .unwrap_or_default();
+            let class = f.diagnosis.class().map(|c| c.name()).unwrap_or_default();
             table.row(vec![
                 f.claim.namespace.clone(),
                 f.claim.name.clone(),

@@ -19,13 +19,13 @@ Examples:
 
 Exit codes: 0 every workload came back and every safety rule held; 1 otherwise; 2 wrong usage.")]
 pub struct DrillArgs {
-    /// List the scenarios and end.
+    /// List the scenarios and exit.
     #[arg(long)]
     pub list: bool,
-    /// Seed of everything random; the same seed gives the same transcript.
+    /// Seed of everything random. Equal seeds give equal transcripts.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// The scenario to play.
+    /// Scenario to play.
     #[arg(long, value_name = "NAME", default_value = "incident-2021-07-11")]
     pub scenario: String,
     /// Also write the post-mortem as one self-contained HTML file.
@@ -34,7 +34,7 @@ pub struct DrillArgs {
     /// Print one JSON document at the end instead of text.
     #[arg(long)]
     pub json: bool,
-    /// No timeline: only the summary and the post-mortem.
+    /// Print no timeline, only the summary and the post-mortem.
     #[arg(long, short)]
     pub quiet: bool,
 }

@@ -13,15 +13,15 @@ pub enum Exit {
     Error = 1,
     /// The command line, or a file or name given in it, is wrong.
     Usage = 2,
-    /// Trouble that reattach recognises as its own.
+    /// Trouble of a class that reattach can heal.
     Trouble = 3,
-    /// A safety rule stands against acting.
+    /// A safety rule forbids to act.
     Refused = 4,
     /// The trouble is real and not one of attachments.
     NotOurs = 5,
     /// Not decided or not over: something must happen first, facts are missing, or the time ran out.
     Waiting = 6,
-    /// A recovery ended without success, or needs a human.
+    /// A recovery ended without success, or needs a person.
     Unhealed = 7,
     /// Interrupted by the user (128 + SIGINT, as shells count).
     Interrupted = 130,
@@ -55,10 +55,10 @@ pub const TABLE: &str = "\
 Exit codes:
     0  done: explained, shown, recorded or healed; or nothing is wrong
     1  error: the command could not do its work
-    2  the command line is wrong, or a file or name given in it
-    3  trouble found that reattach recognises as its own
-    4  refused: a safety rule stands against acting
+    2  the command line is wrong, or a file or name in it
+    3  trouble found that reattach can heal
+    4  refused: a safety rule forbids to act
     5  not ours: the trouble is real, and detaching would not help
-    6  not over: something must happen first, facts are missing, or the time ran out
-    7  a recovery was aborted, failed, or needs a human
+    6  not over: a condition is not met, facts are missing, or the time ran out
+    7  a recovery was aborted, failed, or needs a person
   130  interrupted";

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Explains an event, error or log line; needs no cluster.
 ///
-/// Says what it means, which facts would decide, and what can help. Input is one message per line: plain text, or a JSON object with `message` and,
-/// if known, `reason`, `source_component` and `driver`. A text never decides by itself: it only says what to look at.
+/// Says what the text means, which facts decide, and which remedies can help. The input has one message per line. A line is plain text, or a JSON object with `message` and,
+/// if known, `reason`, `source_component` and `driver`. A text alone decides nothing. It only says what to look at.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -28,19 +28,19 @@ Examples:
 Remedies: force-detach, delete-volumeattachment, wait, escalate, not-ours.
 Exit codes: 0 every line was answered; 1 some lines could not be read; 2 wrong usage.")]
 pub struct ExplainArgs {
-    /// A file with one message per line; `-` is standard input.
+    /// File with one message per line; `-` is standard input.
     #[arg(value_name = "FILE", conflicts_with = "message")]
     file: Option<PathBuf>,
     /// The message itself.
     #[arg(long, short = 'm', value_name = "TEXT")]
     message: Option<String>,
-    /// The event's reason, such as FailedMount.
+    /// Reason of the event, such as FailedMount.
     #[arg(long, requires = "message")]
     reason: Option<String>,
-    /// The CSI driver.
+    /// Name of the CSI driver.
     #[arg(long, requires = "message")]
     driver: Option<String>,
-    /// How to print; jsonl answers each line as it comes.
+    /// Output format; jsonl answers each line as it comes.
     #[arg(long, short, value_enum, default_value_t)]
     output: Form,
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 /// A read that fails is tried again for so long: an API server may be restarted in the middle of a recovery.
 const BEAR: Duration = Duration::from_secs(60);
-/// A recovery that nobody has written to after this time has nobody to drive it.
+/// A recovery whose status is empty after this time has no controller that drives it.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 /// An aborted recovery that has touched nothing is over within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
@@ -36,9 +36,9 @@ pub enum Consent {
     Given,
     /// Ask on the terminal.
     Ask,
-    /// Nobody can be asked: show the plan and how to approve it.
+    /// There is no terminal to ask on: show the plan and how to approve it.
     Later,
-    /// It is someone else's decision: only watch.
+    /// Another person decides: only watch.
     Watch,
 }
 
@@ -58,7 +58,7 @@ pub struct Follow<'a> {
     /// When to stop following.
     pub deadline: Instant,
     /// Whether this process drives it: a run that has begun is then followed to its end, since its steps have time
-    /// limits of their own and nobody else would end it.
+    /// limits of their own and no other process would end it.
     pub driven_here: bool,
 }
 
@@ -162,11 +162,12 @@ impl Follow<'_> {
             }
             Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
             Phase::Running | Phase::Restoring => {
-                self.late(recovery, "the run goes on", false).await
+                self.late(recovery, "the run continues", false).await
             }
             _ if self.consent == Consent::Watch => {
                 self.news(phase, &record.message, shown);
-                self.late(recovery, "it goes on without you", false).await
+                self.late(recovery, "the recovery continues without you", false)
+                    .await
             }
             Phase::Refused => {
                 let trouble = record
@@ -202,7 +203,7 @@ impl Follow<'_> {
                 if recovery.status.is_none() && started.elapsed() > ANSWERED_WITHIN =>
             {
                 note(&format!(
-                    "error: no controller has looked at VolumeRecovery {} within {} s",
+                    "error: no controller has answered VolumeRecovery {} within {} s",
                     self.name,
                     ANSWERED_WITHIN.as_secs()
                 ));
@@ -241,7 +242,7 @@ impl Follow<'_> {
                     .await;
             }
             note(&format!(
-                "The facts have changed since plan {approved} was approved; the plan is {hash} now and has not run."
+                "The facts have changed since plan {approved} was approved, so nothing has run. The plan is now {hash}."
             ));
             return self
                 .end_request(
@@ -296,7 +297,7 @@ impl Follow<'_> {
         if shown.approved.as_deref() != Some(hash) {
             match records::approve(self.session, &self.name, hash, &self.user).await {
                 Ok(()) => {}
-                // To ask and to approve are rights of their own: the plan waits for someone who has the other one.
+                // To ask and to approve are rights of their own: the plan waits for a person who may approve.
                 Err(error @ (Fail::Forbidden { .. } | Fail::Api { .. })) if !self.driven_here => {
                     note(&format!("error: {error}"));
                     self.later(hash);
@@ -322,11 +323,11 @@ impl Follow<'_> {
     fn later(&self, hash: &str) {
         let ns = &self.name.namespace;
         note(&format!(
-            "\nTo run it: kubectl reattach approve -n {ns} {} --plan {hash}",
+            "\nTo run it:  kubectl reattach approve -n {ns} {} --plan {hash}",
             self.name.name
         ));
         note(&format!(
-            "Or not:    kubectl reattach abort -n {ns} {}",
+            "To drop it: kubectl reattach abort -n {ns} {}",
             self.name.name
         ));
     }
@@ -339,7 +340,7 @@ impl Follow<'_> {
         std::thread::spawn(move || {
             let mut line = String::new();
             let read = std::io::stdin().lock().read_line(&mut line);
-            // Nobody waits any more after an interrupt.
+            // The receiver is gone after an interrupt.
             let _ = answered.send(read.map(|_| line));
         });
         tokio::select! {
@@ -360,7 +361,7 @@ impl Follow<'_> {
         if Instant::now() < self.deadline {
             return Ok(None);
         }
-        note(&format!("error: the time of --timeout is over: {what}"));
+        note(&format!("error: the time of --timeout is over; {what}"));
         if withdraw {
             return self
                 .end_request(recovery, "timed out before it began", Exit::Waiting)
@@ -413,7 +414,7 @@ impl Follow<'_> {
             }
             Some(recovery) if records::under_way(&recovery) && !self.driven_here => {
                 let (ns, name) = (&self.name.namespace, &self.name.name);
-                note("\nInterrupted; the recovery is not over.");
+                note("\nInterrupted. The recovery is not over.");
                 note(&format!(
                     "Follow it: kubectl reattach status -n {ns} {name} --watch"
                 ));
@@ -434,7 +435,7 @@ impl Follow<'_> {
             return Ok(end);
         }
         Err(Fail::Other(format!(
-            "this process may no longer act on {} (its Lease is lost, or another process took over)",
+            "this process may no longer act on {}: it lost its Lease, or another process took over",
             self.name
         ))
         .into())
@@ -458,7 +459,7 @@ impl Follow<'_> {
     /// A line whenever the phase or its sentence changes.
     fn news(&self, phase: Phase, message: &str, shown: &mut Shown) {
         let text = match message {
-            "" => "waiting for the first look".to_owned(),
+            "" => "waiting for the first diagnosis".to_owned(),
             message => one_line(message),
         };
         let line = format!("{phase}: {text}");

@@ -36,10 +36,10 @@ const PAGE: u32 = 500;
 /// Where the controller's leader Lease is.
 #[derive(Args, Clone, Debug)]
 pub struct LeaseArgs {
-    /// The namespace of the controller's leader Lease. Without it the Lease is searched for in the whole cluster.
+    /// Namespace of the controller's leader Lease. Without it, the whole cluster is searched.
     #[arg(long, value_name = "NAME")]
     pub controller_namespace: Option<String>,
-    /// The name of the controller's leader Lease; `reattach-controller` unless the controller was given another.
+    /// Name of the controller's leader Lease. It is `reattach-controller` unless the controller was given another.
     #[arg(long, value_name = "NAME")]
     pub lease: Option<String>,
 }
@@ -98,7 +98,7 @@ impl LeaseArgs {
     pub async fn only(&self, session: &Session) -> Result<LeaseName, Fail> {
         let refuse = |why: String| {
             Err(Fail::Other(format!(
-                "{why}; two leaders must never work at once, so say where the controller's Lease is with --controller-namespace ({USUAL_NAMESPACE} if it was installed from deploy/)"
+                "{why}. Two leaders must never work at once, so nothing was begun. Name the namespace of the controller's Lease with --controller-namespace (deploy/ uses {USUAL_NAMESPACE})"
             )))
         };
         if let Some(named) = self.named() {
@@ -106,7 +106,7 @@ impl LeaseArgs {
             if let Found::Named(all) = Self::search(session, None).await? {
                 for other in all.iter().filter(|other| **other != named) {
                     note(&format!(
-                        "note: Lease {other} exists, too; a controller that holds it is not noticed."
+                        "note: Lease {other} exists too. This command ignores it, and would not notice a controller that holds it."
                     ));
                 }
             }
@@ -246,7 +246,7 @@ pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Re
                     ("no controller has held it yet".to_owned(), FIRST_WITHIN)
                 }
                 Some((holder, _)) if holder.is_empty() => {
-                    ("its last holder gave it up".to_owned(), TAKEN_WITHIN)
+                    ("its last holder released it".to_owned(), TAKEN_WITHIN)
                 }
                 Some((holder, lease)) => {
                     let renewed = lease
@@ -282,7 +282,7 @@ pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Re
             if !told && limit > TAKEN_WITHIN {
                 told = true;
                 note(&format!(
-                    "No controller holds Lease {lease} ({why}); waiting for up to {} s until one does.",
+                    "No controller holds Lease {lease} ({why}). Waiting up to {} s for one.",
                     limit.as_secs()
                 ));
             }
@@ -313,7 +313,7 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
         if found.is_none() && !told {
             told = true;
             note(&format!(
-                "Lease {lease} does not exist; watching for {} s whether a controller writes it.",
+                "Lease {lease} does not exist. Waiting {} s to see whether a controller writes it.",
                 LEASE_DURATION.as_secs()
             ));
         }
@@ -328,21 +328,21 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
             if seen.0.is_empty() && !told {
                 told = true;
                 note(&format!(
-                    "Lease {lease} has no holder; watching for up to {} s whether a controller takes it.",
+                    "Lease {lease} has no holder. Waiting up to {} s to see whether a controller takes it.",
                     LEASE_DURATION.as_secs()
                 ));
             }
             if !seen.0.is_empty() && seen.0 != me {
                 if renewed {
                     return Err(Fail::Other(format!(
-                        "the controller {:?} is alive and holds Lease {lease}: run recover without --break-glass",
+                        "controller {:?} is alive and holds Lease {lease}, so this command does not act beside it; run recover without --break-glass",
                         one_line(&seen.0)
                     ))
                     .into());
                 }
                 if before.is_none() {
                     note(&format!(
-                        "Lease {lease} was last held by {}; watching for up to {} s whether it is alive.",
+                        "Lease {lease} was last held by {}. Waiting up to {} s to see whether that process is alive.",
                         one_line(&seen.0),
                         LEASE_DURATION.as_secs()
                     ));
@@ -359,7 +359,7 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
         match session.ask(&format!("take Lease {lease}"), round).await? {
             None => {
                 return Err(Fail::Other(format!(
-                    "namespace {:?} for the leader Lease does not exist; create it (kubectl create namespace {0}) or name another with --controller-namespace",
+                    "namespace {:?} for the leader Lease does not exist; create it (kubectl create namespace {0}), or name another with --controller-namespace",
                     lease.namespace
                 ))
                 .into());
@@ -367,7 +367,7 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
             Some((Some(leadership), _)) => return Ok((elector, leadership)),
             Some((None, _)) if Instant::now() >= give_up => {
                 return Err(Fail::Other(format!(
-                    "Lease {lease} could not be taken; someone else is after it too"
+                    "Lease {lease} could not be taken because another process tries too; wait for that process, or stop it and try again"
                 ))
                 .into());
             }

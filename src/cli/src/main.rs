@@ -30,8 +30,8 @@ use fail::Fail;
 use reattach_core::plain::{LogForm, LogLines};
 use std::process::ExitCode;
 
-/// Gets stateful pods running again after a node died uncleanly: says why a volume is stuck, plans what can be done
-/// about it, does it under safety rules, and leaves a record.
+/// Gets stateful pods running again after a node died uncleanly. It says why a volume is stuck, plans a repair, carries it
+/// out under safety rules, and leaves a record.
 #[derive(Parser)]
 #[command(name = "kubectl-reattach", bin_name = "kubectl reattach", version, about, long_about = None)]
 #[command(disable_help_subcommand = true, after_help = exit::TABLE)]

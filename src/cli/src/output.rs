@@ -9,12 +9,12 @@ use std::io::{IsTerminal, Write};
 /// How to print a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Table,
     /// One JSON value.
     Json,
-    /// The same as YAML.
+    /// The JSON value as YAML.
     Yaml,
 }
 

@@ -30,8 +30,8 @@ use std::sync::Arc;
 
 /// Shows what a recovery would do, step by step; writes nothing.
 ///
-/// For each step: what will happen, the command a human would type, what could go wrong; and the expected downtime. Or
-/// every reason why nothing may be done. Powering the holder off is in it where the policy that rules the claim allows it, or you say so. The one request that is no read asks the API server with `dryRun=All` whether a
+/// For each step it shows what happens, the command that a person would type, and what could go wrong. It also shows the
+/// expected downtime, or every reason why nothing may be done. A power-off is part of the plan where the policy of the claim or --allow-power-off allows it. One request is no read: it asks the API server with `dryRun=All` whether a
 /// new pod of the workload would be accepted, and persists nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -43,22 +43,22 @@ Examples:
 
 Exit codes: 0 there is a plan, or nothing is wrong; 4 it is refused; 5 not ours; 6 wait.")]
 pub struct PlanArgs {
-    /// The PersistentVolumeClaim.
+    /// PersistentVolumeClaim.
     #[arg(value_name = "CLAIM")]
     claim: String,
-    /// The runbook.
+    /// Name of the runbook.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_RUNBOOK)]
     runbook: String,
-    /// A runbook of your own, checked against the safety rules.
+    /// File with a runbook of your own. It is checked against the safety rules.
     #[arg(long, value_name = "FILE", conflicts_with = "runbook")]
     runbook_file: Option<PathBuf>,
-    /// A workload with several replicas, whose stop you accept.
+    /// Workload with several replicas whose stop you accept.
     #[arg(long, value_name = "KIND/NAME")]
     confirm_workload: Option<String>,
-    /// Show the plan as if powering the holder's instance off were allowed.
+    /// Show the plan as if a power-off of the holder's instance were allowed.
     #[arg(long)]
     allow_power_off: bool,
-    /// How to print.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
 }
@@ -133,20 +133,24 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
                 plan.pins.workload
             ));
             if let Err(waits) = may_begin(&plan, evidence.at(now)) {
-                note(&format!("It would wait before its first step: {waits}."));
+                note(&format!(
+                    "The plan would wait before its first step: {waits}."
+                ));
             }
             if let Ok(me) = session.me().await {
                 let mandate =
                     rights::own_mandate(&session, &me, &plan, ceiling, args.allow_power_off).await;
                 for stands in rights::against(&mandate, &plan, &evidence, now) {
-                    note(&format!("It would not run on your approval: {stands}."));
+                    note(&format!(
+                        "Your approval would not let the plan run: {stands}."
+                    ));
                 }
             }
             let power_off = plan.find(StepKind::PowerOff).is_some();
             match &args.runbook_file {
-                Some(_) => {
-                    note("A runbook from a file can be shown here; recover runs the built-in ones.")
-                }
+                Some(_) => note(
+                    "A runbook from a file can only be shown here. recover runs the built-in runbooks.",
+                ),
                 None => note(&format!(
                     "To run it: kubectl reattach recover -n {} {}{}",
                     claim.namespace,
@@ -207,7 +211,7 @@ async fn allowed(
         // Whoever sees only a namespace still sees a plan; the cautious one.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             note(
-                "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow besides",
+                "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow.",
             );
             Default::default()
         }
@@ -349,7 +353,7 @@ fn report_veto(claim: &ObjectName, refusals: &[Refusal]) {
     }
     let ObjectName { namespace, name } = claim;
     note(&format!(
-        "\nnote: a veto of the safety checker is a fault of reattach. Nothing was done, and a recovery of this claim would do nothing either. Send these to reattach's repository as an issue:\n  kubectl reattach --version\n  kubectl reattach plan -n {namespace} {name} -o json\nUntil it is mended, heal the volume by hand. This shows what is wrong with it:\n  kubectl reattach diagnose -n {namespace} {name}"
+        "\nnote: a veto of the safety checker is a fault of reattach. Nothing was done, and a recovery of this claim would do nothing either. Send the output of these commands to reattach's repository as an issue:\n  kubectl reattach --version\n  kubectl reattach plan -n {namespace} {name} -o json\nUntil the fault is mended, heal the volume by hand. This command shows what is wrong with it:\n  kubectl reattach diagnose -n {namespace} {name}"
     ));
 }
 
@@ -360,7 +364,7 @@ async fn own_rights(session: &Session, refusals: &[Refusal]) {
         && let Ok(me) = session.user().await
     {
         note(&format!(
-            "\nnote: that pod was asked for with the rights of {me}; the controller has its own"
+            "\nnote: the dry run of that pod used the rights of {me}. The controller has its own rights."
         ));
     }
 }

@@ -41,7 +41,7 @@ pub fn message(recovery: &VolumeRecovery) -> String {
 /// What to do about a field that cannot be read.
 pub fn unreadable_sentence(unreadable: &UnreadableField) -> String {
     format!(
-        "{unreadable}: use the kubectl reattach of the version that wrote it; kubectl get volumerecovery -o yaml shows it as it is"
+        "{unreadable}; use the kubectl reattach of the version that wrote it, or read it as it is: kubectl get volumerecovery -o yaml"
     )
 }
 
@@ -207,7 +207,7 @@ pub async fn approve(
     patch(session, recovery, "approve the plan", spec).await
 }
 
-/// Aborts a recovery: whoever drives it puts everything back.
+/// Aborts a recovery. The process that drives it then undoes what the run did.
 ///
 /// # Errors
 /// The API server's, as a sentence.

@@ -27,7 +27,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     };
     if args.break_glass {
         if !args.yes && !args.dry_run && !interactive() {
-            return Err(Fail::Usage("--break-glass acts from here, so somebody must consent: add --yes or --dry-run, or run it on a terminal".to_owned()).into());
+            return Err(Fail::Usage("--break-glass acts from here and needs your consent; add --yes or --dry-run, or run it on a terminal".to_owned()).into());
         }
         return break_glass::run(&args, global).await;
     }
@@ -37,7 +37,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     if let Some(running) = running(&session, &claim).await? {
         let name = &running.name().name;
         return Err(Fail::Other(format!(
-            "recovery {name} of this claim is under way; follow it with: kubectl reattach status -n {} {name} --watch",
+            "recovery {name} of this claim is under way, so no other one was created; follow it: kubectl reattach status -n {} {name} --watch",
             claim.namespace
         ))
         .into());
@@ -60,7 +60,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
         ));
         return Ok(Exit::Done);
     }
-    note(&format!("Recovery {name}, asked for by {}.", user.name));
+    note(&format!("Recovery {name}, requested by {}.", user.name));
     follow(&session, &args, name, user)
         .run(None, &mut interrupt)
         .await
@@ -71,12 +71,12 @@ async fn require_controller(session: &Session, lease: &LeaseArgs) -> Result<(), 
         Leader::Live => Ok(()),
         Leader::Hidden { lease } => {
             note(&format!(
-                "note: you may not read Lease {lease}, so whether a controller runs shows only when it answers"
+                "note: you may not read Lease {lease}, so this command sees a controller only when the controller answers."
             ));
             Ok(())
         }
         Leader::None { lease, why } => Err(Fail::Other(format!(
-            "no controller holds Lease {lease} ({why}), so nobody would do the work; install or start one, or use --break-glass"
+            "no controller holds Lease {lease} ({why}), so no recovery was created; install or start a controller, or use --break-glass"
         ))),
     }
 }

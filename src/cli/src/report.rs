@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Writes the post-mortem of recoveries.
 ///
-/// What was wrong, what was done when and by whom, how long it took, and what a person still has to do.
+/// It says what was wrong, what was done, when and by whom, how long it took, and what a person still has to do.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,36 +21,36 @@ Examples:
   kubectl reattach report -A --since 6h --html post-mortem.html
   kubectl reattach report data-redis-0 -o json | jq '.volumes[].healMillis'")]
 pub struct ReportArgs {
-    /// VolumeRecoveries or claims; otherwise all of the namespace.
+    /// VolumeRecoveries or claims. Without them: all recoveries of the namespace.
     #[arg(value_name = "RECOVERY|CLAIM", conflicts_with = "all_namespaces")]
     names: Vec<String>,
-    /// Every namespace.
+    /// All namespaces.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
-    /// Only recoveries that were created so long ago or later.
+    /// Only recoveries that were created within this time.
     #[arg(long, value_name = "DURATION", conflicts_with = "names", value_parser = since)]
     since: Option<jiff::SignedDuration>,
-    /// The title.
+    /// Title of the post-mortem.
     #[arg(
         long,
         value_name = "TEXT",
         default_value = "Volume recovery post-mortem"
     )]
     title: String,
-    /// Also write it as one self-contained HTML file with a timeline picture.
+    /// Also write the post-mortem as one self-contained HTML file with a timeline picture.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// How to print it to standard output.
+    /// Format on standard output.
     #[arg(long, short, value_enum, default_value_t)]
     output: Form,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// Markdown.
+    /// Markdown text.
     #[default]
     Markdown,
-    /// JSON.
+    /// One JSON value.
     Json,
 }
 
@@ -83,7 +83,7 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
             format!("namespace {:?}", session.namespace)
         };
         return Err(Fail::Other(format!(
-            "there is no recovery in {place} to report on; -A looks everywhere"
+            "there is no recovery in {place} to report on; -A searches all namespaces"
         ))
         .into());
     }
@@ -92,7 +92,7 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
         match recovery.record(None) {
             Ok(record) => readable.push(record),
             Err(unreadable) => left_out.push(format!(
-                "recovery {} is not reported on: {}",
+                "recovery {} is left out: {}",
                 recovery.name(),
                 records::unreadable_sentence(&unreadable)
             )),

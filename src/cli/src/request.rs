@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// Heals one claim's volume.
 ///
-/// Asks for a recovery, shows the plan, asks for your consent, and follows it to its end. The controller does the work, and its budgets and safety rules hold. With --break-glass this command does it itself,
+/// Asks for a recovery, shows the plan, asks for your consent, and follows the recovery to its end. The controller does the work within its budgets and safety rules. With --break-glass this command does the work itself,
 /// by the same gate and journal, when no controller is running.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -34,43 +34,43 @@ Examples:
 Exit codes: 0 healed; 4 refused; 5 not ours; 6 not over (no consent yet, or timed out);
 7 aborted, failed or stuck. `kubectl reattach --help` has the whole table.")]
 pub struct RecoverArgs {
-    /// The PersistentVolumeClaim.
+    /// PersistentVolumeClaim.
     #[arg(value_name = "CLAIM")]
     pub claim: String,
-    /// Show and record the plan, and do nothing.
+    /// Show and record the plan, and do nothing else.
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
     /// Approve the plan without asking.
     #[arg(long, short)]
     pub yes: bool,
-    /// The runbook.
+    /// Name of the runbook.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_RUNBOOK)]
     pub runbook: String,
     /// Why, for the record.
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// A workload with several replicas, whose stop you accept.
+    /// Workload with several replicas whose stop you accept.
     #[arg(long, value_name = "KIND/NAME")]
     pub confirm_workload: Option<String>,
-    /// Let the plan power the holder's instance off, with everything that runs on it. Needs the RBAC verb `poweroff`. The plan then has
-    /// that step, and waits for your consent as always. It stays off: power it on yourself when the volume is free.
+    /// Let the plan power off the holder's instance, with everything that runs on it. Needs the RBAC verb `poweroff`. The plan then has
+    /// that step and waits for your consent as always. The instance stays off: power it on yourself when the volume is free.
     #[arg(long)]
     pub allow_power_off: bool,
-    /// Ask for the recovery and return at once; approve and watch it later.
+    /// Ask for the recovery and return at once. Approve and watch it later.
     #[arg(long, conflicts_with_all = ["yes", "break_glass"])]
     pub no_wait: bool,
-    /// How long to follow it.
+    /// How long to follow the recovery.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
     pub timeout: Duration,
     /// Work without a controller: take its leader Lease and act from here. Needs the cloud token.
     #[arg(long)]
     pub break_glass: bool,
-    /// How to print the recovery at its end; progress then goes to standard error.
+    /// Output format of the recovery at its end. With json and yaml, progress goes to standard error.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Format,
     #[command(flatten)]
     pub lease: LeaseArgs,
-    /// With --break-glass: the namespace of the locks of nodes, if the controller was given another than its own.
+    /// With --break-glass: namespace of the node locks, if the controller was given another than its own.
     #[arg(long, value_name = "NAME", requires = "break_glass")]
     pub node_lock_namespace: Option<String>,
 }

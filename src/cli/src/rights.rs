@@ -18,13 +18,13 @@ pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Who) {
     match reach(&session.clients.records, &me.name, me, "approve", about).await {
         Reach::Cluster => {}
         Reach::Namespace => note(&format!(
-            "note: your right to approve ends at namespace {ns}, so the plan goes no further than the RecoveryPolicy that rules the claim; beyond it takes the verb approve on volumerecoveries at cluster scope"
+            "note: your right to approve ends at namespace {ns}, so the plan goes no further than the RecoveryPolicy of the claim. To go further takes the verb approve on volumerecoveries at cluster scope."
         )),
         Reach::Nowhere => note(&format!(
-            "note: you do not have the verb approve on volumerecoveries in namespace {ns} (ClusterRole reattach-approver), so a person who has it must approve the plan"
+            "note: you do not have the verb approve on volumerecoveries in namespace {ns}, so the plan waits for an approval. A person with ClusterRole reattach-approver can approve it."
         )),
         Reach::Unknown { why } => note(&format!(
-            "note: how far your rights reach could not be looked up: {why}"
+            "note: the scope of your rights could not be read: {why}"
         )),
     }
 }
@@ -43,16 +43,16 @@ pub async fn require_power_off(
         Reach::Cluster => Ok(()),
         Reach::Namespace => {
             note(&format!(
-                "note: your right to allow a power-off ends at namespace {ns}, so it counts only where the RecoveryPolicy that rules the claim lets machines be powered off"
+                "note: your right to allow a power-off ends at namespace {ns}, so it counts only where the RecoveryPolicy of the claim allows power-offs."
             ));
             Ok(())
         }
         Reach::Nowhere => Err(Fail::Other(format!(
-            "--allow-power-off needs the verb poweroff on volumerecoveries (ClusterRole reattach-power-off), which you do not have in namespace {ns}; nothing was asked for. Ask without it, or ask a person who has it"
+            "--allow-power-off needs the verb poweroff on volumerecoveries, which you do not have in namespace {ns}. No recovery was created. Run recover without it, or ask a person with ClusterRole reattach-power-off"
         ))),
         Reach::Unknown { why } => {
             note(&format!(
-                "note: how far your rights reach could not be looked up: {why}"
+                "note: the scope of your rights could not be read: {why}"
             ));
             Ok(())
         }

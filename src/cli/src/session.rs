@@ -31,17 +31,17 @@ const RESOURCES: [&str; 3] = ["volumerecoveries", "recoverypolicies", "nodevolum
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Cluster and cloud")]
 pub struct Global {
-    /// The kubeconfig file; otherwise KUBECONFIG, ~/.kube/config, or the service account of the pod.
+    /// Kubeconfig file. Without it: KUBECONFIG, ~/.kube/config, or the service account of the pod.
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig to use.
+    /// Context of the kubeconfig.
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
-    /// The namespace; otherwise the context's.
+    /// Namespace. Without it: the namespace of the context.
     #[arg(long, short, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// The cloud that the volumes are at. linode reads LINODE_TOKEN, and LINODE_URL if set; aws (in a build
-    /// with that feature) reads AWS_REGION and what other AWS tools read.
+    /// Cloud that has the volumes. linode reads LINODE_TOKEN and, if set, LINODE_URL. aws (in a build with that
+    /// feature) reads AWS_REGION and the usual settings of AWS tools.
     #[arg(long, global = true, value_name = "NAME", default_value = "linode")]
     pub provider: String,
 }
@@ -206,7 +206,7 @@ fn claim_name(name: &str) -> Result<&str, Fail> {
         Some(("pvc" | "persistentvolumeclaim" | "persistentvolumeclaims", bare)) => bare,
         Some((kind, _)) => {
             return Err(Fail::Usage(format!(
-                "{name:?} is of kind {kind:?}, and a PersistentVolumeClaim is needed: NAME or pvc/NAME"
+                "{name:?} is of kind {kind:?}, but a PersistentVolumeClaim is needed; give NAME or pvc/NAME"
             )));
         }
     };
@@ -266,7 +266,7 @@ pub async fn preflight(providers: &Providers, detach: bool) -> Result<(), Fail> 
         if !found.missing_to_read.is_empty() {
             let reading = found.missing_to_read.join(", ");
             return Err(Fail::Other(format!(
-                "provider {name}: the credential lacks {reading}, without which nothing can be told; give it these"
+                "provider {name}: the credential lacks {reading}. Without these rights reattach cannot read the volume. Grant them to the credential"
             )));
         }
         if found.missing_to_detach.is_empty() {

@@ -21,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Shows where recoveries stand.
 ///
-/// With a RECOVERY or CLAIM everything about that one: diagnosis, plan, journal.
+/// With a RECOVERY or CLAIM, it shows diagnosis, plan and journal of that recovery.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,16 +30,16 @@ Examples:
   kubectl reattach status data-redis-0          # diagnosis, plan, journal
   kubectl reattach status data-redis-0 --watch  # until it is over; exit code by its end")]
 pub struct StatusArgs {
-    /// A VolumeRecovery, or a claim.
+    /// VolumeRecovery, or a claim.
     #[arg(value_name = "RECOVERY|CLAIM", conflicts_with = "all_namespaces")]
     name: Option<String>,
-    /// Every namespace.
+    /// All namespaces.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
-    /// Go on, and print what changes.
+    /// Keep running, and print what changes.
     #[arg(long, short)]
     watch: bool,
-    /// How to print.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
 }
@@ -125,7 +125,7 @@ fn table(recoveries: &[StoredRecovery], all_namespaces: bool, session: &Session)
         let status = recovery.status.clone().unwrap_or_default();
         let mut row = vec![
             recovery.spec.claim_name.clone(),
-            status.class.unwrap_or_default(),
+            status.class_name().unwrap_or_default(),
             recovery.spec.mode.to_string(),
             status.phase.to_string(),
             age(recovery.created(), session.clock.now()),
@@ -156,7 +156,7 @@ fn text(recovery: &StoredRecovery) -> String {
     row("recovery", &record.recovery.to_string());
     row(
         "mode",
-        &format!("{}, asked for by {}", record.mode, record.requester),
+        &format!("{}, requested by {}", record.mode, record.requester),
     );
     if let Some(reason) = &record.reason {
         row("reason", reason);
@@ -170,7 +170,7 @@ fn text(recovery: &StoredRecovery) -> String {
     if let Some(told) = &record.escalation {
         row(
             "escalated",
-            &format!("it waits since {:.0}: {}", told.since, told.summary),
+            &format!("it has waited since {:.0}: {}", told.since, told.summary),
         );
     }
     if let Some(approval) = &recovery.spec.approval {
@@ -256,7 +256,7 @@ fn unreadable_text(recovery: &StoredRecovery, unreadable: &UnreadableField) -> S
     row(
         "mode",
         &format!(
-            "{}, asked for by {}",
+            "{}, requested by {}",
             recovery.spec.mode, recovery.spec.requester
         ),
     );

@@ -193,7 +193,7 @@ fn refuse_pods(stage: &Stage, message: &str, details: Value) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_403_of_another_account_is_not_shown_as_the_users() {
     let stage = Stage::new("pods").await;
-    let own = "that pod was asked for with the rights of jane";
+    let own = "the dry run of that pod used the rights of jane";
     let of_nobody = json!({"kind": "pods"});
     refuse_pods(
         &stage,
@@ -440,7 +440,7 @@ async fn no_controller() {
     );
     stage.insert_lease("", 3);
     let sentence = one_sentence(&stage.run(&["recover", CLAIM, "--yes"]).await, 1);
-    names(&sentence, &["its last holder gave it up"]);
+    names(&sentence, &["its last holder released it"]);
     assert!(stage.recovery().is_none());
     assert_eq!(stage.writes(), Vec::<String>::new());
 }

@@ -166,7 +166,7 @@ async fn a_plan_powers_off_only_with_a_permission() {
         &ran,
         0,
         &[
-            "It would wait before its first step",
+            "The plan would wait before its first step",
             "or declare it: kubectl reattach declare",
         ],
     );
@@ -310,7 +310,7 @@ async fn a_declaration() {
             "volume 7001 is freed from it on this word alone, unless a fact contradicts it",
             "Node n0 is fenced as a whole: it has 1 pod and 1 attached volume.",
             "kubectl reattach approve -n cache",
-            "If you were wrong, at once: kubectl reattach abort -n cache",
+            "If you were wrong, abort at once: kubectl reattach abort -n cache",
         ],
     );
     let declaration = stage.recovery().unwrap()["spec"]["declaration"].clone();
@@ -414,7 +414,7 @@ async fn a_declaration() {
     one_sentence(
         &stage.run(&nothing).await,
         1,
-        &["has no run under way", "ordered nothing that could be"],
+        &["has no run under way", "no order of it can be under way"],
     );
     let both = stage
         .run(&["declare", &name, "--nothing-under-way", "--holder", "100"])

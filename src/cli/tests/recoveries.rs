@@ -652,7 +652,7 @@ async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
         0,
         &[
             "no controller holds Lease",
-            "nothing is put back until one runs",
+            "nothing is restored yet",
             "--break-glass",
         ],
     );
@@ -666,7 +666,7 @@ async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
         &[
             "Resuming recovery",
             "unwinding starts: aborted by jane",
-            "aborted; everything was put back",
+            "aborted; everything was restored",
         ],
     );
     until("a pod again", || {

@@ -302,7 +302,7 @@ impl Elector {
         }
         let was_leader = publish.send_replace(None).is_some();
         if was_leader && let Err(error) = self.release().await {
-            tracing::warn!(%error, "the leader Lease could not be released; it runs out by itself");
+            tracing::warn!(%error, "the leader Lease could not be released; it expires by itself");
         }
     }
 

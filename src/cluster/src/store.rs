@@ -27,7 +27,7 @@ use reattach_api::{SMALL_STATUS_BYTES, STATUS_BYTES, StoredRecovery, VolumeRecov
 /// Why the status was not stored, or not known to be.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
-    /// Someone else wrote first: read again.
+    /// Another writer was first: read again.
     #[error("the VolumeRecovery changed meanwhile")]
     Conflict,
     /// It is gone.
@@ -35,7 +35,7 @@ pub enum SaveError {
     Gone,
     /// The API server refuses this status, and a smaller one, too: nothing was written, and the same write is refused
     /// again.
-    #[error("the API server refuses the status of the VolumeRecovery, and a shorter one, too: {0}")]
+    #[error("the API server refuses the status of the VolumeRecovery, and a shorter one too: {0}")]
     Refused(#[source] Box<kube::Error>),
     /// The object names no namespace or no resourceVersion, so that its write would have no condition: nothing was sent.
     #[error("the VolumeRecovery could not be written: {0}")]
@@ -79,7 +79,7 @@ pub async fn save(
             if small.status == whole.status {
                 return Err(SaveError::Refused(error));
             }
-            tracing::warn!(recovery = whole.name_any(), %error, "a status was refused and is written again, cut");
+            tracing::warn!(recovery = whole.name_any(), %error, "the API server refused a status; a shorter one is written");
             replace(records, &small).await
         }
         other => other,

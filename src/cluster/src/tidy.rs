@@ -42,7 +42,7 @@ pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) 
     in_time(pass.as_effect(), async |pass| {
         outcome(
             node_lock::give_back(pass, node, recovery).await,
-            "the lock is given back",
+            "the lock is released",
         )
     })
     .await
@@ -102,7 +102,7 @@ pub async fn keep_held(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
         let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &name.namespace);
         outcome(
             api.create(&PostParams::default(), recovery).await,
-            "new pods of the claim are held away",
+            "new pods of the claim are held",
         )
     })
     .await

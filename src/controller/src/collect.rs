@@ -410,7 +410,9 @@ impl Collector {
         e.instances = instances;
         e.power = power;
         e.cloud_scope = scope
-            .inspect_err(|error| tracing::debug!(%error, "who answers for the cloud is not known"))
+            .inspect_err(
+                |error| tracing::debug!(%error, "the scope of the cloud's answers is not known"),
+            )
             .ok();
     }
 }

@@ -218,7 +218,7 @@ impl Look {
     /// Looks at a nominated claim once.
     async fn at(&self, nominee: &Nominee) -> After {
         self.consider(nominee).await.unwrap_or_else(|error| {
-            tracing::warn!(claim = %nominee.claim, %error, "the claim could not be looked at");
+            tracing::warn!(claim = %nominee.claim, %error, "the claim could not be diagnosed");
             After::Rest(WAIT)
         })
     }

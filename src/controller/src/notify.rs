@@ -30,7 +30,7 @@ pub(crate) async fn escalated(executor: &Executor, recovery: &StoredRecovery) {
     tracing::error!(
         recovery = name,
         namespace,
-        class,
+        class = status.class_name(),
         since,
         message = status.message,
         "a person is needed"
@@ -48,7 +48,7 @@ pub(crate) async fn escalated(executor: &Executor, recovery: &StoredRecovery) {
         "shows what is known"
     };
     let note = format!(
-        "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} {shows}"
+        "the recovery has waited since {since}: {needed}. It continues by itself once that is over. kubectl reattach status -n {namespace} {name} {shows}"
     );
     publish(
         executor,
@@ -127,7 +127,7 @@ pub(crate) async fn phase(
     memory.told = Some(status.phase);
     let class = status.class.clone().unwrap_or_default();
     let claim = recovery.claim();
-    tracing::info!(recovery = %recovery.name_any(), %claim, class, phase = ?status.phase, message = status.message, "recovery");
+    tracing::info!(recovery = %recovery.name_any(), %claim, class = status.class_name(), phase = ?status.phase, message = status.message, "recovery");
     if status.phase.is_final() || status.phase == Phase::Stuck {
         let labels = EndLabels {
             phase: format!("{:?}", status.phase),
@@ -164,11 +164,12 @@ pub(crate) async fn unknown_drivers(executor: &Executor, policy: &RecoveryPolicy
         .iter()
         .filter_map(|driver| providers.unknown_driver(driver))
     {
-        let note = format!("the claims that it selects by their driver are left alone: {why}");
+        let note =
+            format!("{why}. Claims that the policy selects by this driver are not recovered");
         tracing::warn!(
             policy = policy.name_any(),
             note,
-            "a policy that cannot be followed"
+            "a policy selects a driver that no provider knows"
         );
         publish(
             executor,

@@ -288,7 +288,7 @@ impl Located {
                 Fact::absent(self.source(), *at)
             }
             Some((at, Err(error))) => Fact::unknown(error.to_string(), self.source(), *at),
-            None => Fact::unknown("it was not asked for", self.source(), now()),
+            None => Fact::unknown("it was not read", self.source(), now()),
         };
         ids.iter().map(|id| (id.clone(), fact(id))).collect()
     }

@@ -142,7 +142,7 @@ impl Records {
     async fn end(&self, name: &ObjectName, recovery: &VolumeRecovery) -> bool {
         let mut ended = recovery.clone();
         let message = format!(
-            "namespace {} has {QUOTA} older VolumeRecoveries of people that are not over and have had no effect, which is as many as it may have; this one is ended without a look; delete those that nobody needs and ask again",
+            "namespace {} has {QUOTA} older VolumeRecoveries of people that are not over and have had no effect, which is the limit. This one was ended without a diagnosis. Delete those that are not needed, and ask again",
             name.namespace
         );
         status::set(

@@ -286,7 +286,7 @@ fn a_failed_run_restores_by_its_stamp() {
             .expect("over");
         let (_, said) = phase(&s);
         assert!(
-            said.contains("everything has been put back since"),
+            said.contains("everything has been restored since"),
             "{said}"
         );
         s.running(&["redis"], secs(600)).await.expect("it runs");

@@ -118,7 +118,7 @@ impl Sweep<'_> {
                 pod = name.name,
                 namespace = name.namespace,
                 why,
-                "a person is needed: the pod waits by a hold whose recovery is gone, and is not let go yet"
+                "a person is needed: a recovery that is gone holds the pod, and the pod is not released yet"
             );
             return true;
         }
@@ -155,7 +155,7 @@ impl Sweep<'_> {
             && claims.iter().all(|claim| volume_of(claim).is_none())
         {
             return Some(format!(
-                "claim {claim} or its PersistentVolume was not found, so what is under way at its volume is not known; once you are sure that nothing is: scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
+                "claim {claim} or its PersistentVolume was not found, so it is not known what is under way at its volume. Once you are sure that nothing is: scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
             ));
         }
         for claim in claims {
@@ -219,7 +219,7 @@ impl Sweep<'_> {
         let known = match self.recoveries().await {
             Ok(known) => known,
             Err(error) => {
-                return tracing::warn!(%error, "whose the questions are could not be read");
+                return tracing::warn!(%error, "the recoveries of the challenges could not be listed");
             }
         };
         for (node, recovery) in strange.into_iter().filter(|(_, r)| !known.contains(r)) {

@@ -210,7 +210,7 @@ impl Sweep<'_> {
         self.executor
             .metrics
             .count_effect("Janitor".to_owned(), outcome);
-        tracing::warn!(?outcome, "left behind: {what}");
+        tracing::warn!(?outcome, "removing a leftover: {what}");
     }
 }
 

@@ -53,13 +53,13 @@ impl Sweep<'_> {
                 }
             };
             let why = match lock {
-                Lock::Free => "nobody has its lock".to_owned(),
+                Lock::Free => "no recovery has the node's lock".to_owned(),
                 // A run renews its lock with its first turn: whoever leads now has just begun to drive it.
                 Lock::Expired { holder } if self.has_a_run(&holder) => continue,
                 Lock::Expired { holder } if self.has_ordered(&holder).await => continue,
                 Lock::Expired { holder } => format!("the lock of {holder} has expired"),
                 Lock::Held { holder } => match node_lock::recovery_of(&holder) {
-                    None => format!("{holder} has its lock"),
+                    None => format!("{holder} has the node's lock"),
                     Some(recovery) => match self.ended(&recovery).await {
                         Ok(Some(why)) => {
                             self.untaint(&node, &why).await;
@@ -132,7 +132,7 @@ impl Sweep<'_> {
         match self.recoveries().await {
             Ok(known) => !known.contains(uid),
             Err(error) => {
-                tracing::warn!(%error, "whose a taint is could not be read");
+                tracing::warn!(%error, "the recovery of a taint could not be read");
                 false
             }
         }
@@ -281,7 +281,7 @@ impl Sweep<'_> {
         let stored = match store::save(records, &raised).await {
             Ok(stored) => stored,
             Err(error) => {
-                tracing::debug!(%error, "the number of a question could not be stored; it is asked later");
+                tracing::debug!(%error, "the number of a challenge could not be stored; the agent is asked later");
                 return true;
             }
         };

@@ -70,7 +70,9 @@ impl Sweep<'_> {
         // After the notes: a recovery exists before its orders do.
         let records = match self.records().await {
             Ok(records) => records,
-            Err(error) => return tracing::warn!(%error, "whose the orders are could not be read"),
+            Err(error) => {
+                return tracing::warn!(%error, "the recoveries of the orders could not be listed");
+            }
         };
         for note in &notes {
             match records.get(&note.recovery) {
@@ -91,7 +93,7 @@ impl Sweep<'_> {
                         note = note.name,
                         intent = order.intent,
                         seen,
-                        "an order is accounted for"
+                        "the outcome of an order is known"
                     );
                     return self.executor.take_note_away(&note.name).await;
                 }
@@ -162,7 +164,7 @@ impl Sweep<'_> {
                 .locate_again(&order.volume, &[], now(), now)
                 .await
                 .map(|(located, _)| located)
-                .ok_or_else(|| "no provider is known to be the one that was asked".to_owned())?,
+                .ok_or_else(|| "it is not known which provider got the order".to_owned())?,
         };
         let expires = located.provider().orders_expire_after();
         let sent = Sent {
@@ -261,12 +263,12 @@ fn sentence(note: &Note, why: &str, namespace: &str) -> String {
     let what = match &note.order {
         Ok(order) => format!("recovery {} ordered: {}", order.recovery, order.intent),
         Err(_) => format!(
-            "the recovery with UID {} gave an order to the cloud",
+            "the recovery with UID {} sent an order to the cloud",
             note.recovery
         ),
     };
     format!(
-        "{what}; {why}; its record was deleted, so everything that it put there stays in force; once you are sure that nothing is under way: kubectl delete lease -n {namespace} {}",
+        "{what}; {why}. The record of the recovery was deleted, so its holds, taints and locks stay in force. Once you are sure that nothing is under way: kubectl delete lease -n {namespace} {}",
         note.name
     )
 }

@@ -119,7 +119,9 @@ impl Sweep<'_> {
     pub(super) async fn stamps(&self) {
         let found = match stamped::find(&self.read()).await {
             Ok(found) => found,
-            Err(error) => return tracing::warn!(%error, "stamps could not be looked for"),
+            Err(error) => {
+                return tracing::warn!(%error, "the stamps of workloads could not be listed");
+            }
         };
         if found.is_empty() {
             let cached = |uid: &Uid| {
@@ -134,7 +136,9 @@ impl Sweep<'_> {
         // After the stamps: a recovery exists before its stamp does.
         let records = match self.records().await {
             Ok(records) => records,
-            Err(error) => return tracing::warn!(%error, "whose the stamps are could not be read"),
+            Err(error) => {
+                return tracing::warn!(%error, "the recoveries of the stamps could not be listed");
+            }
         };
         self.stamps.forget(&found, |uid| records.contains_key(uid));
         let mut taken: BTreeMap<&str, usize> = BTreeMap::new();
@@ -229,7 +233,7 @@ impl Sweep<'_> {
             None => self.detach_under_way(&own.claims(replicas), gone).await,
         };
         if let Some(why) = under_way {
-            tracing::error!(%workload, why, "a person is needed: the workload is at zero by a recovery that is gone, and is not restored yet");
+            tracing::error!(%workload, why, "a person is needed: a recovery that is gone scaled the workload to zero, and it is not restored yet");
             return;
         }
         // Someone else has set a count already: theirs stands.
@@ -276,7 +280,7 @@ impl Sweep<'_> {
             return Ok(self
                 .report(
                     marked,
-                    &format!("{why}, and no recovery has to do with the workload. It is ignored"),
+                    &format!("{why}, and no recovery refers to the workload. The stamp is ignored"),
                 )
                 .await);
         }
@@ -284,7 +288,7 @@ impl Sweep<'_> {
             return Ok(false);
         }
         let note = format!(
-            "{why}, and reattach wrote the workload's count last: the workload may be at zero by a recovery that is gone. The count before is not known, so nothing is restored. Scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
+            "{why}, and reattach wrote the workload's count last, so a recovery that is gone may have scaled it to zero. The count before is not known, so nothing is restored. Scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
         );
         notify::person_needed(
             self.executor,

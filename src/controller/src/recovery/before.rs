@@ -317,7 +317,7 @@ impl Executor {
                 }
                 Some(a) => {
                     let message = format!(
-                        "{summary}; the approval is for plan {} and does not hold for this one",
+                        "{summary}; the approval is for plan {} and does not count for this plan",
                         a.plan_hash
                     );
                     self.keep(recovery, Phase::AwaitingApproval, message, memory)
@@ -330,7 +330,7 @@ impl Executor {
                     return Ok(pause);
                 }
             },
-            Mode::Auto => format!("mode Auto, asked for by {}", recovery.spec.requester),
+            Mode::Auto => format!("mode Auto, requested by {}", recovery.spec.requester),
         };
         // What no step can bring about is waited for here, where it takes no place of the budgets.
         if let Err(refusal) = may_begin(&plan, evidence.at(self.collector.clock.now())) {
@@ -523,8 +523,9 @@ fn log_veto(recovery: &StoredRecovery, refusals: &[Refusal], memory: &mut Driver
 fn ended_by_policy(recovery: &VolumeRecovery, limits: &Limits) -> Option<String> {
     match limits.policy_says(recovery)? {
         PolicySays::Nothing => Some("no RecoveryPolicy selects the claim any more".to_owned()),
-        PolicySays::Rules { mode, .. } => (mode != recovery.spec.mode)
-            .then(|| format!("the policy now says {mode}: another VolumeRecovery takes over")),
+        PolicySays::Rules { mode, .. } => (mode != recovery.spec.mode).then(|| {
+            format!("the policy now has mode {mode}, and another VolumeRecovery takes over")
+        }),
     }
 }
 

@@ -13,7 +13,7 @@ use reattach_core::run::State;
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_core::steps::StepKind;
 
-/// A lost compare-and-swap is retried so often before the turn is given up.
+/// Maximum number of compare-and-swap attempts per turn.
 const TRIES: u32 = 8;
 
 impl Executor {
@@ -116,7 +116,7 @@ impl Executor {
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = unreadable_sentence(unreadable, begun, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
-            tracing::error!(recovery = %recovery.claim(), why, "a human must look at this recovery");
+            tracing::error!(recovery = %recovery.claim(), why, "a person is needed: the recovery cannot go on by itself");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::NeedsPerson)
@@ -160,7 +160,7 @@ impl Executor {
             Ok(state) => describe(plan, &state),
             Err(illegal) => (
                 Phase::Stuck,
-                format!("the journal makes no sense: {illegal}"),
+                format!("the journal has an illegal line: {illegal}"),
             ),
         };
         status::set(recovery, phase, message, entry.at);
@@ -170,16 +170,16 @@ impl Executor {
 fn unreadable_sentence(unreadable: &UnreadableField, begun: bool, deleted: bool) -> String {
     if !begun {
         return format!(
-            "{unreadable}; nothing has begun and nothing is touched: run the reattach version that wrote it, or delete this VolumeRecovery"
+            "{unreadable}. The run has not begun, and nothing is touched. Run the reattach version that wrote it, or delete this VolumeRecovery"
         );
     }
     let ending = if deleted {
-        "it is being deleted and stays until then"
+        "The VolumeRecovery is being deleted and stays until then"
     } else {
-        "a deletion waits for that, too"
+        "A deletion of the VolumeRecovery waits for that too"
     };
     format!(
-        "{unreadable}, so whether an effect is under way is not known: everything stays in force and nothing is touched; run the reattach version that wrote it, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {} ({ending})",
+        "{unreadable}, so it is not known whether an effect is under way. Everything stays in force, and nothing is touched. Run the reattach version that wrote it. Or make sure that no detach is under way at the cloud, restore the workload by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and remove its finalizer {}. {ending}",
         finalizer::FINALIZER
     )
 }
@@ -208,12 +208,12 @@ pub(super) fn describe(plan: &Plan, state: &State) -> (Phase, String) {
             };
             (
                 Phase::Aborted,
-                format!("{}; {what} was put back{off}", unwanted(why)),
+                format!("{}; {what} was restored{off}", unwanted(why)),
             )
         }
         (Some(End::Failed { why }), _) => (Phase::Failed, format!("{why}{off}")),
         (Some(End::Stuck { why }), _) => (Phase::Stuck, format!("{why}{off}")),
-        (None, Some(why)) => (Phase::Restoring, format!("putting back: {why}")),
+        (None, Some(why)) => (Phase::Restoring, format!("unwinding: {why}")),
         (None, None) => {
             let step = state
                 .current()
@@ -328,7 +328,7 @@ mod tests {
         };
         assert_eq!(
             aborted_after(&plan, vec![waited.clone()]),
-            "aborted; everything was put back"
+            "aborted; everything was restored"
         );
         let started = Event::Started {
             step: off,

@@ -26,16 +26,13 @@ impl Executor {
             .find(|n| n.name == name && n.may_be_about(&claim))
         else {
             let message =
-                "the order to the cloud that it held new pods away for is accounted for".to_owned();
+                "the outcome of the order to the cloud is known, so new pods of the claim are no longer held".to_owned();
             return self
                 .settle(recovery, Phase::Resolved, message, memory)
                 .await;
         };
         let recovery = finalizer::ensure(self, recovery).await?;
-        let message = format!(
-            "new pods of the claim are held away: {}",
-            self.is_open(note)
-        );
+        let message = format!("new pods of the claim are held: {}", self.is_open(note));
         self.keep(recovery, Phase::Stuck, message, memory).await?;
         Ok(Turn::Pause {
             until: self.later(LOOK_AGAIN),
@@ -71,7 +68,7 @@ impl Executor {
             Err(why) => format!("an order of an earlier recovery ({why})"),
         };
         format!(
-            "{by} has no known outcome and may still be carried out, so nothing begins with the volume; once you are sure that nothing is under way: kubectl delete lease -n {namespace} {name}"
+            "{by} has no known outcome and may still be carried out. Until that is known, nothing begins with the volume. Once you are sure that nothing is under way: kubectl delete lease -n {namespace} {name}"
         )
     }
 }

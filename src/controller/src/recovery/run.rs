@@ -59,7 +59,7 @@ impl Executor {
             return self
                 .page(
                     recovery,
-                    "the journal has no plan to go with it".to_owned(),
+                    "the journal has lines, but the recovery has no plan".to_owned(),
                     memory,
                 )
                 .await;
@@ -203,7 +203,7 @@ impl Executor {
         });
         if unknown_for.is_some_and(|d| d > UNKNOWN_FOR_LONG) {
             let why = format!(
-                "whether the last effect was applied is still not known, so nothing is touched: {why}"
+                "it is still not known whether the last effect was applied, so nothing is touched: {why}"
             );
             self.keep(recovery, Phase::Stuck, why, memory).await?;
         } else if let Some(entered) =
@@ -398,7 +398,7 @@ impl Executor {
     pub(crate) async fn take_note_away(&self, note: &str) {
         let Ok(pass) = self.gate.tidy() else { return };
         if let Err(error) = open_orders::settle(&pass, note).await {
-            tracing::warn!(note, %error, "the note of an order whose outcome is known could not be taken away yet");
+            tracing::warn!(note, %error, "the note of an order whose outcome is known could not be removed yet");
         }
     }
 
@@ -497,7 +497,7 @@ impl Executor {
         why: String,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
-        tracing::error!(recovery = %recovery.claim(), why, "a human must look at this recovery");
+        tracing::error!(recovery = %recovery.claim(), why, "a person is needed: the recovery cannot go on by itself");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::NeedsPerson)
     }
@@ -512,7 +512,7 @@ impl Executor {
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let why = format!(
-            "its journal has lines of term {} and this controller leads with term {own}, so another one may drive it: nothing is touched; make sure that no other controller and no break-glass run is at work, then restart this controller, which takes a higher term",
+            "the journal has lines of term {} and this controller leads with term {own}, so another process may drive the recovery. Nothing is touched. Make sure that no other controller and no break-glass run is at work. Then restart this controller, which takes a higher term",
             state.term()
         );
         if memory.frozen.replace(state.next_seq()) == Some(state.next_seq()) {

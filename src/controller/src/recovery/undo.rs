@@ -39,7 +39,7 @@ impl Executor {
         let since = ended.unwrap_or(self.collector.clock.now());
         match self.put_back(&recovery, plan, state, since, memory).await? {
             Undone::All => {
-                let message = format!("{why}; everything has been put back since");
+                let message = format!("{why}; everything has been restored since");
                 self.settle(recovery, Phase::Failed, message, memory).await
             }
             Undone::Some => {
@@ -71,7 +71,7 @@ impl Executor {
         let Some(since) = memory.refused_since else {
             memory.refused_since = Some(now);
             let note = format!(
-                "the API server refuses the recovery's status, so nothing new begins: {refused}. It is tried again; if it lasts, what the run changed is put back. Give the controller the right to update volumerecoveries/status, or apply the CRDs of its version"
+                "the API server refuses the recovery's status, so nothing new begins: {refused}. reattach tries again; if the refusal lasts, it restores what the run changed. Give the controller the right to update volumerecoveries/status, or apply the CRDs of its version"
             );
             if let Some(about) = about {
                 notify::person_needed(self, &about, "StatusRefused", note).await;
@@ -84,7 +84,7 @@ impl Executor {
         match self.put_back_unwritten(name, since, memory).await {
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(recovery = %name, %error, "what the run left could not be put back")
+                tracing::warn!(recovery = %name, %error, "what the run changed could not be restored")
             }
         }
     }
@@ -150,7 +150,7 @@ impl Executor {
             outcome: word.to_owned(),
         };
         self.metrics.effects.get_or_create(&labels).inc();
-        tracing::warn!(recovery = %recovery.claim(), intent = action.intent, ?outcome, "put back without a journal");
+        tracing::warn!(recovery = %recovery.claim(), intent = action.intent, ?outcome, "restored without a journal");
         if outcome.applied() {
             let doubt = doubt(&action.effect, &live, recovery, plan);
             self.call_about_stamp(&plan.pins.workload, doubt.as_ref())

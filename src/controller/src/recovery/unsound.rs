@@ -31,7 +31,7 @@ impl Executor {
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = sentence(unsound, may_have_freed, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
-            tracing::error!(recovery = %recovery.claim(), why, "a human must look at this recovery");
+            tracing::error!(recovery = %recovery.claim(), why, "a person is needed: the recovery cannot go on by itself");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         if restored {
@@ -52,7 +52,7 @@ impl Executor {
         let found = match stamped::find(read).await {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(%error, "the stamps of a recovery could not be looked for");
+                tracing::warn!(%error, "the stamps of a recovery could not be listed");
                 return false;
             }
         };
@@ -96,7 +96,7 @@ impl Executor {
         };
         let path = ScalePath::Replicas;
         let outcome = tidy::restore(&pass, &own.workload, &own.resource_version, path, count).await;
-        tracing::warn!(workload = %own.workload, ?outcome, "put back by its stamp: the plan is not sound");
+        tracing::warn!(workload = %own.workload, ?outcome, "restored by its stamp, because the plan is not sound");
         if outcome.applied() && count.is_some() {
             self.call_about_stamp(&own.workload, doubt.as_ref()).await;
         }
@@ -117,7 +117,7 @@ impl Executor {
     }
 }
 
-/// Names the machines that the run gave orders about, which nobody powers on any more: what its journal says of them. A line
+/// Names the machines that the run gave orders about, which reattach does not power on any more, as its journal tells. A line
 /// that cannot be read says nothing. Empty: it gave none.
 pub(super) fn machines(recovery: &VolumeRecovery) -> String {
     let journal = recovery
@@ -130,23 +130,23 @@ pub(super) fn machines(recovery: &VolumeRecovery) -> String {
         return String::new();
     }
     format!(
-        "; before that the run ordered: {}; reattach gives no further order about that machine, so look whether it runs, and power it on at the cloud once it may run again",
+        ". Before that, the run ordered: {}. reattach sends no further order about that machine. Check whether it runs, and power it on at the cloud once it may run again",
         orders.join(", ")
     )
 }
 
 fn sentence(unsound: &Unsound, may_have_freed: bool, deleted: bool) -> String {
     let ending = if deleted {
-        "it is being deleted and stays until then"
+        "The VolumeRecovery is being deleted and stays until then"
     } else {
-        "a deletion waits for that, too"
+        "A deletion of the VolumeRecovery waits for that too"
     };
     if may_have_freed {
         return format!(
-            "{unsound}; a detach may be under way, so everything stays in force and nothing is touched; run the reattach version that made the plan, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {FINALIZER} ({ending})"
+            "{unsound}. A detach may be under way, so everything stays in force, and nothing is touched. Run the reattach version that made the plan. Or make sure that no detach is under way at the cloud, restore the workload by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and remove its finalizer {FINALIZER}. {ending}"
         );
     }
     format!(
-        "{unsound}; nothing further is done by it, and a workload that it scaled to zero gets its count back; run the reattach version that made the plan, or delete this VolumeRecovery and take off its finalizer {FINALIZER}, and a new one is made ({ending})"
+        "{unsound}. The run does nothing further, and a workload that it scaled to zero gets its count back. Run the reattach version that made the plan. Or delete this VolumeRecovery and remove its finalizer {FINALIZER}; then a new one is made. {ending}"
     )
 }

@@ -41,6 +41,11 @@ impl Class {
             Self::E => "orphan attachment",
         }
     }
+
+    /// The class as people see it: `B (phantom attachment)`.
+    pub fn name(self) -> String {
+        format!("{self} ({})", self.title())
+    }
 }
 
 impl Class {
