@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A listener. A signal that comes while nobody waits is kept until somebody does.
+/// Listener for signals. A signal is kept until the next call of [`Interrupt::heard`].
 pub struct Interrupt {
     interrupt: Signal,
     terminate: Signal,

@@ -50,7 +50,7 @@ pub fn json_line(value: &impl Serialize) -> Result<()> {
 /// Writes a line of progress or advice to standard error, so that standard output stays for the result. Hidden characters
 /// do not pass, as in [`out`].
 pub fn note(text: &str) {
-    // Nobody reads it: nothing is lost that a script relies on.
+    // A closed standard error loses nothing that a script relies on.
     let _ = writeln!(std::io::stderr().lock(), "{}", plain::page(text));
 }
 
@@ -77,7 +77,7 @@ pub fn value(format: Format, value: &impl Serialize) -> Result<()> {
     }
 }
 
-/// The columns to print on: `COLUMNS` if set, else the terminal's; `None` when nobody looks at a terminal, and lines are
+/// The columns to print on: `COLUMNS` if set, else the terminal's; `None` when standard output is no terminal, and lines are
 /// not cut then.
 pub fn width() -> Option<usize> {
     let set = std::env::var("COLUMNS")

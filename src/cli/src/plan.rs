@@ -208,7 +208,7 @@ async fn allowed(
             };
             policy.map(read).unwrap_or_default()
         }
-        // Whoever sees only a namespace still sees a plan; the cautious one.
+        // A person who sees only a namespace still sees a plan: the cautious one.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             note(
                 "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow.",

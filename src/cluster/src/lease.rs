@@ -70,7 +70,7 @@ pub struct Leadership {
     pub until: Instant,
 }
 
-/// The holder in a Lease that a contender wrote because there was none. Nobody leads by it.
+/// The holder in a Lease that a contender wrote because there was none. No process leads by it.
 pub const VACANT: &str = "vacant";
 
 /// The Lease as last read, and since when it has been unchanged on our own clock.
@@ -126,7 +126,7 @@ pub enum Decision {
         /// The term that we hold.
         term: u64,
     },
-    /// There is none: write one that nobody holds, and see whether it stays unchanged.
+    /// There is none: write one without a holder, and see whether it stays unchanged.
     Reserve,
     /// Another process may rely on it: read it again then.
     Wait {
@@ -177,22 +177,22 @@ pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant)
     } = record
     else {
         return match hold {
-            // Deleted under a holder whose lease has not run out: nobody else can have taken it yet.
+            // Deleted under a holder whose lease has not run out: no other process can have taken it yet.
             Hold::Held { term, until } if now < until => Decision::Renew { term },
             Hold::Held { .. } | Hold::Tried { .. } | Hold::None => Decision::Reserve,
         };
     };
-    let nobodys = holder.is_empty() || holder == VACANT;
+    let free = holder.is_empty() || holder == VACANT;
     let acquire = Decision::Acquire {
         term: (*term).max(highest).saturating_add(1),
     };
     match hold {
-        // Nobody else can have written our identity with our term.
+        // No other process can have written our identity with our term.
         Hold::Held { .. } | Hold::Tried { .. } if holder == me && hold.term() == Some(*term) => {
             Decision::Renew { term: *term }
         }
         // Written by a contender that found none, or restored from a backup, before anybody can have taken it.
-        Hold::Held { term, until } if nobodys && now < until => Decision::Renew { term },
+        Hold::Held { term, until } if free && now < until => Decision::Renew { term },
         // A higher term in a journal, or read earlier, shows that this is not the Lease's newest state: its holder is not
         // known. Neither is it where this process did not see the holder give it up.
         Hold::Held { .. } | Hold::Tried { .. } | Hold::None
@@ -387,7 +387,7 @@ impl Elector {
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
                 let wake = Instant::now() + Duration::from_millis(200);
                 match self.hold {
-                    // Another writer was faster, which the next read tells more about. Nobody can have taken our lease.
+                    // Another writer was faster, which the next read tells more about. No process can have taken our lease.
                     Hold::Held { term, until } => Ok(Round::Leading {
                         mine: Leadership { term, until },
                         wake,
@@ -402,7 +402,7 @@ impl Elector {
         }
     }
 
-    /// Writes a Lease that nobody holds.
+    /// Writes a Lease without a holder.
     async fn reserve(&mut self) -> Result<Round, kube::Error> {
         let term = self.highest_seen;
         let again = |seconds| {

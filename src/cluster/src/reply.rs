@@ -13,7 +13,7 @@ pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
         },
         Err(kube::Error::Api(status)) if status.code < 500 => Outcome::NotApplied {
             why: answered(&status),
-            // 409: someone else wrote; look again. 429: the API server is busy or a budget is spent.
+            // 409: another writer was faster; read again. 429: the API server is busy or a budget is spent.
             retry: matches!(status.code, 409 | 429),
         },
         Err(error) => Outcome::Unknown {
@@ -24,7 +24,7 @@ pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
 
 /// Whether the API server refused a request for good: asking again changes nothing unless the object or a right does.
 pub fn is_refused(error: &kube::Error) -> bool {
-    // 408 and 429: later. 409: someone else wrote.
+    // 408 and 429: later. 409: another writer was faster.
     matches!(error, kube::Error::Api(s) if (400..500).contains(&s.code) && !matches!(s.code, 408 | 409 | 429))
 }
 

@@ -6,7 +6,7 @@
 //!
 //! # Guarantees
 //! Every text of a stored status is plain and bounded. A status that is too large is cut and says so; one that the API
-//! server refuses all the same is written once more, cut harder, and then given up with [`SaveError::Refused`].
+//! server refuses all the same is written once more, shorter, and then fails with [`SaveError::Refused`].
 //!
 //! A line that `save` reported as stored is in the object, after every line before it.
 //!

@@ -1,4 +1,4 @@
-//! Taking away what reattach itself left behind, or keeping it in force while an order of a recovery that is gone may still
+//! Removes what reattach itself left behind, or keeps it in force while an order of a recovery that is gone may still
 //! be carried out. Every function takes a [`TidyPass`], acts on nothing that does not carry a mark of ours, and ends within
 //! the pass's deadline.
 
@@ -16,12 +16,12 @@ use reattach_core::workload::{ScalePath, WorkloadRef};
 use serde_json::Value;
 use std::future::Future;
 
-/// Takes our out-of-service taint off a Node.
+/// Removes our out-of-service taint from a Node.
 pub async fn untaint(pass: &TidyPass, name: &NodeName, uid: &Uid) -> Outcome {
     in_time(pass.as_effect(), |pass| node::untaint(pass, name, uid)).await
 }
 
-/// Takes a recovery's quarantine off a Node.
+/// Removes a recovery's quarantine from a Node.
 pub async fn unquarantine(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
     in_time(pass.as_effect(), |pass| {
         node::unquarantine(pass, name, uid, recovery)
@@ -29,7 +29,7 @@ pub async fn unquarantine(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery:
     .await
 }
 
-/// Takes a recovery's closing taint off a Node.
+/// Removes a recovery's closing taint from a Node.
 pub async fn open(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
     in_time(pass.as_effect(), |pass| {
         node::open(pass, name, uid, recovery)
@@ -37,7 +37,7 @@ pub async fn open(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -
     .await
 }
 
-/// Gives a node's lock back, if the recovery has it.
+/// Releases a node's lock, if the recovery has it.
 pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
         outcome(
@@ -48,12 +48,12 @@ pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) 
     .await
 }
 
-/// Takes our scheduling gate off a pod.
+/// Removes our scheduling gate from a pod.
 pub async fn ungate(pass: &TidyPass, pod: &ObjectName, uid: &Uid) -> Outcome {
     in_time(pass.as_effect(), |pass| hold::ungate(pass, pod, uid)).await
 }
 
-/// Takes the label of a hold off a VolumeRecovery.
+/// Removes the label of a hold from a VolumeRecovery.
 pub async fn unhold(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
     in_time(pass.as_effect(), |pass| {
         hold::label(pass, recovery, Value::Null, "the label is off")
@@ -61,7 +61,7 @@ pub async fn unhold(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
     .await
 }
 
-/// Restores a workload by its stamp: the replicas (if given) back, the stamp off.
+/// Restores the replicas of a workload, if given, and removes the stamp.
 pub async fn restore(
     pass: &TidyPass,
     workload: &WorkloadRef,

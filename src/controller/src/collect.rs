@@ -32,7 +32,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How far back the provider's histories are read, of a volume's jobs and of an instance's power: a detach may be under way
-/// for days, and someone may have shut the instance down long ago.
+/// for days, and a person may have shut the instance down long ago.
 pub(crate) const HISTORY: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// How much is looked at.

@@ -151,7 +151,7 @@ impl Drivers {
             .set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
         let crowd = records::beyond_the_quota(&pending, &self.username);
         pending.retain(|(name, _)| !crowd.contains(name));
-        // Whoever came first is first in line.
+        // The oldest recovery is first in line.
         pending.sort_by_cached_key(|(name, r)| (r.creation_timestamp(), name.clone()));
         let names: BTreeSet<&ObjectName> = pending.iter().map(|(name, _)| name).collect();
         self.rest.keep(|name| names.contains(name));
@@ -237,7 +237,7 @@ impl Drivers {
     }
 }
 
-/// Whether something that reattach did may have to be put back. Only what the controller writes counts: whoever may create a
+/// May an effect of reattach have to be undone? Only what the controller writes counts, because a person who may create a
 /// record could give it our finalizer.
 fn has_effects(recovery: &VolumeRecovery) -> bool {
     has_a_run(recovery) || has_finalizer(recovery) && has_journal(recovery)

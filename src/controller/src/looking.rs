@@ -264,7 +264,7 @@ impl Look {
         let records = self.executor.collector.clients.records.clone();
         let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
         let stands = |r: &VolumeRecovery| stands_for_its_claim(r, policy.spec.mode, &self.username);
-        // The watch may lag behind: what it does not know of yet may be under way already, on another recovery_suffix.
+        // The watch may lag behind: what it does not know of yet may be under way already, under another name.
         if self
             .cache
             .recoveries
@@ -349,7 +349,7 @@ fn trouble_fingerprint(evidence: &Evidence) -> String {
     format!("{claim}-{}", reattach_core::plan::short_hash(&parts))
 }
 
-/// Whether a person ended this recovery of this very trouble, or its order failed: it is not begun again until someone asks.
+/// Whether a person ended this recovery of this very trouble, or its order failed: it is not begun again until a person asks.
 /// One that failed may have left trouble of another class, which has another order; `class` is of trouble that is ours to
 /// heal now, so that a look that could not tell, or a lock, begins nothing.
 fn already_settled(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> bool {

@@ -30,7 +30,7 @@ pub struct ClassLabels {
 pub struct EffectLabels {
     /// The step.
     pub step: String,
-    /// `applied`, `not_applied`, `unknown`, `shut` (the gate stayed shut).
+    /// `applied`, `not_applied`, `unknown`, `shut` (the gate stayed shut), or `ignored` (a stamp that reattach does not believe).
     pub outcome: String,
 }
 

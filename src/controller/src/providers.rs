@@ -70,7 +70,7 @@ impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
         ask: impl AsyncFnOnce(Vec<K>) -> BTreeMap<K, T>,
     ) -> BTreeMap<K, (Timestamp, T)> {
         self.want(keys, now());
-        // The lock is held over the call: whoever waits for it finds the answer, or goes on with a request for all.
+        // The lock is held over the call. A caller that waits for it finds the answer, or sends one request for all.
         let mut heard = self.heard.lock().await;
         let fresh = |heard: &BTreeMap<K, (Timestamp, T)>| -> BTreeMap<K, (Timestamp, T)> {
             let told = |key: &K| {
@@ -82,7 +82,7 @@ impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
             keys.iter().filter_map(told).collect()
         };
         if fresh(&heard).len() < keys.len() {
-            // Whoever looks at the same moment gets to say what they want as well.
+            // Callers that arrive at the same moment add what they want.
             tokio::task::yield_now().await;
             let at = now();
             heard.retain(|_, (heard, _)| at.duration_since(*heard) < TOGETHER);

@@ -22,7 +22,7 @@ pub(crate) fn set(
     set_waiting(recovery, phase, message, now, true)
 }
 
-/// The same for one that waits for its turn only: nobody has to do anything about that.
+/// Sets phase `Waiting` for a recovery that waits only for its turn. That calls no person.
 pub(crate) fn set_in_line(
     recovery: &mut VolumeRecovery,
     message: impl Into<String>,

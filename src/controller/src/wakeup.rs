@@ -18,7 +18,7 @@ const SHARE: u32 = 4;
 /// What woke a loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// The process is to stop, or nobody leads any more.
+    /// The process is to stop, or the election has ended.
     Stop,
     /// Something changed.
     News,

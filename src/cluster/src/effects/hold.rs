@@ -2,7 +2,7 @@
 //!
 //! # Expected flow
 //! [`hold`] labels the VolumeRecovery; the MutatingAdmissionPolicy of `deploy/` then gates new pods of its claim. [`release`]
-//! evicts the stuck pod. [`lift`] takes the label off, then the gate off the pods that wait.
+//! evicts the stuck pod. [`lift`] removes the label, then the gate of the pods that wait.
 //!
 //! # Guarantees
 //! Each write names UID and resourceVersion, or the UID as a precondition, and takes a pass of the gate.
@@ -61,7 +61,7 @@ pub async fn policy(client: &Client, now: jiff::Timestamp) -> Fact<String> {
     }
 }
 
-/// Puts the label on.
+/// Puts the hold's label on the recovery.
 pub async fn hold(pass: &EffectPass, recovery: &VolumeRecovery) -> Outcome {
     label(pass, recovery, json!("true"), "labelled").await
 }
@@ -125,7 +125,7 @@ pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome 
     }
 }
 
-/// Takes the label off, then the gate off each of these pods.
+/// Removes the label, then the gate of each of these pods.
 pub async fn lift(
     pass: &EffectPass,
     recovery: &VolumeRecovery,

@@ -9,7 +9,7 @@
 //! compare-and-swap on the Lease's resourceVersion.
 //!
 //! # Assumptions
-//! Whoever else fences nodes uses the same Lease. In the namespace `medik8s-leases` it is the one of the medik8s
+//! Other remediators use the same Lease. In the namespace `medik8s-leases` it is the one of the medik8s
 //! operators: Lease `node-<node>`, 3600 s, deleted when it is given back (`pkg/lease` of `github.com/medik8s/common`).
 //!
 //! # Caveats
@@ -55,14 +55,14 @@ pub fn recovery_of(holder: &str) -> Option<ObjectName> {
 /// Who has a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lock {
-    /// Nobody.
+    /// No holder.
     Free,
-    /// Someone who has let it expire.
+    /// A holder whose time has run out.
     Expired {
         /// The holder.
         holder: String,
     },
-    /// Someone, and it has not expired.
+    /// A holder whose time has not run out.
     Held {
         /// The holder.
         holder: String,
@@ -92,7 +92,7 @@ pub fn judge(lease: Option<&Lease>, now: Timestamp) -> Lock {
     }
 }
 
-/// Who has the lock of a node now.
+/// Returns the holder of a node's lock.
 ///
 /// # Errors
 /// The API server's error.
@@ -166,7 +166,7 @@ pub async fn take(
     };
     let params = PostParams::default();
     let written = match old {
-        // With the resourceVersion that was read: who else takes it meanwhile makes this a conflict.
+        // With the resourceVersion that was read: another holder that takes it meanwhile makes this a conflict.
         Some(lease) => {
             metadata::of(&lease).version()?;
             api.replace(
@@ -197,7 +197,7 @@ pub async fn take(
     written.map(drop).map_err(failed)
 }
 
-/// Renews the lock if this recovery has it, also one that has run out and that nobody took. Returns whether it has it. A lock
+/// Renews the lock if this recovery has it, also one that has expired and that has no other holder. Returns whether it has it. A lock
 /// that it has not is never taken here.
 ///
 /// # Errors
@@ -262,7 +262,7 @@ pub async fn give_back(
         ..DeleteParams::default()
     };
     match api.delete(&name, &params).await {
-        // It is gone, or someone took it in between: it is not ours any more.
+        // It is gone, or another holder took it in between.
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
         reply => reply.map(|_| true),
     }

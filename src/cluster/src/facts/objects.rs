@@ -255,7 +255,7 @@ pub fn pod(p: &Pod) -> Result<PodFacts, MissingField> {
     })
 }
 
-/// The annotation by which someone says that the node is under maintenance.
+/// The annotation that says that the node is under maintenance.
 fn maintenance(annotations: Option<&std::collections::BTreeMap<String, String>>) -> Option<String> {
     let keys = [MAINTENANCE_ANNOTATION, KURED_ANNOTATION];
     let said = |key: &&str| {

@@ -318,7 +318,7 @@ impl Collector {
                 (at, cluster, all.into_iter().map(Arc::new).collect())
             }
         };
-        // What cannot be read was seen by nobody.
+        // A record that cannot be read shows no machine.
         let seen = reports
             .iter()
             .flat_map(|r| &r.spec.machines)

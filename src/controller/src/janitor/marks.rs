@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How many volumes the cloud is asked about in one sweep for gates that nobody speaks for; the others wait for the next.
+/// Maximum number of volumes that one sweep asks the cloud about for gates without a recovery. The others wait for the next sweep.
 const VOLUMES_PER_SWEEP: usize = 20;
 /// Gated pods that are read for and freed in one sweep. The janitor's other work waits meanwhile.
 const PODS_PER_SWEEP: usize = 50;
@@ -254,7 +254,7 @@ fn is_bound(pod: &Pod) -> bool {
         .is_some_and(|n| !n.is_empty())
 }
 
-/// Whether a recovery that is under way holds a claim of the pod, or is about to take the gate off itself.
+/// Whether a recovery that is under way holds a claim of the pod, or is about to remove the gate itself.
 fn speaks_for(recovery: &VolumeRecovery, pod: &Pod) -> bool {
     !is_final(recovery)
         && claims_of(pod).contains(&recovery.spec.claim_name)

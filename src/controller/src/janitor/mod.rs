@@ -1,4 +1,4 @@
-//! What recoveries left behind and nobody takes away any more: taints, gates, labels, stamps, questions.
+//! Removes the leftovers of recoveries: taints, gates, labels, stamps, challenges.
 //!
 //! # Expected flow
 //! [`Janitor::run`] is one of the leader's loops. The watches say what carries a mark of ours; before
@@ -11,7 +11,7 @@
 //!
 //! | Mark | goes when |
 //! |---|---|
-//! | out-of-service taint of ours | its Node is Ready; its lock has expired or is nobody's; its recovery is over or gone |
+//! | out-of-service taint of ours | its Node is Ready; its lock has expired or is free; its recovery is over or gone |
 //! | quarantine | its Node is Ready and the agent of this boot answered clean; recovery gone: its report shows no dead mount |
 //! | closing taint of a hold | its recovery is over or gone |
 //! | scheduling gate, label of a hold | no recovery of the claim is under way with the label, or about to end its hold; gate: no job of the volume is pending at the cloud |
@@ -53,13 +53,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What cannot wait is still tried only so often: changes come in bursts, and a right may be missing.
+/// Minimum time between two urgent sweeps: changes come in bursts, and a right may be missing.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// What is not urgent is looked at so often: it costs reads.
+/// Time between two sweeps that are not urgent. Each costs reads.
 const EVERY: Duration = Duration::from_secs(5);
-/// Stamps and questions without a recovery are looked for so often: it costs lists.
+/// Time between two searches for stamps and challenges without a recovery. Each costs lists.
 const SELDOM: Duration = Duration::from_secs(60);
-/// What was seen so long ago is forgotten: the same question is asked once a minute under another number.
+/// Time after which an answer is forgotten. The agent is asked once a minute under a new number.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// The leader's janitor, with the moments at which it looks again.
@@ -111,10 +111,10 @@ impl Janitor {
         }
     }
 
-    /// Looks once.
+    /// Makes one sweep.
     async fn sweep(&mut self, executor: &Executor, cache: &Cache, wakeup: &Wakeup) {
         let (answers, stamps, orders) = (&self.answers, &self.stamps, &self.orders);
-        let room = Sweep {
+        let sweep = Sweep {
             executor,
             cache,
             answers,
@@ -123,30 +123,30 @@ impl Janitor {
             orders,
         };
         if due(&mut self.next_urgent, AT_ONCE) {
-            room.ready_again().await;
+            sweep.ready_again().await;
         }
         let seldom = due(&mut self.next_seldom, SELDOM);
         // New pods of its claim must not come meanwhile.
-        if room.a_run_vanished() || seldom {
-            room.orders().await;
+        if sweep.a_run_vanished() || seldom {
+            sweep.orders().await;
         }
         if due(&mut self.next, EVERY) {
-            room.out_of_service().await;
-            room.quarantines().await;
-            if room.holds(&mut self.gates).await {
+            sweep.out_of_service().await;
+            sweep.quarantines().await;
+            if sweep.holds(&mut self.gates).await {
                 self.next = Some(Instant::now() + AT_ONCE);
             }
-            room.closed_nodes().await;
-            room.note_scales();
+            sweep.closed_nodes().await;
+            sweep.note_scales();
         }
         if seldom {
-            room.questions().await;
-            room.stamps().await;
+            sweep.questions().await;
+            sweep.stamps().await;
         }
     }
 }
 
-/// Whether it is time, and sets the next time.
+/// Is the next time reached? Sets the one after it.
 fn due(next: &mut Option<Instant>, every: Duration) -> bool {
     let now = Instant::now();
     let due = next.is_none_or(|at| now >= at);

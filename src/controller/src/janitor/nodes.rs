@@ -54,7 +54,7 @@ impl Sweep<'_> {
             };
             let why = match lock {
                 Lock::Free => "no recovery has the node's lock".to_owned(),
-                // A run renews its lock with its first turn: whoever leads now has just begun to drive it.
+                // A run renews its lock with its first turn, and a new leader has just begun to drive it.
                 Lock::Expired { holder } if self.has_a_run(&holder) => continue,
                 Lock::Expired { holder } if self.has_ordered(&holder).await => continue,
                 Lock::Expired { holder } => format!("the lock of {holder} has expired"),

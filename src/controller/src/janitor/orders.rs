@@ -40,7 +40,7 @@ impl Known {
         vanished
     }
 
-    /// Whether nobody was called for this note yet. From now on somebody was.
+    /// Is the note new? A person is called for a new note once.
     fn is_news(&self, note: &str) -> bool {
         self.called
             .lock()
@@ -132,7 +132,7 @@ impl Sweep<'_> {
         open_orders::list(&self.read(), self.executor.gate.locks()).await
     }
 
-    /// Why something may not be put back yet: an order to the cloud that `about` picks is noted. What cannot be read is no "no".
+    /// Why something may not be restored yet: an order to the cloud that `about` picks is noted. What cannot be read is no "no".
     pub(super) async fn ordered(&self, about: impl Fn(&Note) -> bool) -> Option<String> {
         match self.notes().await {
             Ok(notes) => {

@@ -226,7 +226,7 @@ impl Sweep<'_> {
         let Verdict::Restore { replicas, doubt } = judge(stamp, scaled) else {
             return;
         };
-        // What its recovery had ordered may be under way still, and nobody journals it any more.
+        // An order of its recovery may still be under way, and no journal tells of it any more.
         let ordered = self.ordered(|note| note.recovery == stamp.recovery).await;
         let under_way = match ordered {
             Some(why) => Some(why),
@@ -236,7 +236,7 @@ impl Sweep<'_> {
             tracing::error!(%workload, why, "a person is needed: a recovery that is gone scaled the workload to zero, and it is not restored yet");
             return;
         }
-        // Someone else has set a count already: theirs stands.
+        // Another writer has set a count already, and that count stands.
         let count = (own.replicas == 0).then_some(replicas);
         let Ok(pass) = self.executor.gate.tidy() else {
             return;

@@ -245,7 +245,7 @@ impl Executor {
         Some(denial.to_string())
     }
 
-    /// Nobody's word lets this plan run, or touch the whole of its node, now.
+    /// Returns why no right lets this plan run, or touch the whole of its node, now.
     fn denied(&self, plan: &Plan, evidence: &Evidence) -> Vec<Refusal> {
         let now = self.collector.clock.now();
         match mandate(evidence.at(now)) {

@@ -103,7 +103,7 @@ impl Executor {
             .cache
             .as_ref()
             .map(reattach_cluster::cache::Cache::changes);
-        // Whether the last turn is known to have begun no run. After a lost reply nobody knows.
+        // Whether the last turn is known to have begun no run. After a lost reply that is not known.
         let mut may_give_way = false;
         loop {
             if *stop.borrow() || self.gate.leadership().is_none() {

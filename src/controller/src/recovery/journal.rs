@@ -19,7 +19,7 @@ const TRIES: u32 = 8;
 impl Executor {
     /// Appends one line and stores it. On a conflict the object is read again. If only the spec changed (an abort, say), a
     /// line that tells what has happened is appended to the new version, and one that begins something is not; if
-    /// someone else wrote a line, this process stops.
+    /// another process wrote a line, this process stops.
     pub(super) async fn append(
         &self,
         mut recovery: StoredRecovery,
@@ -40,7 +40,7 @@ impl Executor {
         let entry = plain::made_plain(&entry, plain::TEXT_CHARS);
         let begins = matches!(entry.event, Event::Accepted { .. } | Event::Started { .. });
         for _ in 0..TRIES {
-            // Someone else wrote what this version cannot read: it is theirs now.
+            // Another version wrote a line that this version cannot read, so the recovery is that version's now.
             recovery.history().map_err(|_| TurnError::Lost)?;
             self.put(&mut recovery, plan, &entry);
             match store::save(&self.collector.clients.records, &recovery).await {

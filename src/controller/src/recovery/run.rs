@@ -30,13 +30,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A step that waits longer says in the status what for.
+/// Time after which the status says what a step waits for.
 const WAITED_FOR_LONG: SignedDuration = SignedDuration::from_secs(15);
-/// An effect without a known outcome is a person's business after so long.
+/// Time after which an effect without a known outcome calls a person.
 const UNKNOWN_FOR_LONG: SignedDuration = SignedDuration::from_mins(5);
-/// The lock of a node is renewed this often: a twelfth of its duration.
+/// Time between two renewals of a node's lock: a twelfth of the lock's duration.
 const RENEW_LOCK: Duration = Duration::from_mins(5);
-/// After the gate stayed shut the turn is taken again so much later.
+/// Pause before the next turn after the gate stayed shut.
 const SHUT: SignedDuration = SignedDuration::from_secs(1);
 
 impl Executor {
@@ -124,7 +124,7 @@ impl Executor {
     }
 
     /// Renews the node's lock while the run lives, also while it waits: after an hour without a renewal others may take it,
-    /// and the janitor takes the taint off.
+    /// and the janitor removes the taint.
     async fn keep_the_lock(
         &self,
         recovery: &StoredRecovery,
@@ -503,7 +503,7 @@ impl Executor {
     }
 
     /// The journal has lines of a newer leader than this one: the Lease was restored from a backup, or another controller or
-    /// break-glass run works by another Lease. A record that nobody writes to any more calls for a person.
+    /// break-glass run works by another Lease. A record without a writer calls for a person.
     async fn freeze(
         &self,
         recovery: StoredRecovery,

@@ -1,9 +1,8 @@
-//! Putting back what a run left when its journal takes no more lines: it ended and needs a person, or the API server refuses
-//! its status. The marks in the cluster say what to put back; a workload must not stay at zero for want of a line.
+//! Restores what a run changed when its journal takes no more lines: the run ended and needs a person, or the API server refuses
+//! its status. The marks in the cluster say what to restore. A workload must not stay at zero for want of a line.
 
 use super::run::doubt;
 use super::{DriverState, Executor, Turn, TurnError};
-use crate::metrics::EffectLabels;
 use crate::notify;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -17,12 +16,12 @@ use reattach_core::journal::{Entry, Outcome};
 use reattach_core::plan::SoundPlan;
 use reattach_core::run::{Effect, Left, State, without_journal};
 
-/// How long a status may be refused before what the run changed is put back. A right that is being renewed, or a CRD that is
+/// Time for which a status may be refused before the changes of the run are undone. A right that is being renewed, or a CRD that is
 /// being applied, comes back sooner.
 const UNWRITTEN_FOR_LONG: SignedDuration = SignedDuration::from_mins(2);
 
 impl Executor {
-    /// A run that ended and needs a person: what it left is put back all the same, and then it is over.
+    /// Undoes what a run changed that ended and needs a person. Then the recovery is over.
     pub(super) async fn after_stuck(
         &self,
         recovery: StoredRecovery,
@@ -58,7 +57,7 @@ impl Executor {
         }
     }
 
-    /// The API server refuses the recovery's status, so that no line can be written. Calls a person once, and puts back what
+    /// The API server refuses the recovery's status, so that no line can be written. Calls a person once, and undoes what
     /// the run changed when that lasts.
     pub(super) async fn unwritten(
         &self,
@@ -121,7 +120,7 @@ impl Executor {
             .map(|_| ())
     }
 
-    /// Puts back one thing of what is left, as a live look shows it.
+    /// Undoes one change that is left, as a live read shows it.
     async fn put_back(
         &self,
         recovery: &StoredRecovery,
@@ -140,16 +139,7 @@ impl Executor {
         };
         let pass = self.gate.tidy().map_err(|_| TurnError::NotLeader)?;
         let outcome = undo(&pass, recovery, &action.effect).await;
-        let word = if outcome.applied() {
-            "applied"
-        } else {
-            "not_applied"
-        };
-        let labels = EffectLabels {
-            step: "PutBack".to_owned(),
-            outcome: word.to_owned(),
-        };
-        self.metrics.effects.get_or_create(&labels).inc();
+        self.metrics.count_effect("PutBack".to_owned(), &outcome);
         tracing::warn!(recovery = %recovery.claim(), intent = action.intent, ?outcome, "restored without a journal");
         if outcome.applied() {
             let doubt = doubt(&action.effect, &live, recovery, plan);
@@ -170,21 +160,21 @@ impl Executor {
     }
 }
 
-/// What came of one try to put back.
+/// Result of one try to undo a change.
 #[derive(Debug)]
 enum Undone {
     /// Nothing is left.
     All,
-    /// One thing was put back; there may be more.
+    /// One change was undone; there may be more.
     Some,
-    /// Nothing was put back.
+    /// Nothing was undone.
     Nothing {
         /// Why, as one sentence.
         why: String,
     },
 }
 
-/// Takes one mark of ours away.
+/// Removes one mark of ours.
 async fn undo(pass: &TidyPass, recovery: &StoredRecovery, effect: &Effect) -> Outcome {
     match effect {
         Effect::Restore {

@@ -89,7 +89,7 @@ impl Executor {
                 return Ok(true);
             }
         };
-        // Someone else has set a count already: theirs stands.
+        // Another writer has set a count already, and that count stands.
         let count = (own.replicas == 0).then_some(replicas);
         let Ok(pass) = self.gate.tidy() else {
             return Ok(false);
