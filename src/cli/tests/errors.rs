@@ -433,7 +433,7 @@ async fn no_controller() {
         &ran,
         1,
         &[
-            "No controller holds Lease reattach-system/reattach-controller (it does not exist); waiting for up to 20 s",
+            "No controller holds Lease reattach-system/reattach-controller (it does not exist). Waiting up to 20 s",
             "error: no controller holds Lease reattach-system/reattach-controller (it does not exist)",
             "--break-glass",
         ],
@@ -472,7 +472,7 @@ async fn break_glass_guesses_no_lease() {
     );
     let named = ["--controller-namespace", "ops", "--lease", "reattach-main"];
     let ran = run(&named).await;
-    let other = "Lease reattach-system/reattach-controller exists, too";
+    let other = "Lease reattach-system/reattach-controller exists too";
     ended(
         &ran,
         0,
@@ -565,7 +565,7 @@ async fn an_escalated_wait_shows_its_ticket() {
     stage.server.insert(&waits("called", told));
     stage.server.insert(&waits("patient", json!(null)));
     let shown = stage.run(&["status", "called"]).await;
-    let said = "it waits since 2026-01-02T03:04:05Z: send the ticket";
+    let said = "it has waited since 2026-01-02T03:04:05Z: send the ticket";
     let at = [said, "For the provider's support:", ticket].map(|part| shown.out.find(part));
     assert!(
         at.iter().all(Option::is_some) && at.is_sorted(),

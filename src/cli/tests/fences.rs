@@ -253,7 +253,7 @@ async fn a_declaration() {
     one_sentence(
         &say(&["--holder", "100"]).await,
         2,
-        &["--reason is missing: say why you are sure"],
+        &["--reason is missing; say why you are sure"],
     );
     one_sentence(
         &say(&["--holder", "100", "--reason", " "]).await,

@@ -58,7 +58,7 @@ async fn read_only_verbs_write_nothing() {
         3,
         &[
             "NAMESPACE CLAIM CLASS VERDICT WHY",
-            "cache data-redis-0 B trouble",
+            "cache data-redis-0 B (phantom attachment) trouble",
         ],
     );
     ended(
@@ -284,7 +284,7 @@ async fn the_controller_heals_what_the_cli_asks_for() {
     ended(
         &stage.run(&["approve", CLAIM, "--plan", other]).await,
         1,
-        &[&format!("is {hash} now, not {other}")],
+        &[&format!("is now {hash}, not {other}")],
     );
     assert_eq!(replicas(&stage), 1);
     let ran = stage
@@ -535,7 +535,7 @@ async fn break_glass_refuses_to_run_beside_a_live_controller() {
         &ran,
         1,
         &[
-            "the controller \"controller-0/uid/1\" is alive",
+            "controller \"controller-0/uid/1\" is alive",
             "without --break-glass",
         ],
     );
@@ -759,7 +759,7 @@ async fn a_recovery_that_cannot_be_read_hides_no_other() {
         &stage.run(&["report"]).await,
         1,
         &[
-            "recovery cache/future is not reported on",
+            "recovery cache/future is left out",
             says,
             "cache/plain-data",
         ],

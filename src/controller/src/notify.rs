@@ -165,7 +165,7 @@ pub(crate) async fn unknown_drivers(executor: &Executor, policy: &RecoveryPolicy
         .filter_map(|driver| providers.unknown_driver(driver))
     {
         let note =
-            format!("{why}. Claims that the policy selects by this driver are not recovered");
+            format!("claims that the policy selects by this driver are not recovered: {why}");
         tracing::warn!(
             policy = policy.name_any(),
             note,
