@@ -457,7 +457,7 @@ impl VolumeRecoveryStatus {
     pub fn class_name(&self) -> Option<String> {
         let stored = self.class.as_ref()?;
         let class = serde_json::from_value::<Class>(stored.as_str().into());
-        Some(class.map_or_else(|_| stored.clone(), Class::name))
+        Some(class.map_or_else(|_| stored.clone(), Class::named))
     }
 }
 

@@ -141,7 +141,7 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
     if args.claims.is_empty() || findings.len() > 1 {
         let mut table = Table::new(&["NAMESPACE", "CLAIM", "CLASS", "VERDICT", "WHY"]);
         for f in findings {
-            let class = f.diagnosis.class().map(|c| c.name()).unwrap_or_default();
+            let class = f.diagnosis.class().map(|c| c.named()).unwrap_or_default();
             table.row(vec![
                 f.claim.namespace.clone(),
                 f.claim.name.clone(),

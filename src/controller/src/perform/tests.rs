@@ -445,7 +445,7 @@ async fn a_snapshot_is_labelled_with_the_records_uid() {
     let begun = CloudSnapshot {
         id: "snap-1".to_owned(),
         volume: volume.clone(),
-        label: s.recovery.uid().unwrap(),
+        label: s.recovery.uid().to_string(),
         state: SnapshotState::Pending,
         started: s.clock.now(),
     };

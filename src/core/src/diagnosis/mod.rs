@@ -41,11 +41,6 @@ impl Class {
             Self::E => "orphan attachment",
         }
     }
-
-    /// The class as people see it: `B (phantom attachment)`.
-    pub fn name(self) -> String {
-        format!("{self} ({})", self.title())
-    }
 }
 
 impl Class {
