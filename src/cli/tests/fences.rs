@@ -293,8 +293,8 @@ async fn a_declaration() {
         2,
         &[
             "--holder \"200\"",
-            "is about, which is 100",
-            "or not at all",
+            "the plan is about 100",
+            "nothing was declared",
         ],
     );
     assert!(stage.recovery().unwrap()["spec"]["declaration"].is_null());
@@ -400,7 +400,7 @@ async fn a_declaration() {
     let dry = stage
         .run(&["declare", &name, "--holder", "100", "--reason", "unplugged"])
         .await;
-    one_sentence(&dry, 1, &["is in mode DryRun and frees nothing"]);
+    one_sentence(&dry, 1, &["is in mode DryRun and never frees a volume"]);
     controller.stop().await;
 
     // The other declaration: about what a run has ordered.

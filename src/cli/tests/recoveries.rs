@@ -303,7 +303,7 @@ async fn the_controller_heals_what_the_cli_asks_for() {
     ended(
         &stage.run(&["approve", CLAIM, "--plan", &hash]).await,
         1,
-        &["is past approval: Recovered"],
+        &["needs no approval any more: Recovered"],
     );
     ended(
         &stage.run(&["abort", CLAIM]).await,
@@ -322,7 +322,7 @@ async fn the_controller_heals_what_the_cli_asks_for() {
         0,
         &[
             "CLAIM CLASS MODE PHASE AGE MESSAGE",
-            "data-redis-0 B Approve Recovered",
+            "data-redis-0 B (phantom attachment) Approve Recovered",
         ],
     );
     assert!(
