@@ -556,7 +556,10 @@ async fn a_label_without_its_condition_is_not_sent() {
     let Outcome::NotApplied { why, retry: false } = refused else {
         panic!("{refused:?}")
     };
-    assert_eq!(why, "VolumeRecovery shop/r has no resourceVersion, so nothing was sent");
+    assert_eq!(
+        why,
+        "VolumeRecovery shop/r has no resourceVersion, so nothing was sent"
+    );
     assert!(seen.lock().unwrap().is_empty(), "no request was sent");
 }
 

@@ -196,10 +196,10 @@ mod tests {
 
     fn recovery() -> VolumeRecovery {
         let spec = serde_json::json!({"claimName": "data", "runbook": "lightest-first", "requester": "jane"});
-        VolumeRecovery::new(
-            "r",
-            serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap(),
-        )
+        let spec = serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap();
+        let mut recovery = VolumeRecovery::new("r", spec);
+        recovery.metadata.namespace = Some("shop".to_owned());
+        recovery
     }
 
     fn stalled(recovery: &VolumeRecovery) -> (String, String) {
