@@ -251,7 +251,7 @@ impl Spawner<'_> {
                     let mut event = match event.and_then(|event| whole(event, &is_whole)) {
                         Ok(event) => event,
                         Err(error) => {
-                            tracing::warn!(kind, error, "watch failed; it is tried again");
+                            tracing::warn!(kind, %error, "watch failed; it is tried again");
                             lock(&broken)
                                 .entry(kind.clone())
                                 .or_insert_with(|| clock.now());

@@ -125,7 +125,7 @@ fn an_edited_plan_restores_nothing_after_a_detach() {
         s.pass(secs(900)).await;
         let (phase, message, _) = said(&recovery_of(&s.world, &redis()).expect("a recovery"));
         assert_eq!(phase, Phase::Stuck, "{message}");
-        assert!(message.contains("a detach may be under way"), "{message}");
+        assert!(message.contains("A detach may be under way"), "{message}");
         assert_eq!(
             replicas(&s.world),
             0,
@@ -150,7 +150,7 @@ fn an_edited_plan_names_the_machine_that_was_powered_off() {
         let ordered = |w: &World| {
             recovery_of(w, &redis()).and_then(|r| r.status).is_some_and(|status| {
                 let off = |m: &Event| {
-                    matches!(m, Event::Outcome { outcome: Outcome::Applied { detail }, .. } if detail.contains("power it off"))
+                    matches!(m, Event::Outcome { outcome: Outcome::Applied { detail }, .. } if detail.contains("power the instance off"))
                 };
                 status.journal.iter().any(|e| e.get().is_ok_and(|e| off(&e.event)))
             })

@@ -140,7 +140,7 @@ fn a_newer_versions_recovery_waits_and_others_heal() {
         );
         for part in [
             "status.journal[1] cannot be read (unknown variant `quarantined`",
-            "run the reattach version",
+            "Run the reattach version",
         ] {
             assert!(said.contains(part), "{part:?} is not in: {said}");
         }
@@ -178,7 +178,7 @@ fn a_newer_versions_recovery_waits_and_others_heal() {
         assert_eq!(kept["status"]["journal"], journal);
         let said = kept["status"]["message"].as_str().expect("a message");
         assert!(
-            said.contains("it is being deleted and stays") && said.contains(FINALIZER),
+            said.contains("is being deleted and stays") && said.contains(FINALIZER),
             "{said}"
         );
         assert_eq!(effects_on(&s, "redis"), Vec::<String>::new());
@@ -221,7 +221,7 @@ fn a_newer_versions_unstarted_plan_can_be_deleted() {
         assert_eq!(held["status"]["plan"], plan);
         let said = held["status"]["message"].as_str().expect("a message");
         assert!(
-            said.contains("status.plan cannot be read") && said.contains("nothing has begun"),
+            said.contains("status.plan cannot be read") && said.contains("has not begun"),
             "{said}"
         );
         assert_eq!(effects_on(&s, ""), Vec::<String>::new());

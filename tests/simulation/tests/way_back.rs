@@ -234,7 +234,7 @@ fn any_text_of_a_reason_is_kept_while_the_run_waits() {
         .await
         .expect("a wait");
         let (_, said) = phase(&s);
-        let expected = "putting back: aborted by jane; waiting: for nobody; waiting: the restoring write is tried again";
+        let expected = "unwinding: aborted by jane; waiting: for nobody; waiting: the restoring write is tried again";
         assert!(said.starts_with(expected), "{said}");
     });
 }

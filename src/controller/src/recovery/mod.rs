@@ -8,7 +8,7 @@
 //! # Guarantees
 //! Every effect is journaled before it is issued and its outcome after, by compare-and-swap. Every effect passes the
 //! gate. A lost compare-and-swap means: read again. A turn that led nowhere is followed by a pause that grows
-//! ([`crate::pace`]).
+//! (`pace.rs`).
 //!
 //! # Assumptions
 //! One driver per recovery and process; across processes the leader Lease and the journal keep order.

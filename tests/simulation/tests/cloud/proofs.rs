@@ -149,7 +149,7 @@ const OFF: &[(&str, Spoil, &str)] = &[
     (
         "nobody asked for it",
         |e, _, i| history(e, i, |f| f.jobs.iter_mut().for_each(|j| j.by = None)),
-        "nobody",
+        "no user",
     ),
     (
         "a boot after it",
@@ -236,7 +236,7 @@ fn offline_without_a_shutdown_job_is_not_off() {
                 |cloud, i| {
                     cloud.shutdown_by_cloud(i).expect("a shutdown");
                 },
-                "nobody",
+                "no user",
             ),
         ];
         for (name, hook, expected) in hooks {
