@@ -15,6 +15,11 @@ use reattach_core::workload::WorkloadRef;
 /// Maximum size of an Event's note in bytes (Kubernetes `pkg/apis/core/validation/events.go`).
 const NOTE_BYTES: usize = 1_024;
 
+/// Writes the log line of a recovery that only a person can settle.
+pub(crate) fn stuck(recovery: &StoredRecovery, why: &str) {
+    tracing::error!(recovery = %recovery.claim(), why, "a person is needed: the recovery cannot go on by itself");
+}
+
 /// Writes one Event, one log line and one count for a wait that needs a person. Best effort: the condition is the record.
 pub(crate) async fn escalated(executor: &Executor, recovery: &StoredRecovery) {
     let Some(status) = &recovery.status else {

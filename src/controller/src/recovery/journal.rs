@@ -116,7 +116,7 @@ impl Executor {
         let deleted = recovery.metadata.deletion_timestamp.is_some();
         let why = unreadable_sentence(unreadable, begun, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
-            tracing::error!(recovery = %recovery.claim(), why, "a person is needed: the recovery cannot go on by itself");
+            notify::stuck(&recovery, &why);
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::NeedsPerson)

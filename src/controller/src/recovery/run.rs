@@ -5,7 +5,7 @@ use super::{DriverState, Executor, Limits, Ruling, Turn, TurnError, sightings};
 use crate::collect::{Needs, RecoveryContext};
 use crate::perform::{Stage, perform};
 use crate::policies::{Subject, ruling};
-use crate::status;
+use crate::{notify, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;
 use kube::{Api, Resource};
@@ -497,7 +497,7 @@ impl Executor {
         why: String,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
-        tracing::error!(recovery = %recovery.claim(), why, "a person is needed: the recovery cannot go on by itself");
+        notify::stuck(&recovery, &why);
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::NeedsPerson)
     }
@@ -518,7 +518,7 @@ impl Executor {
         if memory.frozen.replace(state.next_seq()) == Some(state.next_seq()) {
             self.keep(recovery, Phase::Stuck, why, memory).await?;
         } else {
-            crate::notify::person_needed(self, &recovery.object_ref(&()), "OtherLeader", why).await;
+            notify::person_needed(self, &recovery.object_ref(&()), "OtherLeader", why).await;
         }
         Ok(Turn::NeedsPerson)
     }

@@ -153,8 +153,21 @@ pub struct StuckPod {
     pub instance: InstanceId,
 }
 
+impl Verdict {
+    /// The sentence for a place that names the class already.
+    pub fn finding(&self) -> String {
+        match self {
+            Self::Ours { trouble } => trouble.finding(),
+            Self::Healthy { .. }
+            | Self::Wait { .. }
+            | Self::NotOurs { .. }
+            | Self::Unclassified { .. } => self.to_string(),
+        }
+    }
+}
+
 /// Trouble of one of the five classes, with what a remedy needs to know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     tag = "trouble",
     rename_all = "camelCase",
@@ -162,9 +175,6 @@ pub struct StuckPod {
 )]
 pub enum Trouble {
     /// Class A.
-    #[error(
-        "class A (held by a dead node): node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it"
-    )]
     DeadNode {
         /// The dead node.
         node: NodeName,
@@ -172,7 +182,6 @@ pub enum Trouble {
         instance: InstanceId,
     },
     /// Class B.
-    #[error("class B (phantom attachment): Kubernetes and the cloud say the volume is attached to {} (instance {}), and that machine has {}", at.node, at.instance, if *dead_mount { "only a dead mount of it" } else { "no such device" })]
     Phantom {
         /// The pod that cannot start, or runs on a dead mount.
         at: StuckPod,
@@ -184,7 +193,6 @@ pub enum Trouble {
         confirmed: bool,
     },
     /// Class C.
-    #[error("class C (lost attachment): Kubernetes says the volume is attached to {}, and the cloud says it is attached nowhere", at.node)]
     Lost {
         /// The pod that cannot start.
         at: StuckPod,
@@ -192,7 +200,6 @@ pub enum Trouble {
         attachment: Uid,
     },
     /// Class D.
-    #[error("class D (stuck record): {cause}")]
     StuckRecord {
         /// The VolumeAttachment, where there is one.
         attachment: Option<Uid>,
@@ -202,9 +209,6 @@ pub enum Trouble {
         cause: StuckCause,
     },
     /// Class E.
-    #[error(
-        "class E (orphan attachment): the cloud says instance {holder} has the volume, and no VolumeAttachment names that instance's node"
-    )]
     Orphan {
         /// The cloud's holder.
         holder: InstanceId,
@@ -223,6 +227,40 @@ impl Trouble {
             Self::StuckRecord { .. } => Class::D,
             Self::Orphan { .. } => Class::E,
         }
+    }
+
+    /// What was found, for a place that names the class already.
+    pub fn finding(&self) -> String {
+        match self {
+            Self::DeadNode { node, instance } => format!(
+                "node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it"
+            ),
+            Self::Phantom { at, dead_mount, .. } => {
+                let has = match dead_mount {
+                    true => "only a dead mount of it",
+                    false => "no such device",
+                };
+                let StuckPod { node, instance, .. } = at;
+                format!(
+                    "Kubernetes and the cloud say the volume is attached to {node} (instance {instance}), and that machine has {has}"
+                )
+            }
+            Self::Lost { at, .. } => format!(
+                "Kubernetes says the volume is attached to {}, and the cloud says it is attached nowhere",
+                at.node
+            ),
+            Self::StuckRecord { cause, .. } => cause.to_string(),
+            Self::Orphan { holder, .. } => format!(
+                "the cloud says instance {holder} has the volume, and no VolumeAttachment names that instance's node"
+            ),
+        }
+    }
+}
+
+/// The class and what was found.
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "class {}: {}", self.class().named(), self.finding())
     }
 }
 

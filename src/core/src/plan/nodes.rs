@@ -139,7 +139,7 @@ fn brakes(
             return;
         }
     };
-    // Ready evidence.now, or newer than the list: then it has been down for no time at all.
+    // Ready now, or newer than the list: then it has been down for no time at all.
     let own = down
         .iter()
         .find(|d| d.name == node.name)

@@ -5,7 +5,7 @@ use super::{Context, Next, State, StepState};
 use crate::evidence::EvidenceAt;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 /// One look at a run.
 #[derive(Clone, Copy)]
@@ -22,37 +22,45 @@ impl RunCx<'_> {
         wait(why.to_owned(), later(self.cx.now, CLOUD_POLL))
     }
 
-    pub(crate) fn backoff(self, step: StepIx) -> SignedDuration {
+    /// The pause after a step's last write of `at`, which grows with the step's attempts. `None`: it is over.
+    pub(crate) fn pause(self, step: StepIx, at: Timestamp, why: &str) -> Option<Next> {
+        self.until(later(at, self.backoff(step)), why)
+    }
+
+    fn backoff(self, step: StepIx) -> SignedDuration {
         pace::backoff(self.state.attempts(step))
     }
 
-    /// The pause before a step's write is sent again, after the last one was refused (at least `pause`) or withheld. `None`:
+    fn until(self, again: Timestamp, why: &str) -> Option<Next> {
+        (self.cx.now < again).then(|| wait(why.to_owned(), again))
+    }
+
+    /// The pause before a step's write is sent again, after the last one was refused (at least `least`) or withheld. `None`:
     /// there is nothing to wait for. `what` names the write.
     pub(crate) fn before_retry(
         self,
         step: StepIx,
         what: &str,
-        pause: SignedDuration,
+        least: SignedDuration,
     ) -> Option<Next> {
         let StepState::Issued { outcome, at, .. } = self.state.step(step) else {
             return None;
         };
-        let backoff = self.backoff(step);
-        let (why, again) = match outcome {
-            Outcome::NotApplied { why, .. } => (
-                format!("{what} is tried again: {why}"),
-                later(*at, backoff.max(pause)),
+        match outcome {
+            Outcome::NotApplied { why, .. } => self.until(
+                later(*at, self.backoff(step).max(least)),
+                &format!("{what} is tried again: {why}"),
             ),
-            Outcome::Withheld { shut } => (
-                format!("{what} was not sent ({shut}); it will be"),
-                later(*at, backoff),
+            Outcome::Withheld { shut } => self.pause(
+                step,
+                *at,
+                &format!("{what} was not sent ({shut}); it will be"),
             ),
             Outcome::Applied { .. }
             | Outcome::Unknown { .. }
             | Outcome::ObservedApplied { .. }
             | Outcome::ObservedNotApplied { .. }
-            | Outcome::Repeatable { .. } => return None,
-        };
-        (self.cx.now < again).then(|| wait(why, again))
+            | Outcome::Repeatable { .. } => None,
+        }
     }
 }

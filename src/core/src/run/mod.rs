@@ -289,10 +289,7 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
         return Next::Done(end.clone());
     }
     if !state.accepted() {
-        return Next::Wait {
-            why: "no plan was accepted".to_owned(),
-            until: pace::later(cx.now, pace::CLOUD_POLL),
-        };
+        return run.poll("no plan was accepted");
     }
     if let Some(pending) = run.outstanding() {
         return pending;

@@ -1,6 +1,6 @@
 //! The way forward: the current step's precondition, effect, end condition and deadline.
 
-use super::pace::{CLOUD_POLL, later, wait};
+use super::pace::later;
 use super::{Action, Next, RunCx, StepState};
 use crate::authority::mandate;
 use crate::diagnosis::{Verdict, diagnose};
@@ -39,7 +39,7 @@ impl RunCx<'_> {
         };
         match self.next_of_step() {
             // None of these steps has an effect that puts back.
-            Next::Act(_) => wait(doubt, later(self.cx.now, CLOUD_POLL)),
+            Next::Act(_) => self.poll(&doubt),
             other => other,
         }
     }

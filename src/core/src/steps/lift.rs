@@ -8,7 +8,6 @@ use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::{ObjectName, Uid};
 use crate::loss::PodsGo;
 use crate::plan::StepIx;
-use crate::run::pace::{later, wait};
 use crate::run::{Action, Effect, Next, RunCx, StepState};
 
 pub(super) const SPEC: StepSpec = StepSpec {
@@ -107,12 +106,9 @@ impl RunCx<'_> {
             if outcome.applied() && waiting.is_empty() && !gated {
                 return None;
             }
-            let again = later(*at, self.backoff(lift));
-            if self.cx.now < again {
-                return Some(wait(
-                    "waiting until no pod is seen with the gate".to_owned(),
-                    again,
-                ));
+            if let Some(pause) = self.pause(lift, *at, "waiting until no pod is seen with the gate")
+            {
+                return Some(pause);
             }
         }
         Some(Next::Act(Action {

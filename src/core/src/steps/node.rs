@@ -7,7 +7,6 @@ use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general, may_touch_node};
-use crate::run::pace::{CLOUD_POLL, later, wait};
 use crate::run::{Action, Next, RunCx, StepState};
 
 impl StepCx<'_> {
@@ -132,7 +131,7 @@ impl StepCx<'_> {
             return Some(self.refused(&refusal.to_string()));
         }
         let refusal = refusals.first()?;
-        Some(wait(refusal.to_string(), later(self.cx.now, CLOUD_POLL)))
+        Some(self.poll(&refusal.to_string()))
     }
 }
 
@@ -182,12 +181,12 @@ impl RunCx<'_> {
             if !is_there(node) && outcome.applied() {
                 return None;
             }
-            let again = later(*at, self.backoff(step));
-            if self.cx.now < again {
-                return Some(wait(
-                    "waiting until the Node is seen without the taint".to_owned(),
-                    again,
-                ));
+            if let Some(pause) = self.pause(
+                step,
+                *at,
+                "waiting until the Node is seen without the taint",
+            ) {
+                return Some(pause);
             }
         }
         Some(Next::Act(action(node)))

@@ -102,10 +102,9 @@ impl StepCx<'_> {
     }
 
     fn any_proof(&self) -> Result<FenceProof, String> {
-        let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
+        let (e, pins) = (self.evidence, &self.plan.pins);
         let mut lacks = Vec::new();
         let node = e
-            .at(now)
             .node(&pins.node)
             .ok()
             .filter(|n| n.instance.as_ref() == Some(&pins.holder));
@@ -114,13 +113,7 @@ impl StepCx<'_> {
             .unused_since()
             .filter(|_| node.is_some_and(|n| n.ready))
         {
-            match kubelet_handshake(
-                e.at(now),
-                &pins.node,
-                &pins.holder,
-                unused,
-                self.cx.recovery,
-            ) {
+            match kubelet_handshake(e, &pins.node, &pins.holder, unused, self.cx.recovery) {
                 Ok(proof) => match self.unanswered(unused) {
                     None => return Ok(proof),
                     Some(why) => lacks.push(why),
@@ -128,14 +121,7 @@ impl StepCx<'_> {
                 Err(why) => lacks.push(why.to_string()),
             }
             if let Some(asked) = asked {
-                match answered_clean(
-                    e.at(now),
-                    &pins.node,
-                    &pins.holder,
-                    unused,
-                    asked,
-                    self.cx.recovery,
-                ) {
+                match answered_clean(e, &pins.node, &pins.holder, unused, asked, self.cx.recovery) {
                     Ok(proof) => return Ok(proof),
                     Err(why) => lacks.push(why.to_string()),
                 }
@@ -144,8 +130,8 @@ impl StepCx<'_> {
             lacks.push("the end of the pods must be observed first".to_owned());
         }
         let machine = match self.plan.fences() {
-            true => of_the_whole_machine(e.at(now), &pins.holder),
-            false => of_the_machine(e.at(now), &pins.holder),
+            true => of_the_whole_machine(e, &pins.holder),
+            false => of_the_machine(e, &pins.holder),
         };
         match machine {
             Ok(proof) => return Ok(proof),
@@ -162,13 +148,9 @@ impl StepCx<'_> {
                 boot: pins.boot_id.clone(),
                 asked_at: asked,
             };
-            if let Ok(proof) = rebooted_and_clean(
-                e.at(now),
-                &pins.node,
-                &pins.holder,
-                &before,
-                self.cx.recovery,
-            ) {
+            if let Ok(proof) =
+                rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery)
+            {
                 return Ok(proof);
             }
         }

@@ -1,6 +1,7 @@
 //! The second in which a step is too late, and what its last line says (S5).
 
 use super::clocks::until;
+use super::steps::told;
 use super::walk::{QUIET, Walk, dead_node};
 use reattach_core::journal::{Event, Outcome, UnwindReason};
 use reattach_core::run::{Effect, Next};
@@ -9,18 +10,10 @@ use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 /// A wait that went on in the second of the deadline would end in that second, and be made again without a pause.
 #[test]
 fn a_wait_ends_in_the_second_of_the_deadline() {
-    let mut walk = Walk::new(
-        Case::statefulset()
-            .holdable()
-            .with_node(OTHER_NODE, OTHER_INSTANCE),
-        QUIET,
-    );
-    let accepts = |e: &Effect| {
-        matches!(e, Effect::Hold).then(|| Outcome::Applied {
-            detail: "200".into(),
-        })
-    };
-    walk.answer(accepts, |_| {});
+    let case = Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE);
+    let mut walk = told(case, |e| matches!(e, Effect::Hold));
     walk.clock_jumps(59);
     let said = walk.ask();
     assert!(

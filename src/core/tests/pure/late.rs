@@ -14,18 +14,17 @@ use reattach_core::run::{Context, Effect, History, Next, Sent, accounted_for, ne
 use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE, start};
 
+/// An effect whose reply was lost.
+pub fn unheard() -> Outcome {
+    Outcome::Unknown {
+        why: "no answer".into(),
+    }
+}
+
 /// A dead node's run whose power-off got no reply.
 pub fn power_off_unheard() -> Walk {
-    let mut walk = Walk::with(dead_node(), QUIET, ALL);
-    walk.answer(
-        |e| {
-            matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Unknown {
-                why: "no answer".into(),
-            })
-        },
-        |_| {},
-    );
-    walk
+    let powers_off = |e: &Effect| matches!(e, Effect::PowerOff { .. });
+    Walk::answered(dead_node(), powers_off, unheard())
 }
 
 /// What the machine says to a person's abort, and to a word that nothing is under way.
@@ -283,11 +282,7 @@ pub fn detach_unheard() -> Walk {
         },
     );
     walk.answer(
-        |e| {
-            matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Unknown {
-                why: "no answer".into(),
-            })
-        },
+        |e| matches!(e, Effect::CloudDetach { .. }).then(unheard),
         |_| {},
     );
     walk.pass(10);

@@ -2,9 +2,9 @@
 
 use super::awaiting::after;
 use super::clocks::until;
-use super::late::{asked, detach_unheard, leave_the_cluster, power_off_unheard};
+use super::late::{asked, detach_unheard, leave_the_cluster, power_off_unheard, unheard};
 use super::steps::{is_wait, pending};
-use super::walk::{QUIET, Walk, change, dead_node};
+use super::walk::{Walk, change, dead_node};
 use super::world::{Mark as Stamped, World, at, plan};
 use jiff::SignedDuration;
 use reattach_core::cloud::{CloudJob, InstanceState, JobKind, JobStatus};
@@ -161,23 +161,12 @@ fn power_unheard(kind: StepKind) -> Walk {
     if kind == StepKind::PowerOff {
         return power_off_unheard();
     }
-    let mut walk = Walk::new(dead_node(), QUIET);
-    let lost = |e: &Effect| {
-        matches!(e, Effect::PowerOn { .. }).then(|| Outcome::Unknown {
-            why: "no answer".into(),
-        })
-    };
-    walk.answer(lost, |_| {});
-    walk
+    let powers_on = |e: &Effect| matches!(e, Effect::PowerOn { .. });
+    Walk::answered(dead_node(), powers_on, unheard())
 }
 
 fn instance(walk: &mut Walk, state: Option<InstanceState>) {
-    let fact = walk
-        .case
-        .evidence
-        .instances
-        .get_mut(&InstanceId::from(INSTANCE))
-        .unwrap();
+    let fact = walk.instance();
     match state {
         Some(state) => change(fact, |i| i.state = state),
         None => fact.value = Known::Unknown { why: "503".into() },

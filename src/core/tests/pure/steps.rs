@@ -206,14 +206,7 @@ fn a_wait_after_an_unneeded_step_is_skipped() {
 
 /// An orphan's run whose detach the cloud has accepted and not carried out.
 pub fn accepted() -> Walk {
-    let mut walk = Walk::new(orphan(), QUIET);
-    let accepts = |e: &Effect| {
-        matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Applied {
-            detail: "200".into(),
-        })
-    };
-    walk.answer(accepts, |_| {});
-    walk
+    told(orphan(), |e| matches!(e, Effect::CloudDetach { .. }))
 }
 
 /// S3: neither a holder nor a pending job may be left.
@@ -271,12 +264,8 @@ fn a_detach_by_force_takes_over_after_a_minute() {
 
 #[test]
 fn a_busy_cloud_is_asked_again_after_five_seconds() {
-    let mut walk = Walk::new(orphan(), QUIET);
-    let busy = |e: &Effect| {
-        let why = "busy".to_owned();
-        matches!(e, Effect::CloudDetach { .. }).then_some(Outcome::NotApplied { why, retry: true })
-    };
-    walk.answer(busy, |_| {});
+    let is_detach = |e: &Effect| matches!(e, Effect::CloudDetach { .. });
+    let mut walk = Walk::answered(orphan(), is_detach, refused("busy", true));
     for seconds in [0, 1, 3] {
         walk.pass(seconds);
         assert!(
@@ -430,12 +419,8 @@ fn a_node_that_is_gone_is_not_fenced() {
 /// Who may not power a machine off waits for others who do.
 #[test]
 fn a_permanently_refused_power_off_is_skipped() {
-    let mut walk = Walk::new(dead_node(), QUIET);
-    let refused = |e: &Effect| {
-        let why = "403".to_owned();
-        matches!(e, Effect::PowerOff { .. }).then_some(Outcome::NotApplied { why, retry: false })
-    };
-    walk.answer(refused, |_| {});
+    let powers_off = |e: &Effect| matches!(e, Effect::PowerOff { .. });
+    let walk = Walk::answered(dead_node(), powers_off, refused("403", false));
     assert!(is_skipped(&walk.ask(), "403"), "{:?}", walk.ask());
 }
 
@@ -523,16 +508,16 @@ fn a_taint_is_removed_when_the_node_is_read_without_it() {
 
 /// A run whose first effect of this kind was accepted, while the world has not moved.
 pub fn told(case: Case, kind: fn(&Effect) -> bool) -> Walk {
-    let mut walk = Walk::new(case, QUIET);
-    walk.answer(
-        move |e| {
-            kind(e).then(|| Outcome::Applied {
-                detail: "200".into(),
-            })
-        },
-        |_| {},
-    );
-    walk
+    let accepted = Outcome::Applied {
+        detail: "200".into(),
+    };
+    Walk::answered(case, kind, accepted)
+}
+
+/// A write that was refused, for good or for now.
+pub fn refused(why: &str, retry: bool) -> Outcome {
+    let why = why.to_owned();
+    Outcome::NotApplied { why, retry }
 }
 
 fn before<T>(fact: &mut Fact<T>) {
@@ -779,18 +764,8 @@ fn a_volume_that_is_free_before_the_first_effect_ends_the_run() {
 #[test]
 fn the_second_stuck_pod_of_a_closed_node_is_released_too() {
     let releases = |e: &Effect| matches!(e, Effect::Release { .. });
-    let mut walk = Walk::new(
-        phantom_without_policy().with_pod("redis-1", Some(NODE), true),
-        QUIET,
-    );
-    walk.answer(
-        |e| {
-            releases(e).then(|| Outcome::Applied {
-                detail: "200".into(),
-            })
-        },
-        |_| {},
-    );
+    let case = phantom_without_policy().with_pod("redis-1", Some(NODE), true);
+    let mut walk = told(case, releases);
     let waits = AttachmentFacts {
         attached: false,
         ..record("csi-redis-2", OTHER_NODE)

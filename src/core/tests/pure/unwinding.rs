@@ -4,7 +4,7 @@ use super::awaiting::after;
 use super::clocks::until;
 use super::late::{detach_unheard, leave_the_cluster, settled, shutdown};
 use super::lost_replies::{begun, off_stays_off, scaled_and_aborted};
-use super::steps::{is_wait, pending, phantom, probe};
+use super::steps::{is_wait, pending, phantom, probe, refused, told};
 use super::walk::{
     ALL, QUIET, Walk, change, dead_node, dead_node_off, orphan, phantom_without_policy,
 };
@@ -13,17 +13,13 @@ use jiff::SignedDuration;
 use reattach_core::cloud::{InstanceState, JobStatus};
 use reattach_core::consent::Word;
 use reattach_core::fact::Known;
-use reattach_core::ids::InstanceId;
 use reattach_core::journal::{End, Event, Outcome};
 use reattach_core::run::{Effect, Left, Next, without_journal};
 use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE};
 
 fn busy() -> Outcome {
-    Outcome::NotApplied {
-        why: "busy".into(),
-        retry: true,
-    }
+    refused("busy", true)
 }
 
 fn puts_back(said: &Next) -> bool {
@@ -209,12 +205,8 @@ fn an_undo_is_retried_sixty_times_before_calling_a_person() {
 /// A detach that the cloud refused for good is under way nowhere: nothing waits for its end.
 #[test]
 fn a_refused_detach_is_not_waited_for() {
-    let mut walk = Walk::new(orphan(), QUIET);
-    let refused = |e: &Effect| {
-        let why = "403".to_owned();
-        matches!(e, Effect::CloudDetach { .. }).then_some(Outcome::NotApplied { why, retry: false })
-    };
-    walk.answer(refused, |_| {});
+    let detaches = |e: &Effect| matches!(e, Effect::CloudDetach { .. });
+    let mut walk = Walk::answered(orphan(), detaches, refused("403", false));
     walk.pass(1);
     let said = settled(&mut walk, None, None);
     assert!(puts_back(&said), "{said:?}\n{}", walk.story());
@@ -302,23 +294,11 @@ fn an_abort_waits_for_a_busy_detach_after_a_lost_one() {
 
 /// A run whose power-off was accepted and does not show in the provider's history yet.
 fn ordered_off() -> Walk {
-    let mut walk = Walk::new(dead_node(), QUIET);
-    let accepts = |e: &Effect| {
-        matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Applied {
-            detail: "200".into(),
-        })
-    };
-    walk.answer(accepts, |_| {});
-    walk
+    told(dead_node(), |e| matches!(e, Effect::PowerOff { .. }))
 }
 
 fn instance(walk: &mut Walk, state: Option<InstanceState>) {
-    let fact = walk
-        .case
-        .evidence
-        .instances
-        .get_mut(&InstanceId::from(INSTANCE))
-        .unwrap();
+    let fact = walk.instance();
     match state {
         Some(state) => change(fact, |i| i.state = state),
         None => fact.value = Known::Absent,

@@ -3,7 +3,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{
-    CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerJob, VolumeState,
+    CloudInstance, CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerJob,
+    VolumeState,
 };
 use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::{Evidence, PodFacts};
@@ -166,6 +167,19 @@ impl Walk {
     /// A run of the case's plan with everything allowed.
     pub fn new(case: Case, world: World) -> Self {
         Self::with(case, world, ALL)
+    }
+
+    /// A run in a quiet world whose first effect of this kind got this outcome.
+    pub fn answered(case: Case, kind: impl Fn(&Effect) -> bool, outcome: Outcome) -> Self {
+        let mut walk = Self::new(case, QUIET);
+        walk.answer(|e| kind(e).then(|| outcome.clone()), |_| {});
+        walk
+    }
+
+    /// The cloud's view of the holder.
+    pub fn instance(&mut self) -> &mut Fact<CloudInstance> {
+        let instances = &mut self.case.evidence.instances;
+        instances.get_mut(&InstanceId::from(INSTANCE)).unwrap()
     }
 
     /// The same, with this allowed.
