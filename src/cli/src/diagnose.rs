@@ -147,7 +147,7 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
                 f.claim.name.clone(),
                 class,
                 word(&f.diagnosis.verdict).to_owned(),
-                f.diagnosis.verdict.to_string(),
+                f.diagnosis.verdict.finding(),
             ]);
         }
         out(&table.text(width()))?;
