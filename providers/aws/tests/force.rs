@@ -4,11 +4,11 @@ mod support;
 
 use reattach_cloud_simulator::DetachBehaviour;
 use reattach_core::{
-    cloud::InstanceState,
+    cloud::{InstanceObservation, InstanceState},
     evidence::Evidence,
     fact::{Fact, Known, Source},
     ids::NodeName,
-    proof::{FenceProof, InstanceObservation, NoProof, ProofKind, off},
+    proof::{FenceProof, NoProof, ProofKind, off},
 };
 use reattach_provider_api::{
     DetachOutcome, ForceDetachRequest, Lookup, PowerOffManner, PowerOffRequest, PowerOutcome,

@@ -193,7 +193,8 @@ mod tests {
     use super::*;
     use crate::volume_recovery::{Escalation, PhaseTiming};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-    use reattach_core::diagnosis::{MissingFact, Verdict};
+    use reattach_core::diagnosis::Verdict;
+    use reattach_core::fact::MissingFact;
     use reattach_core::journal::Event;
 
     const EVIL: &str = "\u{1b}[2Jred\nforged\u{202e}\u{200b} Bearer s3cr3t-of-the-cloud";

@@ -2,8 +2,8 @@
 
 use crate::opaque::{Opaque, UnreadableField};
 use kube::{CustomResource, KubeSchema};
+use reattach_core::evidence::SeenMachine;
 use reattach_core::guest::{Answer, Challenge, GuestInventory};
-use reattach_core::identity::SeenMachine;
 use serde::{Deserialize, Serialize};
 
 /// Questions for the agent of the node that has the same name as this object. Only the controller writes them.

@@ -5,14 +5,13 @@ use crate::opaque::{Opaque, UnreadableField};
 use crate::recovery_policy::{ModeSchema, mode_or_observe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, ResourceExt};
-use reattach_core::cloud::CloudVolume;
+use reattach_core::cloud::{CloudVolume, InstanceObservation};
 use reattach_core::diagnosis::{Class, Diagnosis};
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
 use reattach_core::phase::Phase;
 use reattach_core::plan::{Plan, SoundPlan};
 use reattach_core::policy::Mode;
-use reattach_core::proof::InstanceObservation;
 use reattach_report::Record;
 use serde::{Deserialize, Deserializer, Serialize};
 

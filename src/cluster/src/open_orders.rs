@@ -27,9 +27,8 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
 use reattach_core::cloud::PowerChange;
 use reattach_core::evidence::CsiSource;
-use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid, VolumeId};
+use reattach_core::ids::{InstanceId, NodeName, ObjectName, StepIx, Uid, VolumeId};
 use reattach_core::journal::{NewestJob, Outcome};
-use reattach_core::plan::StepIx;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -3,8 +3,8 @@
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, Opaque, metadata};
+use reattach_core::evidence::SeenMachine;
 use reattach_core::guest::Challenge;
-use reattach_core::identity::SeenMachine;
 use reattach_core::ids::{NodeName, Uid};
 
 /// How often a lost compare-and-swap is tried again before the caller looks anew.

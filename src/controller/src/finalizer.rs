@@ -7,8 +7,9 @@ use reattach_api::{Opaque, StoredRecovery, VolumeRecovery};
 use reattach_cluster::effects::node;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::{open_orders, reports, tidy};
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{Entry, Event};
-use reattach_core::plan::{SoundPlan, StepIx};
+use reattach_core::plan::SoundPlan;
 use serde_json::json;
 
 /// The finalizer that keeps a VolumeRecovery while its run may have a workload at zero replicas.

@@ -27,7 +27,7 @@ use reattach_cluster::effects::node::is_ready;
 use reattach_cluster::reports;
 use reattach_cluster::view::NODE_LEASES;
 use reattach_core::cloud::CloudScope;
-use reattach_core::identity::SeenMachine;
+use reattach_core::evidence::SeenMachine;
 use reattach_core::ids::{BootId, NodeName, Uid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -6,9 +6,8 @@ use reattach_api::{PowerOffRule, SnapshotRule};
 use reattach_core::cloud::{
     CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts,
 };
-use reattach_core::evidence::CsiSource;
+use reattach_core::evidence::{CsiSource, OwnClusters};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::identity::OwnClusters;
 use reattach_core::ids::{CloudCluster, DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_core::plan::{Allowed, Commands, Snapshots};
 use reattach_core::product::Product;

@@ -11,7 +11,6 @@
 //! A right that could not be looked up allows nothing. A policy without rules for nodes allows effects on nodes only where it
 //! allows machines to be powered off, which takes a right of its own to write.
 
-use crate::evidence::EvidenceAt;
 use crate::ids::{NodeName, PlanHash};
 use crate::policy::Mode;
 use serde::{Deserialize, Serialize};
@@ -409,12 +408,4 @@ impl Mandate {
             lacks,
         })
     }
-}
-
-/// The mandate as it was read for this evidence.
-///
-/// # Errors
-/// Why it is not known.
-pub fn mandate(evidence: EvidenceAt<'_>) -> Result<&Mandate, String> {
-    evidence.mandate().map_err(|missing| missing.to_string())
 }

@@ -307,3 +307,17 @@ pub struct PowerFacts {
     /// This cloud never boots an instance by itself, so that its state alone tells (EC2). Linode's watchdog does.
     pub off_stays_off: bool,
 }
+
+/// What this recovery saw of the holder before, journaled: "not found" and "off" mean something only after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceObservation {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Credential, account and region that described it, or its volume with it as the holder.
+    pub scope: CloudScope,
+    /// Its power state then; none if only its volume was described.
+    pub state: Option<InstanceState>,
+    /// When.
+    pub at: Timestamp,
+}

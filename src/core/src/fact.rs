@@ -145,3 +145,25 @@ impl<T> Fact<T> {
         }
     }
 }
+
+/// A fact that is missing, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+#[error("{what}: {why}")]
+pub struct MissingFact {
+    /// Which fact.
+    pub what: String,
+    /// Why it is no answer.
+    pub why: String,
+}
+
+/// The value, or none where there is none for certain.
+pub(crate) fn known<'a, T>(
+    read: Result<&'a T, Missing>,
+    what: &str,
+) -> Result<Option<&'a T>, MissingFact> {
+    Missing::or_absent(read).map_err(|missing| MissingFact {
+        what: what.to_owned(),
+        why: missing.to_string(),
+    })
+}

@@ -15,8 +15,7 @@
 //! Times are the writer's clock; order comes from the sequence alone, and intervals are measured within one term.
 
 use crate::authority::Denial;
-use crate::consent::Withdrawal;
-use crate::plan::StepIx;
+use crate::ids::StepIx;
 use crate::policy::Mode;
 use crate::proof::{ProofKind, UnusedSince};
 use jiff::Timestamp;
@@ -314,4 +313,33 @@ pub enum End {
         /// What is known.
         why: String,
     },
+}
+
+/// Why a run that has begun may not go on. Each variant carries what its sentence names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(
+    tag = "withdrawn",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+#[allow(missing_docs)] // The sentences above the variants name the fields.
+pub enum Withdrawal {
+    /// The policy that the recovery was made under allows less now.
+    #[error("RecoveryPolicy {policy} now says mode {mode} for this claim")]
+    PolicyMode { policy: String, mode: Mode },
+    /// The recovery was made under a policy and no policy selects the claim any more.
+    #[error("no RecoveryPolicy selects claim {claim} any more")]
+    NoPolicy { claim: String },
+    /// The policy no longer lets instances be powered off, and the plan is about to.
+    #[error("RecoveryPolicy {policy} no longer allows to power instances off")]
+    PowerOff { policy: String },
+    /// Somebody opted out of reattach.
+    #[error("{what} has opted out of reattach")]
+    OptedOut { what: String },
+    /// The claim is going or gone.
+    #[error("claim {claim} is being deleted or is gone")]
+    ClaimDeleted { claim: String },
+    /// The approval is not there, or is for another plan.
+    #[error("plan {plan} is not approved any more")]
+    Approval { plan: String },
 }

@@ -7,7 +7,6 @@
 pub mod authority;
 pub mod check;
 pub mod cloud;
-pub mod consent;
 pub mod diagnosis;
 pub mod evidence;
 pub mod fact;

@@ -1,8 +1,9 @@
 //! How a recovery stands: the phase that its custom resource stores, and the reason for it with its data.
 
-use crate::diagnosis::{MissingFact, NotOurs, WaitReason};
+use crate::diagnosis::{NotOurs, WaitReason};
+use crate::fact::MissingFact;
+use crate::ids::StepIx;
 use crate::journal::UnwindReason;
-use crate::plan::StepIx;
 use crate::policy::Mode;
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -14,14 +14,13 @@ use crate::cloud::{
     CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, OwnerTags, VolumeState,
 };
 use crate::evidence::{
-    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeClaim, NodeFacts,
-    OwnerFacts, PodFacts, VolumeFacts,
+    AccessMode, AttachmentFacts, ClaimFacts, ClaimPhase, ClaimRef, CsiSource, EventFacts, Evidence,
+    NodeClaim, NodeFacts, OwnerFacts, PodFacts, SeenMachine, VolumeFacts, VolumeIdentity,
 };
 use crate::fact::{Fact, Known, Source};
 use crate::guest::{
     Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, ScanResult,
 };
-use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
 use crate::outage::DownNode;
 use crate::policy::Mode;

@@ -2,9 +2,10 @@
 
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{End, Event, Outcome};
 use reattach_core::plain::quoted;
-use reattach_core::plan::{Plan, StepIx};
+use reattach_core::plan::Plan;
 use reattach_core::proof::ProofKind;
 use reattach_core::steps::{EffectClass, Role, StepKind};
 

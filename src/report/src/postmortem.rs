@@ -10,10 +10,10 @@ use crate::text::next_step;
 use crate::{Incident, Record, support_ticket};
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict};
-use reattach_core::ids::ObjectName;
+use reattach_core::ids::{ObjectName, StepIx};
 use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plain::{clean, quoted};
-use reattach_core::plan::{Plan, PlannedStep, StepIx};
+use reattach_core::plan::{Plan, PlannedStep};
 use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 

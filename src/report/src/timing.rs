@@ -2,8 +2,9 @@
 
 use crate::format::millis;
 use jiff::Timestamp;
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{Entry, Event};
-use reattach_core::plan::{Plan, StepIx};
+use reattach_core::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 /// Name of the unwinding in [`Timing::name`]. The custom resource documents it, so it keeps its spelling.

@@ -1,6 +1,5 @@
 //! The processes a control plane consists of.
 
-use crate::Options;
 use std::fmt;
 
 /// One process of the control plane.
@@ -40,17 +39,6 @@ impl Component {
             Self::Scheduler => "kube-scheduler",
             Self::CsiController => "csi-controller",
             Self::CsiAttacher => "csi-attacher",
-        }
-    }
-
-    /// Whether these options contain it.
-    pub(crate) fn wanted(self, options: &Options) -> bool {
-        match self {
-            Self::Etcd | Self::ApiServer => true,
-            Self::ControllerManager => options.controller_manager,
-            Self::Scheduler => options.scheduler,
-            Self::CsiController => options.csi.is_some(),
-            Self::CsiAttacher => options.csi.as_ref().is_some_and(|csi| csi.attacher),
         }
     }
 }

@@ -93,7 +93,7 @@ impl ControlPlane {
         let rest: Vec<Component> = Component::ALL
             .into_iter()
             .skip(2)
-            .filter(|c| c.wanted(&processes.options))
+            .filter(|c| processes.options.want(*c))
             .collect();
         for component in &rest {
             processes.spawn(*component)?;

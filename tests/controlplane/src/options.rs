@@ -1,8 +1,7 @@
 //! Options of a control plane for tests.
 
+use crate::{Component, CsiFaults};
 use std::time::Duration;
-
-use crate::CsiFaults;
 
 /// The name of Linode's CSI driver.
 pub const DEFAULT_DRIVER: &str = "linodebs.csi.linode.com";
@@ -43,6 +42,17 @@ impl Options {
         Self {
             csi: Some(CsiOptions::new(linode_url, linode_token)),
             ..Self::default()
+        }
+    }
+
+    /// Whether the control plane has this component.
+    pub(crate) fn want(&self, component: Component) -> bool {
+        match component {
+            Component::Etcd | Component::ApiServer => true,
+            Component::ControllerManager => self.controller_manager,
+            Component::Scheduler => self.scheduler,
+            Component::CsiController => self.csi.is_some(),
+            Component::CsiAttacher => self.csi.as_ref().is_some_and(|csi| csi.attacher),
         }
     }
 

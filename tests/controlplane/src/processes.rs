@@ -110,7 +110,7 @@ impl Processes {
 
     /// Starts a component's process; see [`Processes::ready`] for the rest.
     pub fn spawn(&self, component: Component) -> Result<(), HarnessError> {
-        if !component.wanted(&self.options) {
+        if !self.options.want(component) {
             return Err(HarnessError::WrongState {
                 component,
                 state: "not part of these options",

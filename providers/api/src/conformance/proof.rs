@@ -3,14 +3,13 @@
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::{
     cloud::{
-        CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, OwnerTags,
-        PowerFacts, VolumeState,
+        CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceObservation, InstanceState,
+        OwnerTags, PowerFacts, VolumeState,
     },
-    evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts},
+    evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts, VolumeIdentity},
     fact::{Fact, Known, Source},
-    identity::VolumeIdentity,
     ids::{InstanceId, NodeName, ObjectName, Uid, VolumeId},
-    proof::{self, FenceProof, InstanceObservation, UnusedSince, kubelet_handshake},
+    proof::{self, FenceProof, UnusedSince, kubelet_handshake},
     stamp::Stamp,
     workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef},
 };

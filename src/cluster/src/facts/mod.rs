@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use reattach_api::OPT_OUT_ANNOTATION;
 use reattach_api::metadata::{self, MissingField};
-use reattach_core::evidence::{ClaimFacts, EventFacts, Evidence, NodeFacts};
+use reattach_core::evidence::{ClaimFacts, ClaimPhase, EventFacts, Evidence, NodeFacts};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::identity::{ClaimPhase, binding};
+use reattach_core::identity::binding;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use std::collections::BTreeMap;
 

@@ -14,10 +14,10 @@ use kube::ResourceExt;
 use reattach_api::MAINTENANCE_ANNOTATION;
 use reattach_api::metadata::{self, Field, MissingField};
 use reattach_core::evidence::{
-    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts,
-    PodFacts, VolumeFacts,
+    AccessMode, AttachmentFacts, ClaimFacts, ClaimPhase, ClaimRef, CsiSource, EventFacts,
+    NodeFacts, OwnerFacts, PodFacts, VolumeFacts,
 };
-use reattach_core::identity::{ClaimPhase, ClaimRef, TAGGED_AS_ANNOTATION};
+use reattach_core::identity::TAGGED_AS_ANNOTATION;
 use reattach_core::ids::{BootId, DriverName, NodeName, ObjectName, PvName, Uid, VolumeHandle};
 use reattach_core::plain;
 use std::collections::{BTreeMap, BTreeSet};

@@ -13,9 +13,11 @@ use reattach_api::NodeVolumeReport;
 use reattach_cluster::effects::node::is_ready;
 use reattach_cluster::facts;
 use reattach_cluster::view::{View, claims_of};
-use reattach_core::evidence::{CsiSource, Evidence, VolumeFacts};
+use reattach_core::evidence::{
+    CsiSource, Evidence, OtherRegion, OtherUse, OwnClusters, SeenMachine, VolumeFacts,
+    VolumeIdentity,
+};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::identity::{OtherRegion, OtherUse, OwnClusters, SeenMachine, VolumeIdentity};
 use reattach_core::ids::{
     CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle,
 };

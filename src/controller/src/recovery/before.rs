@@ -7,9 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::{Phase, STATUS_BYTES, StoredRecovery, VolumeRecovery};
 use reattach_cluster::{reports, store};
-use reattach_core::authority::{Mandate, mandate};
+use reattach_core::authority::Mandate;
 use reattach_core::check::Violation;
-use reattach_core::consent::PolicySays;
 use reattach_core::diagnosis::{
     Diagnosis, GuestView, Trouble, Verdict, WaitReason, diagnose, guest_view,
 };
@@ -22,6 +21,7 @@ use reattach_core::plan::{
     Allowed, Plan, Request, SoundPlan, make_vetted, may_begin, may_touch_node_later,
 };
 use reattach_core::policy::Mode;
+use reattach_core::run::PolicySays;
 use reattach_core::runbook::Runbook;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -235,7 +235,8 @@ impl Executor {
     }
 
     fn mandate<'a>(&self, evidence: &'a Evidence) -> Option<&'a Mandate> {
-        mandate(evidence.at(self.collector.clock.now())).ok()
+        let now = self.collector.clock.now();
+        evidence.at(now).mandate().ok()
     }
 
     /// Why the word of a person who allowed a power-off does not count.
@@ -248,14 +249,14 @@ impl Executor {
     /// Returns why no right lets this plan run, or touch the whole of its node, now.
     fn denied(&self, plan: &Plan, evidence: &Evidence) -> Vec<Refusal> {
         let now = self.collector.clock.now();
-        match mandate(evidence.at(now)) {
+        match evidence.at(now).mandate() {
             Ok(mandate) => match mandate.may_act(&plan.hash) {
                 Ok(()) => may_touch_node_later(plan, evidence.at(now)),
                 Err(denial) => vec![Refusal::Denied { denial }],
             },
-            Err(why) => vec![Refusal::Missing {
+            Err(missing) => vec![Refusal::Missing {
                 what: "what this recovery may do".to_owned(),
-                why,
+                why: missing.to_string(),
             }],
         }
     }

@@ -49,10 +49,10 @@ use reattach_cluster::store::SaveError;
 use reattach_core::authority::Ceiling;
 use reattach_core::check::Violation;
 use reattach_core::cloud::CloudVolume;
-use reattach_core::consent::PolicySays;
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
+use reattach_core::run::PolicySays;
 use tokio::time::Instant;
 
 /// A recovery that no policy speaks about calls for a person after so long: the default of

@@ -15,12 +15,12 @@ use reattach_cluster::gate::Authority;
 use reattach_cluster::open_orders::{self, OpenOrder, Ordered};
 use reattach_cluster::store;
 use reattach_core::cloud::PowerChange;
-use reattach_core::consent::{Said, withdrawal};
 use reattach_core::evidence::Evidence;
 use reattach_core::journal::{End, Entry, Event, Outcome};
 use reattach_core::plan::SoundPlan;
 use reattach_core::run::{
-    Action, Context, Effect, Next, State, StepState, newest_job, next, refused_to_put_back,
+    Action, Context, Effect, Next, Said, State, StepState, newest_job, next, refused_to_put_back,
+    withdrawal,
 };
 use reattach_core::runbook::Holding;
 use reattach_core::stamp::{self, Doubt};

@@ -1,11 +1,10 @@
 //! What a recovery saw of instances: "not found" and "off" mean something only after it was seen there before.
 
 use reattach_api::VolumeRecovery;
-use reattach_core::cloud::{InstanceState, JobStatus, PowerChange};
+use reattach_core::cloud::{InstanceObservation, InstanceState, JobStatus, PowerChange};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::InstanceId;
 use reattach_core::plain;
-use reattach_core::proof::InstanceObservation;
 use std::collections::BTreeSet;
 
 /// How many are kept: what the schema of `status.sightings` allows.

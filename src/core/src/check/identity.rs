@@ -1,8 +1,7 @@
 //! S10, derived again from the evidence: whose the claim, the volume and the machine are.
 
 use super::{Findings, Violation};
-use crate::evidence::EvidenceAt;
-use crate::identity::{ClaimPhase, OwnClusters};
+use crate::evidence::{ClaimPhase, EvidenceAt, OwnClusters};
 use crate::plan::Plan;
 
 pub(super) fn identity(plan: &Plan, e: EvidenceAt<'_>, found: &mut Findings) {

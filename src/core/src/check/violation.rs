@@ -1,8 +1,8 @@
 //! What the checker can object to.
 
 use crate::evidence::AccessMode;
-use crate::ids::{InstanceId, NodeName, ObjectName, PlanHash, VolumeId};
-use crate::plan::{PLAN_VERSION, StepIx, Unsound};
+use crate::ids::{InstanceId, NodeName, ObjectName, PlanHash, StepIx, VolumeId};
+use crate::plan::{PLAN_VERSION, Unsound};
 use crate::steps::StepKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;

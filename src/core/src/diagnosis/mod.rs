@@ -7,6 +7,7 @@ mod guest_view;
 mod records;
 mod table;
 
+use crate::fact::MissingFact;
 use crate::identity::IdentityProblem;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use serde::{Deserialize, Serialize};
@@ -126,17 +127,6 @@ impl Verdict {
             Self::Healthy { .. } | Self::NotOurs { .. } | Self::Unclassified { .. } => false,
         }
     }
-}
-
-/// A fact that is missing, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(rename_all = "camelCase")]
-#[error("{what}: {why}")]
-pub struct MissingFact {
-    /// Which fact.
-    pub what: String,
-    /// Why it is no answer.
-    pub why: String,
 }
 
 /// Who wants the volume and where.

@@ -1,10 +1,10 @@
 //! Class D by its causes: a VolumeAttachment that does not finish, or one that is missing where a node says attached.
 
-use super::table::{Table, known, ours, wait};
-use super::{MissingFact, StuckCause, Trouble, Verdict, WaitReason};
-use crate::evidence::{AttachmentFacts, EvidenceAt};
-use crate::fact::Missing;
-use crate::ids::{NodeName, PvName};
+use super::table::{Table, ours, stuck, wait};
+use super::{StuckCause, Trouble, Verdict, WaitReason};
+use crate::evidence::AttachmentFacts;
+use crate::fact::{Missing, MissingFact, known};
+use crate::ids::NodeName;
 
 impl Table<'_> {
     /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known may be either,
@@ -111,34 +111,8 @@ impl Table<'_> {
     }
 }
 
-/// A VolumeAttachment of a claim whose PersistentVolume is gone: external-attacher needs it to detach.
-pub(super) fn volume_missing(
-    evidence: EvidenceAt<'_>,
-    pv: &PvName,
-) -> Result<Option<Verdict>, MissingFact> {
-    let attachments = known(evidence.attachments(), "the list of VolumeAttachments")?;
-    let going = attachments.and_then(|all| all.iter().find(|a| a.deleting_since.is_some()));
-    Ok(going.map(|va| {
-        stuck(
-            va,
-            StuckCause::VolumeMissing {
-                node: va.node.clone(),
-                pv: pv.to_string(),
-            },
-        )
-    }))
-}
-
 /// external-attacher reads the Secret that `csi.storage.k8s.io/controller-publish-secret-name` names before it calls the
 /// driver, and shows the API server's words (`pkg/controller/csi_handler.go`, `getCredentialsFromPV`).
 fn about_a_secret(error: &str) -> bool {
     error.contains("secrets \"") && error.contains("not found")
-}
-
-fn stuck(va: &AttachmentFacts, cause: StuckCause) -> Verdict {
-    ours(Trouble::StuckRecord {
-        attachment: Some(va.uid.clone()),
-        node: va.node.clone(),
-        cause,
-    })
 }

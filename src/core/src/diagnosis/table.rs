@@ -1,15 +1,14 @@
 //! The truth table itself.
 
-use super::records::volume_missing;
 use super::{
-    Class, Diagnosis, GuestView, MissingFact, NotOurs, StuckPod, Trouble, Verdict, WaitReason,
+    Class, Diagnosis, GuestView, NotOurs, StuckCause, StuckPod, Trouble, Verdict, WaitReason,
     guest_view,
 };
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
-use crate::evidence::{AttachmentFacts, EvidenceAt, NodeFacts, PodFacts, Read};
-use crate::fact::Missing;
-use crate::identity::{self, ClaimPhase, binding};
-use crate::ids::NodeName;
+use crate::evidence::{AttachmentFacts, ClaimPhase, EvidenceAt, NodeFacts, PodFacts};
+use crate::fact::{MissingFact, known};
+use crate::identity::{self, binding};
+use crate::ids::{NodeName, PvName};
 use jiff::SignedDuration;
 use reattach_messages::{Message, Nomination, nominate};
 
@@ -408,6 +407,29 @@ impl Table<'_> {
     }
 }
 
+/// A VolumeAttachment of a claim whose PersistentVolume is gone: external-attacher needs it to detach.
+fn volume_missing(evidence: EvidenceAt<'_>, pv: &PvName) -> Result<Option<Verdict>, MissingFact> {
+    let attachments = known(evidence.attachments(), "the list of VolumeAttachments")?;
+    let going = attachments.and_then(|all| all.iter().find(|a| a.deleting_since.is_some()));
+    Ok(going.map(|va| {
+        stuck(
+            va,
+            StuckCause::VolumeMissing {
+                node: va.node.clone(),
+                pv: pv.to_string(),
+            },
+        )
+    }))
+}
+
+pub(super) fn stuck(va: &AttachmentFacts, cause: StuckCause) -> Verdict {
+    ours(Trouble::StuckRecord {
+        attachment: Some(va.uid.clone()),
+        node: va.node.clone(),
+        cause,
+    })
+}
+
 pub(super) fn ours(trouble: Trouble) -> Verdict {
     Verdict::Ours { trouble }
 }
@@ -421,14 +443,6 @@ fn still_runs(pod: &PodFacts, why: String) -> MissingFact {
         what: format!("whether pod {} still runs", pod.name),
         why,
     }
-}
-
-/// The value, or none where there is none for certain.
-pub(super) fn known<'a, T>(read: Read<'a, T>, what: &str) -> Result<Option<&'a T>, MissingFact> {
-    Missing::or_absent(read).map_err(|missing| MissingFact {
-        what: what.to_owned(),
-        why: missing.to_string(),
-    })
 }
 
 fn attachment_sentence(a: &AttachmentFacts) -> String {

@@ -2,6 +2,8 @@
 
 mod begin;
 mod build;
+mod identity;
+mod losses;
 mod nodes;
 mod refusal;
 mod refusals;
@@ -11,16 +13,17 @@ mod vetted;
 
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
-use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, Uid, VolumeId};
+use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, StepIx, Uid, VolumeId};
 use crate::runbook::{Holding, hash16};
 use crate::steps::{EffectClass, StepKind};
 use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 pub use begin::may_begin;
 pub(crate) use build::make;
 pub use build::{Allowed, Commands, Request, Snapshots};
+pub use identity::refusals as identity_refusals;
+pub(crate) use losses::losses;
 pub use nodes::{may_touch_node, may_touch_node_later};
 pub use refusal::Refusal;
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
@@ -30,25 +33,6 @@ pub use vetted::make_vetted;
 
 /// The version of the plan's shape. An executor runs plans of its own version only ([`SoundPlan`]).
 pub const PLAN_VERSION: u32 = 2;
-
-/// The number of a step in a plan, from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct StepIx(pub u32);
-
-impl StepIx {
-    /// As an index into [`Plan::steps`].
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-impl fmt::Display for StepIx {
-    /// People count from 1.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0 + 1)
-    }
-}
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

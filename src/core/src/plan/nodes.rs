@@ -3,7 +3,7 @@
 //! down together with others.
 
 use super::Plan;
-use crate::authority::{NodeRules, NodeWord, mandate};
+use crate::authority::{NodeRules, NodeWord};
 use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
 use crate::outage::down_together;
@@ -31,9 +31,9 @@ pub fn may_touch_node(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
         Err(Missing::Absent) => return Vec::new(),
         Err(why) => return missing(format!("Node {name}"), why.to_string()),
     };
-    let mandate = match mandate(evidence) {
+    let mandate = match evidence.mandate() {
         Ok(mandate) => mandate,
-        Err(why) => return missing("what this recovery may do".to_owned(), why),
+        Err(why) => return missing("what this recovery may do".to_owned(), why.to_string()),
     };
     let word = match mandate.over_node(name, &plan.hash) {
         Ok(word) => word,

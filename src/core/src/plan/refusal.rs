@@ -4,6 +4,7 @@ use crate::authority::Denial;
 use crate::check::Violation;
 use crate::diagnosis::Class;
 use crate::evidence::AccessMode;
+use crate::fact::MissingFact;
 use crate::identity::IdentityProblem;
 use crate::ids::InstanceId;
 use crate::loss::Loss;
@@ -266,6 +267,12 @@ pub enum Refusal {
         "the plan that reattach made breaks a rule of reattach's own safety checker ({}). This is a fault of reattach. Nothing is done by this plan. Please send an issue to reattach's repository, with the output of kubectl reattach --version and of kubectl reattach plan -o json for this claim", violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
     Vetoed { violations: Vec<Violation> },
+}
+
+impl From<MissingFact> for Refusal {
+    fn from(MissingFact { what, why }: MissingFact) -> Self {
+        Self::Missing { what, why }
+    }
 }
 
 impl Refusal {

@@ -4,7 +4,6 @@ use super::{Releases, Scope};
 use crate::cloud::VolumeState;
 use crate::evidence::{AccessMode, AttachmentFacts, EvidenceAt, PodFacts, Read};
 use crate::fact::Missing;
-use crate::identity;
 use crate::ids::NodeName;
 use crate::names::OUT_OF_SERVICE_TAINT;
 use crate::plan::Refusal;
@@ -28,7 +27,7 @@ pub fn general(evidence: EvidenceAt<'_>, scope: &Scope<'_>) -> Vec<Refusal> {
         releases,
         holder,
     } = *scope;
-    let mut out = identity::refusals(evidence, Some(holder));
+    let mut out = super::identity::refusals(evidence, Some(holder));
     if let Some(claim) = present(evidence.claim(), "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
             out.push(Refusal::OptedOut { what: what.clone() });
@@ -111,7 +110,7 @@ pub fn general(evidence: EvidenceAt<'_>, scope: &Scope<'_>) -> Vec<Refusal> {
     out
 }
 
-/// Every refusal of scaling the workload to zero (S2), besides what would be lost ([`crate::loss::losses`]). `confirmed` is the workload that a person named, as `Kind/name`.
+/// Every refusal of scaling the workload to zero (S2), besides what would be lost (`plan::losses`). `confirmed` is the workload that a person named, as `Kind/name`.
 pub fn before_scaling(evidence: EvidenceAt<'_>, confirmed: Option<&str>) -> Vec<Refusal> {
     with_workload(evidence, |w, out| {
         identity(w, out);
@@ -125,7 +124,7 @@ pub fn before_scaling(evidence: EvidenceAt<'_>, confirmed: Option<&str>) -> Vec<
 }
 
 /// Every refusal of holding the claim in this way and releasing its stuck pods on `node`. The count is not touched, so
-/// nothing that owns it matters; that its owner can make a new pod does, and what is lost ([`crate::loss::losses`]).
+/// nothing that owns it matters; that its owner can make a new pod does, and what is lost ([`crate::plan::losses`]).
 pub fn before_holding(evidence: EvidenceAt<'_>, node: &NodeName, holding: Holding) -> Vec<Refusal> {
     let mut out = with_workload(evidence, |w, out| {
         unchanged(w, out);
@@ -164,7 +163,7 @@ pub fn before_holding(evidence: EvidenceAt<'_>, node: &NodeName, holding: Holdin
 }
 
 /// Every refusal of ending the hold of a node that does not use the volume any more: the workload must want a pod and the
-/// pod must be accepted. What a fence would lose is asked for besides ([`crate::loss::losses`]).
+/// pod must be accepted. What a fence would lose is asked for besides ([`crate::plan::losses`]).
 pub fn before_fencing(evidence: EvidenceAt<'_>, holding: Holding) -> Vec<Refusal> {
     let mut out = with_workload(evidence, |w, out| {
         unchanged(w, out);

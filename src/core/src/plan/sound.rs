@@ -1,7 +1,7 @@
 //! A plan that a run may go by: of this version's shape, with the content that its hash names.
 
-use super::{PLAN_VERSION, Plan, StepIx};
-use crate::ids::PlanHash;
+use super::{PLAN_VERSION, Plan};
+use crate::ids::{PlanHash, StepIx};
 use crate::journal::{Entry, Event, Outcome};
 use std::ops::Deref;
 

@@ -2,7 +2,6 @@
 
 use crate::diagnosis::{StuckCause, Trouble};
 use crate::evidence::EvidenceAt;
-use crate::identity;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use crate::plan::Refusal;
 
@@ -196,7 +195,7 @@ fn recorded_holder(
         ));
     };
     match evidence.node_of_instance(holder) {
-        None => identity::was_node(evidence, holder, node).map(|()| holder.clone()),
+        None => super::identity::was_node(evidence, holder, node).map(|()| holder.clone()),
         Some(other) => Err(missing(
             format!("the instance that was Node {node}"),
             &format!("the cloud's holder {holder} is Node {other}"),

@@ -4,53 +4,9 @@ use super::veto::veto_by_answer;
 use super::{
     FenceProof, Ground, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume,
 };
-use crate::evidence::EvidenceAt;
+use crate::evidence::{Declaration, EvidenceAt};
 use crate::fact::Source;
 use crate::ids::InstanceId;
-use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
-
-/// A declaration is about now: an older one is given anew.
-const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
-
-/// What a human declares. Admission sees to it that `by` is who they are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Declaration {
-    /// The instance that cannot write.
-    pub holder: InstanceId,
-    /// Who says so: the authenticated user.
-    pub by: String,
-    /// Why they are sure.
-    pub reason: String,
-    /// When they said it.
-    pub at: Timestamp,
-    /// They also say that the instance is a machine of this cluster, though no Node shows it. Admission lets only those
-    /// say so who may declare in the whole cluster.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub of_this_cluster: bool,
-    /// They may declare in the whole cluster, so it is a word about the machine. With a right in one namespace it is a word
-    /// about that namespace's volume alone (S10). Set by the access review, never by what the record says.
-    #[serde(skip)]
-    pub cluster_wide: bool,
-}
-
-impl Declaration {
-    /// Whether somebody gave it, with a reason, within the last hour.
-    ///
-    /// # Errors
-    /// What is missing.
-    pub fn is_valid(&self, now: Timestamp) -> Result<(), &'static str> {
-        if self.by.trim().is_empty() || self.reason.trim().is_empty() {
-            return Err("it lacks a person's name or a reason");
-        }
-        let age = now.duration_since(self.at);
-        if age > GOOD_FOR || age < SignedDuration::ZERO {
-            return Err("it was not given within the last hour");
-        }
-        Ok(())
-    }
-}
 
 /// Makes the *declared* proof.
 ///

@@ -31,9 +31,9 @@ mod power;
 mod reboot;
 mod veto;
 
-pub use declared::{Declaration, declared};
+pub use declared::declared;
 pub use handshake::{ATTEMPT, UnusedSince, answered_clean, kubelet_handshake};
-pub use power::{InstanceObservation, gone, off};
+pub use power::{gone, off};
 pub use reboot::{ANSWER_GOOD_FOR, Before, answers_clean, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;

@@ -5,27 +5,13 @@ use super::{
     nothing_lives, the_volume,
 };
 use crate::cloud::{
-    CloudInstance, CloudScope, CloudVolume, InstanceState, JobStatus, PowerChange, PowerFacts,
+    CloudInstance, CloudVolume, InstanceObservation, InstanceState, JobStatus, PowerChange,
+    PowerFacts,
 };
 use crate::evidence::EvidenceAt;
 use crate::fact::{Fact, Missing};
 use crate::ids::InstanceId;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-
-/// What this recovery saw of the holder before, journaled: "not found" and "off" mean something only after it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct InstanceObservation {
-    /// The instance.
-    pub instance: InstanceId,
-    /// Credential, account and region that described it, or its volume with it as the holder.
-    pub scope: CloudScope,
-    /// Its power state then; none if only its volume was described.
-    pub state: Option<InstanceState>,
-    /// When.
-    pub at: Timestamp,
-}
 
 /// Makes the *gone* proof: the cloud reports the instance deleted or terminated, or does not find it with the very
 /// credential that described it (or its volume) earlier in this recovery. Where a Node stands for the instance, that its volume

@@ -3,8 +3,9 @@
 use super::pace::{self, CLOUD_POLL, later, wait};
 use super::{Context, Next, State, StepState};
 use crate::evidence::EvidenceAt;
+use crate::ids::StepIx;
 use crate::journal::Outcome;
-use crate::plan::{Plan, StepIx};
+use crate::plan::Plan;
 use jiff::{SignedDuration, Timestamp};
 
 /// One look at a run.

@@ -18,6 +18,7 @@
 //! # Errors
 //! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
 
+mod consent;
 mod cx;
 mod next;
 pub(crate) mod orders;
@@ -26,16 +27,16 @@ pub(crate) mod reconcile;
 mod state;
 mod unwind;
 
-use crate::consent::{Withdrawal, Word};
-use crate::evidence::Evidence;
-use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid, VolumeId};
-use crate::journal::{End, Event, NewestJob};
-use crate::plan::{SoundPlan, StepIx};
+use crate::evidence::{Evidence, Word};
+use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, StepIx, Uid, VolumeId};
+use crate::journal::{End, Event, NewestJob, Withdrawal};
+use crate::plan::SoundPlan;
 use crate::proof::FenceProof;
 use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadRef};
 use jiff::Timestamp;
 
+pub use consent::{PolicySays, Said, withdrawal};
 pub(crate) use cx::RunCx;
 pub use orders::{History, Sent, accounted_for};
 pub use state::{Illegal, OpenSteps, State, StepState, open_steps};

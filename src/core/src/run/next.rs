@@ -2,11 +2,10 @@
 
 use super::pace::later;
 use super::{Action, Next, RunCx, StepState};
-use crate::authority::mandate;
 use crate::diagnosis::{Verdict, diagnose};
 use crate::journal::{End, Event, Outcome, UnwindReason};
-use crate::loss::{PodsGo, losses};
-use crate::plan::PlannedStep;
+use crate::loss::PodsGo;
+use crate::plan::{PlannedStep, losses};
 use crate::steps::{StepCx, StepKind};
 use jiff::SignedDuration;
 
@@ -23,7 +22,7 @@ impl RunCx<'_> {
         if step.is_none_or(|kind| kind.spec().needs_no_mandate()) {
             return self.next_of_step();
         }
-        let doubt = match mandate(self.evidence) {
+        let doubt = match self.evidence.mandate() {
             Ok(mandate) => match mandate.may_act(&self.plan.hash) {
                 Ok(()) => return self.next_of_step(),
                 Err(denial) if !denial.may_pass() => {

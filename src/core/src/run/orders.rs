@@ -13,8 +13,8 @@
 use super::RunCx;
 use crate::cloud::{CloudJob, JobKind, JobStatus, PowerChange, PowerJob};
 use crate::fact::Missing;
+use crate::ids::StepIx;
 use crate::journal::NewestJob;
-use crate::plan::StepIx;
 use jiff::{SignedDuration, Timestamp};
 
 /// What is known of an order.

@@ -2,7 +2,7 @@
 
 use super::pace::{IN_FLIGHT, later};
 use super::{Next, RunCx, StepState};
-use crate::plan::StepIx;
+use crate::ids::StepIx;
 use crate::steps::{EffectClass, Lost};
 
 /// The name of the out-of-service taint in sentences about a request that may still arrive.

@@ -1,7 +1,8 @@
 //! The state that a journal adds up to: a total transition function over its lines.
 
+use crate::ids::StepIx;
 use crate::journal::{End, Entry, Event, NewestJob, Outcome, UnwindReason};
-use crate::plan::{Plan, SoundPlan, StepIx};
+use crate::plan::{Plan, SoundPlan};
 use crate::proof::UnusedSince;
 use crate::runbook::Holding;
 use crate::steps::{EffectClass, Role, StepKind};

@@ -3,8 +3,9 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use crate::ids::StepIx;
 use crate::loss::PodsGo;
-use crate::plan::{Releases, StepIx};
+use crate::plan::Releases;
 use crate::run::pace::later;
 use crate::run::{Next, StepState};
 use jiff::SignedDuration;

@@ -3,8 +3,9 @@
 use super::StepKind;
 use crate::diagnosis::{Verdict, diagnose};
 use crate::fact::Missing;
+use crate::ids::StepIx;
 use crate::journal::{Event, Outcome, UnwindReason};
-use crate::plan::{PlannedStep, Scope, StepIx};
+use crate::plan::{PlannedStep, Scope};
 use crate::run::pace::RETRY;
 use crate::run::{Next, RunCx, StepState};
 use crate::runbook::Holding;

@@ -5,9 +5,8 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::evidence::NodeFacts;
 use crate::hold::HOLD_TAINT_PREFIX;
-use crate::ids::{ObjectName, Uid};
+use crate::ids::{ObjectName, StepIx, Uid};
 use crate::loss::PodsGo;
-use crate::plan::StepIx;
 use crate::run::{Action, Effect, Next, RunCx, StepState};
 
 pub(super) const SPEC: StepSpec = StepSpec {

@@ -5,8 +5,9 @@ use super::cx::StepCx;
 use crate::cloud::InstanceState;
 use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
+use crate::ids::StepIx;
 use crate::journal::Outcome;
-use crate::plan::{Plan, StepIx, general, may_touch_node};
+use crate::plan::{Plan, general, may_touch_node};
 use crate::run::{Action, Next, RunCx, StepState};
 
 impl StepCx<'_> {

@@ -2,9 +2,8 @@
 
 use super::cx::StepCx;
 use crate::diagnosis::Trouble;
-use crate::identity::refusals;
 use crate::plan::Refusal;
-use crate::plan::Releases;
+use crate::plan::{Releases, identity_refusals};
 use crate::run::Next;
 
 impl StepCx<'_> {
@@ -100,7 +99,7 @@ impl StepCx<'_> {
         if self.step.kind.spec().needs_no_mandate() {
             return None;
         }
-        let found = refusals(self.evidence, Some(&self.plan.pins.holder));
+        let found = identity_refusals(self.evidence, Some(&self.plan.pins.holder));
         let lost = found
             .iter()
             .find(|r| matches!(r, Refusal::Identity { .. }))

@@ -4,7 +4,7 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::authority::{Mandate, mandate};
+use crate::authority::Mandate;
 use crate::cloud::{InstanceState, PowerChange};
 use crate::loss::PodsGo;
 use crate::run::orders::Fate;
@@ -124,7 +124,7 @@ impl StepCx<'_> {
 
     /// May the machine not be powered off by the word that there is now?
     pub(crate) fn power_off_denied(&self) -> Option<Next> {
-        match mandate(self.evidence).map(Mandate::may_power_off) {
+        match self.evidence.mandate().map(Mandate::may_power_off) {
             Ok(Ok(())) => None,
             Ok(Err(denial)) if !denial.may_pass() => Some(self.refused(&denial.to_string())),
             Ok(Err(denial)) => Some(self.poll(&denial.to_string())),

@@ -6,8 +6,8 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::Trouble;
 use crate::evidence::NodeFacts;
-use crate::identity;
 use crate::loss::PodsGo;
+use crate::plan::identity_refusals;
 use crate::proof::{
     ATTEMPT, Before, FenceProof, UnusedSince, answered_clean, answers_clean, kubelet_handshake,
     of_the_machine, of_the_whole_machine, rebooted_and_clean,
@@ -89,7 +89,7 @@ impl StepCx<'_> {
     pub(crate) fn proof(&self) -> Result<FenceProof, String> {
         // S10: a proof is about a machine and a volume; that they are the ones that are meant comes first.
         let holder = Some(&self.plan.pins.holder);
-        if let Some(doubt) = identity::refusals(self.evidence, holder).first() {
+        if let Some(doubt) = identity_refusals(self.evidence, holder).first() {
             return Err(doubt.to_string());
         }
         let proof = self.any_proof()?;

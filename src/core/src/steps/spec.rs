@@ -77,7 +77,7 @@ pub struct StepSpec {
     pub(crate) lost: Lost,
     /// Whether the effect frees the volume, or removes the pod that keeps it: new pods are kept away before.
     pub frees: bool,
-    /// Which pods go away by the effect. What is lost with them is asked for by this alone ([`crate::loss::losses`]), so that
+    /// Which pods go away by the effect. What is lost with them is asked for by this alone (`plan::losses`), so that
     /// a new way to make a pod go meets the same refusals.
     pub pods_go: PodsGo,
     /// Whether the step may stand more than once in an order.

@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use reattach_core::fact::{Fact, Source};
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{Entry, Event, UnwindReason};
-use reattach_core::plan::{SoundPlan, StepIx};
+use reattach_core::plan::SoundPlan;
 use reattach_core::run::{Context, Next, State, next};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_core::steps::StepKind;

@@ -7,12 +7,13 @@ use super::walk::{
 use reattach_core::check::check;
 use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::{Class, StuckCause, Trouble, Verdict, diagnose};
+use reattach_core::evidence::Declaration;
 use reattach_core::fact::Known;
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::journal::{End, Entry, Event, Outcome, UnwindReason};
 use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, may_begin};
-use reattach_core::proof::{Declaration, ProofKind};
+use reattach_core::proof::ProofKind;
 use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, volume_name};
 

@@ -1,11 +1,10 @@
 //! Changed minds: a run that is not wanted any more turns back, and one that only puts back goes on to its end.
 
 use super::walk::{QUIET, Walk, dead_node};
-use reattach_core::consent::{PolicySays, Said, Withdrawal, withdrawal};
 use reattach_core::evidence::ClaimFacts;
-use reattach_core::journal::{End, Event, Outcome, UnwindReason};
+use reattach_core::journal::{End, Event, Outcome, UnwindReason, Withdrawal};
 use reattach_core::policy::Mode;
-use reattach_core::run::{Context, Effect, Next, next};
+use reattach_core::run::{Context, Effect, Next, PolicySays, Said, next, withdrawal};
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 
 fn says(mode: Mode, power_off: bool) -> Said {

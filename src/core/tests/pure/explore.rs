@@ -7,7 +7,7 @@
 //! `REATTACH_CASES` set: larger budgets, every interleaving of the world, no practical bound.
 
 use super::world::{Issuer, Mark as Stamped, World, at};
-use reattach_core::consent::Word;
+use reattach_core::evidence::Word;
 use reattach_core::journal::{End, Entry, Event, Outcome};
 use reattach_core::run::{Action, Context, Effect, Next, State, newest_job, next};
 use reattach_core::testkit::Case;

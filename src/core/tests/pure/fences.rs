@@ -5,18 +5,17 @@ use crate::properties::{cases, runner};
 use jiff::SignedDuration;
 use proptest::prelude::*;
 use reattach_core::cloud::{
-    CloudScope, CloudVolume, DeviceIdentity, InstanceState, JobStatus, PowerChange, PowerFacts,
-    PowerJob,
+    CloudScope, CloudVolume, DeviceIdentity, InstanceObservation, InstanceState, JobStatus,
+    PowerChange, PowerFacts, PowerJob,
 };
-use reattach_core::evidence::NodeFacts;
+use reattach_core::evidence::{Declaration, NodeFacts};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::guest::{
     Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, ScanResult,
 };
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
-    Before, Declaration, FenceProof, InstanceObservation, NoProof, ProofKind, declared, gone,
-    of_the_machine, off, rebooted_and_clean,
+    Before, FenceProof, NoProof, ProofKind, declared, gone, of_the_machine, off, rebooted_and_clean,
 };
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, device, start};

@@ -9,12 +9,13 @@ use super::walk::{
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use reattach_core::cloud::{CloudScope, InstanceState, JobStatus, PowerChange, PowerJob};
-use reattach_core::evidence::{Evidence, NodeFacts, PodFacts};
+use reattach_core::evidence::{
+    ClaimPhase, ClaimRef, Declaration, Evidence, NodeFacts, OtherUse, PodFacts,
+};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::guest::{Level, ScanResult};
-use reattach_core::identity::{ClaimPhase, ClaimRef, OtherUse};
 use reattach_core::ids::{InstanceId, NodeName};
-use reattach_core::proof::{Declaration, UnusedSince};
+use reattach_core::proof::UnusedSince;
 use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{
     Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name,

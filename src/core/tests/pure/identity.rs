@@ -4,15 +4,14 @@
 use super::walk::{ALL, QUIET, Walk, World, orphan, plan};
 use reattach_core::check::{Rule, check};
 use reattach_core::diagnosis::{NotOurs, Verdict};
-use reattach_core::evidence::{CsiSource, Evidence};
+use reattach_core::evidence::{
+    ClaimPhase, CsiSource, Declaration, Evidence, OtherRegion, OtherUse, OwnClusters,
+};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::guest::ScanResult;
-use reattach_core::identity::{
-    ClaimPhase, IdentityProblem, OtherRegion, OtherUse, OwnClusters, binding_in, refusals,
-};
+use reattach_core::identity::{IdentityProblem, binding_in};
 use reattach_core::ids::ObjectName;
-use reattach_core::plan::Refusal;
-use reattach_core::proof::Declaration;
+use reattach_core::plan::{Refusal, identity_refusals as refusals};
 use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, FORMER_INSTANCE, NODE, OTHER_NODE, machine};
 
@@ -23,7 +22,7 @@ fn d() -> Case {
     Case::statefulset().holdable()
 }
 
-fn claim_ref(change: fn(&mut reattach_core::identity::ClaimRef)) -> Case {
+fn claim_ref(change: fn(&mut reattach_core::evidence::ClaimRef)) -> Case {
     d().volume(|v| v.claim_ref.as_mut().map(change).unwrap())
 }
 

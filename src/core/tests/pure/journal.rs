@@ -1,10 +1,11 @@
 //! The journal: legal sequences add up, illegal ones are refused by name, and lines survive serialisation.
 
 use jiff::SignedDuration;
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{
     End, Entry, Event, NewestJob, Outcome, Shut, UnwindReason, is_withheld,
 };
-use reattach_core::plan::{SoundPlan, StepIx};
+use reattach_core::plan::SoundPlan;
 use reattach_core::policy::Mode;
 use reattach_core::proof::{ProofKind, UnusedSince};
 use reattach_core::run::{Illegal, State, StepState};

@@ -4,12 +4,13 @@
 use super::run::{Faults, Reply, run};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, sighting};
 use jiff::{SignedDuration, Timestamp};
-use reattach_core::cloud::{CloudJob, CloudScope, JobKind, JobStatus, PowerChange, PowerJob};
-use reattach_core::consent::Word;
+use reattach_core::cloud::{
+    CloudJob, CloudScope, InstanceObservation, JobKind, JobStatus, PowerChange, PowerJob,
+};
+use reattach_core::evidence::Word;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::InstanceId;
 use reattach_core::journal::{End, Entry, Event, NewestJob, Outcome};
-use reattach_core::proof::InstanceObservation;
 use reattach_core::run::{Context, Effect, History, Next, Sent, accounted_for, next};
 use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE, start};

@@ -8,7 +8,7 @@ use super::walk::{Walk, change, dead_node};
 use super::world::{Mark as Stamped, World, at, plan};
 use jiff::SignedDuration;
 use reattach_core::cloud::{CloudJob, InstanceState, JobKind, JobStatus};
-use reattach_core::consent::Word;
+use reattach_core::evidence::Word;
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::ids::InstanceId;
 use reattach_core::journal::{Event, Outcome, UnwindReason};

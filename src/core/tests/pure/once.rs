@@ -5,7 +5,7 @@ use super::steps::phantom;
 use super::walk::{
     ALL, By, QUIET, Walk, World, dead_node, dead_node_off, orphan, phantom_without_policy,
 };
-use reattach_core::consent::Word;
+use reattach_core::evidence::Word;
 use reattach_core::journal::{Event, Outcome};
 use reattach_core::plan::{Allowed, Plan, Snapshots};
 use reattach_core::run::{Context, Next, State, next};
@@ -85,7 +85,7 @@ fn kind_of(walk: &Walk, said: &Next) -> Option<StepKind> {
 
 /// Whether the step of the latest effect of this kind may be issued again: its outcome was observed.
 fn is_known(walk: &Walk, kind: StepKind) -> bool {
-    let of_it = |step: reattach_core::plan::StepIx| walk.plan.steps[step.index()].kind == kind;
+    let of_it = |step: reattach_core::ids::StepIx| walk.plan.steps[step.index()].kind == kind;
     let last = walk.journal.iter().rev().find_map(|e| match &e.event {
         Event::Outcome { step, outcome } if of_it(*step) => Some(outcome),
         _ => None,

@@ -4,9 +4,9 @@
 use super::walk::{QUIET, Walk};
 use reattach_core::check::{Rule, check};
 use reattach_core::cloud::OwnerTags;
-use reattach_core::identity::{IdentityProblem, OwnClusters};
+use reattach_core::evidence::{Declaration, OwnClusters};
+use reattach_core::identity::IdentityProblem;
 use reattach_core::plan::Refusal;
-use reattach_core::proof::Declaration;
 use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, INSTANCE, OTHER_NODE};
 

@@ -3,8 +3,7 @@
 
 use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
-use reattach_core::consent::Word;
-use reattach_core::evidence::Evidence;
+use reattach_core::evidence::{Evidence, Word};
 use reattach_core::journal::{End, Entry, Event, Outcome, Shut};
 use reattach_core::run::{
     Context, Effect, Left, Next, State, newest_job, next, refused_to_put_back, without_journal,

@@ -2,8 +2,9 @@
 
 use super::walk::{QUIET, Walk, dead_node};
 use jiff::SignedDuration;
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{Entry, Event, Outcome, Shut};
-use reattach_core::plan::{PLAN_VERSION, Plan, StepIx, Unsound, may_have_freed};
+use reattach_core::plan::{PLAN_VERSION, Plan, Unsound, may_have_freed};
 use reattach_core::proof::ProofKind;
 use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, start};

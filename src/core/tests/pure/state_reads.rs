@@ -3,8 +3,9 @@
 use super::walk::{self, ALL, dead_node, orphan};
 use super::world;
 use jiff::Timestamp;
+use reattach_core::ids::StepIx;
 use reattach_core::journal::{End, Entry, Event, Outcome, UnwindReason};
-use reattach_core::plan::{Allowed, Snapshots, SoundPlan, StepIx};
+use reattach_core::plan::{Allowed, Snapshots, SoundPlan};
 use reattach_core::proof::UnusedSince;
 use reattach_core::run::{State, StepState};
 use reattach_core::steps::StepKind;

@@ -11,7 +11,7 @@ use super::walk::{
 use super::world::{Mark as Stamped, World, at, plan};
 use jiff::SignedDuration;
 use reattach_core::cloud::{InstanceState, JobStatus};
-use reattach_core::consent::Word;
+use reattach_core::evidence::Word;
 use reattach_core::fact::Known;
 use reattach_core::journal::{End, Event, Outcome};
 use reattach_core::run::{Effect, Left, Next, without_journal};

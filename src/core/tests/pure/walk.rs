@@ -3,8 +3,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{
-    CloudInstance, CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerJob,
-    VolumeState,
+    CloudInstance, CloudScope, CloudSnapshot, InstanceObservation, InstanceState, JobStatus,
+    PowerChange, PowerJob, VolumeState,
 };
 use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::{Evidence, PodFacts};
@@ -15,7 +15,6 @@ use reattach_core::ids::{InstanceId, NodeName, Uid};
 use reattach_core::journal::{End, Entry, Event, Outcome};
 use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan};
-use reattach_core::proof::InstanceObservation;
 use reattach_core::run::{Action, Context, Effect, Next, State, newest_job, next};
 use reattach_core::runbook::Runbook;
 use reattach_core::testkit::{

@@ -6,10 +6,9 @@ mod escalation;
 mod sample;
 
 use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason};
-use reattach_core::ids::ObjectName;
+use reattach_core::ids::{ObjectName, StepIx};
 use reattach_core::journal::{Entry, Event, UnwindReason};
 use reattach_core::phase::{Phase, Reason, Standing};
-use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
 use reattach_report::{
     Incident, Record, TEXT_WIDTH, diagnosis_text, html, journal_text, json, markdown, own_share,

@@ -2,15 +2,12 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{CloudVolume, DeviceIdentity, VolumeState};
-use reattach_core::diagnosis::{
-    Class, Diagnosis, MissingFact, NotOurs, StuckPod, Trouble, Verdict, WaitReason,
-};
-use reattach_core::ids::{ObjectName, PlanHash};
+use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, StuckPod, Trouble, Verdict, WaitReason};
+use reattach_core::fact::MissingFact;
+use reattach_core::ids::{ObjectName, PlanHash, StepIx};
 use reattach_core::journal::{End, Entry, Event, Outcome, Shut, UnwindReason};
 use reattach_core::phase::Phase;
-use reattach_core::plan::{
-    Downtime, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx,
-};
+use reattach_core::plan::{Downtime, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep};
 use reattach_core::policy::Mode;
 use reattach_core::proof::{ProofKind, UnusedSince};
 use reattach_core::run::State;

@@ -3,11 +3,13 @@
 use super::{Fixture, TOKEN, VOLUME, run};
 use jiff::SignedDuration;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus};
-use reattach_core::cloud::{CloudScope, InstanceState, PowerChange, PowerFacts};
+use reattach_core::cloud::{
+    CloudScope, InstanceObservation, InstanceState, PowerChange, PowerFacts,
+};
 use reattach_core::evidence::{Evidence, NodeFacts};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::InstanceId;
-use reattach_core::proof::{InstanceObservation, NoProof, ProofKind, gone, off};
+use reattach_core::proof::{NoProof, ProofKind, gone, off};
 
 fn sighting(e: &Evidence, instance: &InstanceId) -> InstanceObservation {
     let fact = &e.instances[instance];

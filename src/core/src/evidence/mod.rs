@@ -3,25 +3,34 @@
 //! A collector fills it (from watch caches, live reads and the cloud); diagnosis, planning, checking and the
 //! executor's next step read it. It serialises, so a fixture is a file that a person can read.
 
+mod identity;
+mod word;
+
 use crate::authority::Mandate;
-use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
-use crate::consent::Word;
+use crate::cloud::{
+    CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, InstanceObservation,
+    PowerFacts,
+};
 use crate::fact::{Fact, Missing, Source};
 use crate::guest::{Answer, GuestInventory};
 use crate::hold::hold_taint;
-use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{
     BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid,
     VolumeHandle, VolumeId,
 };
 use crate::loss::PodLoss;
 use crate::outage::DownNode;
-use crate::proof::{Declaration, InstanceObservation};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
+
+pub(crate) use identity::ELSEWHERE;
+pub use identity::{
+    ClaimPhase, ClaimRef, OtherRegion, OtherUse, OwnClusters, SeenMachine, VolumeIdentity,
+};
+pub use word::{Declaration, Word};
 
 /// How old a fact may be for a decision. Kubernetes' own status tick is 10 s; the cloud is polled every few seconds.
 pub const MAX_AGE: SignedDuration = SignedDuration::from_secs(30);

@@ -10,53 +10,11 @@
 
 use crate::evidence::EvidenceAt;
 use crate::fact::Missing;
+use crate::journal::Withdrawal;
 use crate::plan::Plan;
 use crate::policy::Mode;
 use crate::run::{State, StepState};
 use crate::steps::StepKind;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-
-/// Why a run that has begun may not go on. Each variant carries what its sentence names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(
-    tag = "withdrawn",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
-#[allow(missing_docs)] // The sentences above the variants name the fields.
-pub enum Withdrawal {
-    /// The policy that the recovery was made under allows less now.
-    #[error("RecoveryPolicy {policy} now says mode {mode} for this claim")]
-    PolicyMode { policy: String, mode: Mode },
-    /// The recovery was made under a policy and no policy selects the claim any more.
-    #[error("no RecoveryPolicy selects claim {claim} any more")]
-    NoPolicy { claim: String },
-    /// The policy no longer lets instances be powered off, and the plan is about to.
-    #[error("RecoveryPolicy {policy} no longer allows to power instances off")]
-    PowerOff { policy: String },
-    /// Somebody opted out of reattach.
-    #[error("{what} has opted out of reattach")]
-    OptedOut { what: String },
-    /// The claim is going or gone.
-    #[error("claim {claim} is being deleted or is gone")]
-    ClaimDeleted { claim: String },
-    /// The approval is not there, or is for another plan.
-    #[error("plan {plan} is not approved any more")]
-    Approval { plan: String },
-}
-
-/// A named person's word, with its time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Word {
-    /// The authenticated user name.
-    pub by: String,
-    /// Why they are sure.
-    pub reason: String,
-    /// When they gave it.
-    pub at: Timestamp,
-}
 
 /// What policies and people say now of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
