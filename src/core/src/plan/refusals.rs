@@ -124,7 +124,7 @@ pub fn before_scaling(evidence: EvidenceAt<'_>, confirmed: Option<&str>) -> Vec<
 }
 
 /// Every refusal of holding the claim in this way and releasing its stuck pods on `node`. The count is not touched, so
-/// nothing that owns it matters; that its owner can make a new pod does, and what is lost ([`crate::plan::losses`]).
+/// nothing that owns it matters; that its owner can make a new pod does, and what is lost (`plan::losses`).
 pub fn before_holding(evidence: EvidenceAt<'_>, node: &NodeName, holding: Holding) -> Vec<Refusal> {
     let mut out = with_workload(evidence, |w, out| {
         unchanged(w, out);
@@ -163,7 +163,7 @@ pub fn before_holding(evidence: EvidenceAt<'_>, node: &NodeName, holding: Holdin
 }
 
 /// Every refusal of ending the hold of a node that does not use the volume any more: the workload must want a pod and the
-/// pod must be accepted. What a fence would lose is asked for besides ([`crate::plan::losses`]).
+/// pod must be accepted. What a fence would lose is asked for besides (`plan::losses`).
 pub fn before_fencing(evidence: EvidenceAt<'_>, holding: Holding) -> Vec<Refusal> {
     let mut out = with_workload(evidence, |w, out| {
         unchanged(w, out);
