@@ -130,6 +130,14 @@ pub enum EffectError {
 }
 
 impl EffectError {
+    /// Whether the provider is away ([`ProviderError::is_away`]).
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Unsupported(_) => false,
+            Self::Failed(error) => error.is_away(),
+        }
+    }
+
     /// Returns what is known about the effect.
     pub fn effect(&self) -> EffectKnowledge {
         match self {

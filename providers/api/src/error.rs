@@ -122,6 +122,15 @@ impl ProviderError {
         }
     }
 
+    /// Whether the provider is away: it could not be reached, failed, or asked for patience. Otherwise it has answered, and
+    /// waiting alone changes nothing.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::NotApplied { .. } | Self::Unknown { .. } | Self::Throttled { .. } => true,
+            Self::Denied { .. } | Self::OtherObject { .. } | Self::NotFound { .. } => false,
+        }
+    }
+
     /// Returns what is known about the effect.
     pub fn effect(&self) -> EffectKnowledge {
         match self {

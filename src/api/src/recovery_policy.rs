@@ -63,6 +63,9 @@ pub struct RecoveryPolicySpec {
     #[serde(default = "default_escalation")]
     #[schemars(range(min = 60, max = 86400))]
     pub escalate_after_seconds: u32,
+    /// When an attempt that did not heal the volume is made again.
+    #[serde(default)]
+    pub retries: Retries,
     /// Which nodes may be fenced unattended for the policy's claims, and when. Unset: every node with the default limits if
     /// `powerOff` is not `Never`, otherwise no node. Setting it needs the RBAC verb `poweroff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +94,34 @@ impl RecoveryPolicySpec {
             .as_ref()
             .filter(|_| !self.selects_by_labels_alone())
     }
+}
+
+/// When an attempt that did not heal a volume is made again. The first pause is 10 s after an attempt that had no effect and a
+/// minute after one that failed; each further pause is twice as long.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retries {
+    /// Largest number of attempts that reattach makes by itself for one problem, the first included. Unset: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub attempts: Option<u32>,
+    /// Longest pause between two attempts, in seconds. Default: 3600.
+    #[serde(default = "default_longest_pause")]
+    #[schemars(range(min = 10, max = 86400))]
+    pub longest_pause_seconds: u32,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: None,
+            longest_pause_seconds: default_longest_pause(),
+        }
+    }
+}
+
+fn default_longest_pause() -> u32 {
+    3600
 }
 
 /// Which nodes may be fenced, and how.

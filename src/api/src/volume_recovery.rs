@@ -52,6 +52,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[x_kube(validation = Rule::new("self.mode == oldSelf.mode").message("mode is fixed once created: approve the plan, abort, or make a new VolumeRecovery"))]
 #[x_kube(validation = Rule::new("self.runbook == oldSelf.runbook").message("runbook is fixed once created"))]
 #[x_kube(validation = Rule::new("has(oldSelf.reason) == has(self.reason) && (!has(self.reason) || self.reason == oldSelf.reason)").message("reason is fixed once created: it is what the requester said"))]
+#[x_kube(validation = Rule::new("has(oldSelf.attempt) == has(self.attempt) && (!has(self.attempt) || self.attempt == oldSelf.attempt)").message("attempt is fixed once created"))]
 #[x_kube(validation = Rule::new("has(oldSelf.confirmWorkload) == has(self.confirmWorkload) && (!has(self.confirmWorkload) || self.confirmWorkload == oldSelf.confirmWorkload)").message("confirmWorkload is fixed once created"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("an abort cannot be taken back or changed"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.approval) || (has(self.approval) && self.approval == oldSelf.approval)").message("an approval cannot be taken back or changed: abort instead"))]
@@ -85,6 +86,11 @@ pub struct VolumeRecoverySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 256)))]
     pub requester_groups: Vec<String>,
+    /// Number of this attempt to heal the problem, from 1. reattach counts the attempts that it makes by itself after one
+    /// that did not heal the volume, and pauses longer before each. It cannot be changed.
+    #[serde(default = "first_attempt", skip_serializing_if = "is_first_attempt")]
+    #[schemars(range(min = 1))]
+    pub attempt: u32,
     /// Workload with several replicas whose stop the requester accepts, as `Kind/name`, such as `Deployment/web`. Without
     /// it a plan that stops several replicas is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,6 +126,7 @@ impl VolumeRecoverySpec {
             reason: None,
             requester: requester.to_owned(),
             requester_groups: Vec::new(),
+            attempt: first_attempt(),
             confirm_workload: None,
             abort: None,
             approval: None,
@@ -128,6 +135,15 @@ impl VolumeRecoverySpec {
             nothing_under_way: None,
         }
     }
+}
+
+fn first_attempt() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // The signature that serde asks for.
+fn is_first_attempt(attempt: &u32) -> bool {
+    *attempt == first_attempt()
 }
 
 /// A person's word that nothing which this recovery ordered is under way at the cloud any more (safety rule S3).
@@ -256,6 +272,7 @@ impl VolumeRecovery {
             reason: self.spec.reason.clone(),
             phase: status.phase,
             message: status.message,
+            next_attempt: status.next_attempt.map(|at| at.0),
             diagnosis,
             refusals: status.refusals,
             plan,
@@ -324,6 +341,8 @@ enum PhaseSchema {
     Resolved,
     /// The recovery was aborted, and everything was restored.
     Aborted,
+    /// The run ended before it had any effect; another attempt begins anew.
+    Withdrawn,
     /// The run ended without success, and everything was restored.
     Failed,
     /// Only a person can go on; the message says what is known.
@@ -387,7 +406,7 @@ impl From<Escalation> for reattach_report::Escalation {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeRecoveryStatus {
-    /// Where the recovery stands. `Recovered`, `Resolved`, `Aborted` and `Failed` are final; `Stuck` needs a person. A word
+    /// Where the recovery stands. `Recovered`, `Resolved`, `Aborted`, `Withdrawn` and `Failed` are final; `Stuck` needs a person. A word
     /// that this version does not know reads as `Stuck`.
     #[serde(default, deserialize_with = "phase_or_stuck")]
     #[schemars(with = "PhaseSchema")]
@@ -436,6 +455,10 @@ pub struct VolumeRecoveryStatus {
     /// Time since which the recovery waits for something that reattach cannot do, in RFC 3339. Unset while it does not wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,
+    /// Time of the next attempt that reattach makes by itself, in RFC 3339, where this one did not heal the volume. An abort
+    /// of this VolumeRecovery forbids it. Unset: no policy lets reattach try again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt: Option<Time>,
     /// What a person was told because the recovery has waited longer than the policy's `escalateAfterSeconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,

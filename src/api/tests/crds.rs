@@ -6,8 +6,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use reattach_api::{
     Abort, Approval, Budgets, Declaration, Escalation, NodePolicy, NodeVolumeReport,
     NodeVolumeReportSpec, NodeVolumeReportStatus, PhaseTiming, PolicySelector, PowerOff,
-    RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus,
-    all_crds, crd_yaml,
+    RecoveryPolicy, RecoveryPolicySpec, Retries, VolumeRecovery, VolumeRecoverySpec,
+    VolumeRecoveryStatus, all_crds, crd_yaml,
 };
 use reattach_core::policy::Mode;
 use serde_json::{Value, json};
@@ -320,6 +320,7 @@ fn no_field_that_we_write_is_dropped() {
             reason: text(),
             requester: "jane".into(),
             requester_groups: groups(),
+            attempt: 2,
             confirm_workload: text(),
             abort: Some(Abort {
                 by: "jane".into(),
@@ -358,6 +359,7 @@ fn no_field_that_we_write_is_dropped() {
         }]))
         .expect("conditions"),
         timings: vec![PhaseTiming { name: "Verify".into(), started: started.clone(), millis: 1 }],
+        next_attempt: Some(started.clone()),
         escalation: Some(Escalation { since: started, summary: "text".into(), ticket: text() }),
         left_out: text(),
         observed_generation: Some(1),
@@ -378,6 +380,10 @@ fn no_field_that_we_write_is_dropped() {
             power_off: Default::default(),
             snapshot_before_force: Default::default(),
             escalate_after_seconds: 1800,
+            retries: Retries {
+                attempts: Some(3),
+                longest_pause_seconds: 60,
+            },
             nodes: Some(NodePolicy {
                 match_labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 ..NodePolicy::default()

@@ -11,13 +11,13 @@ use crate::request::duration;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
-use reattach_api::Phase;
+use reattach_api::{Phase, StoredRecovery};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Ends a recovery and undoes what it did in the cluster.
 ///
-/// The controller, or a --break-glass run, restores the replicas and lifts the hold on new pods. It removes reattach's out-of-service taint, the stamp and the finalizer. Effects at the cloud stay: a detached volume is not attached again, and an instance that was powered off stays off.
+/// Of a recovery that failed, it forbids the attempts that reattach would make by itself. The controller, or a --break-glass run, restores the replicas and lifts the hold on new pods. It removes reattach's out-of-service taint, the stamp and the finalizer. Effects at the cloud stay: a detached volume is not attached again, and an instance that was powered off stays off.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -53,11 +53,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     let recovery = records::find(&session, &args.name).await?;
     let name = recovery.name().clone();
     if recovery.phase().is_final() {
-        return Err(Fail::Other(format!(
-            "{name} is over already: {}; there is nothing to abort",
-            recovery.phase()
-        ))
-        .into());
+        return forbid_the_next_attempt(&session, &recovery, reason.as_deref()).await;
     }
     let user = session.me().await?;
     match &recovery.spec.abort {
@@ -98,4 +94,32 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
         },
         other => Ok(other),
     }
+}
+
+/// Of a recovery that is over there is only the next attempt to abort.
+async fn forbid_the_next_attempt(
+    session: &Session,
+    recovery: &StoredRecovery,
+    reason: Option<&str>,
+) -> Result<Exit> {
+    let (name, phase) = (recovery.name(), recovery.phase());
+    let next = recovery
+        .status
+        .as_ref()
+        .and_then(|s| s.next_attempt.as_ref());
+    if next.is_none() {
+        return Err(Fail::Other(format!(
+            "{name} is over already: {phase}; there is nothing to abort"
+        ))
+        .into());
+    }
+    if recovery.spec.abort.is_none() {
+        let user = session.me().await?;
+        records::abort(session, name, &user.name, reason).await?;
+    }
+    note(&format!(
+        "{name} is over already: {phase}. reattach makes no other attempt at this problem by itself. To make one: kubectl reattach recover -n {} {}",
+        name.namespace, recovery.spec.claim_name
+    ));
+    Ok(Exit::Done)
 }

@@ -39,7 +39,7 @@ impl From<Phase> for Exit {
             | Phase::Restoring => Self::Waiting,
             Phase::NotOurs => Self::NotOurs,
             Phase::Refused => Self::Refused,
-            Phase::Aborted | Phase::Failed | Phase::Stuck => Self::Unhealed,
+            Phase::Aborted | Phase::Withdrawn | Phase::Failed | Phase::Stuck => Self::Unhealed,
         }
     }
 }

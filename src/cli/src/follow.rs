@@ -157,9 +157,12 @@ impl Follow<'_> {
             shown.journal = text;
         }
         match phase {
-            Phase::Recovered | Phase::Resolved | Phase::Aborted | Phase::Failed | Phase::Stuck => {
-                self.ended(recovery, phase.into()).map(Some)
-            }
+            Phase::Recovered
+            | Phase::Resolved
+            | Phase::Aborted
+            | Phase::Withdrawn
+            | Phase::Failed
+            | Phase::Stuck => self.ended(recovery, phase.into()).map(Some),
             Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
             Phase::Running | Phase::Restoring => {
                 self.late(recovery, "the run continues", false).await

@@ -3,6 +3,7 @@
 //! The binary `reattach-controller` runs it in a cluster; `kubectl reattach recover --break-glass` runs the same
 //! executor for one recovery; the simulation runs all of it in virtual time.
 
+mod attempts;
 pub mod collect;
 pub mod driving;
 mod finalizer;
@@ -19,6 +20,7 @@ mod neighbours;
 mod nominate;
 mod notify;
 mod pace;
+mod past;
 mod perform;
 pub mod policies;
 pub mod providers;

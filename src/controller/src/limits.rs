@@ -1,5 +1,6 @@
 //! What limits a recovery besides its own plan: the policy that rules its claim, budgets, and other runs.
 
+use crate::attempts;
 use crate::policies::ruling_policy;
 use crate::recovery::{Limits, Ruling};
 use kube::ResourceExt;
@@ -86,6 +87,7 @@ pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
         ruling: policy.as_deref().map(Ruling::of),
         ceiling: policy.as_ref().map(|p| ceiling(p.name_any(), &p.spec)),
         snapshot: spec.map(|p| p.snapshot_before_force).unwrap_or_default(),
+        retries: policy.as_deref().and_then(attempts::of_policy),
         escalate_after_seconds: spec.map(|p| p.escalate_after_seconds),
     }
 }

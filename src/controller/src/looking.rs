@@ -11,16 +11,18 @@
 //! # Errors
 //! A look that fails is logged and made again.
 
+use crate::attempts;
 use crate::collect::Needs;
 use crate::limits::{has_a_run, is_for, phase};
 use crate::nominate::{Nominee, nominees};
+use crate::past::{May, Past};
 use crate::policies::{Subject, ruling, ruling_policy};
 use crate::recovery::Executor;
 use crate::turns::{After, Bounds, Offer, Turns};
 use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::facts;
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason, diagnose};
@@ -247,19 +249,20 @@ impl Look {
             Verdict::Ours { trouble } => Some(trouble.class()),
             _ => None,
         };
-        let over =
-            |r: &VolumeRecovery| is_for(r, &nominee.claim) && already_settled(r, &trouble, class);
-        if !self.cache.recoveries.filter(over).is_empty() {
-            return nothing;
+        let own = self.cache.recoveries.filter(|r| is_for(r, &nominee.claim));
+        let past = Past::of(&own, &trouble, class);
+        let now = self.executor.collector.clock.now();
+        match past.again(attempts::of_policy(policy).as_ref()) {
+            May::Never => return nothing,
+            May::From(at) if now < at => {
+                let rest = Duration::try_from(at.duration_since(now)).unwrap_or(NOTHING);
+                return Ok(After::Rest(rest.min(NOTHING)));
+            }
+            May::From(_) | May::Now => {}
         }
-        let ended = self
-            .cache
-            .recoveries
-            .filter(|r| is_for(r, &nominee.claim) && came_right(r, &trouble));
-        let last = ended.iter().max_by_key(|r| r.creation_timestamp());
         let name = format!(
             "{trouble}-{}",
-            recovery_suffix(&evidence, class, policy, last.map(|r| &**r))
+            recovery_suffix(&evidence, class, policy, past.last())
         );
         let records = self.executor.collector.clients.records.clone();
         let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
@@ -286,9 +289,10 @@ impl Look {
             },
             spec: VolumeRecoverySpec {
                 reason: Some(plain::sentence(
-                    &format!("policy {}; {}", policy.name_any(), nominee.why),
+                    &past.reason(&format!("policy {}; {}", policy.name_any(), nominee.why)),
                     plain::SENTENCE_CHARS,
                 )),
+                attempt: past.next_attempt(now),
                 ..VolumeRecoverySpec::new(
                     &nominee.claim.name,
                     policy.spec.mode,
@@ -349,42 +353,8 @@ fn trouble_fingerprint(evidence: &Evidence) -> String {
     format!("{claim}-{}", reattach_core::plan::short_hash(&parts))
 }
 
-/// Whether a person ended this recovery of this very trouble, or its order failed: it is not begun again until a person asks.
-/// One that failed may have left trouble of another class, which has another order; `class` is of trouble that is ours to
-/// heal now, so that a look that could not tell, or a lock, begins nothing.
-fn already_settled(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> bool {
-    let over = match phase(recovery) {
-        Phase::Failed => {
-            let was = recovery.status.as_ref().and_then(|s| s.class.as_deref());
-            was.zip(class)
-                .is_none_or(|(was, now)| now.to_string() == was)
-        }
-        Phase::Aborted => recovery.spec.abort.is_some(),
-        _ => false,
-    };
-    over && recovery
-        .name_any()
-        .rsplit_once('-')
-        .is_some_and(|(same, _)| same == trouble)
-}
-
-/// Whether this recovery of this very trouble ended well, or because it was not wanted at the time and without a person's
-/// abort (a policy, an opt-out). A fault after it gets a new suffix, also where pods, machine and VolumeAttachment
-/// are still the same: a slow attach that came right, and later a device that is lost; an opt-out that is taken back.
-fn came_right(recovery: &VolumeRecovery, trouble: &str) -> bool {
-    let over = match phase(recovery) {
-        Phase::Recovered | Phase::Resolved => true,
-        Phase::Aborted => recovery.spec.abort.is_none(),
-        _ => false,
-    };
-    over && recovery
-        .name_any()
-        .rsplit_once('-')
-        .is_some_and(|(same, _)| same == trouble)
-}
-
 /// Returns the last part of a recovery's name. It differs between recoveries of one trouble under two policies, of two classes, with
-/// other pods, or after `last`, the newest recovery that came right. Equal circumstances give an equal name, so two sweeps
+/// other pods, or after `last`, the newest recovery of the trouble that is over. Equal circumstances give an equal name, so two sweeps
 /// never create two recoveries. Only the newest counts, because older ones are pruned.
 fn recovery_suffix(
     evidence: &Evidence,
@@ -409,11 +379,8 @@ fn recovery_suffix(
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        already_settled, came_right, recovery_suffix, stands_for_its_claim, trouble_fingerprint,
-    };
+    use super::{recovery_suffix, stands_for_its_claim, trouble_fingerprint};
     use reattach_api::{RecoveryPolicy, VolumeRecovery};
-    use reattach_core::diagnosis::Class;
     use reattach_core::evidence::AttachmentFacts;
     use reattach_core::policy::Mode;
     use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment};
@@ -445,89 +412,24 @@ mod tests {
 
     /// A slow attach had a look and came right; then the device is lost under the same pod, which the first look cannot class.
     #[test]
-    fn a_new_fault_after_a_good_end_gets_a_new_suffix() {
+    fn a_new_fault_after_an_end_gets_a_new_suffix() {
         let evidence = Case::deployment().evidence;
         let policy: RecoveryPolicy =
             serde_json::from_value(serde_json::json!({"metadata": {"uid": "p"}, "spec": {}}))
                 .unwrap_or_else(|e| panic!("{e}"));
-        let trouble = trouble_fingerprint(&evidence);
-        let record = |phase: &str, of: &str| -> VolumeRecovery {
-            serde_json::from_value(serde_json::json!({
-                "metadata": {"name": format!("{of}-1"), "uid": format!("uid of {phase}")},
-                "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "lightest-first", "requester": "reattach"},
-                "status": {"phase": phase},
-            }))
-            .unwrap_or_else(|e| panic!("{e}"))
-        };
+        let ended: VolumeRecovery = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "redis-data-cafe-1", "uid": "ended"},
+            "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "lightest-first", "requester": "reattach"},
+        }))
+        .unwrap_or_else(|e| panic!("{e}"));
         let first = recovery_suffix(&evidence, None, &policy, None);
         assert_eq!(recovery_suffix(&evidence, None, &policy, None), first);
-        for phase in ["Resolved", "Recovered"] {
-            let ended = record(phase, &trouble);
-            assert!(came_right(&ended, &trouble), "{phase}");
-            let next = recovery_suffix(&evidence, None, &policy, Some(&ended));
-            assert_ne!(next, first, "{phase}");
-            assert_eq!(
-                recovery_suffix(&evidence, None, &policy, Some(&ended)),
-                next
-            );
-        }
-        for phase in ["Failed", "Waiting", "Running"] {
-            assert!(!came_right(&record(phase, &trouble), &trouble), "{phase}");
-        }
-        let mut aborted = record("Aborted", &trouble);
-        assert!(
-            came_right(&aborted, &trouble),
-            "a policy or an opt-out ended it, which may be taken back"
+        let next = recovery_suffix(&evidence, None, &policy, Some(&ended));
+        assert_ne!(next, first);
+        assert_eq!(
+            recovery_suffix(&evidence, None, &policy, Some(&ended)),
+            next
         );
-        aborted.spec.abort = Some(reattach_api::Abort {
-            by: "jane".to_owned(),
-            reason: None,
-        });
-        assert!(!came_right(&aborted, &trouble), "a person's abort stands");
-        assert!(!came_right(
-            &record("Resolved", "another-trouble"),
-            &trouble
-        ));
-    }
-
-    #[test]
-    fn only_a_failed_class_or_an_ended_recovery_is_settled() {
-        let over = |phase: &str, abort: bool| -> VolumeRecovery {
-            let abort = abort.then(|| serde_json::json!({"by": "jane", "reason": "enough"}));
-            serde_json::from_value(serde_json::json!({
-                "metadata": {"name": "redis-data-cafe-1"},
-                "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "lightest-first", "requester": "reattach",
-                    "abort": abort},
-                "status": {"phase": phase, "class": "E"},
-            }))
-            .unwrap_or_else(|e| panic!("{e}"))
-        };
-        let trouble = "redis-data-cafe";
-        let failed = over("Failed", false);
-        assert!(already_settled(&failed, trouble, Some(Class::E)));
-        assert!(
-            !already_settled(&failed, trouble, Some(Class::C)),
-            "what it left has another order"
-        );
-        assert!(
-            already_settled(&failed, trouble, None),
-            "what cannot be told, or is locked, is no other trouble"
-        );
-        assert!(!already_settled(&failed, "redis-data-babe", Some(Class::E)));
-        let ended = over("Aborted", true);
-        assert!(
-            already_settled(&ended, trouble, Some(Class::E))
-                && already_settled(&ended, trouble, Some(Class::C))
-        );
-        assert!(
-            !already_settled(&over("Aborted", false), trouble, Some(Class::E)),
-            "nobody asked for that"
-        );
-        assert!(!already_settled(
-            &over("Recovered", false),
-            trouble,
-            Some(Class::E)
-        ));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What people are told: Events, log lines and counts.
 
+use crate::attempts;
 use crate::metrics::{ClassLabels, EndLabels};
 use crate::recovery::{DriverState, Executor};
 use crate::status;
@@ -148,7 +149,20 @@ pub(crate) async fn phase(
                 .observe(to.duration_since(from).as_secs_f64());
         }
     }
-    let bad = matches!(status.phase, Phase::Failed | Phase::Stuck | Phase::Refused);
+    let bad = match status.phase {
+        Phase::Failed | Phase::Stuck | Phase::Refused => true,
+        Phase::Withdrawn => recovery.spec.attempt >= attempts::CALLS_A_PERSON,
+        Phase::Diagnosing
+        | Phase::NotOurs
+        | Phase::Waiting
+        | Phase::Planned
+        | Phase::AwaitingApproval
+        | Phase::Running
+        | Phase::Restoring
+        | Phase::Recovered
+        | Phase::Resolved
+        | Phase::Aborted => false,
+    };
     publish(
         executor,
         &recovery.object_ref(&()),

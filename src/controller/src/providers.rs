@@ -286,7 +286,7 @@ impl Located {
             Some((at, Err(EffectError::Failed(ProviderError::NotFound { .. })))) => {
                 Fact::absent(self.source(), *at)
             }
-            Some((at, Err(error))) => Fact::unknown(error.to_string(), self.source(), *at),
+            Some((at, Err(error))) => self.unread(error, error.is_away(), *at),
             None => Fact::unknown("it was not read", self.source(), now()),
         };
         ids.iter().map(|id| (id.clone(), fact(id))).collect()
@@ -318,6 +318,12 @@ impl Located {
         Source::Cloud(self.provider().name().to_owned())
     }
 
+    /// What could not be read, because the cloud is away or for another reason.
+    fn unread<T>(&self, error: &impl ToString, away: bool, at: Timestamp) -> Fact<T> {
+        let make = if away { Fact::away } else { Fact::unknown };
+        make(error.to_string(), self.source(), at)
+    }
+
     fn looked_up<T: Clone>(
         &self,
         told: Option<&(Timestamp, Lookup<T>)>,
@@ -326,9 +332,7 @@ impl Located {
         match told {
             Some((at, Lookup::Found(item))) => Fact::present(item.clone(), self.source(), *at),
             Some((at, Lookup::NotFound)) => Fact::absent(self.source(), *at),
-            Some((at, Lookup::Failed(error))) => {
-                Fact::unknown(error.to_string(), self.source(), *at)
-            }
+            Some((at, Lookup::Failed(error))) => self.unread(error, error.is_away(), *at),
             None => Fact::unknown(
                 "the provider left it out of its answer",
                 self.source(),
@@ -346,7 +350,7 @@ impl Located {
         let at = now();
         match self.provider().snapshots(&self.id, label).await {
             Ok(snapshots) => Fact::present(snapshots, self.source(), at),
-            Err(error) => Fact::unknown(error.to_string(), self.source(), at),
+            Err(error) => self.unread(&error, error.is_away(), at),
         }
     }
 
@@ -355,7 +359,7 @@ impl Located {
         let at = now();
         match self.provider().jobs(&self.id, since).await {
             Ok(jobs) => Fact::present(jobs, self.source(), at),
-            Err(error) => Fact::unknown(error.to_string(), self.source(), at),
+            Err(error) => self.unread(&error, error.is_away(), at),
         }
     }
 }

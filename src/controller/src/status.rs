@@ -1,5 +1,6 @@
 //! Writing a recovery's status: phase, message, conditions, plan and journal.
 
+use crate::attempts;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus, condition};
@@ -125,12 +126,14 @@ fn set_waiting(
         status.escalation = None;
     }
     let escalated = status.waiting_since.is_some() && is_escalated(status);
+    let again_and_again = recovery.spec.attempt >= attempts::CALLS_A_PERSON;
     let (recovered, progressing, stalled) = match phase {
         Phase::Recovered | Phase::Resolved => (true, false, false),
         Phase::Running | Phase::Restoring | Phase::Diagnosing | Phase::Waiting => {
             (false, true, false)
         }
         Phase::Stuck | Phase::Failed | Phase::Refused => (false, false, true),
+        Phase::Withdrawn => (false, false, again_and_again),
         Phase::NotOurs | Phase::Planned | Phase::AwaitingApproval | Phase::Aborted => {
             (false, false, false)
         }

@@ -42,6 +42,12 @@ pub enum Known<T> {
         /// Why, as one sentence.
         why: String,
     },
+    /// The source is away: it could not be reached, failed, or asked for patience. Nobody can act by it for now, and that
+    /// time counts against no step.
+    Away {
+        /// Why, as one sentence.
+        why: String,
+    },
 }
 
 /// A fact: what is known, who said so, and when it was read.
@@ -121,6 +127,20 @@ impl<T> Fact<T> {
         }
     }
 
+    /// A fact whose source is away.
+    pub fn away(why: impl Into<String>, source: Source, at: Timestamp) -> Self {
+        Self {
+            value: Known::Away { why: why.into() },
+            source,
+            at,
+        }
+    }
+
+    /// Whether the source was away when it was asked.
+    pub fn is_away(&self) -> bool {
+        matches!(self.value, Known::Away { .. })
+    }
+
     /// The value at `now`.
     ///
     /// # Errors
@@ -128,7 +148,9 @@ impl<T> Fact<T> {
     pub fn read(&self, now: Timestamp, max_age: SignedDuration) -> Result<&T, Missing> {
         let age = now.duration_since(self.at);
         match &self.value {
-            Known::Unknown { why } => Err(Missing::Failed { why: why.clone() }),
+            Known::Unknown { why } | Known::Away { why } => {
+                Err(Missing::Failed { why: why.clone() })
+            }
             _ if age > max_age || age < -max_age => Err(Missing::TooOld {
                 age_secs: age.as_secs(),
             }),

@@ -303,6 +303,11 @@ pub enum End {
     Recovered,
     /// A person ended it, or it was not wanted any more; everything was put back.
     Aborted,
+    /// It ended before it had any effect, so nothing had to be put back.
+    Withdrawn {
+        /// Why.
+        why: String,
+    },
     /// It failed; everything was put back.
     Failed {
         /// Why.

@@ -36,6 +36,8 @@ pub enum Phase {
     Resolved,
     /// The recovery was aborted, and everything was put back.
     Aborted,
+    /// The run ended before it had any effect. Another attempt begins anew.
+    Withdrawn,
     /// The run ended without success, and everything was put back.
     Failed,
     /// Only a person can go on.
@@ -46,7 +48,9 @@ impl Phase {
     /// Does reattach do nothing more for a recovery in this phase?
     pub fn is_final(self) -> bool {
         match self {
-            Self::Recovered | Self::Resolved | Self::Aborted | Self::Failed => true,
+            Self::Recovered | Self::Resolved | Self::Aborted | Self::Withdrawn | Self::Failed => {
+                true
+            }
             Self::Diagnosing
             | Self::NotOurs
             | Self::Waiting

@@ -391,6 +391,7 @@ impl Observer {
                     format!("RECOVERED in {}", accepted.map(seconds).unwrap_or_default())
                 }
                 End::Aborted => "ABORTED; everything was restored".to_owned(),
+                End::Withdrawn { why } => format!("WITHDRAWN; nothing was changed: {why}"),
                 End::Failed { why } => format!("FAILED; everything was restored: {why}"),
                 End::Stuck { why } => format!("STUCK; a person is needed: {why}"),
             },

@@ -245,6 +245,7 @@ fn end_in_words(end: &End) -> String {
     match end {
         End::Recovered => "recovered: the pod runs with its volume".to_owned(),
         End::Aborted => "aborted by a person; everything was restored".to_owned(),
+        End::Withdrawn { why } => format!("ended before it had any effect: {why}"),
         End::Failed { why } => format!("failed, everything was restored: {why}"),
         End::Stuck { why } => format!("stuck, a person must act: {why}"),
     }

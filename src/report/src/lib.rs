@@ -56,6 +56,9 @@ pub struct Record {
     pub phase: Phase,
     /// Message of the status, one sentence.
     pub message: String,
+    /// Time of the next attempt that reattach makes by itself, where this one did not heal the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt: Option<Timestamp>,
     /// Last diagnosis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Diagnosis>,

@@ -93,8 +93,10 @@ pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
             None => format!("{why}. A person must look at it now"),
         },
         (Phase::Failed, _) => format!(
-            "{why}. The run restored what it had changed, and the pod is still without its volume. Find the cause, then start another recovery (kubectl reattach recover)"
+            "{why}. The run restored what it had changed, and the pod is still without its volume. Find the cause. {}",
+            again(recovery.record)
         ),
+        (Phase::Withdrawn, _) => format!("{why}. Nothing was changed. {}", again(recovery.record)),
         (Phase::Waiting, _) if is_provider_lock(standing) => {
             "the provider has locked the volume. reattach goes on by itself once the lock is gone. Send the support ticket: only the provider can lift the lock"
                 .to_owned()
@@ -144,6 +146,19 @@ pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
     Some(quoted(&text))
 }
 
+/// What makes the next attempt after one that did not heal the volume.
+fn again(record: &Record) -> String {
+    match record.next_attempt {
+        Some(at) => format!(
+            "reattach makes the next attempt by itself at {}; to forbid that: kubectl reattach abort {} -n {}",
+            date_clock(at),
+            record.recovery.name,
+            record.recovery.namespace
+        ),
+        None => "To make another attempt: kubectl reattach recover".to_owned(),
+    }
+}
+
 fn tone(standing: &Standing) -> Tone {
     match (standing.phase, &standing.reason) {
         (Phase::Recovered | Phase::Resolved, _) => Tone::Good,
@@ -158,6 +173,7 @@ fn tone(standing: &Standing) -> Tone {
             | Phase::AwaitingApproval
             | Phase::Diagnosing
             | Phase::Aborted
+            | Phase::Withdrawn
             | Phase::Refused,
             _,
         ) => Tone::Wait,

@@ -24,12 +24,15 @@ pub fn standing(record: &Record) -> Standing {
         return match end {
             End::Recovered => Standing::of(Phase::Recovered),
             End::Aborted => Standing::of(Phase::Aborted),
+            End::Withdrawn { why } => {
+                Standing::because(Phase::Withdrawn, Reason::Sentence(why.clone()))
+            }
             End::Failed { why } => Standing::because(Phase::Failed, Reason::Sentence(why.clone())),
             End::Stuck { why } => Standing::because(Phase::Stuck, Reason::Sentence(why.clone())),
         };
     }
     match record.phase {
-        phase @ (Phase::Stuck | Phase::Failed) => {
+        phase @ (Phase::Stuck | Phase::Failed | Phase::Withdrawn) => {
             return Standing::because(phase, Reason::Sentence(record.message.clone()));
         }
         phase @ (Phase::Aborted | Phase::Resolved) => return Standing::of(phase),
@@ -121,6 +124,7 @@ pub fn title(standing: &Standing) -> &'static str {
         (Phase::Resolved, Some(Reason::Healthy)) => "healthy",
         (Phase::Resolved, _) => "resolved by itself",
         (Phase::Aborted, _) => "aborted",
+        (Phase::Withdrawn, _) => "ended without effect",
         (Phase::Failed, _) => "failed and unwound",
         (Phase::Stuck, _) => "STUCK",
         (Phase::Running, _) => "running",

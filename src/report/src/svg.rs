@@ -167,6 +167,7 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
                 | Phase::AwaitingApproval
                 | Phase::Running
                 | Phase::Restoring
+                | Phase::Withdrawn
                 | Phase::Recovered,
                 _,
             ) => ("down", "waiting"),
@@ -199,6 +200,7 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
         let (class, what) = match recovery.standing.phase {
             Phase::Recovered => ("up", "running with its volume"),
             Phase::Aborted => ("rest", "restored after an abort"),
+            Phase::Withdrawn => ("down", "waiting"),
             _ => ("human", "needs a person"),
         };
         bar(over, end, class, what);

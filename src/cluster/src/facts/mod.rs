@@ -265,7 +265,7 @@ mod tests {
 
     fn why<T: std::fmt::Debug>(fact: &Fact<T>) -> &str {
         match &fact.value {
-            Known::Unknown { why } => why,
+            Known::Unknown { why } | Known::Away { why } => why,
             other => panic!("{other:?} is an answer"),
         }
     }

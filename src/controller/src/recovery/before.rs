@@ -28,6 +28,8 @@ use tokio::time::Instant;
 
 /// An answer to a challenge is asked for anew when a run begins later than this after the question.
 const ANSWER_GOOD_FOR: Duration = Duration::from_secs(60);
+/// An agent whose answer does not tell enough, or that gave none, is asked again after so long.
+const ASK_AGAIN: Duration = Duration::from_mins(5);
 /// Without a change the diagnosis is made anew after so long.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// The same where it may take hours: a provider's lock costs one read of the cloud each time, and what is not ours is
@@ -97,7 +99,8 @@ impl Executor {
             }
             Verdict::Unclassified { .. } => {
                 // A question is answered at once; the unasked report of a machine that has just come back may take longer.
-                if memory.asked.is_none()
+                let answered = |(_, when): (u64, Instant)| when.elapsed() < ASK_AGAIN;
+                if !memory.asked.is_some_and(answered)
                     && let Some(node) = unseen(&evidence, now)
                     && let Some(turn) = self
                         .challenge(&mut recovery, &node, false, &evidence, memory)

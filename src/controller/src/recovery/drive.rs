@@ -168,6 +168,7 @@ impl Executor {
                 Err(TurnError::NotLeader) if self.gate.leadership().is_none() => return None,
                 Err(error) => {
                     let fruitless = error.pace()?;
+                    memory.unattended.away();
                     if fruitless != Fruitless::Raced {
                         tracing::warn!(recovery = %name, %error, "the turn is taken again");
                     }
@@ -283,6 +284,7 @@ impl Executor {
     ) -> Result<Turn, TurnError> {
         let recovery = StoredRecovery::try_from(recovery)?;
         memory.patience = limits.patience();
+        memory.retries.clone_from(&limits.retries);
         let status = recovery.status.clone().unwrap_or_default();
         if status.phase.is_final() {
             return finalizer::remove(self, recovery).await;

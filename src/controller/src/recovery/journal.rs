@@ -2,7 +2,7 @@
 
 use super::unsound::machines;
 use super::{DriverState, Executor, Turn, TurnError};
-use crate::{finalizer, notify, status};
+use crate::{attempts, finalizer, notify, status};
 use kube::Api;
 use reattach_api::{Phase, PhaseTiming, StoredRecovery, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
@@ -43,7 +43,7 @@ impl Executor {
         for _ in 0..TRIES {
             // Another version wrote a line that this version cannot read, so the recovery is that version's now.
             recovery.history().map_err(|_| TurnError::Lost)?;
-            self.put(&mut recovery, plan, &entry);
+            self.put(&mut recovery, plan, &entry, memory);
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
                     memory.wrote_a_line();
@@ -123,7 +123,13 @@ impl Executor {
         Ok(Turn::NeedsPerson)
     }
 
-    fn put(&self, recovery: &mut VolumeRecovery, plan: &SoundPlan, entry: &Entry) {
+    fn put(
+        &self,
+        recovery: &mut VolumeRecovery,
+        plan: &SoundPlan,
+        entry: &Entry,
+        memory: &DriverState,
+    ) {
         let status = recovery.status.get_or_insert_default();
         status.plan = Some(Plan::clone(plan).into());
         status.plan_hash = Some(plan.hash.to_string());
@@ -164,6 +170,7 @@ impl Executor {
                 format!("the journal has an illegal line: {illegal}"),
             ),
         };
+        let message = attempts::announce(recovery, phase, message, entry.at, memory);
         status::set(recovery, phase, message, entry.at);
     }
 }
@@ -211,6 +218,9 @@ pub(super) fn describe(plan: &Plan, state: &State) -> (Phase, String) {
                 Phase::Aborted,
                 format!("{}; {what} was restored{off}", unwanted(why)),
             )
+        }
+        (Some(End::Withdrawn { why }), _) => {
+            (Phase::Withdrawn, format!("{why}; nothing was changed"))
         }
         (Some(End::Failed { why }), _) => (Phase::Failed, format!("{why}{off}")),
         (Some(End::Stuck { why }), _) => (Phase::Stuck, format!("{why}{off}")),

@@ -42,7 +42,9 @@ use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::metadata::MissingField;
-use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, SnapshotRule, VolumeRecovery};
+use reattach_api::{
+    Budgets, Phase, PowerOffRule, RecoveryPolicy, Retries, SnapshotRule, VolumeRecovery,
+};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
@@ -52,7 +54,7 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
-use reattach_core::run::PolicySays;
+use reattach_core::run::{PolicySays, Unattended};
 use tokio::time::Instant;
 
 /// A recovery that no policy speaks about calls for a person after so long: the default of
@@ -153,6 +155,10 @@ pub struct DriverState {
     pub(crate) patience: SignedDuration,
     /// The cloud's last word on the volume, for a ticket to its support.
     pub(crate) cloud: Option<CloudVolume>,
+    /// When the policy lets an attempt be made again.
+    pub(crate) retries: Option<Retries>,
+    /// The time of the current step in which nobody could act.
+    unattended: Unattended,
     /// Whether this turn stored a line, or put something back without one.
     moved: bool,
     /// Since when the API server refuses the status.
@@ -193,6 +199,8 @@ pub struct Limits {
     pub ceiling: Option<Ceiling>,
     /// Whether the policy that rules the claim now wants a snapshot before a detach by force, whoever made the recovery.
     pub snapshot: SnapshotRule,
+    /// When the policy lets an attempt be made again. None: no policy does.
+    pub retries: Option<Retries>,
     /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.
     pub escalate_after_seconds: Option<u32>,
 }

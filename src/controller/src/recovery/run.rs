@@ -83,7 +83,7 @@ impl Executor {
         let mut recovery = self.note_sightings(recovery, &evidence).await?;
         let mut wrote = false;
         loop {
-            match self.ask(&recovery, &plan, &state, &evidence, limits) {
+            match self.ask(&recovery, &plan, &state, &evidence, limits, memory) {
                 // Lines that follow from the same facts are written one after another: only an effect or the passing of
                 // time makes facts old, and the machine itself tells facts from before an effect.
                 Next::Record(event) => {
@@ -111,7 +111,9 @@ impl Executor {
                         .after_stuck(recovery, &plan, &state, &why, memory)
                         .await;
                 }
-                Next::Done(End::Recovered | End::Aborted | End::Failed { .. }) => {
+                Next::Done(
+                    End::Recovered | End::Aborted | End::Withdrawn { .. } | End::Failed { .. },
+                ) => {
                     return crate::finalizer::remove(self, recovery).await;
                 }
                 Next::Act(action) => {
@@ -235,7 +237,7 @@ impl Executor {
             ruling: self.live_ruling(&live).await?,
             ..limits.clone()
         };
-        let action = match self.ask(&recovery, plan, state, &live, &limits) {
+        let action = match self.ask(&recovery, plan, state, &live, &limits, memory) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => {
                 action
             }
@@ -450,8 +452,10 @@ impl Executor {
         state: &State,
         evidence: &Evidence,
         limits: &Limits,
+        memory: &mut DriverState,
     ) -> Next {
         let mut cx = self.context(recovery);
+        cx.unattended = memory.unattended.look(state, evidence, cx.now);
         let said = Said {
             mode: recovery.spec.mode,
             approved: recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone()),
@@ -486,6 +490,7 @@ impl Executor {
             term,
             nothing_under_way,
             withdrawn,
+            unattended: SignedDuration::ZERO,
             now,
         }
     }

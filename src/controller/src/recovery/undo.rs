@@ -3,7 +3,7 @@
 
 use super::run::doubt;
 use super::{DriverState, Executor, Turn, TurnError};
-use crate::notify;
+use crate::{attempts, notify};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Api, ResourceExt};
@@ -39,6 +39,10 @@ impl Executor {
         match self.put_back(&recovery, plan, state, since, memory).await? {
             Undone::All => {
                 let message = format!("{why}; everything has been restored since");
+                let mut recovery = recovery;
+                let now = self.collector.clock.now();
+                let message =
+                    attempts::announce(&mut recovery, Phase::Failed, message, now, memory);
                 self.settle(recovery, Phase::Failed, message, memory).await
             }
             Undone::Some => {

@@ -386,6 +386,15 @@ impl Evidence {
         }
     }
 
+    /// Whether the cloud was away when it was asked for any of these facts.
+    pub fn cloud_is_away(&self) -> bool {
+        self.cloud_volume.is_away()
+            || self.jobs.is_away()
+            || self.snapshots.as_ref().is_some_and(Fact::is_away)
+            || self.instances.values().any(Fact::is_away)
+            || self.power.values().any(Fact::is_away)
+    }
+
     /// The only node that a providerID maps to this instance. None: there is no such node, or more than one.
     pub fn node_of_instance(&self, instance: &InstanceId) -> Option<&NodeName> {
         let is = |f: &Fact<NodeFacts>| {

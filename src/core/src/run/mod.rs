@@ -25,6 +25,7 @@ pub(crate) mod orders;
 pub(crate) mod pace;
 pub(crate) mod reconcile;
 mod state;
+mod unattended;
 mod unwind;
 
 use crate::evidence::{Evidence, Word};
@@ -34,12 +35,13 @@ use crate::plan::SoundPlan;
 use crate::proof::FenceProof;
 use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadRef};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 pub use consent::{PolicySays, Said, withdrawal};
 pub(crate) use cx::RunCx;
 pub use orders::{History, Sent, accounted_for};
 pub use state::{Illegal, OpenSteps, State, StepState, open_steps};
+pub use unattended::Unattended;
 pub use unwind::{Left, refused_to_put_back, without_journal};
 
 /// The one next thing to do.
@@ -274,6 +276,9 @@ pub struct Context<'a> {
     pub nothing_under_way: Option<Word>,
     /// Why people or policies do not want the rest of the plan any more, if so.
     pub withdrawn: Option<Withdrawal>,
+    /// How long nobody could act in the current step so far: no process led, or the API server or the cloud was away. Its
+    /// deadline (S5) is later by so much. [`Unattended`] counts it.
+    pub unattended: SignedDuration,
     /// Now.
     pub now: Timestamp,
 }

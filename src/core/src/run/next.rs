@@ -89,11 +89,12 @@ impl StepCx<'_> {
         }
     }
 
-    /// S5: a step that can only wait, past its deadline, turns the run back.
+    /// S5: a step that can only wait, past its deadline, turns the run back. Time in which nobody could act does not count.
     fn within_deadline(&self, proposal: Next) -> Next {
         let deadline = later(
             self.entered,
-            SignedDuration::from_secs(self.step.deadline_seconds.into()),
+            SignedDuration::from_secs(self.step.deadline_seconds.into())
+                .saturating_add(self.cx.unattended),
         );
         let (why, until) = match proposal {
             Next::Wait { why, until } => (why, until),
@@ -108,7 +109,7 @@ impl StepCx<'_> {
                         outcome: Outcome::Withheld { shut },
                         ..
                     } => shut.to_string(),
-                    _ => "no leader was there to start it".to_owned(),
+                    _ => "it was never started".to_owned(),
                 };
                 (refused, deadline)
             }

@@ -35,8 +35,29 @@ impl RunCx<'_> {
                 .unwind_hold()
                 .or_else(|| self.unwind_taint())
                 .or_else(|| self.unwind_power_off())
-                .unwrap_or_else(|| end(why)),
+                .unwrap_or_else(|| self.end(why)),
         }
+    }
+
+    /// The end of a run that turned back for this reason and has nothing left to put back.
+    fn end(self, why: &UnwindReason) -> Next {
+        let end = match why {
+            UnwindReason::Aborted { .. }
+            | UnwindReason::Withdrawn { .. }
+            | UnwindReason::Denied { .. } => End::Aborted,
+            UnwindReason::Deadline { .. }
+            | UnwindReason::Refused { .. }
+            | UnwindReason::Failed { .. }
+            | UnwindReason::TakenOver { .. } => {
+                let why = why.to_string();
+                if self.state.touched() {
+                    End::Failed { why }
+                } else {
+                    End::Withdrawn { why }
+                }
+            }
+        };
+        Next::Record(Event::Ended { end })
     }
 
     /// After a scale to zero the workload gets its count back.
@@ -46,7 +67,7 @@ impl RunCx<'_> {
             .find(StepKind::ScaleToZero)
             .filter(|s| !matches!(self.state.step(*s), StepState::Pending));
         let (Some(scale), Some(restore)) = (scale, self.plan.find(StepKind::Restore)) else {
-            return end(why);
+            return self.end(why);
         };
         if self
             .state
@@ -57,7 +78,7 @@ impl RunCx<'_> {
         }
         let w = match self.evidence.workload() {
             Ok(w) => w,
-            Err(Missing::Absent) => return end(why),
+            Err(Missing::Absent) => return self.end(why),
             _ => return self.poll("the workload must be read to restore it"),
         };
         match self.restore_next(restore, w) {
@@ -74,7 +95,7 @@ impl RunCx<'_> {
             // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
             None => self
                 .maybe_in_flight(scale, "the scale to zero")
-                .unwrap_or_else(|| end(why)),
+                .unwrap_or_else(|| self.end(why)),
         }
     }
 
@@ -417,19 +438,4 @@ fn stuck(why: String) -> Next {
     Next::Record(Event::Ended {
         end: End::Stuck { why },
     })
-}
-
-fn end(why: &UnwindReason) -> Next {
-    let end = match why {
-        UnwindReason::Aborted { .. }
-        | UnwindReason::Withdrawn { .. }
-        | UnwindReason::Denied { .. } => End::Aborted,
-        other @ (UnwindReason::Deadline { .. }
-        | UnwindReason::Refused { .. }
-        | UnwindReason::Failed { .. }
-        | UnwindReason::TakenOver { .. }) => End::Failed {
-            why: other.to_string(),
-        },
-    };
-    Next::Record(Event::Ended { end })
 }

@@ -393,6 +393,7 @@ fn no_effect_goes_out_without_a_fresh_mandate() {
         recovery: &uid,
         aborted_by: None,
         withdrawn: None,
+        unattended: SignedDuration::ZERO,
         nothing_under_way: None,
         confirm_workload: None,
         term: 1,

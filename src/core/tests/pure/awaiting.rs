@@ -1,6 +1,6 @@
 //! An order that begins by waiting for healing.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::StepIx;
 use reattach_core::journal::{Entry, Event, UnwindReason};
@@ -59,6 +59,7 @@ pub fn after(plan: &SoundPlan, events: Vec<Event>, case: &Case, at: Timestamp) -
         term: 1,
         nothing_under_way: None,
         withdrawn: None,
+        unattended: SignedDuration::ZERO,
         now: case.now,
     };
     next(plan, &state, &case.evidence, &cx)

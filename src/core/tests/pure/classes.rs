@@ -333,7 +333,7 @@ fn a_node_back_before_the_first_effect_needs_nothing() {
         walk.effects,
         walk.story()
     );
-    assert!(matches!(end, End::Failed { .. }), "{end:?}");
+    assert!(matches!(end, End::Withdrawn { .. }), "{end:?}");
 }
 
 /// S9: a taint that another recovery of the same node put there, while this one was refused the lock, is not this one's to
@@ -503,7 +503,7 @@ fn an_unlisted_volume_stops_an_effect_on_the_node() {
     );
     let end = walk.run(|_, _| {});
     assert!(
-        matches!(&end, End::Failed { why } if why.contains("default/late")),
+        matches!(&end, End::Withdrawn { why } if why.contains("default/late")),
         "{end:?}"
     );
     assert!(walk.effects.is_empty());
@@ -561,7 +561,10 @@ fn a_plan_for_a_node_names_nothing_of_other_namespaces() {
     );
     let end = later.run(|_, _| {});
     let said = |why: &str| why.contains("a pod of another namespace") && !why.contains("salaries");
-    assert!(matches!(&end, End::Failed { why } if said(why)), "{end:?}");
+    assert!(
+        matches!(&end, End::Withdrawn { why } if said(why)),
+        "{end:?}"
+    );
     assert!(later.effects.is_empty());
     let mut other = case.clone();
     change(

@@ -7,6 +7,7 @@
 //! `REATTACH_CASES` set: larger budgets, every interleaving of the world, no practical bound.
 
 use super::world::{Issuer, Mark as Stamped, World, at};
+use jiff::SignedDuration;
 use reattach_core::evidence::Word;
 use reattach_core::journal::{End, Entry, Event, Outcome};
 use reattach_core::run::{Action, Context, Effect, Next, State, newest_job, next};
@@ -208,6 +209,7 @@ impl Global {
             // A person who knows says so at once, and never wrongly.
             nothing_under_way: (!under_way).then_some(word),
             withdrawn: None,
+            unattended: SignedDuration::ZERO,
             now,
         };
         next(self.world.plan(), &self.state, &self.world.evidence(), &cx)

@@ -118,7 +118,10 @@ fn each_loss_stops_a_run_before_its_first_pod_ends() {
             let mut walk = Walk::new(case.clone(), QUIET);
             walk.case = walk.case.clone().workload(spoil);
             let end = walk.run(|_, _| {});
-            assert!(matches!(end, End::Failed { .. }), "{name} by {by}: {end:?}");
+            assert!(
+                matches!(end, End::Withdrawn { .. }),
+                "{name} by {by}: {end:?}"
+            );
             assert!(
                 !walk.effects.iter().any(goes),
                 "{name} by {by}: {:?}",
@@ -234,7 +237,7 @@ fn a_neighbours_loss_keeps_the_node_unfenced() {
             walk.case = lost(walk.case.clone(), loss.clone());
             let end = walk.run(|_, _| {});
             assert!(
-                matches!(&end, End::Failed { why } if why.contains("default/neighbour")),
+                matches!(&end, End::Failed { why } | End::Withdrawn { why } if why.contains("default/neighbour")),
                 "{loss}: {end:?}"
             );
             assert!(

@@ -122,6 +122,7 @@ impl Run {
             term: self.term,
             nothing_under_way: (!silent).then_some(word),
             withdrawn: None,
+            unattended: SignedDuration::ZERO,
             now,
         };
         next(self.world.plan(), &self.state, evidence, &cx)
@@ -259,6 +260,7 @@ impl Run {
             term: self.term,
             nothing_under_way: None,
             withdrawn: None,
+            unattended: SignedDuration::ZERO,
             now,
         };
         let since = at(self.world.now - 1);

@@ -237,6 +237,7 @@ impl Walk {
             term: self.term,
             nothing_under_way: None,
             withdrawn: None,
+            unattended: SignedDuration::ZERO,
             now: self.case.now,
         }
     }

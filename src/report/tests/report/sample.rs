@@ -147,6 +147,7 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
         mode: Mode::Auto,
         requester: "system:serviceaccount:reattach:controller".into(),
         reason: None,
+        next_attempt: None,
         phase: Phase::Diagnosing,
         message: String::new(),
         diagnosis: verdict,
