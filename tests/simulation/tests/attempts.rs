@@ -1,11 +1,15 @@
 //! Time in which nobody could act costs no failure, and what failed is tried again by itself, with pauses that grow.
 
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_cloud_simulator::{Fault, FaultRule, Operation, When};
+use reattach_cloud_simulator::{Fault, FaultRule, When};
+use reattach_core::journal::Event;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::stage::Stage;
-use reattach_drill::world::World;
-use reattach_tests_simulation::fixture::{policy, recovery_path, recycle_redis, redis_under};
+use reattach_drill::world::{PERSON, World};
+use reattach_sim::apiserver::{
+    ApiStatus, Fault as ServerFault, FaultRule as ServerRule, RequestMatch,
+};
+use reattach_tests_simulation::fixture::{recovery_path, recycle_redis, redis_under};
 use reattach_tests_simulation::{broken_rules, play, secs, story};
 use serde_json::json;
 use std::time::Duration;
@@ -13,17 +17,15 @@ use std::time::Duration;
 /// Longer than the deadline of any step.
 const LONG: Duration = Duration::from_mins(20);
 
-/// Which operations of the cloud fail, and with which status.
-fn cloud_answers(s: &Stage, operations: &[Operation], status: u16) {
+/// Each request to the cloud is answered with this status.
+fn cloud_answers(s: &Stage, status: u16) {
     let fault = Fault::Error {
         status,
         reason: "not now".into(),
         when: When::BeforeEffect,
         body: Default::default(),
     };
-    s.world
-        .cloud
-        .add_fault(FaultRule::new(operations.to_vec(), fault));
+    s.world.cloud.add_fault(FaultRule::new([], fault));
 }
 
 fn lines(w: &World) -> usize {
@@ -50,10 +52,22 @@ async fn at_line(runbook: &str, line: usize, unpublish_fails: bool) -> Option<St
         s.world.csi.set_unpublish_fails(true);
     }
     recycle_redis(&mut s).await.expect("a recycle");
+    // Slow enough for each line to be seen.
+    s.world.server().add_fault(ServerRule {
+        requests: RequestMatch {
+            client: Some("reattach-controller".into()),
+            mutations_only: true,
+            ..RequestMatch::default()
+        },
+        fault: ServerFault::Latency(Duration::from_millis(300)),
+        probability: 1.0,
+        times: None,
+    });
     let reached = |w: &World| lines(w) >= line || phases(w).contains(&Phase::Recovered);
-    s.until_stored("the line", secs(600), reached)
+    s.until("the line", secs(600), reached)
         .await
         .expect("the line");
+    s.world.server().clear_faults();
     (lines(&s.world) == line).then_some(s)
 }
 
@@ -98,17 +112,45 @@ fn at_each_line(disturb: fn(&mut Stage) -> futures::future::BoxFuture<'_, ()>) {
 fn a_cloud_that_is_away_costs_no_failure() {
     at_each_line(|s| {
         Box::pin(async move {
-            cloud_answers(s, &[], 503);
+            cloud_answers(s, 503);
             s.pass(LONG).await;
             s.world.cloud.clear_faults();
         })
     });
 }
 
+/// Whether the last line began an order to the cloud. What became of it without its leader is for a person to say (S3).
+fn began_an_order(s: &Stage) -> bool {
+    let status = s
+        .recovery_of("redis")
+        .and_then(|r| r.status)
+        .expect("a status");
+    let plan = status
+        .plan
+        .as_ref()
+        .expect("a plan")
+        .get()
+        .expect("readable");
+    match &status
+        .journal
+        .last()
+        .expect("a line")
+        .get()
+        .expect("readable")
+        .event
+    {
+        Event::Started { step, .. } => plan.steps[step.index()].kind.spec().is_order(),
+        _ => false,
+    }
+}
+
 #[test]
 fn a_leader_that_is_away_costs_no_failure() {
     at_each_line(|s| {
         Box::pin(async move {
+            if began_an_order(s) {
+                return;
+            }
             s.replicas[0].kill();
             s.pass(LONG).await;
             s.start_replica("reattach-controller-1", None);
@@ -116,13 +158,30 @@ fn a_leader_that_is_away_costs_no_failure() {
     });
 }
 
-/// A cloud that refuses for a while: each attempt fails, the pauses grow, and the volume heals once it gives way.
+/// The API server refuses each eviction for good, as after a right was taken away.
+fn refuse_evictions(s: &Stage) {
+    s.world.server().add_fault(ServerRule {
+        requests: RequestMatch {
+            client: Some("reattach-controller".into()),
+            subresource: Some("eviction".into()),
+            ..RequestMatch::default()
+        },
+        fault: ServerFault::Status {
+            status: ApiStatus::new(403, "forbidden"),
+            after_effect: false,
+            retry_after: None,
+        },
+        probability: 1.0,
+        times: None,
+    });
+}
+
+/// A world that refuses for a while: each attempt fails, the pauses grow, and the volume heals once it gives way.
 #[test]
 fn what_failed_is_tried_again_by_itself() {
     play(|| async {
-        let mut s = redis_under(1, SCALE_TO_ZERO).await.expect("a stage");
-        s.world.csi.set_unpublish_fails(true);
-        cloud_answers(&s, &[Operation::DetachVolume], 400);
+        let mut s = redis_under(1, DEFAULT_RUNBOOK).await.expect("a stage");
+        refuse_evictions(&s);
         recycle_redis(&mut s).await.expect("a recycle");
         let failed = |n: usize| {
             move |w: &World| phases(w).iter().filter(|p| **p == Phase::Failed).count() >= n
@@ -147,8 +206,15 @@ fn what_failed_is_tried_again_by_itself() {
                 next.duration_since(ended).as_secs()
             })
             .collect();
-        assert_eq!(pauses, [60, 120, 240]);
-        s.world.cloud.clear_faults();
+        // A status has whole seconds.
+        assert!(
+            pauses
+                .iter()
+                .zip([60, 120, 240])
+                .all(|(p, whole)| (whole - 1..=whole).contains(p)),
+            "{pauses:?}"
+        );
+        s.world.server().clear_faults();
         s.running(&["redis"], secs(600))
             .await
             .unwrap_or_else(|e| panic!("{e}\n{}", story(&s)));
@@ -158,19 +224,22 @@ fn what_failed_is_tried_again_by_itself() {
     });
 }
 
+async fn allow_attempts(s: &Stage, attempts: u32) {
+    let path = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
+    let retries = json!({"spec": {"retries": {"attempts": attempts}}});
+    s.world
+        .merge(PERSON, path, &retries)
+        .await
+        .expect("a policy");
+}
+
 /// A person, or the policy, ends the attempts.
 #[test]
 fn attempts_end_where_a_person_or_the_policy_says_so() {
     play(|| async {
-        let mut s = redis_under(1, SCALE_TO_ZERO).await.expect("a stage");
-        policy(
-            &s,
-            &json!({"runbook": SCALE_TO_ZERO, "retries": {"attempts": 2}}),
-        )
-        .await
-        .expect("a policy");
-        s.world.csi.set_unpublish_fails(true);
-        cloud_answers(&s, &[Operation::DetachVolume], 400);
+        let mut s = redis_under(1, DEFAULT_RUNBOOK).await.expect("a stage");
+        allow_attempts(&s, 2).await;
+        refuse_evictions(&s);
         recycle_redis(&mut s).await.expect("a recycle");
         s.pass(secs(3_600)).await;
         assert_eq!(
@@ -187,21 +256,16 @@ fn attempts_end_where_a_person_or_the_policy_says_so() {
             "{}",
             last.message
         );
-        policy(
-            &s,
-            &json!({"runbook": SCALE_TO_ZERO, "retries": {"attempts": 4}}),
-        )
-        .await
-        .expect("a policy");
+        allow_attempts(&s, 4).await;
         s.until_stored("a third", secs(600), |w| {
             phases(w).len() == 3 && phases(w)[2] == Phase::Failed
         })
         .await
         .unwrap_or_else(|e| panic!("{e}\n{}", story(&s)));
-        let abort = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
+        let abort = json!({"spec": {"abort": {"by": PERSON, "reason": "not tonight"}}});
         let path = recovery_path(&s);
         s.world
-            .merge("oncall", &path, &abort)
+            .merge(PERSON, &path, &abort)
             .await
             .expect("an abort");
         s.pass(secs(3_600)).await;
@@ -216,7 +280,7 @@ fn a_run_without_an_effect_is_withdrawn_and_begins_anew() {
         let mut s = at_line(SCALE_TO_ZERO, 1, true)
             .await
             .expect("an accepted plan");
-        cloud_answers(&s, &[], 401);
+        cloud_answers(&s, 401);
         s.until_stored("withdrawn", secs(600), |w| phases(w) == [Phase::Withdrawn])
             .await
             .unwrap_or_else(|e| panic!("{e}\n{}", story(&s)));
