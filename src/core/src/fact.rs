@@ -42,6 +42,13 @@ pub enum Known<T> {
         /// Why, as one sentence.
         why: String,
     },
+    /// The source was not asked, or did not answer, because of its rate limit. It says nothing about the thing.
+    Throttled {
+        /// Why, as one sentence that does not change from look to look.
+        why: String,
+        /// When the source may be asked again, on the reader's clock.
+        until: Timestamp,
+    },
 }
 
 /// A fact: what is known, who said so, and when it was read.
@@ -121,6 +128,29 @@ impl<T> Fact<T> {
         }
     }
 
+    /// A fact that was not read because of the source's rate limit. The source may be asked again at `until`.
+    pub fn throttled(
+        why: impl Into<String>,
+        until: Timestamp,
+        source: Source,
+        at: Timestamp,
+    ) -> Self {
+        let why = why.into();
+        Self {
+            value: Known::Throttled { why, until },
+            source,
+            at,
+        }
+    }
+
+    /// When the source may be asked again, if its rate limit kept the fact from being read.
+    pub fn throttled_until(&self) -> Option<Timestamp> {
+        match &self.value {
+            Known::Throttled { until, .. } => Some(*until),
+            Known::Present(_) | Known::Absent | Known::Unknown { .. } => None,
+        }
+    }
+
     /// The value at `now`.
     ///
     /// # Errors
@@ -128,7 +158,9 @@ impl<T> Fact<T> {
     pub fn read(&self, now: Timestamp, max_age: SignedDuration) -> Result<&T, Missing> {
         let age = now.duration_since(self.at);
         match &self.value {
-            Known::Unknown { why } => Err(Missing::Failed { why: why.clone() }),
+            Known::Unknown { why } | Known::Throttled { why, .. } => {
+                Err(Missing::Failed { why: why.clone() })
+            }
             _ if age > max_age || age < -max_age => Err(Missing::TooOld {
                 age_secs: age.as_secs(),
             }),

@@ -66,6 +66,10 @@ impl Executor {
             self.add_mandate(&mut evidence, &recovery, limits, false)
                 .await?;
         }
+        if let Some(until) = self.throttled(&evidence, memory) {
+            let until = until.max(self.later(LOOK_AGAIN));
+            return Ok(Turn::Pause { until });
+        }
         memory.note_cloud(&evidence);
         recovery = self.note_sightings(recovery, &evidence).await?;
         recovery.status.get_or_insert_default().diagnosis = Some(diagnosis.clone().into());
