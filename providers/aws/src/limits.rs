@@ -50,7 +50,7 @@ fn is_throttled(answer: &Response<Bytes>) -> bool {
     }
     let body = String::from_utf8_lossy(answer.body());
     let has = |code: &&str| body.contains(&format!("<Code>{code}</Code>"));
-    status.as_u16() == 429 || THROTTLED.iter().any(|code| has(code))
+    status.as_u16() == 429 || THROTTLED.iter().any(has)
 }
 
 #[cfg(test)]

@@ -155,6 +155,8 @@ pub struct DriverState {
     pub(crate) cloud: Option<CloudVolume>,
     /// Whether this turn stored a line, or put something back without one.
     moved: bool,
+    /// The phase that stands, and since when this driver has seen it so.
+    stands: Option<(Option<Phase>, Timestamp)>,
     /// Since when the cloud's rate limit cuts each look short.
     throttled_since: Option<Timestamp>,
     /// Since when the API server refuses the status.
