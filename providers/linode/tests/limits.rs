@@ -20,7 +20,11 @@ const SECOND: Duration = Duration::from_secs(1);
 
 async fn read(provider: &LinodeProvider) -> Result<(), ProviderError> {
     let id = VolumeId::new(VOLUME.to_string());
-    match provider.describe_volumes(&[id.clone()]).await.remove(&id) {
+    match provider
+        .describe_volumes(std::slice::from_ref(&id))
+        .await
+        .remove(&id)
+    {
         Some(Lookup::Failed(error)) => Err(error),
         Some(Lookup::Found(_) | Lookup::NotFound) | None => Ok(()),
     }
@@ -32,7 +36,9 @@ async fn poll(provider: LinodeProvider, lasting: Duration) {
     let holder = InstanceId::new(HOLDER.to_string());
     while Instant::now() < end {
         let _ = read(&provider).await;
-        provider.describe_instances(&[holder.clone()]).await;
+        provider
+            .describe_instances(std::slice::from_ref(&holder))
+            .await;
         let _ = provider.power_facts(&holder, start()).await;
         tokio::time::sleep(SECOND).await;
     }

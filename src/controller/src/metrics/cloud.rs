@@ -135,3 +135,37 @@ fn outcome_label(outcome: RequestOutcome) -> &'static str {
         RequestOutcome::Held => "held",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text::encode;
+    use reattach_cloud_simulator::{CloudSim, clock::tokio_from, in_memory};
+    use reattach_linode::{LinodeConfig, LinodeProvider, Token};
+    use reattach_provider_api::Provider;
+    use std::sync::Arc;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_metric_of_a_provider_is_in_the_docs() {
+        let sim = CloudSim::new(tokio_from("2026-03-02T03:00:00Z".parse().unwrap()));
+        let token = Token::new("test-token").unwrap();
+        let config = LinodeConfig::new(token, Some("https://linode.invalid")).unwrap();
+        let provider = LinodeProvider::new(in_memory(sim), config);
+        provider.describe_volumes(&["7".into()]).await;
+        let mut providers = Providers::default();
+        providers.register(Arc::new(provider));
+        let mut registry = Registry::default();
+        register(&mut registry, &providers);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let one =
+            r#"reattach_cloud_requests_total{provider="linode",kind="read",outcome="answered"} 1"#;
+        assert!(text.lines().any(|line| line == one), "{text}");
+        let docs = include_str!("../../../../docs/providers.md");
+        let values = text.lines().filter(|line| !line.starts_with('#'));
+        let names = values.filter_map(|line| line.split('{').next());
+        for name in names {
+            assert!(docs.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}
