@@ -57,7 +57,8 @@ pub enum ProviderError {
         /// Text of the provider or the transport.
         reason: String,
     },
-    /// The provider refused the call because of its rate limit. The call had no effect.
+    /// The provider refused the call because of its rate limit, or the limiter held it back ([`crate::limiter`]). The call had
+    /// no effect.
     #[error("could not {operation}: the provider limits the rate of calls{}", after(.retry_after))]
     Throttled {
         /// The action, as "detach volume 17".
@@ -128,6 +129,18 @@ impl ProviderError {
         match self {
             Self::NotApplied { .. } | Self::Unknown { .. } | Self::Throttled { .. } => true,
             Self::Denied { .. } | Self::OtherObject { .. } | Self::NotFound { .. } => false,
+        }
+    }
+
+    /// Returns the time to wait before the next call, if the provider's rate limit ended this one and the time is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after, .. } => *retry_after,
+            Self::NotApplied { .. }
+            | Self::Unknown { .. }
+            | Self::Denied { .. }
+            | Self::OtherObject { .. }
+            | Self::NotFound { .. } => None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The interface to a cloud: the [`Provider`] trait, its results and errors, the one algorithm that detaches a volume
-//! ([`detach`](mod@detach)), and the HTTP transport that production and the simulation share.
+//! ([`detach`](mod@detach)), the limiter that every request of a credential passes ([`limiter`]), and the HTTP transport that
+//! production and the simulation share.
 //!
 //! Errors are sorted by *what is known about the effect*, because that decides the next action: an effect that surely did
 //! not happen may be tried again; an effect that may have happened must be observed first.
@@ -10,6 +11,7 @@ mod deadline;
 pub mod detach;
 mod effects;
 mod error;
+pub mod limiter;
 mod masked;
 mod provider;
 pub mod socket;
@@ -21,6 +23,7 @@ pub use effects::{
     PowerOffManner, PowerOffRequest, PowerOutcome, SnapshotRequest, Unsupported,
 };
 pub use error::{EffectKnowledge, HandleError, ProviderError};
+pub use limiter::{Limiter, Purpose, RequestKind};
 pub use masked::masking;
 pub use provider::{Capabilities, Grant, Lookup, PreflightReport, Provider, Right, RightUse};
 pub use transport::{HttpTransport, TransportError, TransportErrorKind};

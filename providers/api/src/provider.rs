@@ -6,6 +6,7 @@ use crate::{
         PowerOutcome, SnapshotRequest, Unsupported,
     },
     error::{HandleError, ProviderError},
+    limiter::Limiter,
 };
 use futures::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use reattach_core::{
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// The capabilities of a provider's API. The default has none of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +158,8 @@ impl PreflightReport {
 /// - The map that `describe_*` returns contains every identifier of the call. Reads may be retried a bounded number of
 ///   times, and never return [`ProviderError::Unknown`].
 /// - No error, log line or `Debug` output contains the credential.
+/// - Every request of the credential passes one [`Limiter`]. The requests of an effect, its reads included, never wait behind
+///   other reads. A read that is held back returns [`ProviderError::Throttled`] and sends nothing.
 ///
 /// # Assumptions
 /// The caller keeps new users away from the volume until the detach is read back: a provider without
@@ -173,6 +176,17 @@ impl PreflightReport {
 pub trait Provider: Send + Sync {
     /// Returns the name of the provider, such as `linode`.
     fn name(&self) -> &'static str;
+
+    /// Returns the limiter that every request of the credential passes. `None`: the provider has no limiter.
+    fn limiter(&self) -> Option<&Limiter> {
+        None
+    }
+
+    /// Returns the same provider, with the same credential and limiter, for the reads right before an effect: they do not wait
+    /// behind other reads. `None`: the provider has no limiter, so that no read waits.
+    fn before_effects(&self) -> Option<Arc<dyn Provider>> {
+        None
+    }
 
     /// Returns the capabilities of the provider's API.
     fn capabilities(&self) -> Capabilities;

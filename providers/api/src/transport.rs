@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use tower::util::BoxCloneSyncService;
 
 /// Sends one request and returns the whole answer. Does not retry and does not follow redirects.
@@ -17,6 +18,11 @@ pub type HttpTransport = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, Tr
 pub enum TransportErrorKind {
     /// The request was not sent: no connection, no name, no TLS. It had no effect.
     BeforeSend,
+    /// The request was not sent, because the limiter holds it back ([`crate::limiter`]). It had no effect.
+    HeldBack {
+        /// Time after which the request would be sent.
+        retry_after: Duration,
+    },
     /// The request was sent, or may have been, and no complete answer came back.
     AfterSend,
     /// No answer came within the time allowed. How far the request got is not known.

@@ -10,7 +10,7 @@ use std::{error::Error, time::Duration};
 pub(crate) const DRY_RUN: &str = "DryRunOperation";
 
 /// Codes of throttling: those of EC2, and those that the SDK treats as throttling for any service.
-const THROTTLED: [&str; 9] = [
+pub(crate) const THROTTLED: [&str; 9] = [
     "RequestLimitExceeded",
     "Throttling",
     "ThrottlingException",
@@ -173,6 +173,13 @@ impl Call<'_> {
         }
         let reason = quote(&with_causes(&error));
         if let Some(found) = cause::<TransportError>(&error) {
+            if let TransportErrorKind::HeldBack { retry_after } = found.kind {
+                let throttled = ProviderError::Throttled {
+                    operation: self.operation.to_owned(),
+                    retry_after: Some(retry_after),
+                };
+                return Failure::new(throttled, false);
+            }
             let left = found.kind != TransportErrorKind::BeforeSend;
             let kind = match kind {
                 Kind::Mutation { sent } => Kind::Mutation { sent: sent && left },

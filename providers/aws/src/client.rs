@@ -4,6 +4,7 @@ use crate::{
     classify::{Call, Failure, Kind},
     config::{AwsConfig, Source},
     connector::{Connector, Sent},
+    limits,
 };
 use aws_config::{AppName, BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_ec2::{
@@ -12,7 +13,9 @@ use aws_sdk_ec2::{
     error::{ProvideErrorMetadata, SdkError},
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use reattach_provider_api::{Deadline, HttpTransport, ProviderError, masking};
+use reattach_provider_api::{
+    Deadline, HttpTransport, Limiter, ProviderError, Purpose, limiter::limited, masking,
+};
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 use tokio::sync::OnceCell;
 
@@ -27,44 +30,85 @@ pub(crate) type Answer<T, E> = Result<T, SdkError<E, HttpResponse>>;
 
 /// A client of EC2 over a transport. Clones share the transport.
 #[derive(Clone)]
-pub(crate) struct Client(Arc<Inner>);
+pub(crate) struct Client {
+    inner: Arc<Inner>,
+    purpose: Purpose,
+}
 
 struct Inner {
     transport: HttpTransport,
+    limiter: Arc<Limiter>,
     config: AwsConfig,
     ec2: OnceCell<Ec2>,
+    ec2_for_effects: OnceCell<Ec2>,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("config", &self.0.config)
+            .field("config", &self.inner.config)
             .finish_non_exhaustive()
     }
 }
 
 impl Client {
     pub(crate) fn new(transport: HttpTransport, config: AwsConfig) -> Self {
-        Self(Arc::new(Inner {
-            transport: masking(transport),
-            config,
-            ec2: OnceCell::new(),
-        }))
+        let limiter = Arc::new(Limiter::new(limits::PUBLISHED));
+        Self {
+            inner: Arc::new(Inner {
+                transport: limited(masking(transport), limiter.clone(), limits::READING),
+                limiter,
+                config,
+                ec2: OnceCell::new(),
+                ec2_for_effects: OnceCell::new(),
+            }),
+            purpose: Purpose::Look,
+        }
+    }
+
+    /// Returns this client for the requests of an effect: none of them waits behind looks.
+    pub(crate) fn for_effects(&self) -> Self {
+        Self {
+            purpose: Purpose::Effect,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn limiter(&self) -> &Limiter {
+        &self.inner.limiter
     }
 
     pub(crate) fn config(&self) -> &AwsConfig {
-        &self.0.config
+        &self.inner.config
     }
 
     /// Returns the SDK's client. The first call makes it and reads its settings from files and the environment.
     async fn ec2(&self) -> &Ec2 {
-        self.0.ec2.get_or_init(|| self.set_up()).await
+        let Inner {
+            transport,
+            ec2,
+            ec2_for_effects,
+            ..
+        } = &*self.inner;
+        let for_looks = ec2.get_or_init(|| self.set_up()).await;
+        match self.purpose {
+            Purpose::Look => for_looks,
+            // It shares the credentials that were read.
+            Purpose::Effect => {
+                let make = async || {
+                    let connector = Connector::reading(transport.clone(), Purpose::Effect);
+                    let settings = for_looks.config().to_builder().http_client(connector);
+                    Ec2::from_conf(settings.build())
+                };
+                ec2_for_effects.get_or_init(make).await
+            }
+        }
     }
 
     async fn set_up(&self) -> Ec2 {
         let Inner {
             transport, config, ..
-        } = &*self.0;
+        } = &*self.inner;
         let region = Region::new(config.region.clone());
         let mut builder = match &config.source {
             Source::Chain => {
@@ -83,7 +127,7 @@ impl Client {
         builder.set_app_name(AppName::new(config.user_agent.replace('/', "-")).ok());
         Ec2::from_conf(
             builder
-                .http_client(Connector::reading(transport.clone()))
+                .http_client(Connector::reading(transport.clone(), Purpose::Look))
                 .retry_config(RetryConfig::disabled())
                 // The functions below set a timeout around each call.
                 .timeout_config(TimeoutConfig::disabled())
@@ -127,7 +171,7 @@ impl Client {
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         let work = async { send(self.ec2().await.clone()).await };
-        match tokio::time::timeout(self.0.config.read_timeout, work).await {
+        match tokio::time::timeout(self.inner.config.read_timeout, work).await {
             Ok(answer) => answer.map_err(|error| call.failed(Kind::Read, error)),
             Err(_) => Err(call.timed_out(Kind::Read)),
         }
@@ -178,7 +222,7 @@ impl Client {
     {
         let (settings, _) = self.once();
         let work = async { send(self.ec2().await.clone(), settings).await };
-        match tokio::time::timeout(self.0.config.read_timeout, work).await {
+        match tokio::time::timeout(self.inner.config.read_timeout, work).await {
             Ok(answer) => answer.map_err(|error| call.failed(Kind::Read, error)),
             Err(_) => Err(call.timed_out(Kind::Read)),
         }
@@ -186,7 +230,7 @@ impl Client {
 
     /// Returns the settings of a call that is sent at most once.
     fn once(&self) -> (Builder, Sent) {
-        let (connector, sent) = Connector::once(self.0.transport.clone());
+        let (connector, sent) = Connector::once(self.inner.transport.clone());
         (
             Builder::new()
                 .http_client(connector)

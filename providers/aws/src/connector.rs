@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::{
 };
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use reattach_provider_api::{HttpTransport, TransportError, TransportErrorKind};
+use reattach_provider_api::{HttpTransport, Purpose, TransportError, TransportErrorKind};
 use std::{
     fmt,
     sync::{
@@ -36,6 +36,7 @@ impl Sent {
 #[derive(Clone)]
 pub(crate) struct Connector {
     transport: HttpTransport,
+    purpose: Purpose,
     once: Option<Sent>,
 }
 
@@ -48,10 +49,11 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
-    /// Makes a connector for reads.
-    pub(crate) fn reading(transport: HttpTransport) -> Self {
+    /// Makes a connector for reads of this purpose.
+    pub(crate) fn reading(transport: HttpTransport, purpose: Purpose) -> Self {
         Self {
             transport,
+            purpose,
             once: None,
         }
     }
@@ -62,6 +64,7 @@ impl Connector {
         (
             Self {
                 transport,
+                purpose: Purpose::Effect,
                 once: Some(sent.clone()),
             },
             sent,
@@ -81,7 +84,11 @@ impl HttpClient for Connector {
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let Self { transport, once } = self.clone();
+        let Self {
+            transport,
+            purpose,
+            once,
+        } = self.clone();
         HttpConnectorFuture::new(async move {
             let unsent = |why: &str| {
                 let error = TransportError::new(TransportErrorKind::BeforeSend, why);
@@ -95,6 +102,7 @@ impl HttpConnector for Connector {
                 .try_into_http1x()
                 .map_err(|_| unsent("the request is not valid HTTP"))?;
             let mut request = request.map(|_| body);
+            request.extensions_mut().insert(purpose);
             if let Some(sent) = &once {
                 if sent.0.swap(true, Ordering::SeqCst) {
                     // The first request may have had its effect, so its outcome counts.
@@ -111,9 +119,9 @@ impl HttpConnector for Connector {
                 .await
                 .map_err(|error| match error.kind {
                     TransportErrorKind::Timeout => ConnectorError::timeout(Box::new(error)),
-                    TransportErrorKind::BeforeSend | TransportErrorKind::AfterSend => {
-                        ConnectorError::io(Box::new(error))
-                    }
+                    TransportErrorKind::BeforeSend
+                    | TransportErrorKind::HeldBack { .. }
+                    | TransportErrorKind::AfterSend => ConnectorError::io(Box::new(error)),
                 })?;
             HttpResponse::try_from(answer.map(SdkBody::from)).map_err(|_| {
                 let why = "the SDK cannot read the answer as HTTP";
@@ -162,7 +170,7 @@ mod tests {
             (count.load(Ordering::SeqCst), marked.load(Ordering::SeqCst)),
             (1, 1)
         );
-        let reading = Connector::reading(transport);
+        let reading = Connector::reading(transport, Purpose::Look);
         for _ in 0..2 {
             assert!(reading.call(request()).await.is_ok());
         }

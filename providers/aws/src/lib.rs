@@ -17,6 +17,7 @@ mod config;
 mod connector;
 mod detach;
 mod handle;
+mod limits;
 mod power;
 mod preflight;
 mod provider;

@@ -16,11 +16,11 @@ use reattach_core::{
 };
 use reattach_provider_api::{
     Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
-    HttpTransport, Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
-    SnapshotRequest, detach,
+    HttpTransport, Limiter, Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider,
+    ProviderError, SnapshotRequest, detach,
 };
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Length of a scope's fingerprint, in bytes.
 const FINGERPRINT: usize = 16;
@@ -54,6 +54,16 @@ impl AwsProvider {
 impl Provider for AwsProvider {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn limiter(&self) -> Option<&Limiter> {
+        Some(self.client.limiter())
+    }
+
+    fn before_effects(&self) -> Option<Arc<dyn Provider>> {
+        Some(Arc::new(Self {
+            client: self.client.for_effects(),
+        }))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -142,7 +152,7 @@ impl Provider for AwsProvider {
         &self,
         request: DetachRequest,
     ) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
-        detach::detach(&self.client, request).boxed()
+        async move { detach::detach(&self.client.for_effects(), request).await }.boxed()
     }
 
     fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String {
@@ -175,14 +185,14 @@ impl Provider for AwsProvider {
         &self,
         request: ForceDetachRequest,
     ) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
-        async move { Ok(detach::force_detach(&self.client, request).await?) }.boxed()
+        async move { Ok(detach::force_detach(&self.client.for_effects(), request).await?) }.boxed()
     }
 
     fn power_off(
         &self,
         request: PowerOffRequest,
     ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
-        async move { power::off(&self.client, &request).await }.boxed()
+        async move { power::off(&self.client.for_effects(), &request).await }.boxed()
     }
 
     fn power_on<'a>(
@@ -190,7 +200,7 @@ impl Provider for AwsProvider {
         instance: &'a InstanceId,
         timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
-        power::on(&self.client, instance, timeout).boxed()
+        async move { power::on(&self.client.for_effects(), instance, timeout).await }.boxed()
     }
 
     /// A fingerprint of account and region. The access key is not part of it, because the keys of a role change every hour.
@@ -244,7 +254,7 @@ impl Provider for AwsProvider {
         &self,
         request: SnapshotRequest,
     ) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
-        async move { snapshot::create(&self.client, &request).await }.boxed()
+        async move { snapshot::create(&self.client.for_effects(), &request).await }.boxed()
     }
 
     fn snapshots<'a>(

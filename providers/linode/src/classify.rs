@@ -29,10 +29,18 @@ struct OneError {
 /// Classifies a call without an answer.
 pub(crate) fn transport(operation: &str, kind: Kind, error: &TransportError) -> ProviderError {
     let (operation, reason) = (operation.to_owned(), error.to_string());
-    if kind == Kind::Read || error.kind == TransportErrorKind::BeforeSend {
-        ProviderError::NotApplied { operation, reason }
-    } else {
-        ProviderError::Unknown { operation, reason }
+    match (error.kind, kind) {
+        (TransportErrorKind::HeldBack { retry_after }, _) => ProviderError::Throttled {
+            operation,
+            retry_after: Some(retry_after),
+        },
+        (TransportErrorKind::BeforeSend, _)
+        | (TransportErrorKind::AfterSend | TransportErrorKind::Timeout, Kind::Read) => {
+            ProviderError::NotApplied { operation, reason }
+        }
+        (TransportErrorKind::AfterSend | TransportErrorKind::Timeout, Kind::Mutation) => {
+            ProviderError::Unknown { operation, reason }
+        }
     }
 }
 
@@ -114,7 +122,7 @@ pub(crate) fn in_maintenance(headers: &HeaderMap) -> bool {
 }
 
 /// Parses `Retry-After` in seconds. Linode documents no form with a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers
         .get(header::RETRY_AFTER)?
         .to_str()
@@ -266,6 +274,13 @@ mod tests {
     fn a_transport_error_counts_by_how_far_the_request_got() {
         let table = [
             (TransportErrorKind::BeforeSend, "NotApplied", "NotApplied"),
+            (
+                TransportErrorKind::HeldBack {
+                    retry_after: Duration::from_secs(3),
+                },
+                "Throttled",
+                "Throttled",
+            ),
             (TransportErrorKind::AfterSend, "NotApplied", "Unknown"),
             (TransportErrorKind::Timeout, "NotApplied", "Unknown"),
         ];

@@ -3,17 +3,19 @@
 use crate::{
     classify::{self, Kind},
     config::LinodeConfig,
+    limits,
     wire::Numbered,
 };
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
 use reattach_provider_api::{
-    Deadline, HttpTransport, ProviderError, TransportError, TransportErrorKind, masking,
+    Deadline, HttpTransport, Limiter, ProviderError, Purpose, TransportError, TransportErrorKind,
+    limiter::limited, masking,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tower::ServiceExt;
 
 /// Maximum number of attempts of a read.
@@ -26,6 +28,8 @@ const MAX_PAGES: u64 = 200;
 pub(crate) struct Client {
     transport: HttpTransport,
     config: LinodeConfig,
+    limiter: Arc<Limiter>,
+    purpose: Purpose,
 }
 
 impl fmt::Debug for Client {
@@ -69,10 +73,25 @@ impl From<ProviderError> for PostFailure {
 
 impl Client {
     pub(crate) fn new(transport: HttpTransport, config: LinodeConfig) -> Self {
+        let limiter = Arc::new(Limiter::new(limits::PUBLISHED));
         Self {
-            transport: masking(transport),
+            transport: limited(masking(transport), limiter.clone(), limits::READING),
             config,
+            limiter,
+            purpose: Purpose::Look,
         }
+    }
+
+    /// Returns this client for the requests of an effect: none of them waits behind looks.
+    pub(crate) fn for_effects(&self) -> Self {
+        Self {
+            purpose: Purpose::Effect,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn limiter(&self) -> &Limiter {
+        &self.limiter
     }
 
     pub(crate) fn config(&self) -> &LinodeConfig {
@@ -80,7 +99,7 @@ impl Client {
     }
 
     /// Reads one path. Retries passing failures (no answer, 408, 5xx outside maintenance), at most twice, after 0.2 s
-    /// and 0.4 s. Does not retry a 429: the caller decides how long to wait.
+    /// and 0.4 s. Does not retry a read that the rate limit ended: the caller decides how long to wait.
     pub(crate) async fn get(
         &self,
         operation: &str,
@@ -127,7 +146,7 @@ impl Client {
             .await;
         let answer = sent.map_err(|error| Failure {
             error: classify::transport(operation, Kind::Read, &error),
-            transient: true,
+            transient: !matches!(error.kind, TransportErrorKind::HeldBack { .. }),
             refused: None,
         })?;
         let status = answer.status();
@@ -256,6 +275,7 @@ impl Client {
             request = request.header("x-filter", value);
         }
         let request = request
+            .extension(self.purpose)
             .body(Bytes::new())
             .map_err(|e| unsendable(e.to_string()))?;
         let allowed = deadline.left();

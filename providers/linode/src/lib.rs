@@ -17,6 +17,7 @@ mod detach;
 mod event;
 mod handle;
 mod history;
+mod limits;
 mod power;
 mod preflight;
 mod provider;

@@ -14,13 +14,15 @@ use reattach_core::{
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use reattach_provider_api::{
-    Capabilities, DetachOutcome, DetachRequest, EffectError, HandleError, HttpTransport, Lookup,
-    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, detach::detach,
+    Capabilities, DetachOutcome, DetachRequest, EffectError, HandleError, HttpTransport, Limiter,
+    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
+    detach::detach,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -216,6 +218,16 @@ impl Provider for LinodeProvider {
         handle::NAME
     }
 
+    fn limiter(&self) -> Option<&Limiter> {
+        Some(self.client.limiter())
+    }
+
+    fn before_effects(&self) -> Option<Arc<dyn Provider>> {
+        Some(Arc::new(Self {
+            client: self.client.for_effects(),
+        }))
+    }
+
     /// Linode's detach names no holder and cannot be forced. There are no dry-runs and no snapshots of volumes (a clone is a
     /// new volume that costs money).
     fn capabilities(&self) -> Capabilities {
@@ -315,7 +327,7 @@ impl Provider for LinodeProvider {
         &self,
         request: DetachRequest,
     ) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
-        detach(&self.client, request).boxed()
+        async move { detach(&self.client.for_effects(), request).await }.boxed()
     }
 
     fn detach_command(&self, volume: &VolumeId, _holder: &InstanceId) -> String {
@@ -338,7 +350,7 @@ impl Provider for LinodeProvider {
         &self,
         request: PowerOffRequest,
     ) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
-        async move { power::off(&self.client, &request).await }.boxed()
+        async move { power::off(&self.client.for_effects(), &request).await }.boxed()
     }
 
     fn power_on<'a>(
@@ -346,7 +358,7 @@ impl Provider for LinodeProvider {
         instance: &'a InstanceId,
         timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
-        power::on(&self.client, instance, timeout).boxed()
+        async move { power::on(&self.client.for_effects(), instance, timeout).await }.boxed()
     }
 
     fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {

@@ -223,6 +223,8 @@ pub(crate) fn cut() -> Response<Body> {
 
 /// The state of the rate limit in the current minute.
 pub(crate) struct Limits {
+    /// The moment of the request.
+    pub(crate) now: Timestamp,
     pub(crate) limit: u32,
     pub(crate) remaining: u32,
     pub(crate) reset: Timestamp,
@@ -240,6 +242,7 @@ impl Limits {
         let limit = state.rate_limit.unwrap_or(shown);
         let reset = crate::state::later(start, Duration::from_secs(60));
         Self {
+            now,
             limit,
             remaining: limit.saturating_sub(used),
             reset,

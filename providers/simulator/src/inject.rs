@@ -4,6 +4,7 @@
 use crate::{
     CloudSim,
     faults::{FaultNo, FaultRule},
+    http::Limits,
     model::{DetachBehaviour, InstanceNo, InstanceStatus, Job, JobAction, OpError, VolumeNo},
     state::{UnattachedDetach, later},
 };
@@ -174,6 +175,29 @@ impl CloudSim {
     /// Sets the number of requests allowed per minute. More are answered 429 with `Retry-After`. `None` (the default): no limit.
     pub fn set_rate_limit(&self, per_minute: Option<u32>) {
         self.with(|state, _| state.rate_limit = per_minute);
+    }
+
+    /// Counts a request of another client with the same credential, such as a CSI driver. It shares the limit of
+    /// [`Self::set_rate_limit`] and is not logged.
+    ///
+    /// # Errors
+    /// The limit is exceeded: the request is answered 429. [`Self::refused_others`] counts it.
+    pub fn count_other_request(&self) -> Result<(), OpError> {
+        self.with(|state, now| {
+            if !Limits::count(state, now, u32::MAX).exceeded {
+                return Ok(());
+            }
+            state.refused_others += 1;
+            Err(OpError::Refused {
+                status: 429,
+                reason: "Too many requests".to_owned(),
+            })
+        })
+    }
+
+    /// Returns how many requests of other clients were answered 429.
+    pub fn refused_others(&self) -> u32 {
+        self.with(|state, _| state.refused_others)
     }
 
     /// Freezes the reads of the API at the present state for `lasting`, while the real state changes.

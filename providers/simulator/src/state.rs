@@ -65,6 +65,8 @@ pub(crate) struct State {
     /// Requests allowed per minute. `None`: no limit.
     pub(crate) rate_limit: Option<u32>,
     pub(crate) rate_window: Option<(Timestamp, u32)>,
+    /// Requests of other clients that were answered 429.
+    pub(crate) refused_others: u32,
     pub(crate) random: u64,
     last_number: u64,
     last_job: u64,

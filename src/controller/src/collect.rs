@@ -4,7 +4,7 @@ mod identity;
 mod neighbours;
 
 use crate::neighbours::Neighbours;
-use crate::providers::{Located, Providers, SHARED_FOR};
+use crate::providers::{Located, Providers, SHARED_AT_ONCE_FOR, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -254,7 +254,7 @@ impl Collector {
         let since = self
             .clock
             .now()
-            .saturating_sub(SHARED_FOR)
+            .saturating_sub(SHARED_AT_ONCE_FOR)
             .unwrap_or(Timestamp::MIN);
         Ok(self
             .providers
@@ -275,11 +275,15 @@ impl Collector {
             }
         };
         e.cloud_scope = scope;
-        let shared = now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
+        let shared_for = |time| now().saturating_sub(time).unwrap_or(Timestamp::MIN);
         let since = match needs {
             Needs::Execute { live: true, .. } => now(),
-            Needs::Execute { since, .. } => since.max(shared),
-            Needs::Diagnose | Needs::Plan => shared,
+            Needs::Execute { since, .. } => since.max(shared_for(SHARED_AT_ONCE_FOR)),
+            Needs::Diagnose | Needs::Plan => shared_for(SHARED_FOR),
+        };
+        let located = match needs {
+            Needs::Execute { live: true, .. } => located.before_effects(),
+            Needs::Execute { live: false, .. } | Needs::Diagnose | Needs::Plan => located,
         };
         let expire = located.provider().orders_expire_after();
         e.orders_expire_after_seconds = expire.and_then(|d| i64::try_from(d.as_secs()).ok());
@@ -400,10 +404,11 @@ impl Collector {
             return;
         }
         let history = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
-        let (instances, power, scope) = tokio::join!(
+        // The scope is asked for first. If the rate limit holds it back, it holds back the others, too, whose facts say so.
+        let (scope, instances, power) = tokio::join!(
+            located.scope(since, now),
             located.instances(&ids, since, now),
-            located.power(&ids, history, since, now),
-            located.scope(since, now)
+            located.power(&ids, history, since, now)
         );
         e.instances = instances;
         e.power = power;

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 use reattach_cluster::{Clients, Clock, bounds};
 use reattach_controller::http::{Endpoints, router};
 use reattach_controller::listener::{BoundedListener, Limits};
-use reattach_controller::metrics::Metrics;
+use reattach_controller::metrics::{Metrics, cloud};
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::setup::{Preflight, preflight};
 use reattach_controller::{Controller, Providers, Settings};
@@ -196,6 +196,7 @@ async fn run(args: Args) -> Result<()> {
     let identity = format!("{}/{}/{}", args.pod_name, args.pod_uid, std::process::id());
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
+    cloud::register(&mut registry, &providers);
     let (ready_tx, ready) = watch::channel(false);
     let (stop_tx, stop) = watch::channel(false);
     let listener = tokio::net::TcpListener::bind(args.listen)

@@ -1,5 +1,7 @@
 //! Prometheus metrics of the controller.
 
+pub mod cloud;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;

@@ -12,14 +12,22 @@ use reattach_core::ids::{CloudCluster, DriverName, InstanceId, VolumeHandle, Vol
 use reattach_core::plan::{Allowed, Commands, Snapshots};
 use reattach_core::product::Product;
 use reattach_provider_api::{
-    Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
+    Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Purpose,
+    Unsupported,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// An answer is good enough for so long where nothing asks for a newer one.
-pub const SHARED_FOR: SignedDuration = SignedDuration::from_millis(400);
+/// Before a run, a look may be answered from an answer of the cloud that is at most so old, 3 s: Linode's CSI driver polls as
+/// often. Facts keep the time of the request that brought them, so that rules about the age of facts hold.
+pub const SHARED_FOR: SignedDuration = SignedDuration::from_secs(3);
+/// The same in the course of a run, and for a failed read, 400 ms: only looks that are due at the same moment share an answer. A
+/// read right before an effect is answered by no earlier request at all.
+pub const SHARED_AT_ONCE_FOR: SignedDuration = SignedDuration::from_millis(400);
+/// Pause after a refusal for which neither the provider nor its limiter knows a time, 1 s.
+const UNTIMED: Duration = Duration::from_secs(1);
 /// A volume that was asked about within this time is asked about again along with the next one: many recoveries at once
 /// cost one request.
 const TOGETHER: SignedDuration = SignedDuration::from_secs(3);
@@ -36,11 +44,34 @@ pub struct Providers {
 
 struct Known {
     provider: Arc<dyn Provider>,
+    /// The same provider for the reads right before an effect. They share answers among themselves only, so that none of them
+    /// waits for a look.
+    before_effects: Option<Arc<Known>>,
     volumes: BatchCache<VolumeId, Lookup<CloudVolume>>,
     instances: BatchCache<InstanceId, Lookup<CloudInstance>>,
     power: BatchCache<InstanceId, Result<PowerFacts, EffectError>>,
     scope: BatchCache<(), Result<CloudScope, EffectError>>,
     clusters: Mutex<BTreeMap<InstanceId, (Timestamp, BTreeSet<CloudCluster>)>>,
+}
+
+/// An answer of the cloud that may be a failure.
+trait Answer {
+    fn has_failed(&self) -> bool;
+}
+
+impl<T> Answer for Lookup<T> {
+    fn has_failed(&self) -> bool {
+        match self {
+            Self::Found(_) | Self::NotFound => false,
+            Self::Failed(_) => true,
+        }
+    }
+}
+
+impl<T, E> Answer for Result<T, E> {
+    fn has_failed(&self) -> bool {
+        self.is_err()
+    }
 }
 
 /// What was wanted, and what was answered: with the moment before the request was sent.
@@ -58,7 +89,7 @@ impl<K, T> Default for BatchCache<K, T> {
     }
 }
 
-impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
+impl<K: Ord + Clone, T: Clone + Answer> BatchCache<K, T> {
     /// What is told of each key by an answer to a request that was sent at `since` or later, with the moment before
     /// that request. `ask` is called at most once, with everything that is wanted at the time.
     async fn told(
@@ -68,19 +99,19 @@ impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
         now: &impl Fn() -> Timestamp,
         ask: impl AsyncFnOnce(Vec<K>) -> BTreeMap<K, T>,
     ) -> BTreeMap<K, (Timestamp, T)> {
-        self.want(keys, now());
+        let asked = now();
+        self.want(keys, asked);
         // The lock is held over the call. A caller that waits for it finds the answer, or sends one request for all.
         let mut heard = self.heard.lock().await;
-        let fresh = |heard: &BTreeMap<K, (Timestamp, T)>| -> BTreeMap<K, (Timestamp, T)> {
-            let told = |key: &K| {
-                Some((
-                    key.clone(),
-                    heard.get(key).filter(|(at, _)| *at >= since)?.clone(),
-                ))
+        let failed_since = earlier(asked, SHARED_AT_ONCE_FOR).max(since);
+        let fresh = |heard: &BTreeMap<K, (Timestamp, T)>, failed_since| {
+            let good = |(at, answer): &&(Timestamp, T)| {
+                *at >= since && (!answer.has_failed() || *at >= failed_since)
             };
-            keys.iter().filter_map(told).collect()
+            let told = |key: &K| Some((key.clone(), heard.get(key).filter(good)?.clone()));
+            keys.iter().filter_map(told).collect::<BTreeMap<_, _>>()
         };
-        if fresh(&heard).len() < keys.len() {
+        if fresh(&heard, failed_since).len() < keys.len() {
             // Callers that arrive at the same moment add what they want.
             tokio::task::yield_now().await;
             let at = now();
@@ -88,7 +119,8 @@ impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
             let answers = ask(self.want(keys, at)).await;
             heard.extend(answers.into_iter().map(|(key, answer)| (key, (at, answer))));
         }
-        fresh(&heard)
+        // A failure that took long is still the answer.
+        fresh(&heard, since)
     }
 
     /// Notes what is wanted now. Answers what is wanted altogether.
@@ -97,6 +129,24 @@ impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
         wanted.retain(|_, asked| at.duration_since(*asked) < TOGETHER);
         wanted.extend(keys.iter().map(|key| (key.clone(), at)));
         wanted.keys().cloned().collect()
+    }
+}
+
+fn earlier(than: Timestamp, by: SignedDuration) -> Timestamp {
+    than.saturating_sub(by).unwrap_or(Timestamp::MIN)
+}
+
+impl Known {
+    fn new(provider: Arc<dyn Provider>, before_effects: Option<Arc<Self>>) -> Self {
+        Self {
+            provider,
+            before_effects,
+            volumes: BatchCache::default(),
+            instances: BatchCache::default(),
+            power: BatchCache::default(),
+            scope: BatchCache::default(),
+            clusters: Mutex::default(),
+        }
     }
 }
 
@@ -111,14 +161,10 @@ pub struct Located {
 impl Providers {
     /// Registers a provider.
     pub fn register(&mut self, provider: Arc<dyn Provider>) {
-        self.list.push(Arc::new(Known {
-            provider,
-            volumes: BatchCache::default(),
-            instances: BatchCache::default(),
-            power: BatchCache::default(),
-            scope: BatchCache::default(),
-            clusters: Mutex::default(),
-        }));
+        let before_effects = provider.before_effects();
+        let before_effects = before_effects.map(|p| Arc::new(Known::new(p, None)));
+        self.list
+            .push(Arc::new(Known::new(provider, before_effects)));
     }
 
     /// Every provider.
@@ -188,6 +234,17 @@ impl Located {
     /// The provider.
     pub fn provider(&self) -> &Arc<dyn Provider> {
         &self.known.provider
+    }
+
+    /// The same volume for the reads right before an effect: they wait neither for looks nor behind them.
+    pub fn before_effects(self) -> Self {
+        let known = self.known.before_effects.clone().unwrap_or(self.known);
+        Self { known, id: self.id }
+    }
+
+    /// For how long the provider takes no effect, because its rate limit refused one. `None`: it takes effects.
+    pub fn effects_held_for(&self) -> Option<Duration> {
+        self.provider().limiter()?.held_for(Purpose::Effect)
     }
 
     /// The volume as the cloud describes it, by an answer to a request that was sent at `since` or later. The fact
@@ -286,7 +343,7 @@ impl Located {
             Some((at, Err(EffectError::Failed(ProviderError::NotFound { .. })))) => {
                 Fact::absent(self.source(), *at)
             }
-            Some((at, Err(error))) => self.unread(error, error.is_away(), *at),
+            Some((at, Err(error))) => self.unread(error, *at, &now),
             None => Fact::unknown("it was not read", self.source(), now()),
         };
         ids.iter().map(|id| (id.clone(), fact(id))).collect()
@@ -318,10 +375,37 @@ impl Located {
         Source::Cloud(self.provider().name().to_owned())
     }
 
-    /// What could not be read, because the cloud is away or for another reason.
-    fn unread<T>(&self, error: &impl ToString, away: bool, at: Timestamp) -> Fact<T> {
-        let make = if away { Fact::away } else { Fact::unknown };
-        make(error.to_string(), self.source(), at)
+    /// A fact that could not be read, with the time when the provider may be asked again if its rate limit was the cause.
+    fn unread<T>(
+        &self,
+        error: &EffectError,
+        at: Timestamp,
+        now: impl Fn() -> Timestamp,
+    ) -> Fact<T> {
+        let EffectError::Failed(ProviderError::Throttled {
+            operation,
+            retry_after,
+        }) = error
+        else {
+            let make = if error.is_away() {
+                Fact::away
+            } else {
+                Fact::unknown
+            };
+            return make(error.to_string(), self.source(), at);
+        };
+        let held = || self.provider().limiter()?.held_for(Purpose::Look);
+        let pause = retry_after.or_else(held).unwrap_or(UNTIMED);
+        let until = SignedDuration::try_from(pause)
+            .ok()
+            .and_then(|pause| now().checked_add(pause).ok())
+            .unwrap_or(Timestamp::MAX);
+        // Without the seconds, which differ from look to look.
+        let why = ProviderError::Throttled {
+            operation: operation.clone(),
+            retry_after: None,
+        };
+        Fact::throttled(why.to_string(), until, self.source(), at)
     }
 
     fn looked_up<T: Clone>(
@@ -332,7 +416,7 @@ impl Located {
         match told {
             Some((at, Lookup::Found(item))) => Fact::present(item.clone(), self.source(), *at),
             Some((at, Lookup::NotFound)) => Fact::absent(self.source(), *at),
-            Some((at, Lookup::Failed(error))) => self.unread(error, error.is_away(), *at),
+            Some((at, Lookup::Failed(error))) => self.unread(&error.clone().into(), *at, &now),
             None => Fact::unknown(
                 "the provider left it out of its answer",
                 self.source(),
@@ -350,7 +434,7 @@ impl Located {
         let at = now();
         match self.provider().snapshots(&self.id, label).await {
             Ok(snapshots) => Fact::present(snapshots, self.source(), at),
-            Err(error) => self.unread(&error, error.is_away(), at),
+            Err(error) => self.unread(&error, at, &now),
         }
     }
 
@@ -359,7 +443,7 @@ impl Located {
         let at = now();
         match self.provider().jobs(&self.id, since).await {
             Ok(jobs) => Fact::present(jobs, self.source(), at),
-            Err(error) => self.unread(&error, error.is_away(), at),
+            Err(error) => self.unread(&error.into(), at, &now),
         }
     }
 }

@@ -42,11 +42,18 @@ pub enum Known<T> {
         /// Why, as one sentence.
         why: String,
     },
-    /// The source is away: it could not be reached, failed, or asked for patience. Nobody can act by it for now, and that
+    /// The source is away: it could not be reached, or failed. Nobody can act by it for now, and that
     /// time counts against no step.
     Away {
         /// Why, as one sentence.
         why: String,
+    },
+    /// The source was not asked, or did not answer, because of its rate limit. It says nothing about the thing.
+    Throttled {
+        /// Why, as one sentence that does not change from look to look.
+        why: String,
+        /// When the source may be asked again, on the reader's clock.
+        until: Timestamp,
     },
 }
 
@@ -136,9 +143,32 @@ impl<T> Fact<T> {
         }
     }
 
-    /// Whether the source was away when it was asked.
+    /// A fact that was not read because of the source's rate limit. The source may be asked again at `until`.
+    pub fn throttled(
+        why: impl Into<String>,
+        until: Timestamp,
+        source: Source,
+        at: Timestamp,
+    ) -> Self {
+        let why = why.into();
+        Self {
+            value: Known::Throttled { why, until },
+            source,
+            at,
+        }
+    }
+
+    /// Whether nobody could act by the source when it was asked: it was away, or its rate limit kept the fact from being read.
     pub fn is_away(&self) -> bool {
-        matches!(self.value, Known::Away { .. })
+        matches!(self.value, Known::Away { .. } | Known::Throttled { .. })
+    }
+
+    /// When the source may be asked again, if its rate limit kept the fact from being read.
+    pub fn throttled_until(&self) -> Option<Timestamp> {
+        match &self.value {
+            Known::Throttled { until, .. } => Some(*until),
+            Known::Present(_) | Known::Absent | Known::Unknown { .. } | Known::Away { .. } => None,
+        }
     }
 
     /// The value at `now`.
@@ -148,7 +178,7 @@ impl<T> Fact<T> {
     pub fn read(&self, now: Timestamp, max_age: SignedDuration) -> Result<&T, Missing> {
         let age = now.duration_since(self.at);
         match &self.value {
-            Known::Unknown { why } | Known::Away { why } => {
+            Known::Unknown { why } | Known::Away { why } | Known::Throttled { why, .. } => {
                 Err(Missing::Failed { why: why.clone() })
             }
             _ if age > max_age || age < -max_age => Err(Missing::TooOld {

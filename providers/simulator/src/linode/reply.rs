@@ -6,6 +6,7 @@ use crate::{
     http::{self, Limits},
 };
 use axum::{body::Body, http::Response};
+use jiff::fmt::rfc2822;
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug)]
@@ -92,8 +93,16 @@ impl Reply {
             .with_header("x-accepted-oauth-scopes", needed.join(","))
     }
 
+    /// Adds the headers of the rate limit, and the date that the end of its window is compared with.
     pub(super) fn with_limits(self, limits: &Limits) -> Self {
-        self.with_header("x-ratelimit-limit", limits.limit.to_string())
+        let date = rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&limits.now);
+        let dated = match date {
+            Ok(date) => self.with_header("date", date),
+            // A year of more than four digits.
+            Err(_) => self,
+        };
+        dated
+            .with_header("x-ratelimit-limit", limits.limit.to_string())
             .with_header("x-ratelimit-remaining", limits.remaining.to_string())
             .with_header("x-ratelimit-reset", limits.reset.as_second().to_string())
     }

@@ -30,11 +30,13 @@ use tokio::time::Instant;
 const ANSWER_GOOD_FOR: Duration = Duration::from_secs(60);
 /// An agent whose answer does not tell enough, or that gave none, is asked again after so long.
 const ASK_AGAIN: Duration = Duration::from_mins(5);
-/// Without a change the diagnosis is made anew after so long.
+/// Shortest time after which the diagnosis is made anew without a change.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
-/// The same where it may take hours: a provider's lock costs one read of the cloud each time, and what is not ours is
-/// looked at again anyway when an object changes.
+/// Longest time after which it is made anew. Each time costs reads of the cloud, and a change of an object makes it anyway.
 const LOOK_RARELY: SignedDuration = SignedDuration::from_secs(20);
+/// A phase that has stood for a while is looked at again after one in so many parts of that time, so that no recovery takes a
+/// tenth longer than it has waited already.
+const PART_OF_WAIT: i32 = 10;
 
 impl Executor {
     /// One turn of a recovery whose journal is empty.
@@ -68,8 +70,17 @@ impl Executor {
             self.add_mandate(&mut evidence, &recovery, limits, false)
                 .await?;
         }
+        if let Some(until) = self.throttled(&evidence, memory) {
+            let until = until.max(self.later(LOOK_AGAIN));
+            return Ok(Turn::Pause { until });
+        }
         memory.note_cloud(&evidence);
+        let version = recovery.resource_version();
         recovery = self.note_sightings(recovery, &evidence).await?;
+        if recovery.resource_version() != version {
+            // A proof may need a second reading of what was just seen for the first time.
+            memory.stands = None;
+        }
         recovery.status.get_or_insert_default().diagnosis = Some(diagnosis.clone().into());
         recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
         match &diagnosis.verdict {
@@ -271,6 +282,7 @@ impl Executor {
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let passing = refusals.iter().all(Refusal::may_pass);
+        let pause = self.look_again(&recovery, memory);
         let status = recovery.status.get_or_insert_default();
         status.refusals = refusals.iter().map(ToString::to_string).collect();
         status.plan = None;
@@ -282,9 +294,7 @@ impl Executor {
             Phase::Refused
         };
         self.keep(recovery, phase, message, memory).await?;
-        Ok(Turn::Pause {
-            until: self.later(LOOK_AGAIN),
-        })
+        Ok(pause)
     }
 
     /// There is a plan: show it, wait for approval, or begin.
@@ -307,9 +317,7 @@ impl Executor {
         let status = recovery.status.get_or_insert_default();
         status.plan_hash = Some(plan.hash.to_string());
         status.plan = shown.then(|| Plan::clone(&plan).into());
-        let pause = Turn::Pause {
-            until: self.later(LOOK_AGAIN),
-        };
+        let pause = self.look_again(&recovery, memory);
         let authority = match recovery.spec.mode {
             Mode::Observe | Mode::DryRun => {
                 self.keep(recovery, Phase::Planned, summary, memory).await?;
@@ -398,6 +406,7 @@ impl Executor {
         diagnosis: &Diagnosis,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
+        let pause = self.look_again(&recovery, memory);
         let status = recovery.status.get_or_insert_default();
         status.plan = None;
         status.plan_hash = None;
@@ -411,9 +420,28 @@ impl Executor {
                     reason: WaitReason::ProviderLock { .. }
                 }
         );
-        Ok(Turn::Pause {
-            until: self.later(if patient { LOOK_RARELY } else { LOOK_AGAIN }),
+        Ok(if patient {
+            Turn::Pause {
+                until: self.later(LOOK_RARELY),
+            }
+        } else {
+            pause
         })
+    }
+
+    /// The pause before the next look at a recovery that waits. It grows while the phase stands.
+    fn look_again(&self, recovery: &StoredRecovery, memory: &mut DriverState) -> Turn {
+        let now = self.collector.clock.now();
+        let phase = recovery.status.as_ref().map(|s| s.phase);
+        let since = match memory.stands {
+            Some((stood, since)) if stood == phase => since,
+            _ => now,
+        };
+        memory.stands = Some((phase, since));
+        let part = now.duration_since(since) / PART_OF_WAIT;
+        Turn::Pause {
+            until: self.later(part.clamp(LOOK_AGAIN, LOOK_RARELY)),
+        }
     }
 
     /// Stores the last phase of a recovery that never ran.

@@ -161,6 +161,10 @@ pub struct DriverState {
     unattended: Unattended,
     /// Whether this turn stored a line, or put something back without one.
     moved: bool,
+    /// The phase that stands, and since when this driver has seen it so.
+    stands: Option<(Option<Phase>, Timestamp)>,
+    /// Since when the cloud's rate limit cuts each look short.
+    throttled_since: Option<Timestamp>,
     /// Since when the API server refuses the status.
     refused_since: Option<Timestamp>,
     /// The number of the next line of a journal that a newer leader wrote.
@@ -255,7 +259,23 @@ impl Limits {
     }
 }
 
+/// Time for which looks that the cloud's rate limit cut short leave the record as it is, 5 min. After that the status says why
+/// nothing moves.
+const THROTTLED_FOR_LONG: SignedDuration = SignedDuration::from_mins(5);
+
 impl Executor {
+    /// When to look again after a look that the cloud's rate limit cut short. Such a look is no news, so the last verdict stands and
+    /// nothing is written. `None`: the look was complete, or looks have been cut short for long.
+    fn throttled(&self, evidence: &Evidence, memory: &mut DriverState) -> Option<Timestamp> {
+        let Some(until) = evidence.cloud_throttled_until() else {
+            memory.throttled_since = None;
+            return None;
+        };
+        let now = self.collector.clock.now();
+        let since = *memory.throttled_since.get_or_insert(now);
+        (now.duration_since(since) < THROTTLED_FOR_LONG).then_some(until)
+    }
+
     pub(crate) fn later(&self, by: SignedDuration) -> Timestamp {
         self.collector
             .clock

@@ -5,6 +5,7 @@ use super::{DriverState, Executor, Limits, Ruling, Turn, TurnError, sightings};
 use crate::collect::{Needs, RecoveryContext};
 use crate::perform::{Stage, perform};
 use crate::policies::{Subject, ruling};
+use crate::providers::Located;
 use crate::{notify, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;
@@ -102,8 +103,14 @@ impl Executor {
                 // It may wait only because the facts are older than the line just written.
                 Next::Wait { .. } if wrote => return Ok(Turn::Again),
                 Next::Wait { why, until } => {
-                    self.say_what_is_awaited(recovery, &plan, &state, &why, memory)
-                        .await?;
+                    let until = match self.throttled(&evidence, memory) {
+                        Some(throttled) => until.max(throttled),
+                        None => {
+                            self.say_what_is_awaited(recovery, &plan, &state, &why, memory)
+                                .await?;
+                            until
+                        }
+                    };
                     return Ok(Turn::Pause { until });
                 }
                 Next::Done(End::Stuck { why }) => {
@@ -246,7 +253,12 @@ impl Executor {
                 self.account(&recovery, plan, &event).await;
                 return Ok(Turn::Again);
             }
-            Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
+            Next::Wait { until, .. } => {
+                let throttled = live.cloud_throttled_until().unwrap_or(until);
+                return Ok(Turn::Pause {
+                    until: until.max(throttled),
+                });
+            }
             _ => return Ok(Turn::Again),
         };
         self.act(recovery, plan, action, &live, memory).await
@@ -289,6 +301,21 @@ impl Executor {
             | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
             _ => None,
         };
+        // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
+        let located = self.collector.locate(evidence, Some(&plan.pins)).await;
+        let volume = located.ok().flatten().map(|(located, _)| located);
+        // Before the line, too: an order that the cloud's rate limit keeps from being sent would leave two lines each time.
+        if let Some(held) = volume.as_ref().and_then(Located::effects_held_for)
+            && plan
+                .steps
+                .get(action.step.index())
+                .is_some_and(|s| s.kind.spec().is_order())
+        {
+            let held = SignedDuration::try_from(held).unwrap_or(SHUT);
+            return Ok(Turn::Pause {
+                until: self.later(held),
+            });
+        }
         let newest_job = newest_job(&action.effect, evidence);
         let started = Event::Started {
             step: action.step,
@@ -297,9 +324,6 @@ impl Executor {
             newest_job,
         };
         let recovery = self.append(recovery, plan, started, memory).await?;
-        // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
-        let located = self.collector.locate(evidence, Some(&plan.pins)).await;
-        let volume = located.ok().flatten().map(|(located, _)| located);
         let order = note_of(
             &recovery,
             plan,

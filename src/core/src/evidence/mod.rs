@@ -395,6 +395,25 @@ impl Evidence {
             || self.power.values().any(Fact::is_away)
     }
 
+    /// When the cloud may be asked again, if its rate limit cut this collection short. `None`: everything was asked that had
+    /// to be.
+    pub fn cloud_throttled_until(&self) -> Option<Timestamp> {
+        let volume = [
+            self.cloud_volume.throttled_until(),
+            self.jobs.throttled_until(),
+        ];
+        let instances = self.instances.values().map(Fact::throttled_until);
+        let power = self.power.values().map(Fact::throttled_until);
+        let snapshots = self.snapshots.iter().map(Fact::throttled_until);
+        volume
+            .into_iter()
+            .chain(instances)
+            .chain(power)
+            .chain(snapshots)
+            .flatten()
+            .max()
+    }
+
     /// The only node that a providerID maps to this instance. None: there is no such node, or more than one.
     pub fn node_of_instance(&self, instance: &InstanceId) -> Option<&NodeName> {
         let is = |f: &Fact<NodeFacts>| {

@@ -385,7 +385,7 @@ fn fresh<T>(fact: Option<&Fact<T>>, now: Timestamp) -> Option<Option<&T>> {
     match &fact.value {
         Known::Present(value) => Some(Some(value)),
         Known::Absent => Some(None),
-        Known::Unknown { .. } | Known::Away { .. } => None,
+        Known::Unknown { .. } | Known::Away { .. } | Known::Throttled { .. } => None,
     }
 }
 

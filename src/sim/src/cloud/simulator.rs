@@ -1,7 +1,7 @@
 //! The cloud simulator as the cloud under a simulated cluster.
 //!
 //! The CSI controller and the guests use the simulator directly, not its HTTP API: its request log then holds only
-//! the requests of the program under test.
+//! the requests of the program under test. The requests of the CSI controller count against the account's rate limit.
 
 use futures::future::{BoxFuture, ready};
 use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus, OpError, Volume, VolumeNo};
@@ -26,6 +26,11 @@ impl SimulatedCloud {
     #[must_use]
     pub fn on(sim: CloudSim, ground: Ground) -> Self {
         Self { sim, ground }
+    }
+
+    /// Counts a request of the CSI controller against the rate limit that it shares with the program under test.
+    fn admit(&self) -> Result<(), CloudApiError> {
+        self.sim.count_other_request().map_err(|e| refusal(&e))
     }
 
     /// The simulator.
@@ -70,26 +75,27 @@ fn describe(v: &Volume, ground: Ground) -> CloudVolume {
 
 impl CloudApi for SimulatedCloud {
     fn volume<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<CloudVolume, CloudApiError>> {
-        let found =
-            volume_no(handle).and_then(|v| self.sim.volume(v).ok_or(CloudApiError::NotFound));
+        let found = self
+            .admit()
+            .and_then(|()| volume_no(handle))
+            .and_then(|v| self.sim.volume(v).ok_or(CloudApiError::NotFound));
         Box::pin(ready(found.map(|v| describe(&v, self.ground))))
     }
 
     fn volumes(&self) -> BoxFuture<'_, Result<Vec<CloudVolume>, CloudApiError>> {
-        Box::pin(ready(Ok(self
-            .sim
-            .volumes()
-            .iter()
-            .map(|v| describe(v, self.ground))
-            .collect())))
+        let describe = |v: &Volume| describe(v, self.ground);
+        let all = self
+            .admit()
+            .map(|()| self.sim.volumes().iter().map(describe).collect());
+        Box::pin(ready(all))
     }
 
     fn instance_exists<'a>(
         &'a self,
         instance: &'a str,
     ) -> BoxFuture<'a, Result<bool, CloudApiError>> {
-        let exists = instance_no(instance).is_ok_and(|i| self.sim.instance(i).is_some());
-        Box::pin(ready(Ok(exists)))
+        let exists = || instance_no(instance).is_ok_and(|i| self.sim.instance(i).is_some());
+        Box::pin(ready(self.admit().map(|()| exists())))
     }
 
     fn attach<'a>(
@@ -97,7 +103,7 @@ impl CloudApi for SimulatedCloud {
         handle: &'a str,
         instance: &'a str,
     ) -> BoxFuture<'a, Result<(), CloudApiError>> {
-        let done = volume_no(handle).and_then(|v| {
+        let done = self.admit().and_then(|()| volume_no(handle)).and_then(|v| {
             let i = instance_no(instance)?;
             self.sim.attach(v, i).map(|_| ()).map_err(|e| refusal(&e))
         });
@@ -113,7 +119,8 @@ impl CloudApi for SimulatedCloud {
                 Err(error) => Err(error),
             },
         };
-        let done = volume_no(handle).and_then(|v| detach(v).map_err(|e| refusal(&e)));
+        let admitted = self.admit().and_then(|()| volume_no(handle));
+        let done = admitted.and_then(|v| detach(v).map_err(|e| refusal(&e)));
         Box::pin(ready(done))
     }
 }

@@ -59,7 +59,7 @@ fn a_holder_with_a_live_kubelet_costs_no_instance_read() {
             .find(|n| *n != s.holder)
             .expect("another");
         s.cloud().make_orphan(VOLUME, other).expect("moved");
-        s.pass(1).await;
+        s.pass(4).await;
         let e = s.collect().await;
         let asked: Vec<_> = e.instances.keys().cloned().collect();
         assert_eq!(asked, [InstanceId::new(other.to_string())]);
@@ -71,6 +71,25 @@ fn a_holder_with_a_live_kubelet_costs_no_instance_read() {
         let e = s.collect().await;
         assert!(e.instances.is_empty() && e.cloud_scope.is_none());
         assert_eq!(s.asked(before).len(), 1);
+    });
+}
+
+/// Before a run. The fact keeps the time of its request, so that rules about ages hold.
+#[test]
+fn looks_within_three_seconds_share_an_answer_and_its_time() {
+    run(|| async {
+        let mut s = Fixture::set().await;
+        s.read_tags_of_machines().await;
+        let (before, first) = (s.cloud().requests().len(), s.collect().await);
+        assert_eq!(s.asked(before).len(), 1);
+        s.pass(2).await;
+        let second = s.collect().await;
+        assert_eq!(s.asked(before).len(), 1, "it is shared");
+        assert_eq!(second.cloud_volume, first.cloud_volume);
+        s.pass(2).await;
+        let third = s.collect().await;
+        assert_eq!(s.asked(before).len(), 2, "it is too old to be shared");
+        assert!(third.cloud_volume.at > first.cloud_volume.at);
     });
 }
 

@@ -133,7 +133,7 @@ impl Fixture {
         let before = self.cloud().requests().len();
         self.collect().await;
         let paths = self.asked(before).into_iter().map(|r| r.path).collect();
-        self.pass(1).await;
+        self.pass(4).await;
         paths
     }
 
