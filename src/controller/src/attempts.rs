@@ -1,10 +1,9 @@
 //! When an attempt that did not heal a volume is made again, and by which pauses.
 
 use crate::limits::phase;
-use crate::recovery::DriverState;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use reattach_api::{Phase, RecoveryPolicy, Retries, VolumeRecovery};
+use reattach_api::{Phase, Retries, VolumeRecovery};
 
 /// The pause after a first attempt that had no effect.
 const AFTER_NOTHING: SignedDuration = SignedDuration::from_secs(10);
@@ -24,15 +23,6 @@ pub(crate) enum Again {
     Enough(u32),
     /// No: no policy lets reattach act for the claim by itself.
     NoPolicy,
-}
-
-/// When this policy lets an attempt be made again. None: it lets nothing be done.
-pub(crate) fn of_policy(policy: &RecoveryPolicy) -> Option<Retries> {
-    policy
-        .spec
-        .mode
-        .may_act()
-        .then(|| policy.spec.retries.clone())
 }
 
 /// Whether a recovery that ended at `ended`, as `phase`, is followed by another attempt.
@@ -85,12 +75,12 @@ pub(crate) fn announce(
     phase: Phase,
     message: String,
     now: Timestamp,
-    memory: &DriverState,
+    retries: Option<&Retries>,
 ) -> String {
     if !matches!(phase, Phase::Failed | Phase::Withdrawn) {
         return message;
     }
-    let again = again(recovery, phase, now, memory.retries.as_ref());
+    let again = again(recovery, phase, now, retries);
     let at = match again {
         Again::At(at) => Some(at),
         Again::Forbidden | Again::Enough(_) | Again::NoPolicy => None,

@@ -1,10 +1,11 @@
 //! What limits a recovery besides its own plan: the policy that rules its claim, budgets, and other runs.
 
-use crate::attempts;
 use crate::policies::ruling_policy;
 use crate::recovery::{Limits, Ruling};
 use kube::ResourceExt;
-use reattach_api::{Opaque, Phase, PowerOffRule, RecoveryPolicySpec, VolumeRecovery};
+use reattach_api::{
+    Opaque, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, Retries, VolumeRecovery,
+};
 use reattach_cluster::cache::Cache;
 use reattach_core::authority::Ceiling;
 use reattach_core::ids::ObjectName;
@@ -87,9 +88,15 @@ pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
         ruling: policy.as_deref().map(Ruling::of),
         ceiling: policy.as_ref().map(|p| ceiling(p.name_any(), &p.spec)),
         snapshot: spec.map(|p| p.snapshot_before_force).unwrap_or_default(),
-        retries: policy.as_deref().and_then(attempts::of_policy),
+        retries: policy.as_deref().and_then(retries),
         escalate_after_seconds: spec.map(|p| p.escalate_after_seconds),
     }
+}
+
+/// When this policy lets an attempt be made again. None: it lets nothing be done.
+pub(crate) fn retries(policy: &RecoveryPolicy) -> Option<Retries> {
+    let spec = &policy.spec;
+    spec.mode.may_act().then(|| spec.retries.clone())
 }
 
 /// How far a policy lets anybody go who has no right at cluster scope.

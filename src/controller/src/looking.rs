@@ -11,9 +11,8 @@
 //! # Errors
 //! A look that fails is logged and made again.
 
-use crate::attempts;
 use crate::collect::Needs;
-use crate::limits::{has_a_run, is_for, phase};
+use crate::limits::{has_a_run, is_for, phase, retries};
 use crate::nominate::{Nominee, nominees};
 use crate::past::{May, Past};
 use crate::policies::{Subject, ruling, ruling_policy};
@@ -252,7 +251,7 @@ impl Look {
         let own = self.cache.recoveries.filter(|r| is_for(r, &nominee.claim));
         let past = Past::of(&own, &trouble, class);
         let now = self.executor.collector.clock.now();
-        match past.again(attempts::of_policy(policy).as_ref()) {
+        match past.again(retries(policy).as_ref()) {
             May::Never => return nothing,
             May::From(at) if now < at => {
                 let rest = Duration::try_from(at.duration_since(now)).unwrap_or(NOTHING);

@@ -170,7 +170,8 @@ impl Executor {
                 format!("the journal has an illegal line: {illegal}"),
             ),
         };
-        let message = attempts::announce(recovery, phase, message, entry.at, memory);
+        let message =
+            attempts::announce(recovery, phase, message, entry.at, memory.retries.as_ref());
         status::set(recovery, phase, message, entry.at);
     }
 }

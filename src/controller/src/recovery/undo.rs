@@ -41,8 +41,13 @@ impl Executor {
                 let message = format!("{why}; everything has been restored since");
                 let mut recovery = recovery;
                 let now = self.collector.clock.now();
-                let message =
-                    attempts::announce(&mut recovery, Phase::Failed, message, now, memory);
+                let message = attempts::announce(
+                    &mut recovery,
+                    Phase::Failed,
+                    message,
+                    now,
+                    memory.retries.as_ref(),
+                );
                 self.settle(recovery, Phase::Failed, message, memory).await
             }
             Undone::Some => {
