@@ -39,10 +39,11 @@ pub(crate) use run::note_of;
 use crate::collect::Collector;
 use crate::metrics::Metrics;
 use crate::pace::{Backoff, Fruitless};
+use crate::policies::PlanRules;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::metadata::MissingField;
-use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, SnapshotRule, VolumeRecovery};
+use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
@@ -195,8 +196,8 @@ pub struct Limits {
     pub ruling: Option<Ruling>,
     /// What that policy allows anybody who has no right at cluster scope.
     pub ceiling: Option<Ceiling>,
-    /// Whether the policy that rules the claim now wants a snapshot before a detach by force, whoever made the recovery.
-    pub snapshot: SnapshotRule,
+    /// What the policy that rules the claim now says about steps and losses of a plan, whoever made the recovery.
+    pub rules: PlanRules,
     /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.
     pub escalate_after_seconds: Option<u32>,
 }
