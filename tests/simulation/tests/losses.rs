@@ -87,6 +87,11 @@ async fn stuck_with_empty_dirs(seed: u64, runbook: &str, rule: &Value) -> Stage 
     s.recycle(&node, DiskAfter::Kept, secs(6))
         .await
         .expect("a recycle");
+    // A node that has just come back still shows its pods as they were.
+    let down = |w: &World| !w.app_ready("postgres", 1);
+    s.until_stored("the app down", secs(60), down)
+        .await
+        .expect("it is stuck");
     s
 }
 
