@@ -23,7 +23,7 @@ pub use node_volume_report::{
 pub use opaque::{Opaque, Unreadable, UnreadableField};
 pub use reattach_core::phase::Phase;
 pub use recovery_policy::{
-    Budgets, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy,
+    Budgets, EmptyDirRule, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy,
     RecoveryPolicySpec, Retries, SnapshotRule,
 };
 pub use stored_recovery::StoredRecovery;
@@ -44,5 +44,6 @@ pub const VERSION: &str = "v1alpha1";
 pub const OPT_OUT_ANNOTATION: &str = "reattach.dev/opt-out";
 /// An annotation (any value but `false`) on a Node that is under maintenance: reattach does not fence it.
 pub const MAINTENANCE_ANNOTATION: &str = "reattach.dev/maintenance";
-/// An annotation (value `true`) on a workload whose owner accepts that its emptyDirs are lost by a scale to zero.
+/// Annotation of a workload whose emptyDirs may be lost whenever reattach ends its pods: whatever the policy says, and also
+/// while a container runs. Value: `true`.
 pub const EXPENDABLE_EMPTYDIRS_ANNOTATION: &str = "reattach.dev/expendable-emptydirs";

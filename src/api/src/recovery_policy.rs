@@ -2,6 +2,7 @@
 
 use kube::{CustomResource, KubeSchema};
 use reattach_core::authority::NodeRules;
+use reattach_core::loss::EmptyDirs;
 use reattach_core::policy::Mode;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -58,6 +59,12 @@ pub struct RecoveryPolicySpec {
     /// every recovery of the policy's claims, whoever asked for it. Default: `Never`.
     #[serde(default)]
     pub snapshot_before_force: SnapshotRule,
+    /// Whether a pod may lose its emptyDirs when reattach ends it. An emptyDir is always deleted with its pod; a stuck pod
+    /// without a running container no longer writes to it. `Lose` lets the emptyDirs of such pods go, and the plan names them.
+    /// `Keep` refuses every plan that would end a pod with an emptyDir, unless its workload has the annotation
+    /// `reattach.dev/expendable-emptydirs: "true"`. emptyDirs with `medium: Memory` never count. Default: `Lose`.
+    #[serde(default)]
+    pub empty_dirs: EmptyDirRule,
     /// Seconds after which a recovery that waits for others calls for a person, such as for the end of a provider's lock.
     /// Default: 1800.
     #[serde(default = "default_escalation")]
@@ -246,6 +253,37 @@ pub enum SnapshotRule {
     BestEffort,
     /// Nothing is detached by force before one is complete; where it fails the recovery ends, and calls for a person.
     Required,
+}
+
+/// Whether a pod may lose its emptyDirs when reattach ends it.
+#[derive(
+    schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+)]
+pub enum EmptyDirRule {
+    /// It may, where no container of it runs. The plan names the emptyDirs.
+    #[default]
+    Lose,
+    /// It may not, unless its workload declares them expendable.
+    Keep,
+}
+
+impl From<EmptyDirRule> for EmptyDirs {
+    fn from(rule: EmptyDirRule) -> Self {
+        match rule {
+            EmptyDirRule::Lose => Self::Lose,
+            EmptyDirRule::Keep => Self::Keep,
+        }
+    }
 }
 
 fn default_escalation() -> u32 {

@@ -379,6 +379,7 @@ fn no_field_that_we_write_is_dropped() {
             budgets: Budgets::default(),
             power_off: Default::default(),
             snapshot_before_force: Default::default(),
+            empty_dirs: Default::default(),
             escalate_after_seconds: 1800,
             retries: Retries {
                 attempts: Some(3),

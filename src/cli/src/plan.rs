@@ -12,7 +12,7 @@ use clap::Args;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use reattach_api::RecoveryPolicy;
-use reattach_controller::policies::{Subject, ruling};
+use reattach_controller::policies::{PlanRules, Subject, ruling};
 use reattach_controller::{Collector, Needs, Providers, ceiling};
 use reattach_core::authority::Ceiling;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
@@ -193,25 +193,22 @@ async fn allowed(
     evidence: &Evidence,
 ) -> Result<(Allowed, Option<Ceiling>), Fail> {
     let api: Api<RecoveryPolicy> = Api::all(session.clients.read.clone());
-    let (power_off, snapshot, ceiling) = match api.list(&ListParams::default()).await {
+    let (power_off, rules, ceiling) = match api.list(&ListParams::default()).await {
         Ok(found) => {
             let policies: Vec<_> = found.items.into_iter().map(Arc::new).collect();
             let subject = Subject::of(evidence);
             let policy = subject.and_then(|s| ruling(&policies, &s));
             let read = |p: &RecoveryPolicy| {
                 let ceiling = Some(ceiling(p.name_any(), &p.spec));
-                (
-                    p.spec.counting_power_off(),
-                    p.spec.snapshot_before_force,
-                    ceiling,
-                )
+                let rules = PlanRules::from(&p.spec);
+                (p.spec.counting_power_off(), rules, ceiling)
             };
             policy.map(read).unwrap_or_default()
         }
-        // A person who sees only a namespace still sees a plan: the cautious one.
+        // A person who sees only a namespace still sees a plan: that of a claim without a policy.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             note(
-                "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow.",
+                "note: you may not list recoverypolicies, so the plan is shown as if no policy ruled the claim.",
             );
             Default::default()
         }
@@ -224,7 +221,7 @@ async fn allowed(
         }
     };
     Ok((
-        providers.allowed(evidence, power_off, args.allow_power_off, snapshot),
+        providers.allowed(evidence, power_off, args.allow_power_off, rules),
         ceiling,
     ))
 }

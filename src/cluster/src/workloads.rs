@@ -498,7 +498,7 @@ fn template_facts(spec: &PodSpec) -> TemplateFacts {
         .iter()
         .chain(spec.init_containers.iter().flatten());
     TemplateFacts {
-        // Memory is lost with the machine anyway.
+        // What is in memory is gone with the machine or the last container anyway.
         empty_dirs: volumes
             .clone()
             .filter(|v| {

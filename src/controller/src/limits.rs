@@ -87,7 +87,7 @@ pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
         made_by_policy: own.is_some_and(|r| r.spec.requester == controller),
         ruling: policy.as_deref().map(Ruling::of),
         ceiling: policy.as_ref().map(|p| ceiling(p.name_any(), &p.spec)),
-        snapshot: spec.map(|p| p.snapshot_before_force).unwrap_or_default(),
+        rules: spec.map(Into::into).unwrap_or_default(),
         retries: policy.as_deref().and_then(retries),
         escalate_after_seconds: spec.map(|p| p.escalate_after_seconds),
     }

@@ -1,7 +1,7 @@
 //! Which policy rules a claim.
 
 use kube::ResourceExt;
-use reattach_api::{RecoveryPolicy, RecoveryPolicySpec};
+use reattach_api::{EmptyDirRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::facts;
 use reattach_core::evidence::{ClaimFacts, Evidence};
@@ -32,6 +32,24 @@ impl<'a> Subject<'a> {
             claim: evidence.claim.shown()?,
             driver,
         })
+    }
+}
+
+/// What a policy says about the steps and the losses of a plan, besides power-off. Default: what holds without a policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanRules {
+    /// Whether the volume is snapshotted before it is detached by force.
+    pub snapshot: SnapshotRule,
+    /// What becomes of emptyDirs.
+    pub empty_dirs: EmptyDirRule,
+}
+
+impl From<&RecoveryPolicySpec> for PlanRules {
+    fn from(spec: &RecoveryPolicySpec) -> Self {
+        Self {
+            snapshot: spec.snapshot_before_force,
+            empty_dirs: spec.empty_dirs,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The cloud providers of this process, and a short memory of what they said.
 
+use crate::policies::PlanRules;
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use reattach_api::{PowerOffRule, SnapshotRule};
@@ -458,15 +459,16 @@ impl Providers {
             .unwrap_or_default()
     }
 
-    /// What the volume's cloud can do, and this rule of a policy or a person allows; with the policy's word on snapshots.
+    /// What the volume's cloud can do, and this rule of a policy or a person allows; with the policy's other rules.
     pub fn allowed(
         &self,
         evidence: &reattach_core::evidence::Evidence,
         rule: PowerOffRule,
         by_a_person: bool,
-        snapshot: SnapshotRule,
+        rules: PlanRules,
     ) -> Allowed {
         let can = self.capabilities(evidence);
+        let snapshot = rules.snapshot;
         Allowed {
             power_off: can.can_fence && (by_a_person || rule != PowerOffRule::Never),
             power_on: can.can_fence && rule == PowerOffRule::AllowedAndOn,
@@ -478,6 +480,7 @@ impl Providers {
                 SnapshotRule::BestEffort => Snapshots::BestEffort,
                 SnapshotRule::Required => Snapshots::Required,
             },
+            empty_dirs: rules.empty_dirs.into(),
         }
     }
 

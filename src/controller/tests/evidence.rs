@@ -11,6 +11,7 @@ use reattach_cloud_simulator::VolumeNo;
 use reattach_cluster::Clients;
 use reattach_cluster::cache::Cache;
 use reattach_controller::collect::RecoveryContext;
+use reattach_controller::policies::PlanRules;
 use reattach_controller::{Collector, Needs, Providers, nominees};
 use reattach_core::cloud::InstanceState;
 use reattach_core::evidence::Evidence;
@@ -370,7 +371,11 @@ async fn a_required_snapshot_limits_force() {
                 ..Capabilities::default()
             })
         });
-        let allowed = providers(&cloud).allowed(&evidence, PowerOffRule::Never, false, rule);
+        let rules = PlanRules {
+            snapshot: rule,
+            ..PlanRules::default()
+        };
+        let allowed = providers(&cloud).allowed(&evidence, PowerOffRule::Never, false, rules);
         (allowed.force, allowed.snapshot)
     };
     assert_eq!(allowed(true, true, Never), (true, Snapshots::Never));

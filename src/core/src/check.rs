@@ -8,7 +8,7 @@ use crate::diagnosis::Trouble;
 use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, EvidenceAt, PodFacts};
 use crate::fact::Missing;
 use crate::ids::{ObjectName, PlanHash, StepIx};
-use crate::loss::PodsGo;
+use crate::loss::{AcceptedLoss, PodsGo};
 use crate::plan::{PLAN_VERSION, Plan};
 use crate::runbook::hash16;
 use crate::steps::EffectClass;
@@ -352,6 +352,7 @@ fn losses(plan: &Plan, e: EvidenceAt<'_>, confirmed: Option<&str>, found: &mut F
     {
         found.require(w.rollout.is_none(), Violation::WorkloadChanging);
     }
+    let users = e.pods().ok();
     let goes = |kind| plan.steps.iter().any(|s| s.kind.spec().pods_go == kind);
     if goes(PodsGo::WithTheCount) || goes(PodsGo::OfTheClaim) || goes(PodsGo::OfTheNode) {
         found.require(
@@ -360,12 +361,7 @@ fn losses(plan: &Plan, e: EvidenceAt<'_>, confirmed: Option<&str>, found: &mut F
                 volumes: w.template.ephemeral_volumes.clone(),
             },
         );
-        found.require(
-            w.template.empty_dirs.is_empty() || w.emptydirs_expendable,
-            Violation::EmptyDirLost {
-                volumes: w.template.empty_dirs.clone(),
-            },
-        );
+        empty_dirs(plan, w, users, found);
         let survives =
             |c: &ClaimFacts| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid);
         let lost = w
@@ -404,7 +400,6 @@ fn losses(plan: &Plan, e: EvidenceAt<'_>, confirmed: Option<&str>, found: &mut F
     let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
     let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
     found.require(now_pods == pinned, Violation::PodsNotPinned);
-    let users = e.pods().ok();
     found.require(
         users.is_some_and(|u| {
             u.iter()
@@ -437,6 +432,45 @@ fn losses(plan: &Plan, e: EvidenceAt<'_>, confirmed: Option<&str>, found: &mut F
                 node: p.node.clone(),
             },
         );
+    }
+}
+
+/// S2: an emptyDir is lost only where the plan names it and no container of its pod runs, or where its owner said so. The
+/// last word of a dead node's kubelet counts for nothing.
+fn empty_dirs(plan: &Plan, w: &WorkloadFacts, users: Option<&Vec<PodFacts>>, found: &mut Findings) {
+    if w.emptydirs_expendable {
+        return;
+    }
+    let named = |v: &&String| {
+        plan.losses
+            .iter()
+            .any(|AcceptedLoss::EmptyDir { volume, .. }| volume == *v)
+    };
+    let unnamed: Vec<_> = w.template.empty_dirs.iter().filter(|v| !named(v)).collect();
+    found.require(
+        unnamed.is_empty(),
+        Violation::EmptyDirLost {
+            volumes: unnamed.into_iter().cloned().collect(),
+        },
+    );
+    let has = |kind| plan.steps.iter().any(|s| s.kind == kind);
+    let mut going: Vec<&PodFacts> = Vec::new();
+    if has(StepKind::ScaleToZero) {
+        going.extend(&w.pods);
+    }
+    if has(StepKind::Release) {
+        let here = |x: &&PodFacts| x.node.as_ref().is_none_or(|n| *n == plan.pins.node);
+        going.extend(users.into_iter().flatten().filter(here));
+    }
+    let live = |x: &&&PodFacts| x.containers_running && x.deleting_since.is_none();
+    if let Some(pod) = going
+        .iter()
+        .find(live)
+        .filter(|_| !w.template.empty_dirs.is_empty())
+    {
+        found.object(Violation::EmptyDirInUse {
+            pod: pod.name.to_string(),
+        });
     }
 }
 

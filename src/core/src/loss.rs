@@ -16,6 +16,50 @@ pub enum PodsGo {
     OfTheNode,
 }
 
+/// What a policy says about the emptyDirs of pods that go away. Kubernetes deletes an emptyDir with its pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EmptyDirs {
+    /// Those of a pod without a running container may be lost; the plan names them.
+    #[default]
+    Lose,
+    /// A pod with an emptyDir on disk does not go away, unless the workload's owner declared its emptyDirs expendable.
+    Keep,
+}
+
+/// Something that a plan loses for good, with the reason why it may be lost.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(
+    tag = "loss",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum AcceptedLoss {
+    /// An emptyDir on disk of the workload's pods.
+    #[error("emptyDir {volume} of each pod that goes away ({accepted})")]
+    EmptyDir {
+        /// The volume in the pod template.
+        volume: String,
+        /// Why it may be lost.
+        accepted: Acceptance,
+    },
+}
+
+/// Why a loss is accepted.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Acceptance {
+    /// No container of the pods runs, and the policy does not keep emptyDirs.
+    #[error("the RecoveryPolicy's emptyDirs is Lose")]
+    Policy,
+    /// The workload's owner declared it.
+    #[error("the workload carries reattach.dev/expendable-emptydirs")]
+    Owner,
+}
+
 /// A pod on a node that would lose something for good if it went away.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

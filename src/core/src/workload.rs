@@ -102,7 +102,7 @@ pub enum ScalePath {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TemplateFacts {
-    /// Names of emptyDir volumes that are not memory-backed or empty by design.
+    /// Names of emptyDir volumes on disk. One with `medium: Memory` is not among them: its data is gone with the containers.
     pub empty_dirs: Vec<String>,
     /// Names of generic ephemeral volumes.
     pub ephemeral_volumes: Vec<String>,

@@ -608,6 +608,15 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
         } else {
             "What it would do"
         };
+        if !plan.losses.is_empty() {
+            let heading = "What the plan loses for good";
+            out.push(Block::Heading(4, heading.to_owned()));
+            let lost = plan
+                .losses
+                .iter()
+                .map(|l| text(sentence(&clean(&l.to_string()))));
+            out.push(Block::List(lost.collect()));
+        }
         out.push(Block::Heading(4, format!("{done} (plan {})", plan.hash)));
         out.push(if recovery.accepted.is_some() {
             steps_done(recovery, plan)

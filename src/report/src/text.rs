@@ -141,6 +141,12 @@ pub fn plan_text(plan: &Plan) -> String {
             ),
         );
     }
+    if !plan.losses.is_empty() {
+        out.gap("What is lost for good");
+        for loss in &plan.losses {
+            out.para("  - ", &sentence(&clean(&loss.to_string())));
+        }
+    }
     out.gap("Expected downtime");
     let (typical, long) = (
         plan.downtime.typical_seconds,

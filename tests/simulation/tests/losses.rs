@@ -2,6 +2,7 @@
 //! an eviction nor by a fence.
 
 use reattach_api::Phase;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::app::{App, AppVolume};
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
@@ -44,6 +45,92 @@ async fn set(seed: u64, apps: &[App]) -> Stage {
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
     s
+}
+
+/// The database as charts install it, with four emptyDirs, one of them in memory.
+fn with_empty_dirs() -> App {
+    reattach_tests_simulation::postgres().with(|w| {
+        let volumes = json!([
+            { "name": "dshm", "emptyDir": { "medium": "Memory" } },
+            { "name": "empty-dir", "emptyDir": {} },
+            { "name": "run", "emptyDir": {} },
+            { "name": "tmp", "emptyDir": { "sizeLimit": "1Gi" } },
+        ]);
+        let spec = &mut w["spec"]["template"]["spec"]["volumes"];
+        let mut all = spec.as_array().cloned().unwrap_or_default();
+        all.extend(volumes.as_array().cloned().unwrap_or_default());
+        *spec = json!(all);
+    })
+}
+
+/// The emptyDirs that the plan of the app's recovery names as lost.
+fn planned_losses(s: &Stage, app: &App) -> Vec<Value> {
+    let status = recovery_of(&s.world, app)
+        .and_then(|r| r.status)
+        .unwrap_or_default();
+    let plan = status.plan.map(|p| json!(p)).unwrap_or_default();
+    let losses = plan["losses"].as_array().cloned().unwrap_or_default();
+    losses.iter().map(|l| l["volume"].clone()).collect()
+}
+
+/// The database with its emptyDirs, stuck under a policy of this runbook with this rule.
+async fn stuck_with_empty_dirs(seed: u64, runbook: &str, rule: &Value) -> Stage {
+    let mut s = on_first_node(seed, [(with_empty_dirs(), Expect::Running)])
+        .await
+        .expect("the app runs");
+    let mut fields = rule.clone();
+    fields["runbook"] = json!(runbook);
+    policy(&s, &fields).await.expect("a policy");
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(5)).await;
+    let node = s.node_of("postgres");
+    s.recycle(&node, DiskAfter::Kept, secs(6))
+        .await
+        .expect("a recycle");
+    // A node that has just come back still shows its pods as they were.
+    let down = |w: &World| !w.app_ready("postgres", 1);
+    s.until_stored("the app down", secs(60), down)
+        .await
+        .expect("it is stuck");
+    s
+}
+
+#[test]
+fn a_databases_emptydirs_do_not_keep_its_volume_stuck() {
+    for (seed, runbook) in [(11, DEFAULT_RUNBOOK), (12, SCALE_TO_ZERO)] {
+        in_virtual_time(move || async move {
+            let mut s = stuck_with_empty_dirs(seed, runbook, &json!({})).await;
+            s.running(&["postgres"], secs(600)).await.expect("healed");
+            assert_eq!(
+                planned_losses(&s, &with_empty_dirs()),
+                ["empty-dir", "run", "tmp"],
+                "{runbook}: the one in memory does not count"
+            );
+        })
+        .expect("virtual time");
+    }
+}
+
+#[test]
+fn emptydirs_to_keep_refuse_the_plan_by_name() {
+    for (seed, runbook) in [(13, DEFAULT_RUNBOOK), (14, SCALE_TO_ZERO)] {
+        in_virtual_time(move || async move {
+            let keep = json!({ "emptyDirs": "Keep" });
+            let mut s = stuck_with_empty_dirs(seed, runbook, &keep).await;
+            s.pass(secs(300)).await;
+            let (phase, message) = said(&s, &with_empty_dirs());
+            assert_eq!(phase, Phase::Refused, "{message}");
+            for volume in ["empty-dir", "run", "tmp"] {
+                assert!(
+                    message.contains(&format!("has the emptyDir {volume},")),
+                    "{message}"
+                );
+            }
+            assert!(!message.contains("dshm"), "{message}");
+            assert_eq!(effects(&s), Vec::<String>::new());
+        })
+        .expect("virtual time");
+    }
 }
 
 async fn delete(s: &Stage, what: &str, name: &str) {

@@ -245,7 +245,7 @@ impl Executor {
         let by_a_person = word.is_some_and(|m| m.may_power_off().is_ok());
         self.collector
             .providers
-            .allowed(evidence, limits.power_off(), by_a_person, limits.snapshot)
+            .allowed(evidence, limits.power_off(), by_a_person, limits.rules)
     }
 
     fn mandate<'a>(&self, evidence: &'a Evidence) -> Option<&'a Mandate> {

@@ -39,12 +39,11 @@ pub(crate) use run::note_of;
 use crate::collect::Collector;
 use crate::metrics::Metrics;
 use crate::pace::{Backoff, Fruitless};
+use crate::policies::PlanRules;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::metadata::MissingField;
-use reattach_api::{
-    Budgets, Phase, PowerOffRule, RecoveryPolicy, Retries, SnapshotRule, VolumeRecovery,
-};
+use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, Retries, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
@@ -201,8 +200,8 @@ pub struct Limits {
     pub ruling: Option<Ruling>,
     /// What that policy allows anybody who has no right at cluster scope.
     pub ceiling: Option<Ceiling>,
-    /// Whether the policy that rules the claim now wants a snapshot before a detach by force, whoever made the recovery.
-    pub snapshot: SnapshotRule,
+    /// What the policy that rules the claim now says about steps and losses of a plan, whoever made the recovery.
+    pub rules: PlanRules,
     /// When the policy lets an attempt be made again. None: no policy does.
     pub retries: Option<Retries>,
     /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.

@@ -89,6 +89,8 @@ pub enum Violation {
     EphemeralVolumeLost { volumes: Vec<String> },
     #[error("S2: an emptyDir would be lost ({})", volumes.join(", "))]
     EmptyDirLost { volumes: Vec<String> },
+    #[error("S2: an emptyDir that a running container uses would be lost ({pod})")]
+    EmptyDirInUse { pod: String },
     #[error("S2: a claim of the workload would not survive ({claim})")]
     ClaimLost { claim: String },
     #[error("S2: a pod that its workload is taking away takes its claims with it")]
@@ -215,6 +217,7 @@ impl Violation {
             | Self::WorkloadChanging
             | Self::EphemeralVolumeLost { .. }
             | Self::EmptyDirLost { .. }
+            | Self::EmptyDirInUse { .. }
             | Self::ClaimLost { .. }
             | Self::PodTakesClaims
             | Self::NotRemade

@@ -8,8 +8,9 @@ use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
 use crate::evidence::{CsiSource, EvidenceAt};
 use crate::fact::Missing;
 use crate::ids::PlanHash;
+use crate::loss::EmptyDirs;
 use crate::plain;
-use crate::plan::{Refusal, losses};
+use crate::plan::{Accepting, Refusal, accepted_losses, losses};
 use crate::runbook::{Holding, Runbook, RunbookStep};
 use crate::steps::StepKind;
 use crate::steps::{Available, Describe};
@@ -53,6 +54,8 @@ pub struct Allowed {
     pub force: bool,
     /// A snapshot of the volume before that.
     pub snapshot: Snapshots,
+    /// What becomes of emptyDirs.
+    pub empty_dirs: EmptyDirs,
 }
 
 /// Whether a volume is snapshotted before it is detached by force.
@@ -111,10 +114,11 @@ pub(crate) fn make(
         (holding, Releases::Everyone) => before_holding(evidence, &target.node, holding),
         (holding, Releases::OldHolder) => before_fencing(evidence, holding),
     });
+    let accepting = Accepting::Rule(request.allowed.empty_dirs);
     refusals.extend(
         steps
             .iter()
-            .flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go)),
+            .flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go, accepting)),
     );
     if let Trouble::Phantom {
         at,
@@ -133,6 +137,12 @@ pub(crate) fn make(
         return Err(refusals);
     }
     let pins = pins(evidence, &target, has(StepKind::TaintOutOfService)).map_err(|r| vec![r])?;
+    let mut lost: Vec<_> = steps
+        .iter()
+        .flat_map(|s| accepted_losses(evidence, s.step.spec().pods_go))
+        .collect();
+    lost.sort();
+    lost.dedup();
     let describe = Describe {
         claim: &evidence.claim_name,
         pod: target.pod.as_ref(),
@@ -153,6 +163,7 @@ pub(crate) fn make(
         downtime: downtime(order),
         pins,
         steps,
+        losses: lost,
         closes_node,
         hash: PlanHash::from(""),
     };

@@ -1,15 +1,66 @@
 //! The refusals of a plan because of what would be lost for good.
 
-use crate::evidence::{EvidenceAt, OwnerFacts};
+use crate::evidence::{EvidenceAt, OwnerFacts, PodFacts};
 use crate::ids::NodeName;
-use crate::loss::{Loss, PodLoss, PodsGo};
+use crate::loss::{Acceptance, AcceptedLoss, EmptyDirs, Loss, PodLoss, PodsGo};
 use crate::plan::Refusal;
 use crate::workload::WorkloadFacts;
 use std::collections::BTreeSet;
 
+/// By which word emptyDirs may be lost.
+#[derive(Clone, Copy)]
+pub(crate) enum Accepting<'a> {
+    /// The policy's, for a plan that is being made.
+    Rule(EmptyDirs),
+    /// That of a plan that runs: it names what was accepted.
+    Planned(&'a [AcceptedLoss]),
+}
+
+impl Accepting<'_> {
+    /// Whether the emptyDir may be lost by another word than the workload's owner's.
+    fn accepts(self, volume: &str) -> bool {
+        match self {
+            Self::Rule(EmptyDirs::Lose) => true,
+            Self::Rule(EmptyDirs::Keep) => false,
+            Self::Planned(losses) => losses.iter().any(|loss| match loss {
+                AcceptedLoss::EmptyDir {
+                    volume: named,
+                    accepted: Acceptance::Policy,
+                } => named == volume,
+                // The owner's word counts for as long as the annotation is there, which is read anew.
+                AcceptedLoss::EmptyDir {
+                    accepted: Acceptance::Owner,
+                    ..
+                } => false,
+            }),
+        }
+    }
+}
+
+/// Everything that these pods lose for good when they go away and that may be lost: what a plan shows and its hash covers.
+pub(crate) fn accepted_losses(evidence: EvidenceAt<'_>, going: PodsGo) -> Vec<AcceptedLoss> {
+    let Some(w) = evidence.workload().ok().filter(|_| going != PodsGo::None) else {
+        return Vec::new();
+    };
+    let accepted = if w.emptydirs_expendable {
+        Acceptance::Owner
+    } else {
+        Acceptance::Policy
+    };
+    let volumes = w.template.empty_dirs.iter().cloned();
+    volumes
+        .map(|volume| AcceptedLoss::EmptyDir { volume, accepted })
+        .collect()
+}
+
 /// Every refusal because of what would be lost when these pods go away. What is known of the workload holds for its own
 /// pods; of other pods on `node`, what was read of each.
-pub fn losses(evidence: EvidenceAt<'_>, node: &NodeName, going: PodsGo) -> Vec<Refusal> {
+pub(crate) fn losses(
+    evidence: EvidenceAt<'_>,
+    node: &NodeName,
+    going: PodsGo,
+    accepting: Accepting<'_>,
+) -> Vec<Refusal> {
     let mut out = Vec::new();
     if going == PodsGo::None {
         return out;
@@ -18,6 +69,7 @@ pub fn losses(evidence: EvidenceAt<'_>, node: &NodeName, going: PodsGo) -> Vec<R
     // What else stands against an effect says that the workload is gone or cannot be read.
     if let Ok(w) = &workload {
         of_the_workload(w, going, &mut out);
+        empty_dirs(evidence, w, node, going, accepting, &mut out);
     }
     if going == PodsGo::OfTheNode {
         of_the_node(evidence, node, workload.ok(), &mut out);
@@ -54,20 +106,63 @@ fn of_the_workload(w: &WorkloadFacts, going: PodsGo, out: &mut Vec<Refusal>) {
             volume: volume.clone(),
         });
     }
-    if !w.emptydirs_expendable {
-        for volume in &w.template.empty_dirs {
-            out.push(Refusal::EmptyDir {
-                workload: workload.clone(),
-                volume: volume.clone(),
-            });
-        }
-    }
     if let Some(why) = &w.not_remade {
         out.push(Refusal::NotRemade {
             workload,
             why: why.clone(),
         });
     }
+}
+
+/// The refusals because of emptyDirs on disk. Those of other pods on a node that is fenced are not judged: a pod whose machine
+/// cannot write any more has none that Kubernetes would ever give back to it.
+fn empty_dirs(
+    evidence: EvidenceAt<'_>,
+    w: &WorkloadFacts,
+    node: &NodeName,
+    going: PodsGo,
+    accepting: Accepting<'_>,
+    out: &mut Vec<Refusal>,
+) {
+    if w.emptydirs_expendable {
+        return;
+    }
+    for volume in &w.template.empty_dirs {
+        if !accepting.accepts(volume) {
+            out.push(Refusal::EmptyDir {
+                workload: w.workload.to_string(),
+                volume: volume.clone(),
+            });
+        } else if let Some(pod) = running(evidence, w, node, going) {
+            out.push(Refusal::EmptyDirInUse {
+                pod: pod.name.to_string(),
+                volume: volume.clone(),
+            });
+        }
+    }
+}
+
+/// The first pod that would go away although a container of it runs, by its kubelet's word. On a node that is fenced no
+/// kubelet can say so: its last word stands in the API for ever, and the proof that the machine cannot write comes before the
+/// fence.
+fn running<'a>(
+    evidence: EvidenceAt<'a>,
+    w: &'a WorkloadFacts,
+    node: &NodeName,
+    going: PodsGo,
+) -> Option<&'a PodFacts> {
+    let mut pods = match going {
+        PodsGo::None | PodsGo::OfTheNode => return None,
+        PodsGo::WithTheCount => w.pods.iter(),
+        PodsGo::OfTheClaim => evidence.pods().map(|pods| pods.iter()).unwrap_or_default(),
+    };
+    let goes = |p: &PodFacts| match going {
+        PodsGo::None | PodsGo::OfTheNode => false,
+        PodsGo::WithTheCount => true,
+        PodsGo::OfTheClaim => !p.is_kept_from(node),
+    };
+    // A pod that is being deleted loses its emptyDirs, whatever reattach does.
+    pods.find(|p| p.containers_running && p.deleting_since.is_none() && goes(p))
 }
 
 /// Whether a pod's number is beyond the count: its StatefulSet is taking it away, and with `whenScaled: Delete` its claims go

@@ -14,6 +14,7 @@ mod vetted;
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
 use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, StepIx, Uid, VolumeId};
+use crate::loss::AcceptedLoss;
 use crate::runbook::{Holding, hash16};
 use crate::steps::{EffectClass, StepKind};
 use crate::workload::WorkloadRef;
@@ -23,7 +24,7 @@ pub use begin::may_begin;
 pub(crate) use build::make;
 pub use build::{Allowed, Commands, Request, Snapshots};
 pub use identity::refusals as identity_refusals;
-pub(crate) use losses::losses;
+pub(crate) use losses::{Accepting, accepted_losses, losses};
 pub use nodes::{may_touch_node, may_touch_node_later};
 pub use refusal::Refusal;
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
@@ -52,6 +53,9 @@ pub struct Plan {
     pub pins: Pins,
     /// The steps in order.
     pub steps: Vec<PlannedStep>,
+    /// What is lost for good by them, and why it may be. Everything else that would be lost refuses the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<AcceptedLoss>,
     /// The hold closes the node that has to let go by a taint, instead of holding pods away by admission.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closes_node: bool,

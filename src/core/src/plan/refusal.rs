@@ -40,11 +40,16 @@ pub enum Refusal {
         "{workload} has the generic ephemeral volume {volume}, whose data is deleted with its pod"
     )]
     EphemeralVolume { workload: String, volume: String },
-    /// S2: an emptyDir dies with its pod.
+    /// S2: an emptyDir dies with its pod, and nobody accepted that.
     #[error(
-        "{workload} has the emptyDir {volume}, whose data is deleted with its pod; annotate the workload with reattach.dev/expendable-emptydirs=true if it may be lost"
+        "{workload} has the emptyDir {volume}, which is deleted with its pod and may not be lost; set emptyDirs of the RecoveryPolicy to Lose, or annotate the workload with reattach.dev/expendable-emptydirs=true"
     )]
     EmptyDir { workload: String, volume: String },
+    /// S2: an emptyDir that a container still uses.
+    #[error(
+        "pod {pod} has a running container and the emptyDir {volume}, which is in use and would be deleted with the pod; reattach goes on once no container of the pod runs, or once the workload is annotated with reattach.dev/expendable-emptydirs=true"
+    )]
+    EmptyDirInUse { pod: String, volume: String },
     /// S2: more than one replica would stop.
     #[error(
         "{workload} has {replicas} replicas and all of them would stop; a person may accept that by naming the workload (--confirm-workload {short})"
@@ -290,6 +295,7 @@ impl Refusal {
                 | Self::PodWouldBeRefused { .. }
                 | Self::NeedsPeople { .. }
                 | Self::NoProofYet { .. }
+                | Self::EmptyDirInUse { .. }
                 | Self::Maintenance { .. }
                 | Self::MayBeBooting { .. }
                 | Self::DownTogether { .. }

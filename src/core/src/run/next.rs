@@ -5,7 +5,7 @@ use super::{Action, Next, RunCx, StepState};
 use crate::diagnosis::{Verdict, diagnose};
 use crate::journal::{End, Event, Outcome, UnwindReason};
 use crate::loss::PodsGo;
-use crate::plan::{PlannedStep, losses};
+use crate::plan::{Accepting, PlannedStep, losses};
 use crate::steps::{StepCx, StepKind};
 use jiff::SignedDuration;
 
@@ -81,7 +81,8 @@ impl StepCx<'_> {
             .steps
             .get(action.step.index())
             .map_or(PodsGo::None, |s| s.kind.spec().pods_go);
-        let lost = losses(self.evidence, &self.plan.pins.node, going);
+        let accepting = Accepting::Planned(&self.plan.losses);
+        let lost = losses(self.evidence, &self.plan.pins.node, going, accepting);
         match lost.iter().find(|r| !r.may_pass()).or(lost.first()) {
             None => Next::Act(action),
             Some(refusal) if refusal.may_pass() => self.poll(&refusal.to_string()),

@@ -5,10 +5,10 @@ use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, plan};
 use reattach_core::check::{Rule, check};
 use reattach_core::fact::{Fact, Source};
 use reattach_core::journal::{End, Event, UnwindReason};
-use reattach_core::loss::{Loss, PodLoss, PodsGo};
-use reattach_core::plan::Plan;
-use reattach_core::plan::Refusal;
+use reattach_core::loss::{Acceptance, AcceptedLoss, EmptyDirs, Loss, PodLoss, PodsGo};
+use reattach_core::plan::{Allowed, Commands, Plan, Refusal, Request};
 use reattach_core::run::{Effect, Next};
+use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, SCALE_TO_ZERO};
 use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
 use reattach_core::workload::WorkloadFacts;
@@ -27,7 +27,7 @@ fn makers() -> [(&'static str, Case, fn(&Case) -> Result<Plan, Vec<Refusal>>); 3
 
 type Row = (&'static str, fn(&mut WorkloadFacts), fn(&Refusal) -> bool);
 
-const LOSSES: [Row; 6] = [
+const LOSSES: [Row; 5] = [
     (
         "another claim that was deleted",
         another_claim,
@@ -40,11 +40,6 @@ const LOSSES: [Row; 6] = [
         "a generic ephemeral volume",
         |w| w.template.ephemeral_volumes.push("scratch".into()),
         |r| matches!(r, Refusal::EphemeralVolume { .. }),
-    ),
-    (
-        "an emptyDir",
-        |w| w.template.empty_dirs.push("cache".into()),
-        |r| matches!(r, Refusal::EmptyDir { .. }),
     ),
     (
         "claims that go with a pod beyond the count",
@@ -90,14 +85,9 @@ fn each_loss_is_refused_for_each_way_to_end_a_pod() {
                 "the checker lets {name} by {by} pass: {found:?}"
             );
         }
-        let mut accepted = case.workload(|w| {
-            w.template.empty_dirs.push("cache".into());
-            w.emptydirs_expendable = true;
-        });
-        assert!(made(&accepted).is_ok(), "{by}: its owner accepts the loss");
-        accepted = accepted.workload(|w| w.deletes_claims_when_scaled = true);
+        let scales_away = case.workload(|w| w.deletes_claims_when_scaled = true);
         assert_eq!(
-            made(&accepted).is_ok(),
+            made(&scales_away).is_ok(),
             by != "the count",
             "{by}: no pod beyond the count goes"
         );
@@ -130,6 +120,143 @@ fn each_loss_stops_a_run_before_its_first_pod_ends() {
             assert!(walk.is_clean(), "{name} by {by}");
         }
     }
+}
+
+fn caches(case: &Case) -> Case {
+    case.clone()
+        .workload(|w| w.template.empty_dirs = vec!["cache".into(), "run".into()])
+}
+
+fn running(case: &Case) -> Case {
+    let mut case = caches(case).workload(|w| w.pods[0].containers_running = true);
+    change(&mut case.evidence.pods, |all| {
+        all[0].containers_running = true
+    });
+    case
+}
+
+/// The plan of a case under this rule for emptyDirs, by the runbook that `by` stands for.
+fn plan_under(case: &Case, by: &str, empty_dirs: EmptyDirs) -> Result<Plan, Vec<Refusal>> {
+    let name = match by {
+        "the count" => SCALE_TO_ZERO,
+        _ => DEFAULT_RUNBOOK,
+    };
+    let runbook = Runbook::built_in(name).unwrap();
+    case.plan_for(&Request {
+        runbook: &runbook,
+        confirm_workload: None,
+        commands: Commands::default(),
+        for_show: false,
+        allowed: Allowed { empty_dirs, ..ALL },
+    })
+}
+
+#[test]
+fn a_down_pods_emptydirs_may_go_and_the_plan_names_them() {
+    for (by, case, _) in makers() {
+        let without = plan_under(&case, by, EmptyDirs::Lose).unwrap();
+        assert_eq!(without.losses, [], "{by}");
+        let case = caches(&case);
+        let plan = plan_under(&case, by, EmptyDirs::Lose).unwrap_or_else(|r| panic!("{by}: {r:?}"));
+        let named = ["cache", "run"].map(|volume| AcceptedLoss::EmptyDir {
+            volume: volume.into(),
+            accepted: Acceptance::Policy,
+        });
+        assert_eq!(plan.losses, named, "{by}");
+        assert_ne!(plan.hash, without.hash, "{by}: an approval covers the loss");
+        assert_eq!(check(&plan, case.evidence.at(case.now), None), [], "{by}");
+    }
+}
+
+#[test]
+fn keep_refuses_each_emptydir_that_is_not_expendable() {
+    for (by, case, _) in makers() {
+        let case = caches(&case);
+        let refusals = plan_under(&case, by, EmptyDirs::Keep).unwrap_err();
+        let named = ["cache", "run"].map(|volume| Refusal::EmptyDir {
+            workload: "StatefulSet default/redis".into(),
+            volume: volume.into(),
+        });
+        assert_eq!(refusals, named, "{by}");
+        let case = case.workload(|w| w.emptydirs_expendable = true);
+        let plan = plan_under(&case, by, EmptyDirs::Keep).unwrap();
+        assert!(
+            plan.losses.contains(&AcceptedLoss::EmptyDir {
+                volume: "cache".into(),
+                accepted: Acceptance::Owner,
+            }),
+            "{by}: {:?}",
+            plan.losses
+        );
+        assert_eq!(check(&plan, case.evidence.at(case.now), None), [], "{by}");
+    }
+}
+
+#[test]
+fn a_running_containers_emptydir_is_not_lost() {
+    for (by, case, _) in makers() {
+        let plan = plan_under(&caches(&case), by, EmptyDirs::Lose).unwrap();
+        let case = running(&case);
+        let found = check(&plan, case.evidence.at(case.now), None);
+        let Err(refusals) = plan_under(&case, by, EmptyDirs::Lose) else {
+            // The kubelet of a dead node cannot say that its containers ended. The proof that the machine cannot write does.
+            assert_eq!(by, "the taint");
+            assert_eq!(found, [], "{by}");
+            continue;
+        };
+        assert_ne!(by, "the taint", "{refusals:?}");
+        assert!(
+            matches!(&refusals[..], [Refusal::EmptyDirInUse { pod, volume, .. }, _]
+                if pod == "default/redis-0" && volume == "cache"),
+            "{by}: {refusals:?}"
+        );
+        assert!(
+            refusals[0].may_pass(),
+            "{by}: kubelet may only be late to say so"
+        );
+        assert!(
+            found.iter().any(|v| v.rule() == Rule::S2),
+            "the checker lets {by} pass: {found:?}"
+        );
+        let declared = case.workload(|w| w.emptydirs_expendable = true);
+        assert!(
+            plan_under(&declared, by, EmptyDirs::Lose).is_ok(),
+            "{by}: its owner accepts the loss"
+        );
+    }
+}
+
+#[test]
+fn a_run_loses_only_the_emptydirs_that_its_plan_names() {
+    let goes = |e: &Effect| matches!(e, Effect::Release { .. } | Effect::TaintOutOfService { .. });
+    for (by, case, _) in makers().into_iter().skip(1) {
+        let end = Walk::new(caches(&case), QUIET).run(|_, _| {});
+        assert_eq!(end, End::Recovered, "{by}");
+        let mut walk = Walk::new(caches(&case), QUIET);
+        walk.case = walk
+            .case
+            .clone()
+            .workload(|w| w.template.empty_dirs.push("new".into()));
+        let end = walk.run(|_, _| {});
+        assert!(
+            matches!(&end, End::Failed { why } if why.contains("emptyDir new")),
+            "{by}: {end:?}"
+        );
+        assert!(!walk.effects.iter().any(goes), "{by}: {:?}", walk.kinds());
+    }
+    // Where its owner alone accepted it, the loss is accepted for as long as the annotation is there.
+    let mut owner = caches(&makers()[1].1).workload(|w| w.emptydirs_expendable = true);
+    owner = owner.holdable();
+    let mut walk = Walk::new(owner, QUIET);
+    walk.case = walk
+        .case
+        .clone()
+        .workload(|w| w.emptydirs_expendable = false);
+    let end = walk.run(|_, _| {});
+    assert!(
+        matches!(&end, End::Failed { why } if why.contains("emptyDir cache")),
+        "{end:?}"
+    );
 }
 
 fn lost(mut case: Case, loss: Loss) -> Case {

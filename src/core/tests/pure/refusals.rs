@@ -85,9 +85,12 @@ fn table() -> Vec<(Case, Refusal)> {
             },
         ),
         (
-            s().workload(|w| w.template.empty_dirs = vec!["cache".into()]),
-            Refusal::EmptyDir {
-                workload: w(),
+            s().workload(|w| {
+                w.template.empty_dirs = vec!["cache".into()];
+                w.pods[0].containers_running = true;
+            }),
+            Refusal::EmptyDirInUse {
+                pod: "default/redis-0".into(),
                 volume: "cache".into(),
             },
         ),
@@ -355,8 +358,10 @@ fn refusals_of_the_cloud_and_of_missing_facts() {
 #[test]
 fn harmless_facts_refuse_nothing() {
     let fine = [
+        s().workload(|w| w.template.empty_dirs = vec!["cache".into()]),
         s().workload(|w| {
             w.template.empty_dirs = vec!["cache".into()];
+            w.pods[0].containers_running = true;
             w.emptydirs_expendable = true;
         }),
         s().workload(|w| w.template.pre_stop = vec!["redis".into()]),
@@ -565,6 +570,7 @@ fn refusals_that_pass_by_themselves() {
                 | Refusal::StampedByOther { .. }
                 | Refusal::Missing { .. }
                 | Refusal::Unchallenged { .. }
+                | Refusal::EmptyDirInUse { .. }
         );
         assert_eq!(refusal.may_pass(), expected, "{refusal}");
     }

@@ -13,6 +13,7 @@ use reattach_core::guest::{Answer, ScanResult};
 use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName, Uid};
 use reattach_core::journal::{End, Entry, Event, Outcome};
+use reattach_core::loss::EmptyDirs;
 use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan};
 use reattach_core::run::{Action, Context, Effect, Next, State, newest_job, next};
@@ -108,6 +109,7 @@ pub const ALL: Allowed = Allowed {
     power_on: true,
     force: true,
     snapshot: Snapshots::Never,
+    empty_dirs: EmptyDirs::Lose,
 };
 
 /// The plan of a case by the default runbook.

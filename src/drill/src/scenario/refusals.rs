@@ -172,7 +172,7 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, sink).await?;
     s.heading(
-        "Fourteen workloads that must not be scaled to zero, under a policy in mode Auto",
+        "Fourteen workloads that must not be scaled to zero, under a policy in mode Auto that keeps emptyDirs",
         &[],
     );
     s.world.server().register_crd(&scaled_object_definition());
@@ -185,9 +185,8 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     bind_ephemeral(&mut s).await?;
     let names: Vec<&str> = cases.iter().map(|c| c.app.name.as_str()).collect();
     s.running(&names, Duration::from_secs(180)).await?;
-    s.world
-        .policy("everything", Mode::Auto, 0, SCALE_TO_ZERO)
-        .await?;
+    let policy = json!({"mode": Mode::Auto, "runbook": SCALE_TO_ZERO, "emptyDirs": "Keep"});
+    s.world.policy_of("everything", &policy).await?;
     for (node, _) in &NODES[..3] {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6))
             .await?;

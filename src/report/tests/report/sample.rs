@@ -6,6 +6,7 @@ use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, StuckPod, Trouble, Ver
 use reattach_core::fact::MissingFact;
 use reattach_core::ids::{ObjectName, PlanHash, StepIx};
 use reattach_core::journal::{End, Entry, Event, Outcome, Shut, UnwindReason};
+use reattach_core::loss::{Acceptance, AcceptedLoss};
 use reattach_core::phase::Phase;
 use reattach_core::plan::{Downtime, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep};
 use reattach_core::policy::Mode;
@@ -129,6 +130,14 @@ pub fn plan(name: &str) -> Plan {
             )],
         },
         steps: steps.collect(),
+        losses: match name {
+            "postgres" => ["dshm", "tmp"].map(lost_by_policy).into(),
+            "metrics" => vec![AcceptedLoss::EmptyDir {
+                volume: "wal".into(),
+                accepted: Acceptance::Owner,
+            }],
+            _ => Vec::new(),
+        },
         downtime: Downtime {
             typical_seconds: 20,
             with_cloud_detach_seconds: 95,
@@ -137,6 +146,13 @@ pub fn plan(name: &str) -> Plan {
     };
     plan.hash = plan.computed_hash();
     plan
+}
+
+fn lost_by_policy(volume: &str) -> AcceptedLoss {
+    AcceptedLoss::EmptyDir {
+        volume: volume.into(),
+        accepted: Acceptance::Policy,
+    }
 }
 
 /// Makes a record without plan and journal.

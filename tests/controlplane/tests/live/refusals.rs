@@ -13,6 +13,7 @@ use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, VolumeNo};
 use reattach_core::policy::Mode;
+use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests::{self, claim_volume};
 use reattach_tests_controlplane::{eventually, say};
@@ -529,13 +530,14 @@ pub async fn each_refusal_is_caused_by_its_object() {
     expected.push(("tight", "web".to_owned(), "exceeded quota"));
 
     // Nothing may act before every cause is there and seen.
-    stage.policy(Mode::DryRun).await;
+    let keep = |mode| json!({"mode": mode, "runbook": SCALE_TO_ZERO, "emptyDirs": "Keep"});
+    stage.policy_saying(keep(Mode::DryRun)).await;
     stage.kubelet(NODE).recycle(DiskAfter::Kept, AWAY).await;
     stage.await_down(NS, "rolling").await;
     afterwards(&stage, orphan).await;
     took("all are stuck, and every cause is there");
     for mode in [Mode::DryRun, Mode::Auto] {
-        stage.policy(mode).await;
+        stage.policy_saying(keep(mode)).await;
         await_says(&stage, mode, &expected).await;
         took("all are refused");
     }
