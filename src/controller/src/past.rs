@@ -30,7 +30,7 @@ pub(crate) enum May {
 pub(crate) struct Past<'a> {
     /// The newest one of this very trouble.
     last: Option<&'a VolumeRecovery>,
-    /// A person aborted one of this very trouble.
+    /// A person aborted one of this very trouble, since one came right.
     aborted: bool,
     /// The newest one of this very trouble and class that did not heal the volume, since one came right.
     unhealed: Option<&'a VolumeRecovery>,
@@ -54,15 +54,15 @@ impl<'a> Past<'a> {
                 .max_by_key(|r| (r.creation_timestamp(), attempts::ended(r), r.spec.attempt))
         };
         let right = newest(&|r| is_same(r) && came_right(r)).map(|r| r.creation_timestamp());
-        let unhealed = |r: &VolumeRecovery| {
-            let since = right
+        let since = |r: &VolumeRecovery| {
+            right
                 .as_ref()
-                .is_none_or(|right| r.creation_timestamp() >= *right);
-            is_unhealed(r) && is_of_class(r, class) && since
+                .is_none_or(|right| r.creation_timestamp() >= *right)
         };
+        let unhealed = |r: &VolumeRecovery| is_unhealed(r) && is_of_class(r, class) && since(r);
         Self {
             last: newest(&is_same),
-            aborted: newest(&|r| is_same(r) && r.spec.abort.is_some()).is_some(),
+            aborted: newest(&|r| is_same(r) && is_aborted(r) && since(r)).is_some(),
             unhealed: newest(&|r| is_same(r) && unhealed(r)),
             unhealed_other: newest(&|r| !is_same(r) && unhealed(r)),
         }
@@ -119,6 +119,12 @@ impl<'a> Past<'a> {
 /// Whether this recovery is over and did not heal the volume.
 fn is_unhealed(recovery: &VolumeRecovery) -> bool {
     matches!(phase(recovery), Phase::Failed | Phase::Withdrawn)
+}
+
+/// Whether a person ended this recovery, or forbade the attempts after it. An abort that came too late is none.
+fn is_aborted(recovery: &VolumeRecovery) -> bool {
+    let over = is_unhealed(recovery) || phase(recovery) == Phase::Aborted;
+    over && recovery.spec.abort.is_some()
 }
 
 /// Whether it was for trouble of this class, as far as both are known. What one that failed left may have another class,
@@ -250,6 +256,17 @@ mod tests {
                 May::Never
             );
         }
+        let late = [over("Recovered", TROUBLE, 0, abort)];
+        assert_eq!(may(&late, Some(Class::E)), May::Now, "it came too late");
+        let since = [
+            over("Aborted", TROUBLE, 0, abort),
+            plain("Recovered", TROUBLE, 200),
+        ];
+        assert_eq!(
+            may(&since, Some(Class::E)),
+            May::Now,
+            "a person healed it since"
+        );
         // A policy or an opt-out ended it, which may be taken back.
         assert_eq!(
             may(&[plain("Aborted", TROUBLE, 0)], Some(Class::E)),
