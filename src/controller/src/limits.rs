@@ -3,7 +3,7 @@
 use crate::policies::ruling_policy;
 use crate::recovery::{Limits, Ruling};
 use kube::ResourceExt;
-use reattach_api::{Opaque, Phase, PowerOffRule, RecoveryPolicySpec, VolumeRecovery};
+use reattach_api::{Opaque, Phase, PowerOffRule, RecoveryPolicySpec, StuckPodRule, VolumeRecovery};
 use reattach_cluster::cache::Cache;
 use reattach_core::authority::Ceiling;
 use reattach_core::ids::ObjectName;
@@ -97,6 +97,7 @@ pub fn ceiling(policy: String, spec: &RecoveryPolicySpec) -> Ceiling {
         mode: spec.mode,
         runbook: spec.runbook.clone(),
         power_off: spec.counting_power_off() != PowerOffRule::Never,
+        deletes_stuck_pods: spec.stuck_pods == StuckPodRule::DeleteByUid,
         nodes: spec.counting_nodes().map(Into::into),
     }
 }

@@ -387,6 +387,7 @@ impl Executor {
         let known = match event {
             Event::Outcome { step, outcome } => match outcome {
                 Outcome::NotApplied { .. }
+                | Outcome::RefusedByBudget { .. }
                 | Outcome::Withheld { .. }
                 | Outcome::ObservedApplied { .. }
                 | Outcome::ObservedNotApplied { .. } => Some(*step),
@@ -564,6 +565,7 @@ pub(crate) fn note_of(
         | Effect::Restore { .. }
         | Effect::Hold
         | Effect::Release { .. }
+        | Effect::DeletePod { .. }
         | Effect::Lift { .. }
         | Effect::CloseNode { .. }
         | Effect::OpenNode { .. }
