@@ -1,7 +1,7 @@
 //! A PodDisruptionBudget that refuses the eviction of a stuck pod: it is named with its numbers, and the policy says what becomes of
 //! the pod.
 
-use super::walk::{ALL, QUIET, Walk, change, phantom, plan};
+use super::walk::{ALL, QUIET, Walk, change, plan};
 use jiff::SignedDuration;
 use reattach_core::budget::{BudgetFacts, BudgetLimit, StuckPods, UnhealthyPods};
 use reattach_core::check::check;
@@ -10,7 +10,7 @@ use reattach_core::journal::{End, Event, Outcome};
 use reattach_core::plan::Allowed;
 use reattach_core::run::{Effect, Next};
 use reattach_core::steps::StepKind;
-use reattach_core::testkit::Case;
+use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 
 const DELETES: Allowed = Allowed {
     stuck_pods: StuckPods::DeleteByUid { after_seconds: 120 },
@@ -18,6 +18,12 @@ const DELETES: Allowed = Allowed {
 };
 const NAMED: &str = "PodDisruptionBudget redis (maxUnavailable 0, disruptionsAllowed 0, currentHealthy 0, desiredHealthy 1)";
 const WAY_OUT: &str = "kubectl reattach recover -n default redis-data --runbook scale-to-zero";
+
+fn phantom() -> Case {
+    Case::statefulset()
+        .holdable()
+        .with_node(OTHER_NODE, OTHER_INSTANCE)
+}
 
 fn budget() -> BudgetFacts {
     BudgetFacts {
