@@ -24,7 +24,7 @@ pub use opaque::{Opaque, Unreadable, UnreadableField};
 pub use reattach_core::phase::Phase;
 pub use recovery_policy::{
     Budgets, EmptyDirRule, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy,
-    RecoveryPolicySpec, Retries, SnapshotRule,
+    RecoveryPolicySpec, Retries, SnapshotRule, StuckPodRule,
 };
 pub use stored_recovery::StoredRecovery;
 pub use volume_recovery::{

@@ -2,6 +2,7 @@
 
 use kube::{CustomResource, KubeSchema};
 use reattach_core::authority::NodeRules;
+use reattach_core::budget::StuckPods;
 use reattach_core::loss::EmptyDirs;
 use reattach_core::policy::Mode;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -65,6 +66,17 @@ pub struct RecoveryPolicySpec {
     /// `reattach.dev/expendable-emptydirs: "true"`. emptyDirs with `medium: Memory` never count. Default: `Lose`.
     #[serde(default)]
     pub empty_dirs: EmptyDirRule,
+    /// What reattach does about a stuck pod whose eviction a PodDisruptionBudget refuses. `Evict` asks for the eviction again
+    /// until the step's time limit is over, and then unwinds. `DeleteByUid` deletes the pod by its UID, with its own grace
+    /// period, once a budget has refused for `budgetPatienceSeconds`. Only a pod that is not Ready, or whose mount is known to
+    /// be dead, is evicted or deleted. Default: `Evict`.
+    #[serde(default)]
+    pub stuck_pods: StuckPodRule,
+    /// Seconds for which a PodDisruptionBudget must have refused the eviction of a stuck pod before the pod is deleted. It
+    /// counts under `stuckPods: DeleteByUid` alone. Default: 120.
+    #[serde(default = "default_budget_patience")]
+    #[schemars(range(min = 10, max = 3600))]
+    pub budget_patience_seconds: u32,
     /// Seconds after which a recovery that waits for others calls for a person, such as for the end of a provider's lock.
     /// Default: 1800.
     #[serde(default = "default_escalation")]
@@ -92,6 +104,16 @@ impl RecoveryPolicySpec {
             PowerOffRule::Never
         } else {
             self.power_off
+        }
+    }
+
+    /// `stuckPods`, with the patience that it needs.
+    pub fn stuck_pods(&self) -> StuckPods {
+        match self.stuck_pods {
+            StuckPodRule::Evict => StuckPods::Evict,
+            StuckPodRule::DeleteByUid => StuckPods::DeleteByUid {
+                after_seconds: self.budget_patience_seconds,
+            },
         }
     }
 
@@ -253,6 +275,32 @@ pub enum SnapshotRule {
     BestEffort,
     /// Nothing is detached by force before one is complete; where it fails the recovery ends, and calls for a person.
     Required,
+}
+
+/// What reattach does about a stuck pod whose eviction a PodDisruptionBudget refuses.
+#[derive(
+    schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+)]
+pub enum StuckPodRule {
+    /// It asks for the eviction again.
+    #[default]
+    Evict,
+    /// It deletes the pod by its UID, with its own grace period.
+    DeleteByUid,
+}
+
+fn default_budget_patience() -> u32 {
+    120
 }
 
 /// Whether a pod may lose its emptyDirs when reattach ends it.

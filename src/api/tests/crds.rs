@@ -380,6 +380,8 @@ fn no_field_that_we_write_is_dropped() {
             power_off: Default::default(),
             snapshot_before_force: Default::default(),
             empty_dirs: Default::default(),
+            stuck_pods: Default::default(),
+            budget_patience_seconds: 120,
             escalate_after_seconds: 1800,
             retries: Retries {
                 attempts: Some(3),

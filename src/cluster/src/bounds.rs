@@ -15,13 +15,14 @@ use kube::api::PostParams;
 use std::fmt;
 
 /// Policies that bound each controller: `deploy/admission/controller-bounds.yaml` and `deploy/base/hold-authority.yaml`.
-pub const ALWAYS: [&str; 6] = [
+pub const ALWAYS: [&str; 7] = [
     "reattach-controller-pods",
     "reattach-controller-volumeattachments",
     "reattach-controller-volumeattachment-deletions",
     "reattach-controller-nodes",
     "reattach-controller-gates",
     "reattach-controller-evictions",
+    "reattach-controller-pod-deletions",
 ];
 
 /// Policies that bound a controller that may scale workloads: `deploy/components/scaler`.

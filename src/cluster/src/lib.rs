@@ -2,6 +2,7 @@
 //! Lease, the journal's store, and the effects.
 
 pub mod bounds;
+pub mod budgets;
 pub mod cache;
 pub mod client;
 pub mod clock;

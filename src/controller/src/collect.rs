@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use reattach_api::StoredRecovery;
+use reattach_cluster::budgets;
 use reattach_cluster::cache::Cache;
 use reattach_cluster::effects::hold;
 use reattach_cluster::view::View;
@@ -201,6 +202,11 @@ impl Collector {
         let detail = if full { Detail::Full } else { Detail::Count };
         if policy {
             e.hold_policy = Some(hold::policy(&self.clients.read, self.clock.now()).await);
+        }
+        if evicts(needs) {
+            let now = self.clock.now();
+            let pods = e.pods.shown().map_or(&[][..], Vec::as_slice);
+            e.budgets = Some(budgets::read(&self.clients.read, view, pods, now).await);
         }
         let source = Source::Kubernetes("the owning workload".to_owned());
         let found =
@@ -417,6 +423,15 @@ impl Collector {
                 |error| tracing::debug!(%error, "the scope of the cloud's answers is not known"),
             )
             .ok();
+    }
+}
+
+/// Whether a pod may be evicted by what is planned or done: PodDisruptionBudgets then count.
+fn evicts(needs: Needs<'_>) -> bool {
+    match needs {
+        Needs::Diagnose => false,
+        Needs::Plan => true,
+        Needs::Execute { plan, changing, .. } => changing && plan.find(StepKind::Release).is_some(),
     }
 }
 

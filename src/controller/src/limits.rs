@@ -4,7 +4,8 @@ use crate::policies::ruling_policy;
 use crate::recovery::{Limits, Ruling};
 use kube::ResourceExt;
 use reattach_api::{
-    Opaque, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, Retries, VolumeRecovery,
+    Opaque, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, Retries, StuckPodRule,
+    VolumeRecovery,
 };
 use reattach_cluster::cache::Cache;
 use reattach_core::authority::Ceiling;
@@ -106,6 +107,7 @@ pub fn ceiling(policy: String, spec: &RecoveryPolicySpec) -> Ceiling {
         mode: spec.mode,
         runbook: spec.runbook.clone(),
         power_off: spec.counting_power_off() != PowerOffRule::Never,
+        deletes_stuck_pods: spec.stuck_pods == StuckPodRule::DeleteByUid,
         nodes: spec.counting_nodes().map(Into::into),
     }
 }

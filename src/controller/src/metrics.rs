@@ -63,6 +63,7 @@ impl Metrics {
             Outcome::Unknown { .. } => "unknown",
             Outcome::Withheld { .. } => "shut",
             Outcome::NotApplied { .. }
+            | Outcome::RefusedByBudget { .. }
             | Outcome::ObservedNotApplied { .. }
             | Outcome::Repeatable { .. } => "not_applied",
         };

@@ -55,6 +55,7 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
             } => workload::restore(pass, workload, resource_version, *path, *replicas).await,
             Effect::Hold => hold::hold(pass, recovery).await,
             Effect::Release { pod, uid } => hold::release(pass, pod, uid).await,
+            Effect::DeletePod { pod, uid } => hold::delete_pod(pass, pod, uid).await,
             Effect::Lift { pods } => hold::lift(pass, recovery, pods).await,
             Effect::CloseNode { node: name, uid } => {
                 node::close(pass, name, uid, recovery.uid()).await

@@ -4,6 +4,7 @@ use kube::ResourceExt;
 use reattach_api::{EmptyDirRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::facts;
+use reattach_core::budget::StuckPods;
 use reattach_core::evidence::{ClaimFacts, Evidence};
 use reattach_core::ids::ObjectName;
 use std::cmp::Reverse;
@@ -42,6 +43,8 @@ pub struct PlanRules {
     pub snapshot: SnapshotRule,
     /// What becomes of emptyDirs.
     pub empty_dirs: EmptyDirRule,
+    /// What becomes of a stuck pod whose eviction a PodDisruptionBudget refuses.
+    pub stuck_pods: StuckPods,
 }
 
 impl From<&RecoveryPolicySpec> for PlanRules {
@@ -49,6 +52,7 @@ impl From<&RecoveryPolicySpec> for PlanRules {
         Self {
             snapshot: spec.snapshot_before_force,
             empty_dirs: spec.empty_dirs,
+            stuck_pods: spec.stuck_pods(),
         }
     }
 }

@@ -481,6 +481,7 @@ impl Providers {
                 SnapshotRule::Required => Snapshots::Required,
             },
             empty_dirs: rules.empty_dirs.into(),
+            stuck_pods: rules.stuck_pods,
         }
     }
 

@@ -62,6 +62,9 @@ pub struct Ceiling {
     pub runbook: String,
     /// May machines be powered off?
     pub power_off: bool,
+    /// May a stuck pod be deleted whose eviction a PodDisruptionBudget refuses?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deletes_stuck_pods: bool,
     /// Its rules for nodes, where it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeRules>,

@@ -146,6 +146,11 @@ pub enum Outcome {
         /// Whether it may be issued again after another look (a conflict, a throttle, a busy cloud).
         retry: bool,
     },
+    /// A PodDisruptionBudget refused the eviction: it was definitely not applied, and may be asked for again.
+    RefusedByBudget {
+        /// The API server's words.
+        why: String,
+    },
     /// The gate did not let the effect out: nothing was sent, and the target was not asked. It is issued again once the gate
     /// is open.
     Withheld {

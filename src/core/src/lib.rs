@@ -5,6 +5,7 @@
 //! [`run::Effect`]s and store the [`journal`].
 
 pub mod authority;
+pub mod budget;
 pub mod check;
 pub mod cloud;
 pub mod diagnosis;

@@ -191,6 +191,7 @@ impl Case {
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
             orders_expire_after_seconds: None,
             hold_policy: None,
+            budgets: None,
             node_pods: BTreeMap::new(),
             node_losses: BTreeMap::new(),
             sightings: Vec::new(),
@@ -577,6 +578,7 @@ pub fn mandate() -> Mandate {
             mode: Mode::Auto,
             runbook: crate::runbook::DEFAULT_RUNBOOK.to_owned(),
             power_off: true,
+            deletes_stuck_pods: true,
             nodes: Some(NodeRules {
                 patience_seconds: 0,
                 ..NodeRules::default()

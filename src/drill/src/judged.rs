@@ -89,8 +89,8 @@ pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -
                 .unwrap_or(name);
             named == format!("node-{}", pins.node)
         }
-        // The stuck pod is evicted; pods that came under the hold, which no plan can name, only lose the gate.
-        "pods" if effect.path.ends_with("/eviction") => {
+        // The stuck pod is evicted, or deleted; pods that came under the hold, which no plan can name, only lose the gate.
+        "pods" if effect.path.ends_with("/eviction") || effect.method == "DELETE" => {
             pins.pods.iter().any(|(pod, _)| pod.name == name)
         }
         "pods" => effect.method == "PATCH" && keys(&effect.body["spec"]) == ["schedulingGates"],

@@ -345,6 +345,9 @@ impl Observer {
             Event::Outcome { outcome, step } => match outcome {
                 Outcome::Applied { .. } => return None,
                 Outcome::NotApplied { why, .. } => format!("{}: not applied: {why}", number(step)),
+                Outcome::RefusedByBudget { why } => {
+                    format!("{}: refused by a PodDisruptionBudget: {why}", number(step))
+                }
                 Outcome::Withheld { shut } => format!("{}: not sent yet: {shut}", number(step)),
                 Outcome::Unknown { why } => {
                     format!(

@@ -229,6 +229,9 @@ fn outcome_in_words(outcome: &Outcome) -> String {
             format!("not accepted, will be retried: {why}")
         }
         Outcome::NotApplied { why, retry: false } => format!("refused: {why}"),
+        Outcome::RefusedByBudget { why } => {
+            format!("refused by a PodDisruptionBudget, will be retried: {why}")
+        }
         Outcome::Withheld { shut } => format!("withheld by the gate, nothing was sent: {shut}"),
         Outcome::Unknown { why } => {
             format!("got no usable reply, its outcome is unknown: {why}")

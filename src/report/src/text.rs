@@ -6,10 +6,12 @@ use crate::format::{
     headline, relative, sentence, span,
 };
 use crate::summary::RecoverySummary;
+use reattach_core::budget::StuckPods;
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
 use reattach_core::journal::Entry;
 use reattach_core::plain::{clean, quoted};
 use reattach_core::plan::{Plan, PlannedStep};
+use reattach_core::steps::way_out;
 
 /// Maximum width of plain text in columns. A longer word (a handle, a path) is not broken, so that it can be copied.
 pub const TEXT_WIDTH: usize = 100;
@@ -147,6 +149,14 @@ pub fn plan_text(plan: &Plan) -> String {
             out.para("  - ", &sentence(&clean(&loss.to_string())));
         }
     }
+    if !plan.budgets.is_empty() {
+        out.gap("PodDisruptionBudgets that would refuse the eviction of the stuck pod now");
+        for budget in &plan.budgets {
+            out.para("  - ", &sentence(&clean(&budget.to_string())));
+        }
+        out.para("  ", &sentence(&refusal_is_followed_by(plan)));
+        out.para("  ", &sentence(&clean(&way_out(plan))));
+    }
     out.gap("Expected downtime");
     let (typical, long) = (
         plan.downtime.typical_seconds,
@@ -158,6 +168,15 @@ pub fn plan_text(plan: &Plan) -> String {
         planned(&mut out, i + 1, step);
     }
     out.text
+}
+
+fn refusal_is_followed_by(plan: &Plan) -> String {
+    match plan.stuck_pods {
+        StuckPods::Evict => "reattach asks again until the step's time limit is over, and then unwinds; with stuckPods: DeleteByUid in the RecoveryPolicy it deletes the pod".to_owned(),
+        StuckPods::DeleteByUid { after_seconds } => format!(
+            "reattach asks again, and deletes the pod by its UID after {after_seconds} s, with the pod's own grace period"
+        ),
+    }
 }
 
 fn planned(out: &mut Page, number: usize, step: &PlannedStep) {

@@ -306,7 +306,8 @@ fn tried(record: &Record) -> Vec<String> {
                     match outcome {
                         O::Applied { detail } => format!("it answered: {detail}"),
                         O::NotApplied { why, .. } => format!("it did not accept: {why}"),
-                        O::Withheld { .. } => return None,
+                        // Neither was about the cloud.
+                        O::Withheld { .. } | O::RefusedByBudget { .. } => return None,
                         O::Unknown { why } => format!("we got no usable answer: {why}"),
                         O::ObservedApplied { seen } | O::ObservedNotApplied { seen } => {
                             format!("we then saw: {seen}")

@@ -164,6 +164,7 @@ pub fn evidence(
         power: BTreeMap::new(),
         orders_expire_after_seconds: None,
         hold_policy: None,
+        budgets: None,
         node_pods: BTreeMap::new(),
         node_losses: BTreeMap::new(),
         sightings: Vec::new(),

@@ -22,7 +22,11 @@ use crate::reply::{outcome, require_uid};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+};
+use kube::core::Status;
+use kube::core::response::StatusCause;
 use kube::{Api, Client, ResourceExt};
 use reattach_api::VolumeRecovery;
 use reattach_api::metadata;
@@ -31,6 +35,11 @@ use reattach_core::hold::{HOLD_GATE, HOLD_LABEL, HOLD_POLICY};
 use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::journal::Outcome;
 use serde_json::{Value, json};
+
+/// The cause in the API server's refusal of an eviction (Kubernetes `policy/v1`, `DisruptionBudgetCause`).
+const DISRUPTION_BUDGET: &str = "DisruptionBudget";
+/// Seconds that a pod has to end where its spec says nothing (Kubernetes `core/v1`, `DefaultTerminationGracePeriodSeconds`).
+const DEFAULT_GRACE: u32 = 30;
 
 /// Whether a pod carries our scheduling gate.
 pub fn is_gated(pod: &Pod) -> bool {
@@ -121,8 +130,64 @@ pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome 
         Err(kube::Error::Api(s)) if s.is_not_found() => Outcome::Applied {
             detail: "the pod is gone".to_owned(),
         },
+        Err(kube::Error::Api(s)) if is_by_a_budget(&s) => Outcome::RefusedByBudget {
+            why: budget_said(&s),
+        },
         reply => outcome(reply, "evicted"),
     }
+}
+
+/// Whether a PodDisruptionBudget refused an eviction. An API server that is busy answers 429, too (Kubernetes
+/// `pkg/registry/core/pod/storage/eviction.go` gives this cause).
+fn is_by_a_budget(status: &Status) -> bool {
+    status.code == 429 && causes(status).any(|c| c.reason == DISRUPTION_BUDGET)
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &StatusCause> {
+    status.details.iter().flat_map(|d| &d.causes)
+}
+
+/// The API server's words, with those of the cause, which names the budget.
+fn budget_said(status: &Status) -> String {
+    let named: Vec<&str> = causes(status).map(|c| c.message.as_str()).collect();
+    format!("{} {}", status.message, named.join("; "))
+        .trim()
+        .to_owned()
+}
+
+/// Deletes one pod by its UID, with its own grace period and never without one: a deletion without grace would take the object
+/// away while its containers may still run.
+pub async fn delete_pod(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome {
+    if let Err(refused) = require_uid(uid) {
+        return refused;
+    }
+    let gone = || Outcome::Applied {
+        detail: "the pod is gone".to_owned(),
+    };
+    let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
+    let found = match api.get_opt(&pod.name).await {
+        Ok(Some(found)) if found.uid().as_deref() == Some(uid.as_str()) => found,
+        Ok(_) => return gone(),
+        Err(error) => return outcome::<()>(Err(error), ""),
+    };
+    let own = found.spec.and_then(|s| s.termination_grace_period_seconds);
+    let params = DeleteParams {
+        grace_period_seconds: Some(own.map_or(DEFAULT_GRACE, grace)),
+        preconditions: Some(kube::api::Preconditions {
+            uid: Some(uid.to_string()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match api.delete(&pod.name, &params).await {
+        Err(kube::Error::Api(s)) if s.is_not_found() => gone(),
+        reply => outcome(reply, "deleted"),
+    }
+}
+
+/// A pod that asks for no grace gets the shortest that there is.
+fn grace(own: i64) -> u32 {
+    u32::try_from(own).unwrap_or(u32::MAX).max(1)
 }
 
 /// Removes the label, then the gate of each of these pods.

@@ -97,6 +97,7 @@ pub fn evidence(
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         orders_expire_after_seconds: None,
         hold_policy: None,
+        budgets: None,
         node_pods: BTreeMap::new(),
         node_losses: BTreeMap::new(),
         sightings: Vec::new(),

@@ -389,6 +389,7 @@ impl Executor {
         let known = match event {
             Event::Outcome { step, outcome } => match outcome {
                 Outcome::NotApplied { .. }
+                | Outcome::RefusedByBudget { .. }
                 | Outcome::Withheld { .. }
                 | Outcome::ObservedApplied { .. }
                 | Outcome::ObservedNotApplied { .. } => Some(*step),
@@ -569,6 +570,7 @@ pub(crate) fn note_of(
         | Effect::Restore { .. }
         | Effect::Hold
         | Effect::Release { .. }
+        | Effect::DeletePod { .. }
         | Effect::Lift { .. }
         | Effect::CloseNode { .. }
         | Effect::OpenNode { .. }

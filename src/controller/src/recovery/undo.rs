@@ -157,7 +157,9 @@ impl Executor {
         }
         Ok(match outcome {
             o if o.applied() => Undone::Some,
-            Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Undone::Nothing { why },
+            Outcome::NotApplied { why, .. }
+            | Outcome::RefusedByBudget { why }
+            | Outcome::Unknown { why } => Undone::Nothing { why },
             Outcome::Withheld { shut } => Undone::Nothing {
                 why: shut.to_string(),
             },
@@ -206,6 +208,7 @@ async fn undo(pass: &TidyPass, recovery: &StoredRecovery, effect: &Effect) -> Ou
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }
+        | Effect::DeletePod { .. }
         | Effect::CloseNode { .. }
         | Effect::CloudDetach { .. }
         | Effect::Snapshot { .. }

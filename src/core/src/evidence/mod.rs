@@ -7,6 +7,7 @@ mod identity;
 mod word;
 
 use crate::authority::Mandate;
+use crate::budget::{BudgetFacts, UnhealthyPods};
 use crate::cloud::{
     CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, InstanceObservation,
     PowerFacts,
@@ -95,6 +96,9 @@ pub struct Evidence {
     /// Whether the cluster can hold pods away by admission. Absent: it has no such policy. None: not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_policy: Option<Fact<String>>,
+    /// PodDisruptionBudgets that cover pods of the claim, sorted by name. None: not read, since no pod is to be evicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Fact<Vec<BudgetFacts>>>,
     /// Every pod that is bound to a node of which a holder is fenced, by name and UID: what a node-wide effect reaches.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_pods: BTreeMap<NodeName, Fact<Vec<(ObjectName, Uid)>>>,
@@ -301,6 +305,21 @@ impl PodFacts {
     /// Whether it cannot come to this node: it is held away, or bound to another one for good.
     pub fn is_kept_from(&self, node: &NodeName) -> bool {
         self.is_held_away() || self.node.as_ref().is_some_and(|n| n != node)
+    }
+
+    /// Whether this PodDisruptionBudget would make Kubernetes refuse the pod's eviction now (Kubernetes
+    /// `pkg/registry/core/pod/storage/eviction.go`).
+    pub fn is_kept_by(&self, budget: &BudgetFacts) -> bool {
+        // Pods that have not begun or have ended are evicted without a look at any budget.
+        if self.phase == "Pending" || self.is_finished() || !budget.pods.contains(&self.uid) {
+            return false;
+        }
+        let healthy = budget.current_healthy >= budget.desired_healthy;
+        let unhealthy_may_go = match budget.unhealthy {
+            UnhealthyPods::AlwaysAllow => true,
+            UnhealthyPods::IfHealthyBudget => budget.desired_healthy > 0 && healthy,
+        };
+        (self.ready || !unhealthy_may_go) && budget.disruptions_allowed <= 0
     }
 
     /// Whether it is kept from every node by a hold of ours. A pod that was bound before is not, whatever it carries.
@@ -592,6 +611,11 @@ impl<'a> EvidenceAt<'a> {
     /// The policy by which admission holds pods away.
     pub fn hold_policy(self) -> Read<'a, String> {
         self.read_some(self.evidence.hold_policy.as_ref())
+    }
+
+    /// PodDisruptionBudgets that cover pods of the claim.
+    pub fn budgets(self) -> Read<'a, Vec<BudgetFacts>> {
+        self.read_some(self.evidence.budgets.as_ref())
     }
 
     /// Every pod that is bound to a node of which a holder is fenced, by name and UID.

@@ -4,8 +4,9 @@ use super::{
     Downtime, NodeWide, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, Releases, Target,
     before_fencing, before_holding, before_scaling, general,
 };
+use crate::budget::{BudgetFacts, StuckPods};
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
-use crate::evidence::{CsiSource, EvidenceAt};
+use crate::evidence::{CsiSource, EvidenceAt, PodFacts};
 use crate::fact::Missing;
 use crate::ids::PlanHash;
 use crate::loss::EmptyDirs;
@@ -56,6 +57,8 @@ pub struct Allowed {
     pub snapshot: Snapshots,
     /// What becomes of emptyDirs.
     pub empty_dirs: EmptyDirs,
+    /// What becomes of a stuck pod whose eviction a PodDisruptionBudget refuses.
+    pub stuck_pods: StuckPods,
 }
 
 /// Whether a volume is snapshotted before it is detached by force.
@@ -143,12 +146,18 @@ pub(crate) fn make(
         .collect();
     lost.sort();
     lost.dedup();
+    let (stuck_pods, budgets) = if has(StepKind::Release) {
+        (request.allowed.stuck_pods, in_the_way(evidence, &target))
+    } else {
+        Default::default()
+    };
     let describe = Describe {
         claim: &evidence.claim_name,
         pod: target.pod.as_ref(),
         pins: &pins,
         commands: request.commands,
         snapshots: request.allowed.snapshot,
+        stuck_pods,
         closes_node,
     };
     let steps: Vec<PlannedStep> = steps.iter().map(|s| describe.planned(s)).collect();
@@ -164,11 +173,22 @@ pub(crate) fn make(
         pins,
         steps,
         losses: lost,
+        stuck_pods,
+        budgets: plain::made_plain(&budgets, plain::TEXT_CHARS),
         closes_node,
         hash: PlanHash::from(""),
     };
     plan.hash = plan.computed_hash();
     Ok(plan)
+}
+
+/// The PodDisruptionBudgets that would refuse an eviction by this plan now. One that could not be read is seen when it refuses.
+fn in_the_way(evidence: EvidenceAt<'_>, target: &Target) -> Vec<BudgetFacts> {
+    let pods = evidence.pods().map_or(&[][..], Vec::as_slice);
+    let here = |p: &&PodFacts| p.node.as_ref() == Some(&target.node) && p.deleting_since.is_none();
+    let refuses = |b: &&BudgetFacts| pods.iter().filter(here).any(|p| p.is_kept_by(b));
+    let known = evidence.budgets().map_or(&[][..], Vec::as_slice);
+    known.iter().filter(refuses).cloned().collect()
 }
 
 /// Whether the hold is to be a taint on the node: the cluster is known to have no policy, and the holder's node is there and

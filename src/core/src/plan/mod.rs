@@ -11,6 +11,7 @@ mod sound;
 mod target;
 mod vetted;
 
+use crate::budget::{BudgetFacts, StuckPods};
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
 use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, StepIx, Uid, VolumeId};
@@ -56,6 +57,12 @@ pub struct Plan {
     /// What is lost for good by them, and why it may be. Everything else that would be lost refuses the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<AcceptedLoss>,
+    /// What becomes of the stuck pod where a PodDisruptionBudget refuses its eviction.
+    #[serde(default, skip_serializing_if = "StuckPods::is_evict")]
+    pub stuck_pods: StuckPods,
+    /// PodDisruptionBudgets that would have refused the eviction when the plan was made. No part of the hash.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<BudgetFacts>,
     /// The hold closes the node that has to let go by a taint, instead of holding pods away by admission.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closes_node: bool,
@@ -313,6 +320,8 @@ impl Plan {
     pub fn computed_hash(&self) -> PlanHash {
         let mut content = self.clone();
         content.hash = PlanHash::from("");
+        // How many pods are healthy now is no part of what will be done, and must not take an approval away.
+        content.budgets.clear();
         // How the agent came to say it is no part of what will be done.
         if let Trouble::Phantom { confirmed, .. } = &mut content.trouble {
             *confirmed = true;

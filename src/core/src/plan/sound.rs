@@ -91,7 +91,10 @@ pub fn may_have_freed<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> bool 
             // request may come late.
             Event::Outcome {
                 step,
-                outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
+                outcome:
+                    Outcome::NotApplied { .. }
+                    | Outcome::RefusedByBudget { .. }
+                    | Outcome::Withheld { .. },
             } => {
                 if let Some(at) = freeing.iter().rposition(|s| s == step) {
                     freeing.remove(at);
@@ -130,7 +133,9 @@ pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<Str
                     continue;
                 };
                 match outcome {
-                    Outcome::NotApplied { .. } | Outcome::Withheld { .. } => {
+                    Outcome::NotApplied { .. }
+                    | Outcome::RefusedByBudget { .. }
+                    | Outcome::Withheld { .. } => {
                         orders.remove(at);
                     }
                     Outcome::Applied { .. } => orders[at].2 = "accepted",

@@ -28,11 +28,11 @@ impl RunCx<'_> {
         self.until(later(at, self.backoff(step)), why)
     }
 
-    fn backoff(self, step: StepIx) -> SignedDuration {
+    pub(crate) fn backoff(self, step: StepIx) -> SignedDuration {
         pace::backoff(self.state.attempts(step))
     }
 
-    fn until(self, again: Timestamp, why: &str) -> Option<Next> {
+    pub(crate) fn until(self, again: Timestamp, why: &str) -> Option<Next> {
         (self.cx.now < again).then(|| wait(why.to_owned(), again))
     }
 
@@ -57,7 +57,9 @@ impl RunCx<'_> {
                 *at,
                 &format!("{what} was not sent ({shut}); it will be"),
             ),
-            Outcome::Applied { .. }
+            // The step that evicts says when it asks again.
+            Outcome::RefusedByBudget { .. }
+            | Outcome::Applied { .. }
             | Outcome::Unknown { .. }
             | Outcome::ObservedApplied { .. }
             | Outcome::ObservedNotApplied { .. }

@@ -107,6 +107,13 @@ pub enum Effect {
         /// Its UID.
         uid: Uid,
     },
+    /// Delete one stuck pod by its UID, with its own grace period, because a PodDisruptionBudget refuses its eviction.
+    DeletePod {
+        /// The pod.
+        pod: ObjectName,
+        /// Its UID.
+        uid: Uid,
+    },
     /// Take the label off, and the gate off these pods.
     Lift {
         /// The pods that wait.
@@ -215,6 +222,7 @@ impl Effect {
             Self::ScaleToZero { .. }
             | Self::Hold
             | Self::Release { .. }
+            | Self::DeletePod { .. }
             | Self::CloseNode { .. }
             | Self::CloudDetach { .. }
             | Self::Snapshot { .. }
@@ -247,6 +255,7 @@ pub fn newest_job(effect: &Effect, evidence: &Evidence) -> Option<NewestJob> {
         | Effect::Restore { .. }
         | Effect::Hold
         | Effect::Release { .. }
+        | Effect::DeletePod { .. }
         | Effect::Lift { .. }
         | Effect::CloseNode { .. }
         | Effect::OpenNode { .. }

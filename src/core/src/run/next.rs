@@ -107,6 +107,10 @@ impl StepCx<'_> {
                         ..
                     } => why.clone(),
                     StepState::Issued {
+                        outcome: Outcome::RefusedByBudget { why },
+                        ..
+                    } => self.budget_refuses(why),
+                    StepState::Issued {
                         outcome: Outcome::Withheld { shut },
                         ..
                     } => shut.to_string(),

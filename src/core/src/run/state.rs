@@ -113,6 +113,8 @@ pub struct State {
     unused_since: Option<(UnusedSince, u64)>,
     /// When the last question to the holder's agent was journaled, and in which term.
     challenged: Option<(Timestamp, u64)>,
+    /// Since when PodDisruptionBudgets refuse the eviction of the stuck pod, and in which term that was written.
+    budget_refuses: Option<(Timestamp, u64)>,
     unwinding: Option<(UnwindReason, Timestamp)>,
     ended: Option<End>,
     next_seq: u32,
@@ -136,6 +138,7 @@ impl State {
             entered_at: None,
             unused_since: None,
             challenged: None,
+            budget_refuses: None,
             unwinding: None,
             ended: None,
             next_seq: 0,
@@ -303,13 +306,17 @@ impl State {
                 if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
                     *doubt = Some(started);
                 }
+                self.note_budget(plan, *step, outcome, entry);
                 let shut = matches!(outcome, Outcome::Withheld { .. });
                 if let Some(withheld) = self.withheld.get_mut(step.index()).filter(|_| shut) {
                     *withheld += 1;
                 }
                 // Where an earlier attempt was never heard of, "busy" may be that one.
-                let refused = (shut || matches!(outcome, Outcome::NotApplied { .. }))
-                    && self.unheard_since(*step).is_none();
+                let no = matches!(
+                    outcome,
+                    Outcome::NotApplied { .. } | Outcome::RefusedByBudget { .. }
+                );
+                let refused = (shut || no) && self.unheard_since(*step).is_none();
                 if let Some(sent) = self.sent.get_mut(step.index()).filter(|_| refused) {
                     *sent = None;
                 }
@@ -344,6 +351,25 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Notes since when budgets refuse. A pod that goes, and a leader with another clock, begin the count anew.
+    fn note_budget(&mut self, plan: &Plan, step: StepIx, outcome: &Outcome, entry: &Entry) {
+        if plan.find(StepKind::Release) != Some(step) {
+            return;
+        }
+        match outcome {
+            Outcome::RefusedByBudget { .. } => {
+                let since = self.budget_refuses.filter(|(_, term)| *term == entry.term);
+                self.budget_refuses = Some(since.unwrap_or((entry.at, entry.term)));
+            }
+            Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => self.budget_refuses = None,
+            Outcome::NotApplied { .. }
+            | Outcome::Withheld { .. }
+            | Outcome::Unknown { .. }
+            | Outcome::ObservedNotApplied { .. }
+            | Outcome::Repeatable { .. } => {}
+        }
     }
 
     /// A handshake that begins anew makes nothing of what an agent was asked before it: the question comes again.
@@ -454,6 +480,13 @@ impl State {
     /// The newest job of the provider's history right before the latest attempt of a step. None: it was not journaled.
     pub fn newest_before(&self, step: StepIx) -> Option<&NewestJob> {
         self.sent.get(step.index())?.as_ref()?.1.as_ref()
+    }
+
+    /// Since when PodDisruptionBudgets have refused the eviction of the stuck pod, as far as this term's clock tells.
+    pub fn budget_refuses_since(&self, term: u64) -> Option<Timestamp> {
+        self.budget_refuses
+            .filter(|(_, noted)| *noted == term)
+            .map(|(at, _)| at)
     }
 
     /// Whether this run powered the holder off: the order was accepted, or seen to have been carried out.

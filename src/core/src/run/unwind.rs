@@ -108,7 +108,9 @@ impl RunCx<'_> {
             .filter(|_| self.state.in_force(self.plan, StepKind::Hold))?;
         // An eviction whose reply was lost may still arrive; the pod would go while others may come.
         let release = self.plan.find(StepKind::Release);
-        if let Some(wait) = release.and_then(|r| self.maybe_in_flight(r, "the eviction")) {
+        if let Some(wait) =
+            release.and_then(|r| self.maybe_in_flight(r, "the removal of the stuck pod"))
+        {
             return Some(wait);
         }
         // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
@@ -420,6 +422,7 @@ fn is_off(
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }
+        | Effect::DeletePod { .. }
         | Effect::CloseNode { .. }
         | Effect::CloudDetach { .. }
         | Effect::Snapshot { .. }

@@ -109,7 +109,10 @@ impl StepCx<'_> {
         match self.state.step(self.ix) {
             StepState::Pending
             | StepState::Issued {
-                outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. },
+                outcome:
+                    Outcome::NotApplied { .. }
+                    | Outcome::RefusedByBudget { .. }
+                    | Outcome::Withheld { .. },
                 ..
             } if self.state.unheard_since(self.ix).is_none() => {
                 self.skipped(&format!("{seen}, by another recovery"))

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use spec::{EffectClass, Role, StepSpec};
 
 pub(crate) use cx::StepCx;
+pub use release::way_out;
 pub(crate) use spec::{Available, Describe, Lost, UndoneBy};
 
 /// The steps that this build can perform; a runbook that uses another word is refused with it.

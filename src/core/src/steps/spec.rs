@@ -1,6 +1,7 @@
 //! The table of steps: what is fixed about each.
 
 use super::{StepCx, StepKind};
+use crate::budget::StuckPods;
 use crate::ids::ObjectName;
 use crate::loss::PodsGo;
 use crate::plan::{Allowed, Commands, Pins, PlannedStep, Snapshots};
@@ -150,6 +151,7 @@ pub(crate) struct Describe<'a> {
     pub(crate) pins: &'a Pins,
     pub(crate) commands: Commands<'a>,
     pub(crate) snapshots: Snapshots,
+    pub(crate) stuck_pods: StuckPods,
     /// The hold is a taint on the node.
     pub(crate) closes_node: bool,
 }
@@ -167,6 +169,11 @@ impl Describe<'_> {
     /// The runbook's step as a step of the plan.
     pub(crate) fn planned(&self, step: &RunbookStep) -> PlannedStep {
         let spec = step.step.spec();
+        // The deletion has as long as the eviction.
+        let patience = match step.step {
+            StepKind::Release => self.stuck_pods.patience_seconds(),
+            _ => 0,
+        };
         let Words {
             what,
             precondition,
@@ -182,7 +189,7 @@ impl Describe<'_> {
             risk: risk.to_owned(),
             observed_by: observed_by.to_owned(),
             effect_class: spec.effect_class,
-            deadline_seconds: step.deadline_seconds,
+            deadline_seconds: step.deadline_seconds.saturating_add(patience),
             patience_seconds: step.patience_seconds,
             best_effort: step.step == StepKind::Snapshot && self.snapshots == Snapshots::BestEffort,
         }

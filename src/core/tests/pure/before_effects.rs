@@ -118,6 +118,7 @@ fn no_effect_begins_after_its_deadline() {
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }
+        | Effect::DeletePod { .. }
         | Effect::CloseNode { .. }
         | Effect::CloudDetach { .. }
         | Effect::Snapshot { .. }
@@ -190,6 +191,7 @@ fn another_boot_stops_effects_pinned_to_the_old_one() {
             e,
             Effect::Hold
                 | Effect::Release { .. }
+                | Effect::DeletePod { .. }
                 | Effect::CloudDetach { .. }
                 | Effect::PowerOff { .. }
                 | Effect::Quarantine { .. }

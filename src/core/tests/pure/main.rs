@@ -9,6 +9,7 @@
 mod authority;
 mod awaiting;
 mod before_effects;
+mod budgets;
 mod check;
 mod classes;
 mod clocks;

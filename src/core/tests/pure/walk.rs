@@ -2,6 +2,7 @@
 //! and the properties about them share.
 
 use jiff::{SignedDuration, Timestamp};
+use reattach_core::budget::StuckPods;
 use reattach_core::cloud::{
     CloudInstance, CloudScope, CloudSnapshot, InstanceObservation, InstanceState, JobStatus,
     PowerChange, PowerJob, VolumeState,
@@ -110,6 +111,7 @@ pub const ALL: Allowed = Allowed {
     force: true,
     snapshot: Snapshots::Never,
     empty_dirs: EmptyDirs::Lose,
+    stuck_pods: StuckPods::Evict,
 };
 
 /// The plan of a case by the default runbook.
@@ -391,7 +393,7 @@ impl Walk {
         match effect {
             Effect::Hold => self.held = true,
             Effect::Lift { .. } => self.held = false,
-            Effect::Release { .. } => {
+            Effect::Release { .. } | Effect::DeletePod { .. } => {
                 let at = self.case.now;
                 self.case = self.case.clone().pod(|p| p.deleting_since = Some(at));
                 self.set_free = Some(at);
@@ -649,6 +651,7 @@ impl Walk {
         e.node_claims.values_mut().for_each(|f| f.at = now);
         e.down.iter_mut().for_each(|f| f.at = now);
         e.mandate.iter_mut().for_each(|f| f.at = now);
+        e.budgets.iter_mut().for_each(|f| f.at = now);
         (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
         (
             e.workload.at,

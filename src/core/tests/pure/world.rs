@@ -418,7 +418,7 @@ impl World {
                 self.hold = true;
                 applied()
             }
-            Effect::Release { uid, .. } => match &mut self.pod {
+            Effect::Release { uid, .. } | Effect::DeletePod { uid, .. } => match &mut self.pod {
                 Some(pod) if uid.as_str() == format!("pod-{}", pod.number) => {
                     if !self.hold {
                         return Err("a pod evicted while another may come".into());

@@ -1,6 +1,7 @@
 //! Records for the tests, with journals that the executor could have written.
 
 use jiff::{SignedDuration, Timestamp};
+use reattach_core::budget::StuckPods;
 use reattach_core::cloud::{CloudVolume, DeviceIdentity, VolumeState};
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, StuckPod, Trouble, Verdict, WaitReason};
 use reattach_core::fact::MissingFact;
@@ -130,6 +131,8 @@ pub fn plan(name: &str) -> Plan {
             )],
         },
         steps: steps.collect(),
+        stuck_pods: StuckPods::Evict,
+        budgets: Vec::new(),
         losses: match name {
             "postgres" => ["dshm", "tmp"].map(lost_by_policy).into(),
             "metrics" => vec![AcceptedLoss::EmptyDir {

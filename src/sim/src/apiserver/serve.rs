@@ -384,14 +384,17 @@ fn dispatch(
             made(201, state.bind(req, body, now)?)
         }
         (_, Some("scale")) => made(200, state.scale(req, body, now)?),
-        (Verb::Get, None | Some("status")) => object(200, &state.existing(req)?),
+        (Verb::Get, None | Some("status")) => {
+            let found = state.existing(req)?;
+            object(200, &state.as_read(req, &found))
+        }
         (Verb::List, None) => {
             let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
             let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
             let items = objects
                 .iter()
                 .filter(|o| selector.matches(o))
-                .map(part)
+                .map(|o| part(&state.as_read(req, o)))
                 .collect();
             let (kind, version) = if req.metadata_only {
                 (

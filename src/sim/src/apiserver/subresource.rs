@@ -151,6 +151,30 @@ impl State {
                 ));
             }
         };
+        let Standing {
+            healthy, needed, ..
+        } = self.standing(budget);
+        let unready = !is_ready(pod);
+        let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
+        if unready && (always || (needed > 0 && healthy >= needed)) {
+            return Ok(());
+        }
+        if healthy > needed {
+            return Ok(());
+        }
+        let name = budget["metadata"]["name"].as_str().unwrap_or_default();
+        let mut refusal = ApiStatus::new(
+            429,
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+        );
+        refusal.details = json!({"causes": [{"reason": "DisruptionBudget",
+            "message": format!("The disruption budget {name} needs {needed} healthy pods and has {healthy} currently")}]});
+        Err(refusal)
+    }
+
+    /// How a PodDisruptionBudget stands now.
+    fn standing(&self, budget: &Value) -> Standing {
+        let ns = budget["metadata"]["namespace"].as_str().unwrap_or_default();
         let pods = self.store.list(&(String::new(), "pods".into()), Some(ns));
         let covered: Vec<_> = pods
             .iter()
@@ -168,22 +192,27 @@ impl State {
         } else {
             expected - scaled(&budget["spec"]["maxUnavailable"], expected, 0)
         };
-        let unready = !is_ready(pod);
-        let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
-        if unready && (always || (needed > 0 && healthy >= needed)) {
-            return Ok(());
+        Standing {
+            expected,
+            healthy,
+            needed,
         }
-        if healthy > needed {
-            return Ok(());
+    }
+
+    /// The object as a client reads it. The disruption controller keeps a budget's status; here it is always up to date.
+    pub fn as_read(&self, req: &ApiRequest, object: &Arc<Value>) -> Arc<Value> {
+        if !req.rt.is("policy", "poddisruptionbudgets") {
+            return object.clone();
         }
-        let name = budget["metadata"]["name"].as_str().unwrap_or_default();
-        let mut refusal = ApiStatus::new(
-            429,
-            "Cannot evict pod as it would violate the pod's disruption budget.",
-        );
-        refusal.details = json!({"causes": [{"reason": "DisruptionBudget",
-            "message": format!("The disruption budget {name} needs {needed} healthy pods and has {healthy} currently")}]});
-        Err(refusal)
+        let Standing {
+            expected,
+            healthy,
+            needed,
+        } = self.standing(object);
+        let mut read = (**object).clone();
+        read["status"] = json!({"expectedPods": expected, "currentHealthy": healthy, "desiredHealthy": needed,
+            "disruptionsAllowed": (healthy - needed).max(0), "observedGeneration": read["metadata"]["generation"]});
+        Arc::new(read)
     }
 
     /// POST to a pod's `binding`.
@@ -259,6 +288,13 @@ impl State {
         }
         Some(answer)
     }
+}
+
+/// The pods that a PodDisruptionBudget covers: how many, how many of them are healthy, and how many have to be.
+struct Standing {
+    expected: i64,
+    healthy: i64,
+    needed: i64,
 }
 
 /// The preconditions of an eviction, in the words of that subresource.

@@ -20,7 +20,7 @@ fn recoveries(client: &Client, namespace: &str) -> Api<VolumeRecovery> {
     Api::namespaced(client.clone(), namespace)
 }
 
-fn pods(client: &Client, namespace: &str) -> Api<Pod> {
+pub fn pods(client: &Client, namespace: &str) -> Api<Pod> {
     Api::namespaced(client.clone(), namespace)
 }
 
@@ -39,7 +39,7 @@ async fn label(
     api.patch(name, &PatchParams::default(), &patch).await
 }
 
-fn pod_of(name: &str, claim: &str) -> Value {
+pub fn pod_of(name: &str, claim: &str) -> Value {
     json!({
         "metadata": { "name": name, "labels": { "app": "held" } },
         "spec": {

@@ -5,6 +5,7 @@ mod admission;
 mod attacks;
 mod bounds;
 mod cluster;
+mod deletions;
 mod hold;
 mod rendered;
 mod rights;
@@ -73,6 +74,7 @@ async fn installed_on_a_real_control_plane() {
     hold::the_gate_keeps_the_scheduler_away(&installed).await;
     hold::only_reattach_holds(&installed).await;
     hold::evictions_are_by_uid(&installed).await;
+    deletions::deletions_are_by_uid_and_leave_time(&installed).await;
     hold::pods_keep_everything_but_the_gate(&installed).await;
 
     bounds::pods_as_dry_run_only(&installed).await;

@@ -101,8 +101,8 @@ pub async fn of_the_controller(installed: &Installed<'_>) {
             (
                 "",
                 "pods",
-                "get list watch create patch",
-                "update delete deletecollection",
+                "get list watch create patch delete",
+                "update deletecollection",
                 None,
             ),
             ("", "pods/eviction", "create", but_create, None),

@@ -310,7 +310,9 @@ pub async fn a_disruption_budget_is_shown_and_not_overridden() {
     let named = eventually(what, LIMIT, async || {
         let all = stage.recoveries("disruption").await;
         let message = all.last()?.status.as_ref()?.message.clone();
-        message.contains("disruption budget").then_some(message)
+        message
+            .contains("PodDisruptionBudget redis (")
+            .then_some(message)
     });
     say!("{}", named.await.expect(what));
     assert!(!stage.pods("disruption", "redis").await.iter().any(is_ready));
