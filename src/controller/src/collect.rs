@@ -41,6 +41,8 @@ pub enum Needs<'a> {
     Diagnose,
     /// For a plan: the workload with everything that stands against changing it.
     Plan,
+    /// The same for a plan that begins now: answers of the cloud are shared with looks of the same moment alone.
+    Begin,
     /// For the next step of a plan that runs; live reads only, if `live`.
     Execute {
         /// The plan.
@@ -182,7 +184,7 @@ impl Collector {
         // Who else owns the count matters only where the count is changed, and the policy only to a hold.
         let (remembered, full, policy, probed) = match needs {
             Needs::Diagnose => return Ok(()),
-            Needs::Plan => (None, true, true, true),
+            Needs::Plan | Needs::Begin => (None, true, true, true),
             Needs::Execute {
                 plan,
                 changing,
@@ -285,11 +287,14 @@ impl Collector {
         let since = match needs {
             Needs::Execute { live: true, .. } => now(),
             Needs::Execute { since, .. } => since.max(shared_for(SHARED_AT_ONCE_FOR)),
+            Needs::Begin => shared_for(SHARED_AT_ONCE_FOR),
             Needs::Diagnose | Needs::Plan => shared_for(SHARED_FOR),
         };
         let located = match needs {
             Needs::Execute { live: true, .. } => located.before_effects(),
-            Needs::Execute { live: false, .. } | Needs::Diagnose | Needs::Plan => located,
+            Needs::Execute { live: false, .. } | Needs::Diagnose | Needs::Plan | Needs::Begin => {
+                located
+            }
         };
         let expire = located.provider().orders_expire_after();
         e.orders_expire_after_seconds = expire.and_then(|d| i64::try_from(d.as_secs()).ok());
@@ -301,7 +306,9 @@ impl Collector {
         let jobs = match needs {
             Needs::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
-            Needs::Plan => matches!(diagnose(e.at(now())).verdict, Verdict::Ours { .. }),
+            Needs::Plan | Needs::Begin => {
+                matches!(diagnose(e.at(now())).verdict, Verdict::Ours { .. })
+            }
             // In the course of a run the volume may be detaching, which is no trouble by itself; its jobs count then, too.
             Needs::Execute { changing, jobs, .. } => changing || jobs,
         };
@@ -430,7 +437,7 @@ impl Collector {
 fn evicts(needs: Needs<'_>) -> bool {
     match needs {
         Needs::Diagnose => false,
-        Needs::Plan => true,
+        Needs::Plan | Needs::Begin => true,
         Needs::Execute { plan, changing, .. } => changing && plan.find(StepKind::Release).is_some(),
     }
 }
@@ -439,7 +446,7 @@ fn evicts(needs: Needs<'_>) -> bool {
 fn pinned(needs: Needs<'_>) -> Option<&Pins> {
     match needs {
         Needs::Execute { plan, .. } => Some(&plan.pins),
-        Needs::Diagnose | Needs::Plan => None,
+        Needs::Diagnose | Needs::Plan | Needs::Begin => None,
     }
 }
 

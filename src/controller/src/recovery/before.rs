@@ -63,9 +63,12 @@ impl Executor {
             .collect(&claim, own(), Needs::Diagnose)
             .await?;
         let mut diagnosis = diagnose(evidence.at(now));
+        let mut fresh = false;
         if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
             // The workload and whether its pods would come back: asked only where there is something to plan.
-            evidence = self.collector.collect(&claim, own(), Needs::Plan).await?;
+            fresh = std::mem::take(&mut memory.begins);
+            let needs = if fresh { Needs::Begin } else { Needs::Plan };
+            evidence = self.collector.collect(&claim, own(), needs).await?;
             diagnosis = diagnose(evidence.at(self.collector.clock.now()));
             self.add_mandate(&mut evidence, &recovery, limits, false)
                 .await?;
@@ -142,7 +145,8 @@ impl Executor {
             }
             Ok(plan) => {
                 memory.vetoed = None;
-                self.offer(recovery, plan, &evidence, limits, memory).await
+                self.offer(recovery, plan, &evidence, fresh, limits, memory)
+                    .await
             }
         }
     }
@@ -297,12 +301,14 @@ impl Executor {
         Ok(pause)
     }
 
-    /// There is a plan: show it, wait for approval, or begin.
+    /// There is a plan: show it, wait for approval, or begin. What it was made from is `fresh`, or was shared with other looks:
+    /// then it is read anew before the run begins.
     async fn offer(
         &self,
         mut recovery: StoredRecovery,
         plan: SoundPlan,
         evidence: &Evidence,
+        fresh: bool,
         limits: &Limits,
         memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
@@ -380,6 +386,10 @@ impl Executor {
             )
             .await?;
             return Ok(pause);
+        }
+        if !fresh {
+            (memory.begins, memory.moved) = (true, true);
+            return Ok(Turn::Again);
         }
         let taken = self
             .reservations

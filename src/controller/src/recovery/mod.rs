@@ -158,6 +158,8 @@ pub struct DriverState {
     pub(crate) retries: Option<Retries>,
     /// The time of the current step in which nobody could act.
     unattended: Unattended,
+    /// Whether the plan that was made last may begin: the next one is made for that.
+    begins: bool,
     /// Whether this turn stored a line, or put something back without one.
     moved: bool,
     /// The phase that stands, and since when this driver has seen it so.

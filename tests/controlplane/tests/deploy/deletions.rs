@@ -37,8 +37,10 @@ pub async fn deletions_are_by_uid_and_leave_time(installed: &Installed<'_>) {
     };
     let mut bare = owned("bare", true);
     bare["metadata"]["ownerReferences"] = json!([]);
+    let mut hasty = owned("hasty", true);
+    hasty["spec"]["terminationGracePeriodSeconds"] = 0.into();
     let mut uids = Vec::new();
-    for pod in [owned("stuck", true), owned("stateless", false), bare] {
+    for pod in [owned("stuck", true), owned("stateless", false), bare, hasty] {
         let made = admin.create(&PostParams::default(), &object(pod)).await;
         uids.push(made.expect("a pod").metadata.uid.expect("a UID"));
     }
@@ -55,10 +57,11 @@ pub async fn deletions_are_by_uid_and_leave_time(installed: &Installed<'_>) {
             by_uid,
         ),
         ("at once", "stuck", options(of(0), Some(0)), time),
+        // The API server puts the pod's own time into the request before admission.
         (
-            "with the pod's own time",
-            "stuck",
-            options(of(0), None),
+            "without a time, a pod that asks for none",
+            "hasty",
+            options(of(3), None),
             time,
         ),
         (
@@ -76,7 +79,7 @@ pub async fn deletions_are_by_uid_and_leave_time(installed: &Installed<'_>) {
         .expect("accepted");
     let deleted = admin.get("stuck").await.expect("waits for its kubelet");
     assert_eq!(deleted.metadata.deletion_grace_period_seconds, Some(30));
-    for name in ["stuck", "stateless", "bare"] {
+    for name in ["stuck", "stateless", "bare", "hasty"] {
         admin
             .delete(name, &DeleteParams::default().grace_period(0))
             .await

@@ -243,7 +243,7 @@ fn the_rights_to_change_objects_are_complete() {
             "create patch",
             "events. events.events.k8s.io",
         ),
-        ("reattach-controller", "create patch", "pods."),
+        ("reattach-controller", "create delete patch", "pods."),
         ("reattach-controller", "create", "pods/eviction."),
         (
             "reattach-controller",
