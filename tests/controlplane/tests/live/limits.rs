@@ -488,7 +488,7 @@ async fn pod_replaced_after_the_approval(stage: &Stage, olga: &Path) {
     replaced.await.expect("the ReplicaSet makes one");
     assert!(stage.cloud.remove_fault(slow));
     let text = "changed since the plan was made";
-    let wanted = |s: &VolumeRecoveryStatus| s.phase == Phase::Failed && s.message.contains(text);
+    let wanted = |s: &VolumeRecoveryStatus| s.phase == Phase::Withdrawn && s.message.contains(text);
     // The policy asks for another recovery of the claim as soon as this one is over.
     let ended = eventually(text, LIMIT, async || {
         let all = stage.recoveries(NS).await;
