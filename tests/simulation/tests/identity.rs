@@ -214,7 +214,7 @@ fn a_claim_that_loses_its_binding_unwinds_the_run() {
     after.nothing_tried();
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
     assert!(
-        after.says("Failed") && after.says("bound to an earlier claim of that name"),
+        after.says("Withdrawn") && after.says("bound to an earlier claim of that name"),
         "{after:#?}"
     );
 }
