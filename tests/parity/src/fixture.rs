@@ -17,10 +17,12 @@ use reattach_sim::names::{attachment_name, unique_volume_name};
 
 /// Longest wait for a controller that needs neither a tick nor a sync.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
-/// Longest wait for a VolumeAttachment to go: kubelet's tick (10 s), the detach, and a retry after a refused one.
-pub(crate) const DETACH: Duration = Duration::from_secs(60);
-/// Longest wait for a pod to be Ready once nothing is in its way: scheduling, attach, mount.
-pub(crate) const READY: Duration = Duration::from_secs(60);
+/// Longest wait for a VolumeAttachment to go: kubelet's tick (10 s), the detach, and a retry after a refused one, which
+/// external-attacher puts off by up to 5 min (its flag `--retry-interval-max`).
+pub(crate) const DETACH: Duration = Duration::from_secs(330);
+/// Longest wait for a pod to be Ready once nothing is in its way: scheduling, attach, mount, and a retry of each, which
+/// kube-controller-manager and kubelet put off by up to 2 min 2 s (`pkg/volume/util/exponentialbackoff`).
+pub(crate) const READY: Duration = Duration::from_secs(180);
 /// How long a recycled machine is off.
 const AWAY: Duration = Duration::from_secs(4);
 
