@@ -37,3 +37,7 @@ pub use limits::{ceiling, limits};
 pub use nominate::{Nominee, nominees};
 pub use providers::Providers;
 pub use recovery::{Executor, Turn};
+
+/// Stack of each worker thread of a process that drives recoveries, in bytes. A turn polls evidence, plan, effect and request
+/// inside one another; in a build for tests that has overflowed tokio's default of 2 MiB, which aborts the process.
+pub const WORKER_STACK: usize = 8 << 20;

@@ -9,7 +9,7 @@ use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::{Metrics, cloud};
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::setup::{Preflight, preflight};
-use reattach_controller::{Controller, Providers, Settings};
+use reattach_controller::{Controller, Providers, Settings, WORKER_STACK};
 use reattach_core::plain::{LogForm, LogLines};
 use reattach_core::product::Product;
 use reattach_provider_api::ProviderError;
@@ -67,9 +67,21 @@ enum LogFormat {
     Text,
 }
 
-#[tokio::main]
-async fn main() -> std::process::ExitCode {
-    let args = Args::parse();
+fn main() -> std::process::ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_stack_size(WORKER_STACK)
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(start(Args::parse())),
+        Err(error) => {
+            eprintln!("the worker threads could not be started: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(args: Args) -> std::process::ExitCode {
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     // Names and messages in a log line were written by others: none of them makes a line of its own.
