@@ -77,8 +77,8 @@ pub struct RecoveryPolicySpec {
     #[serde(default = "default_budget_patience")]
     #[schemars(range(min = 10, max = 3600))]
     pub budget_patience_seconds: u32,
-    /// Seconds after which a recovery that waits for others calls for a person, such as for the end of a provider's lock.
-    /// Default: 1800.
+    /// Seconds after which a recovery that waits for others, such as for the end of a provider's lock or the answer of an agent,
+    /// calls for a person. Default: 1800.
     #[serde(default = "default_escalation")]
     #[schemars(range(min = 60, max = 86400))]
     pub escalate_after_seconds: u32,
@@ -366,7 +366,8 @@ pub struct PolicySelector {
     pub drivers: Vec<String>,
 }
 
-/// How many recoveries may be under way at once. Beyond a budget a recovery waits; it is not dropped.
+/// How many recoveries may be under way at once. Beyond a budget a recovery waits; it is not dropped. A recovery that has
+/// changed nothing yet and waits for something else does not count.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Budgets {

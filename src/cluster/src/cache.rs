@@ -1,7 +1,12 @@
-//! The watches: one reflector per kind, and a number that grows with every change.
+//! The watches: what is kept of each kind's objects ([`Kept`]), and a number that grows with every change of it.
 //!
 //! Level-triggered: readers judge from what is there now. A watch that fails is retried with back-off; until it works
 //! again everything read from the cache carries the time of its last good moment and turns stale by itself.
+
+mod kept;
+mod objects;
+
+pub use kept::{Kept, Key};
 
 use crate::Clock;
 use futures::StreamExt;
@@ -11,9 +16,9 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
-use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event as Change, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use objects::Objects;
 use reattach_api::metadata::{self, MissingField};
 use reattach_api::{NodeVolumeReport, RecoveryPolicy, VolumeRecovery};
 use reattach_core::ids::{ObjectName, Uid};
@@ -30,29 +35,51 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 
 /// What can be kept in the cache.
 pub trait Cached:
-    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+    Resource<DynamicType = ()>
+    + Kept
+    + Clone
+    + Debug
+    + PartialEq
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
 {
 }
-impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static>
-    Cached for K
+impl<
+    K: Resource<DynamicType = ()>
+        + Kept
+        + Clone
+        + Debug
+        + PartialEq
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+> Cached for K
 {
 }
 
 /// The objects of one kind.
 #[derive(Clone)]
 pub struct Kind<K: Cached> {
-    store: Store<K>,
+    objects: Objects<K>,
 }
 
 impl<K: Cached> Kind<K> {
     /// One object; `namespace` is empty for cluster-scoped kinds.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let reference = ObjectRef::new(name);
-        self.store.get(&if namespace.is_empty() {
-            reference
-        } else {
-            reference.within(namespace)
-        })
+        self.objects.get(namespace, name)
+    }
+
+    /// The number of the last change of what is kept of an object. A heartbeat is no change.
+    pub fn change(&self, namespace: &str, name: &str) -> Option<u64> {
+        self.objects.change(namespace, name)
+    }
+
+    /// The objects that are about this, sorted by namespace and name.
+    pub fn by(&self, key: &Key) -> Vec<Arc<K>> {
+        self.objects.by(key)
     }
 
     /// UIDs of every object that matches.
@@ -65,14 +92,16 @@ impl<K: Cached> Kind<K> {
 
     /// Every object that matches, sorted by namespace and name.
     pub fn filter(&self, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
-        let mut found: Vec<Arc<K>> = self.store.state().into_iter().filter(|o| keep(o)).collect();
-        // Compared in place: thousands of objects are sorted each time that something changes.
-        found.sort_by(|a, b| place(&**a).cmp(&place(&**b)));
-        found
+        self.objects.filter(keep)
     }
 }
 
 impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Kind<K> {
+    /// The objects of a namespace, sorted by name.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.objects.in_namespace(namespace)
+    }
+
     /// Every object that matches, with namespace and name, sorted by them.
     pub fn named(&self, keep: impl Fn(&K) -> bool) -> Vec<(ObjectName, Arc<K>)> {
         let all = self.filter(keep).into_iter();
@@ -80,13 +109,6 @@ impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Kind<K> {
         all.filter_map(|object| Some((metadata::of(&*object).object_name().ok()?, object)))
             .collect()
     }
-}
-
-fn place<K: Cached>(object: &K) -> (Option<&str>, Option<&str>) {
-    (
-        object.meta().namespace.as_deref(),
-        object.meta().name.as_deref(),
-    )
 }
 
 /// Every watched kind.
@@ -163,19 +185,18 @@ impl Cache {
 
     /// Waits until every kind has been listed once.
     pub async fn ready(&self) {
-        // A dropped writer means that the process is stopping; the caller sees that by itself.
-        let _ = self.pods.store.wait_until_ready().await;
-        let _ = self.claims.store.wait_until_ready().await;
-        let _ = self.volumes.store.wait_until_ready().await;
-        let _ = self.attachments.store.wait_until_ready().await;
-        let _ = self.nodes.store.wait_until_ready().await;
-        let _ = self.csi_nodes.store.wait_until_ready().await;
-        let _ = self.drivers.store.wait_until_ready().await;
-        let _ = self.namespaces.store.wait_until_ready().await;
-        let _ = self.events.store.wait_until_ready().await;
-        let _ = self.recoveries.store.wait_until_ready().await;
-        let _ = self.policies.store.wait_until_ready().await;
-        let _ = self.reports.store.wait_until_ready().await;
+        self.pods.objects.listed().await;
+        self.claims.objects.listed().await;
+        self.volumes.objects.listed().await;
+        self.attachments.objects.listed().await;
+        self.nodes.objects.listed().await;
+        self.csi_nodes.objects.listed().await;
+        self.drivers.objects.listed().await;
+        self.namespaces.objects.listed().await;
+        self.events.objects.listed().await;
+        self.recoveries.objects.listed().await;
+        self.policies.objects.listed().await;
+        self.reports.objects.listed().await;
     }
 
     /// A receiver that wakes at every change.
@@ -234,7 +255,8 @@ impl Spawner<'_> {
         complaint: impl Fn(&K) -> Option<String> + Send + 'static,
     ) -> Kind<K> {
         let kind = K::kind(&()).into_owned();
-        let (reader, mut writer) = store::<K>();
+        let objects = Objects::default();
+        let writer = objects.clone();
         let api = Api::<K>::all(self.client.clone());
         let (changes, broken, clock) = (
             self.changes.clone(),
@@ -248,7 +270,7 @@ impl Spawner<'_> {
                 let mut stream = std::pin::pin!(watcher(api.clone(), config.clone()));
                 while let Some(event) = stream.next().await {
                     let event = event.map_err(|error| error.to_string());
-                    let mut event = match event.and_then(|event| whole(event, &is_whole)) {
+                    let event = match event.and_then(|event| whole(event, &is_whole)) {
                         Ok(event) => event,
                         Err(error) => {
                             tracing::warn!(kind, %error, "watch failed; it is tried again");
@@ -258,12 +280,6 @@ impl Spawner<'_> {
                             break;
                         }
                     };
-                    if let Change::Apply(object)
-                    | Change::InitApply(object)
-                    | Change::Delete(object) = &mut event
-                    {
-                        object.managed_fields_mut().clear();
-                    }
                     match &event {
                         Change::Apply(object) | Change::InitApply(object) => {
                             if let Some(complaint) = complaints.news(object, complaint(object)) {
@@ -273,11 +289,14 @@ impl Spawner<'_> {
                         Change::Delete(object) => drop(complaints.news(object, None)),
                         Change::Init | Change::InitDone => {}
                     }
-                    writer.apply_watcher_event(&event);
                     // A list that has only begun has proven nothing yet.
-                    if !matches!(event, Change::Init | Change::InitApply(_)) {
+                    let proven = !matches!(event, Change::Init | Change::InitApply(_));
+                    let changed = writer.apply(event);
+                    if proven {
                         lock(&broken).remove(&kind);
                         pause = PAUSES.0;
+                    }
+                    if proven && changed {
                         changes.send_modify(|n| *n = n.wrapping_add(1));
                     }
                 }
@@ -285,7 +304,7 @@ impl Spawner<'_> {
                 pause = (pause * 2).min(PAUSES.1);
             }
         });
-        Kind { store: reader }
+        Kind { objects }
     }
 }
 

@@ -10,11 +10,11 @@ use reattach_api::metadata::{self, MissingField};
 use reattach_core::loss::{Loss, PodLoss};
 
 /// The annotation of a pod that kubelet runs from a file; the API server's object is only its image.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The condition that Kubernetes gives a pod that it evicts or deletes for its own reasons.
 const DISRUPTED: &str = "DisruptionTarget";
 /// The annotation of a pod of a Job with `backoffLimitPerIndex`: how often its index has failed before it.
-const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+pub(crate) const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 /// Exit codes of a container that is stopped: by SIGTERM, and by SIGKILL.
 const STOPPED: [i32; 2] = [143, 137];
 

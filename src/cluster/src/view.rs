@@ -1,6 +1,6 @@
 //! The Kubernetes objects that matter for one claim, read live or taken from the watches.
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Key};
 use crate::names::is_object_name;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -78,26 +78,29 @@ impl View {
     pub fn cached(cache: &Cache, claim: &ObjectName, pinned: Option<&Pins>) -> Self {
         let mut view = Self {
             claim: cache.claims.get(&claim.namespace, &claim.name),
-            claims: cache
-                .claims
-                .filter(|c| c.metadata.namespace.as_deref() == Some(&claim.namespace)),
+            claims: cache.claims.in_namespace(&claim.namespace),
             namespace: cache.namespaces.get("", &claim.namespace),
-            pods: cache
-                .pods
-                .filter(|p| p.metadata.namespace.as_deref() == Some(&claim.namespace)),
-            events: cache
-                .events
-                .filter(|e| e.metadata.namespace.as_deref() == Some(&claim.namespace)),
+            pods: cache.pods.in_namespace(&claim.namespace),
+            events: cache.events.in_namespace(&claim.namespace),
             ..Self::default()
         };
         let named = view.claimed_volume();
         let by_claim = || named.as_deref().and_then(|pv| cache.volumes.get("", pv));
-        let by_pin = |pins: &Pins| cache.volumes.filter(|v| is_pinned(v, pins)).pop();
+        let by_pin = |pins: &Pins| cache.volumes.by(&Key::Uid(pins.pv.to_string())).pop();
         view.volume = pinned.and_then(by_pin).or_else(by_claim);
         let pv = view.volume.as_ref().map(|v| v.name_any()).or(named);
-        view.attachments = cache
-            .attachments
-            .filter(|a| is_of(a, pv.as_deref(), pinned));
+        let pinned_attachment = pinned.and_then(|pins| pins.attachment.as_ref());
+        let keys = [
+            pv.map(Key::Volume),
+            pinned_attachment.map(|a| Key::Uid(a.uid.to_string())),
+        ];
+        view.attachments = keys
+            .iter()
+            .flatten()
+            .flat_map(|key| cache.attachments.by(key))
+            .collect();
+        view.attachments.sort_by_key(|a| a.name_any());
+        view.attachments.dedup_by_key(|a| a.name_any());
         view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
         view.add_cached_nodes(cache, view.node_names(claim, pinned));
         view

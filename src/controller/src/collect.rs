@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::ListParams;
 use reattach_api::StoredRecovery;
 use reattach_cluster::budgets;
-use reattach_cluster::cache::Cache;
+use reattach_cluster::cache::{Cache, Key};
 use reattach_cluster::effects::hold;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
@@ -361,10 +361,8 @@ impl Collector {
             let source = Source::Kubernetes(format!("Pods on {node}"));
             let (pods, at) = match &self.cache {
                 Some(cache) if !live => {
-                    let bound = |p: &Pod| {
-                        p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str())
-                    };
-                    (cache.pods.filter(bound), cache.as_of())
+                    let on_the_node = Key::Node(node.to_string());
+                    (cache.pods.by(&on_the_node), cache.as_of())
                 }
                 _ => {
                     let at = self.clock.now();

@@ -18,7 +18,7 @@ use crate::past::{May, Past};
 use crate::policies::{Subject, ruling, ruling_policy};
 use crate::recovery::Executor;
 use crate::turns::{After, Bounds, Offer, Turns};
-use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
+use crate::wakeup::{Wakeup, Woken};
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
@@ -41,6 +41,9 @@ const BOUNDS: Bounds = Bounds {
     at_once: 8,
     per_namespace: 4,
 };
+/// Everything is looked at anew after so long without news: only a VolumeAttachment that has been going for long becomes trouble
+/// by time alone.
+const EVERYTHING: Duration = Duration::from_secs(15);
 /// Longest pause of a claim whose trouble may be over soon, or become one of ours.
 const WAIT: Duration = Duration::from_secs(5);
 /// Longest pause of a claim about which there is nothing to say.
@@ -88,7 +91,7 @@ impl Looks {
             } else {
                 self.forget_all().await;
             }
-            let next_pass = Instant::now() + AT_LEAST_EVERY;
+            let next_pass = Instant::now() + EVERYTHING;
             loop {
                 let now = Instant::now();
                 self.begin_looks(now);
@@ -288,7 +291,10 @@ impl Look {
             },
             spec: VolumeRecoverySpec {
                 reason: Some(plain::sentence(
-                    &past.reason(&format!("policy {}; {}", policy.name_any(), nominee.why)),
+                    &past.reason(
+                        &format!("policy {}; {}", policy.name_any(), nominee.why),
+                        now,
+                    ),
                     plain::SENTENCE_CHARS,
                 )),
                 attempt: past.next_attempt(now),

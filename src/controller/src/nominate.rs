@@ -40,7 +40,9 @@ const WHY_CHARS: usize = 700;
 
 /// Every claim that a hint points at, once, sorted.
 pub fn nominees(cache: &Cache) -> Vec<Nominee> {
-    let pods = cache.pods.named(|p| !finished(p));
+    let pods = cache
+        .pods
+        .named(|p| !finished(p) && !claims_of(p).is_empty());
     let events = cache
         .events
         .filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
@@ -136,18 +138,9 @@ fn hash_object<K: Resource>(object: &K, version: &mut DefaultHasher) {
         .hash(version);
 }
 
-/// A Node, and what its agent says.
+/// A Node, and what its agent says. A kubelet's heartbeat is no reason to look again.
 fn hash_node(cache: &Cache, node: &str, version: &mut DefaultHasher) {
-    cache
-        .nodes
-        .get("", node)
-        .iter()
-        .for_each(|n| hash_object(&**n, version));
-    cache
-        .reports
-        .get("", node)
-        .iter()
-        .for_each(|r| hash_object(&**r, version));
+    (cache.nodes.change("", node), cache.reports.change("", node)).hash(version);
 }
 
 fn event_of<'a>(

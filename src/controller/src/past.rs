@@ -36,6 +36,8 @@ pub(crate) struct Past<'a> {
     unhealed: Option<&'a VolumeRecovery>,
     /// The same of other trouble of this class.
     unhealed_other: Option<&'a VolumeRecovery>,
+    /// The newest one of another class that did not heal the volume.
+    of_other_class: Option<&'a VolumeRecovery>,
 }
 
 impl<'a> Past<'a> {
@@ -65,6 +67,7 @@ impl<'a> Past<'a> {
             aborted: newest(&|r| is_same(r) && is_aborted(r) && since(r)).is_some(),
             unhealed: newest(&|r| is_same(r) && unhealed(r)),
             unhealed_other: newest(&|r| !is_same(r) && unhealed(r)),
+            of_other_class: newest(&|r| is_unhealed(r) && !is_of_class(r, class)),
         }
     }
 
@@ -99,21 +102,30 @@ impl<'a> Past<'a> {
 
     /// The number of the attempt that may begin at `now`.
     pub fn next_attempt(&self, now: Timestamp) -> u32 {
-        let recent = |r: &&VolumeRecovery| {
-            attempts::ended(r).is_some_and(|at| now.duration_since(at) < RECENT)
-        };
+        let recent = |r: &&VolumeRecovery| is_recent(r, now);
         let before = [self.unhealed, self.unhealed_other.filter(recent)];
         let most = before.into_iter().flatten().map(|r| r.spec.attempt).max();
         most.map_or(1, |attempt| attempt.saturating_add(1))
     }
 
-    /// The reason of the recovery that may begin.
-    pub fn reason(&self, why: &str) -> String {
-        match self.unhealed {
-            Some(unhealed) => format!("{why}; again after {}", unhealed.name_any()),
+    /// The reason of the recovery that may begin at `now`.
+    pub fn reason(&self, why: &str, now: Timestamp) -> String {
+        if let Some(unhealed) = self.unhealed {
+            return format!("{why}; again after {}", unhealed.name_any());
+        }
+        let other = self.of_other_class.filter(|r| is_recent(r, now));
+        match other.and_then(|r| Some((r, r.status.as_ref()?.class_name()?))) {
+            Some((other, class)) => format!(
+                "{why}; it takes over from {}, which was for class {class}",
+                other.name_any()
+            ),
             None => why.to_owned(),
         }
     }
+}
+
+fn is_recent(recovery: &VolumeRecovery, now: Timestamp) -> bool {
+    attempts::ended(recovery).is_some_and(|at| now.duration_since(at) < RECENT)
 }
 
 /// Whether this recovery is over and did not heal the volume.
@@ -279,6 +291,16 @@ mod tests {
         let own = [plain("Failed", TROUBLE, 0)];
         assert_eq!(may(&own, Some(Class::C)), May::Now);
         assert_eq!(may(&[], Some(Class::C)), May::Now);
+        let past = Past::of(&own, TROUBLE, Some(Class::C));
+        assert_eq!(
+            past.reason("why", at(60)),
+            "why; it takes over from redis-data-cafe-0, which was for class E (orphan attachment)"
+        );
+        assert_eq!(
+            past.reason("why", at(3_600)),
+            "why",
+            "that was another night"
+        );
     }
 
     #[test]
@@ -290,7 +312,7 @@ mod tests {
         let past = Past::of(&own, TROUBLE, Some(Class::E));
         assert_eq!(past.next_attempt(at(300)), 10);
         assert_eq!(past.next_attempt(at(3_600)), 1, "that was another night");
-        assert_eq!(past.reason("why"), "why");
+        assert_eq!(past.reason("why", at(300)), "why");
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) const ESCALATED: &str = "Escalated";
 
 /// Sets phase and message, and the conditions that follow from them. Returns whether anything changed.
 ///
-/// A recovery that comes to rest in `Waiting` waits for others from then on; a run does where [`waits_since`] says so,
+/// A recovery in `Diagnosing` or `Waiting` waits for others from then on; a run does where [`waits_since`] says so,
 /// until its journal steps on.
 pub(crate) fn set(
     recovery: &mut VolumeRecovery,
@@ -115,7 +115,8 @@ fn set_waiting(
     status.message = plain::sentence(&message.into(), plain::TEXT_CHARS);
     status.observed_generation = generation;
     match phase {
-        Phase::Waiting if for_others => {
+        // A diagnosis may wait for ever, too: for an agent that is not there.
+        Phase::Waiting | Phase::Diagnosing if for_others => {
             status.waiting_since.get_or_insert(Time(now));
         }
         // What a run waits for is told by its steps.
@@ -232,8 +233,10 @@ mod tests {
         assert!(!escalate(&mut r, AFTER, at(1900)));
         assert_eq!(stalled(&r), pair("True", ESCALATED));
         set(&mut r, Phase::Diagnosing, "looking", at(2000));
-        assert_eq!(stalled(&r), pair("False", "Diagnosing"));
-        set(&mut r, Phase::Waiting, "locked", at(2100));
+        assert_eq!(stalled(&r), pair("True", ESCALATED), "it still waits");
+        set(&mut r, Phase::Planned, "a plan", at(2050));
+        assert_eq!(stalled(&r), pair("False", "Planned"));
+        set(&mut r, Phase::Diagnosing, "looking", at(2100));
         assert!(!escalate(&mut r, AFTER, at(3899)));
         assert!(escalate(&mut r, AFTER, at(3900)));
     }
@@ -281,7 +284,7 @@ mod tests {
             "{ticket}"
         );
         // Even where nothing explains it anew.
-        set(&mut r, Phase::Diagnosing, "looking", at(2000));
+        set(&mut r, Phase::Planned, "a plan", at(2000));
         assert_eq!(told(&r), None);
     }
 

@@ -7,6 +7,7 @@ use reattach_drill::app::App;
 use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::fixture::new_stage;
 use reattach_tests_simulation::{postgres, redis, secs, simulate, story};
 use serde_json::{Value, json};
@@ -393,6 +394,80 @@ fn no_node_rules_means_no_unattended_fence() {
             )
             .await?;
         s.running(&["redis"], secs(900)).await?;
+        Ok(())
+    });
+}
+
+/// A run that is held by the brake has changed nothing, and may be held for hours.
+#[test]
+fn a_run_that_the_brake_holds_takes_no_budget() {
+    simulate(|| async {
+        let mut s = stage(&NODES).await?;
+        spread(&mut s, &NODES).await?;
+        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK,
+            "powerOff": "Allowed", "nodes": {"patienceSeconds": 60}, "budgets": {"cluster": 1, "node": 1}});
+        s.world.policy_of("everything", &spec).await?;
+        controller(&mut s).await;
+        let of = |app: &str| s.node_of(app);
+        let (held, healed, third) = (of("app0"), of("app1"), of("app2"));
+        s.hang(&held)?;
+        let begun = |w: &World| {
+            let runs = |r: &reattach_api::VolumeRecovery| {
+                r.status.as_ref().is_some_and(|s| !s.journal.is_empty())
+            };
+            w.recoveries().iter().any(runs)
+        };
+        s.until("the run begun", secs(300), begun).await?;
+        s.hang(&third)?;
+        s.pass(secs(180)).await;
+        assert_eq!(shutdowns(&s.world), 0, "{}", story(&s));
+        let stands = says(&s, "app0");
+        assert!(
+            stands.starts_with("Running") && stands.contains("went down together with"),
+            "{stands}"
+        );
+        s.recycle(&healed, DiskAfter::Kept, secs(6)).await?;
+        let down = |w: &World| !w.app_ready("app1", 1);
+        s.until_stored("app1 down", secs(60), down).await?;
+        s.running(&["app1"], secs(120)).await?;
+        // The machine that the brake kept on is off at last by a person's hand, and its run takes its place again.
+        s.shut_down(&held).await?;
+        s.running(&["app0"], secs(600)).await?;
+        Ok(())
+    });
+}
+
+/// A recycle may take longer than Kubernetes needs to call the node dead. Back again the machine lacks the disk, which is
+/// another class: its order begins at once and the first one ends without a failure.
+#[test]
+fn a_machine_back_from_a_long_recycle_is_healed_at_once() {
+    simulate(|| async {
+        let mut took = Vec::new();
+        for off_for in [6, 75, 90] {
+            let mut s = stage(&NODES).await?;
+            on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
+            policy(&s, "Allowed", Some(json!({"patienceSeconds": 60}))).await?;
+            controller(&mut s).await;
+            let node = s.node_of("redis");
+            s.recycle(&node, DiskAfter::Kept, secs(off_for)).await?;
+            let down = |w: &World| w.cluster.node_ready(&node) && !w.app_ready("redis", 1);
+            s.until_stored("the node back", secs(60), down).await?;
+            took.push(s.running(&["redis"], secs(300)).await?.as_secs());
+            s.pass(secs(30)).await;
+            assert_eq!(shutdowns(&s.world), 0, "{}", story(&s));
+            let mut ends: Vec<_> = s
+                .world
+                .recoveries()
+                .into_iter()
+                .map(|r| r.status.unwrap_or_default())
+                .map(|s| (s.class.unwrap_or_default(), s.phase))
+                .collect();
+            ends.sort();
+            println!("off for {off_for} s: {ends:?}\n{}", story(&s));
+            assert_eq!(ends.last().map(|e| e.1), Some(Phase::Recovered));
+        }
+        println!("healed after {took:?} s");
+        assert!(took.iter().all(|t| *t <= took[0] + 10), "{took:?}");
         Ok(())
     });
 }

@@ -13,6 +13,7 @@ use reattach_core::identity::binding;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use std::collections::BTreeMap;
 
+pub(crate) use objects::{KURED_ANNOTATION, node};
 pub use objects::{claim, claim_ref, pod, pod_of, volume};
 
 /// How a provider reads `spec.providerID`.
@@ -183,9 +184,9 @@ fn nodes(
         &Option<std::sync::Arc<k8s_openapi::api::core::v1::Node>>,
     )| {
         let source = Source::Kubernetes(format!("Node {name}"));
-        let facts = node.as_ref().map(|node| {
-            objects::node(
-                node,
+        let facts = node.as_ref().map(|object| {
+            self::node(
+                object,
                 view.leases.get(name).map(AsRef::as_ref),
                 view.csi_nodes.get(name).map(AsRef::as_ref),
                 resolve,

@@ -30,7 +30,7 @@ const MESSAGE_CHARS: usize = 4_096;
 const WORD_CHARS: usize = 253;
 
 /// kured's annotation on a Node that it reboots (kubereboot/kured, `KuredRebootInProgressAnnotation`).
-const KURED_ANNOTATION: &str = "weave.works/kured-reboot-in-progress";
+pub(crate) const KURED_ANNOTATION: &str = "weave.works/kured-reboot-in-progress";
 
 /// A PersistentVolumeClaim.
 ///
@@ -270,7 +270,7 @@ fn maintenance(annotations: Option<&std::collections::BTreeMap<String, String>>)
 ///
 /// # Errors
 /// The Node has no name or no UID.
-pub(super) fn node(
+pub(crate) fn node(
     n: &Node,
     lease: Option<&Lease>,
     csi: Option<&CSINode>,

@@ -5,14 +5,14 @@ use super::{Collector, Needs, is_live};
 use crate::machines;
 use crate::providers::Located;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::NodeVolumeReport;
 use reattach_cluster::effects::node::is_ready;
 use reattach_cluster::facts;
-use reattach_cluster::view::{View, claims_of};
+use reattach_cluster::view::View;
 use reattach_core::evidence::{
     CsiSource, Evidence, OtherRegion, OtherUse, OwnClusters, SeenMachine, VolumeFacts,
     VolumeIdentity,
@@ -217,22 +217,8 @@ impl Collector {
         claim: &ObjectName,
         needs: Needs<'_>,
     ) -> Result<Vec<ObjectName>, kube::Error> {
-        let names = |p: &Pod| {
-            p.namespace().as_deref() == Some(&claim.namespace) && claims_of(p).contains(&claim.name)
-        };
-        let pods: Vec<(ObjectName, _)> = match self.cache.as_ref().filter(|_| !is_live(needs)) {
-            Some(cache) => facts::names(cache.pods.filter(names).iter().map(AsRef::as_ref))?,
-            None => {
-                let api = Api::<Pod>::namespaced(self.clients.read.clone(), &claim.namespace);
-                facts::names(
-                    api.list(&ListParams::default())
-                        .await?
-                        .items
-                        .iter()
-                        .filter(|p| names(p)),
-                )?
-            }
-        };
+        let pods = self.pods_that_name(claim, is_live(needs)).await?;
+        let pods = facts::names(pods.iter().map(AsRef::as_ref))?;
         Ok(pods.into_iter().map(|(name, _)| name).collect())
     }
 

@@ -14,6 +14,7 @@ use kube::api::{ListParams, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::RecoveryPolicy;
 use reattach_api::metadata;
+use reattach_cluster::cache::Key;
 use reattach_cluster::facts;
 use reattach_cluster::names::is_object_name;
 use reattach_cluster::view::claims_of;
@@ -94,12 +95,12 @@ impl Collector {
         known: &[NodeClaim],
         live: bool,
     ) -> Result<Vec<NodeClaim>, kube::Error> {
-        let here = |a: &VolumeAttachment| a.spec.node_name == node.as_str();
         let attachments = match &self.cache {
-            Some(cache) if !live => cache.attachments.filter(here),
+            Some(cache) if !live => cache.attachments.by(&Key::Node(node.to_string())),
             _ => {
                 let api: Api<VolumeAttachment> = Api::all(self.clients.read.clone());
                 let all = api.list(&ListParams::default()).await?.items;
+                let here = |a: &VolumeAttachment| a.spec.node_name == node.as_str();
                 all.into_iter().filter(here).map(Arc::new).collect()
             }
         };
@@ -138,19 +139,17 @@ impl Collector {
         Ok(found)
     }
 
-    async fn pods_that_name(
+    pub(super) async fn pods_that_name(
         &self,
         claim: &ObjectName,
         live: bool,
     ) -> Result<Vec<Arc<Pod>>, kube::Error> {
-        let names = |p: &Pod| claims_of(p).contains(&claim.name);
         match &self.cache {
-            Some(cache) if !live => Ok(cache.pods.filter(|p| {
-                p.namespace().as_deref() == Some(claim.namespace.as_str()) && names(p)
-            })),
+            Some(cache) if !live => Ok(cache.pods.by(&Key::Claim(claim.clone()))),
             _ => {
                 let api: Api<Pod> = Api::namespaced(self.clients.read.clone(), &claim.namespace);
                 let all = api.list(&ListParams::default()).await?.items;
+                let names = |p: &Pod| claims_of(p).contains(&claim.name);
                 Ok(all.into_iter().filter(names).map(Arc::new).collect())
             }
         }

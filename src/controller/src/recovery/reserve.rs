@@ -18,6 +18,8 @@ pub struct Reservations {
 struct Place {
     claim: ObjectName,
     node: String,
+    /// The run has changed nothing and waits, so that it takes nothing of the budgets.
+    waits: bool,
 }
 
 /// Why a run may not begin now.
@@ -54,7 +56,13 @@ impl Reservations {
             .iter()
             .map(|(n, node)| (n, node.as_str()))
             .collect();
-        busy.extend(others().map(|(n, p)| (n, p.node.as_str())));
+        for (other, place) in others() {
+            if place.waits {
+                busy.remove(other);
+            } else {
+                busy.insert(other, &place.node);
+            }
+        }
         busy.remove(name);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (running, here) = (
@@ -79,9 +87,26 @@ impl Reservations {
             Place {
                 claim: claim.clone(),
                 node: node.to_owned(),
+                waits: false,
             },
         );
         Ok(())
+    }
+
+    /// A run that has changed nothing waits: the budgets are about disruption, so it takes nothing of them until it takes a place
+    /// anew for its first effect. No other run of its claim begins meanwhile.
+    pub(super) fn waits(&self, name: &ObjectName, claim: &ObjectName, node: &str) {
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(
+                name.clone(),
+                Place {
+                    claim: claim.clone(),
+                    node: node.to_owned(),
+                    waits: true,
+                },
+            );
     }
 
     /// Gives the place back.
@@ -160,6 +185,39 @@ mod tests {
             places.take(&name("r6"), &name("c1"), "node-3", &limits),
             Ok(())
         );
+    }
+
+    #[test]
+    fn a_run_that_only_waits_takes_no_budget() {
+        let places = Reservations::default();
+        let limits = Limits {
+            budgets: Budgets {
+                cluster: 1,
+                node: 1,
+            },
+            // As the watch shows both once they have begun.
+            running: vec![
+                (name("r1"), "node-1".to_owned()),
+                (name("r2"), "node-1".to_owned()),
+            ],
+            ..Limits::default()
+        };
+        let take = |r: &str, c: &str| places.take(&name(r), &name(c), "node-1", &limits);
+        places.waits(&name("r1"), &name("c1"), "node-1");
+        assert_eq!(take("r2", "c2"), Ok(()));
+        assert_eq!(take("r3", "c1"), Err(NotNow::Rival(name("r1"))));
+        assert!(
+            matches!(take("r1", "c1"), Err(NotNow::Budget(_))),
+            "its first effect waits for a place"
+        );
+        places.give_back(&name("r2"));
+        assert!(
+            matches!(take("r1", "c1"), Err(NotNow::Budget(_))),
+            "the watch still shows the other one"
+        );
+        places.waits(&name("r2"), &name("c2"), "node-1");
+        assert_eq!(take("r1", "c1"), Ok(()));
+        assert!(matches!(take("r2", "c2"), Err(NotNow::Budget(_))));
     }
 
     #[test]

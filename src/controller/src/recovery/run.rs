@@ -37,6 +37,8 @@ const WAITED_FOR_LONG: SignedDuration = SignedDuration::from_secs(15);
 const UNKNOWN_FOR_LONG: SignedDuration = SignedDuration::from_mins(5);
 /// Time between two renewals of a node's lock: a twelfth of the lock's duration.
 const RENEW_LOCK: Duration = Duration::from_mins(5);
+/// Pause before a run asks again for a place of the budgets.
+const IN_LINE: SignedDuration = SignedDuration::from_secs(5);
 /// Pause before the next turn after the gate stayed shut.
 const SHUT: SignedDuration = SignedDuration::from_secs(1);
 
@@ -103,6 +105,10 @@ impl Executor {
                 // It may wait only because the facts are older than the line just written.
                 Next::Wait { .. } if wrote => return Ok(Turn::Again),
                 Next::Wait { why, until } => {
+                    if !state.may_have_changed_something() {
+                        let node = plan.pins.node.as_str();
+                        self.reservations.waits(recovery.name(), &plan.claim, node);
+                    }
                     let until = match self.throttled(&evidence, memory) {
                         Some(throttled) => until.max(throttled),
                         None => {
@@ -124,12 +130,39 @@ impl Executor {
                     return crate::finalizer::remove(self, recovery).await;
                 }
                 Next::Act(action) => {
+                    if let Some(why) = self.no_place(&recovery, &plan, &state, limits) {
+                        memory.unattended.away();
+                        let (phase, base) = describe(&plan, &state);
+                        let message = format!("{base}; {why}");
+                        self.keep(recovery, phase, message, memory).await?;
+                        return Ok(Turn::Pause {
+                            until: self.later(IN_LINE),
+                        });
+                    }
                     return self
                         .confirm(recovery, &plan, &state, action, limits, memory)
                         .await;
                 }
             }
         }
+    }
+
+    /// Why the run's first effect has to wait for a place of the budgets, which a run that only waits does not keep.
+    fn no_place(
+        &self,
+        recovery: &StoredRecovery,
+        plan: &SoundPlan,
+        state: &State,
+        limits: &Limits,
+    ) -> Option<String> {
+        if state.may_have_changed_something() {
+            return None;
+        }
+        let node = plan.pins.node.as_str();
+        self.reservations
+            .take(recovery.name(), &plan.claim, node, limits)
+            .err()
+            .map(|why| why.to_string())
     }
 
     /// Renews the node's lock while the run lives, also while it waits: after an hour without a renewal others may take it,

@@ -543,6 +543,11 @@ impl State {
             .any(|(ix, _)| self.tries(ix) > 0)
     }
 
+    /// Whether the run changed something, or may have: an effect that was refused or withheld changed nothing.
+    pub fn may_have_changed_something(&self) -> bool {
+        self.sent.iter().any(Option::is_some)
+    }
+
     /// Whether the effect of a step of this kind may be in force: it was begun, and the step was not skipped.
     pub fn in_force(&self, plan: &Plan, kind: StepKind) -> bool {
         let Some(ix) = plan.find(kind) else {

@@ -46,6 +46,10 @@ impl StepCx<'_> {
         if dead && self.proof().is_ok() {
             return self.completed("there is a proof that the node cannot write");
         }
+        // What its machine came back with has another class, whose order begins at once.
+        if dead && self.living_holder().is_some() {
+            return self.refused(&format!("Node {} is Ready again", self.plan.pins.node));
+        }
         // A machine that was not asked may just not have found the device of a new attach yet.
         let certain = |t: &Trouble| {
             !matches!(
