@@ -3,7 +3,7 @@
 mod identity;
 mod neighbours;
 
-use crate::neighbours::Neighbours;
+use crate::neighbours::{Neighbours, lock};
 use crate::providers::{Located, Providers, SHARED_AT_ONCE_FOR, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -12,10 +12,11 @@ use kube::api::ListParams;
 use reattach_api::StoredRecovery;
 use reattach_cluster::budgets;
 use reattach_cluster::cache::{Cache, Key};
+use reattach_cluster::dry_run::{self, DryRun};
 use reattach_cluster::effects::hold;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
-use reattach_cluster::{Clients, Clock, dry_run, facts};
+use reattach_cluster::{Clients, Clock, facts};
 use reattach_core::cloud::{CloudScope, InstanceObservation};
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::{Declaration, Evidence, Word};
@@ -26,6 +27,7 @@ use reattach_core::plain;
 use reattach_core::plan::{Pins, Plan};
 use reattach_core::runbook::Holding;
 use reattach_core::steps::StepKind;
+use reattach_core::workload::WorkloadFacts;
 use reattach_provider_api::HandleError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,6 +35,9 @@ use std::sync::Arc;
 /// How far back the provider's histories are read, of a volume's jobs and of an instance's power: a detach may be under way
 /// for days, and a person may have shut the instance down long ago.
 pub(crate) const HISTORY: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// A pod that the API server would have accepted is asked about anew after so long, where a plan is only shown.
+const ACCEPTED_FOR: SignedDuration = SignedDuration::from_mins(5);
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -216,10 +221,7 @@ impl Collector {
         e.workload = match found {
             Owner::Workload(mut workload) => {
                 if probed {
-                    let clients = &self.clients;
-                    let (records, read) = (&clients.records, &clients.read);
-                    let answer =
-                        dry_run::pod(records, read, &workload.workload, &e.claim_name).await?;
+                    let answer = self.probe(&workload, &e.claim_name, needs).await?;
                     workload.pod_dry_run = Some(answer.accepted);
                     workload.dry_run_held = answer.held;
                 }
@@ -230,6 +232,36 @@ impl Collector {
             Owner::Unreadable { why } => Fact::unknown(why, source, self.clock.now()),
         };
         Ok(())
+    }
+
+    /// What the API server would do with one more pod of the workload. A plan that is only shown may rest on an earlier yes:
+    /// each question runs the admission webhooks of others.
+    async fn probe(
+        &self,
+        workload: &WorkloadFacts,
+        claim: &ObjectName,
+        needs: Needs<'_>,
+    ) -> Result<DryRun, kube::Error> {
+        let now = self.clock.now();
+        let of = (workload.workload.clone(), claim.clone());
+        let version = &workload.resource_version;
+        let known = lock(&self.neighbours.probed).get(&of).cloned();
+        if let (Needs::Plan, Some((asked, at, answer))) = (needs, known)
+            && asked == *version
+            && now.duration_since(at) < ACCEPTED_FOR
+        {
+            return Ok(answer);
+        }
+        let (records, read) = (&self.clients.records, &self.clients.read);
+        let answer = dry_run::pod(records, read, &workload.workload, claim).await?;
+        let mut probed = lock(&self.neighbours.probed);
+        probed.retain(|_, (_, at, _)| now.duration_since(*at) < ACCEPTED_FOR);
+        if answer.accepted.is_ok() {
+            probed.insert(of, (version.clone(), now, answer.clone()));
+        } else {
+            probed.remove(&of);
+        }
+        Ok(answer)
     }
 
     /// The evidence's volume at its provider. In the course of a run it is the one that the plan pins, also after everything in

@@ -3,9 +3,11 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use reattach_cluster::dry_run::DryRun;
 use reattach_cluster::effects::node::{is_ready, silence};
-use reattach_core::ids::NodeName;
+use reattach_core::ids::{NodeName, ObjectName, ResourceVersion};
 use reattach_core::outage::DownNode;
+use reattach_core::workload::WorkloadRef;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Neighbours {
     seen: Arc<Mutex<Seen>>,
     pub(crate) owners: Arc<Mutex<BTreeMap<Owned, Said>>>,
+    pub(crate) probed: Arc<Mutex<BTreeMap<(WorkloadRef, ObjectName), Probed>>>,
 }
 
 /// The Nodes at the last look.
@@ -30,6 +33,9 @@ type Identity = (String, Option<String>);
 
 /// When an owner was read, and its opt-out in words.
 pub(crate) type Said = (Timestamp, Option<String>);
+
+/// The version of a workload for which the API server would have accepted one more pod, when it was asked, and its answer.
+pub(crate) type Probed = (ResourceVersion, Timestamp, DryRun);
 
 /// Namespace, kind and name of an owner, with its UID.
 pub(crate) type Owned = (String, String, String, String);
