@@ -1,16 +1,17 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
-use crate::names::{is_api_word, is_object_name};
+use crate::names::{controller_of, group_version, is_api_word, is_object_name};
 use crate::view::{View, claims_of};
 use crate::{facts, losses};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec};
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::EXPENDABLE_EMPTYDIRS_ANNOTATION;
 use reattach_api::metadata::{self, MissingField};
+use reattach_core::evidence::ClaimFacts;
 use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::workload::{
@@ -18,6 +19,7 @@ use reattach_core::workload::{
     WorkloadRef,
 };
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// A chain of owners is never followed further: a loop of references would be a broken cluster.
 const MAX_OWNERS: usize = 8;
@@ -35,7 +37,7 @@ pub(crate) fn api_resource(w: &WorkloadRef) -> ApiResource {
 }
 
 fn resource(api_version: &str, kind: &str, plural: &str) -> ApiResource {
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (group, version) = group_version(api_version);
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
@@ -166,14 +168,6 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
     }))
 }
 
-fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|o| o.controller == Some(true))
-}
-
 fn is_built_in(w: &WorkloadRef) -> bool {
     matches!(w.api_version.as_str(), "apps/v1" | "batch/v1" | "v1")
 }
@@ -231,10 +225,7 @@ async fn served(
     client: &Client,
     owner: &OwnerReference,
 ) -> Result<Option<ApiResource>, kube::Error> {
-    let (group, version) = owner
-        .api_version
-        .split_once('/')
-        .unwrap_or(("", owner.api_version.as_str()));
+    let (group, version) = group_version(&owner.api_version);
     if ![group, version, owner.kind.as_str()]
         .into_iter()
         .all(is_api_word)
@@ -256,10 +247,7 @@ async fn get_owner(
     namespace: &str,
     owner: &OwnerReference,
 ) -> Result<Read, kube::Error> {
-    let (group, version) = owner
-        .api_version
-        .split_once('/')
-        .unwrap_or(("", owner.api_version.as_str()));
+    let (group, version) = group_version(&owner.api_version);
     let words = [version, owner.kind.as_str()];
     if !words.iter().all(|w| is_api_word(w)) || !(group.is_empty() || is_api_word(group)) {
         return Ok(Read::Refused {
@@ -318,7 +306,7 @@ async fn describe(
     detail: Detail,
 ) -> Result<WorkloadFacts, kube::Error> {
     let ns = workload.name.namespace.clone();
-    let own_uids = owned_replica_sets(client, &ns, &workload).await?;
+    let own_uids = owner_uids(client, &ns, &workload).await?;
     let pods: Vec<&Pod> = view
         .pods
         .iter()
@@ -326,18 +314,6 @@ async fn describe(
         .map(AsRef::as_ref)
         .collect();
     let template = template_of(&object);
-    let mut claim_names: Vec<String> = pods.iter().flat_map(|p| claims_of(p)).collect();
-    claim_names.sort();
-    claim_names.dedup();
-    let claims = claim_names.into_iter().map(|name| {
-        let found = view
-            .claims
-            .iter()
-            .find(|c| c.name_any() == name)
-            .map(|c| facts::claim(c))
-            .transpose()?;
-        Ok((name, found))
-    });
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     let stamp = annotations
         .get(STAMP_ANNOTATION)
@@ -351,7 +327,7 @@ async fn describe(
         managers.extend(keda(client, &workload).await?);
         scalers = autoscalers(client, &workload).await?;
     }
-    let mut claims: Vec<_> = claims.collect::<Result<_, MissingField>>()?;
+    let mut claims = used_claims(view, &pods)?;
     let mut opted_out = facts::opt_out(object.metadata.annotations.as_ref(), &workload.to_string());
     if let Some(above) = manager.as_ref().filter(|_| opted_out.is_none()) {
         opted_out = custom_opt_out(client, &ns, above).await?;
@@ -367,22 +343,12 @@ async fn describe(
         resource_version,
         generation: object.metadata.generation.unwrap_or(0),
         deleting: object.metadata.deletion_timestamp.is_some(),
-        replicas: object
-            .data
-            .pointer("/spec/replicas")
-            .and_then(Value::as_i64)
-            .map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        replicas: replicas_of(&object),
         scaling: scaling(&object, &workload),
         stamp,
         rollout: rollout(&object, &workload),
         deletes_claims_when_scaled: set.as_ref().is_some_and(deletes_claims),
-        ordered: set.as_ref().is_some_and(|s| {
-            s.spec
-                .as_ref()
-                .and_then(|s| s.pod_management_policy.as_deref())
-                .unwrap_or("OrderedReady")
-                == "OrderedReady"
-        }),
+        ordered: set.as_ref().is_some_and(is_ordered),
         autoscalers: scalers,
         managers,
         pods: pods
@@ -412,8 +378,29 @@ pub(crate) fn parse<K: serde::de::DeserializeOwned>(object: &DynamicObject) -> O
     serde_json::from_value(serde_json::to_value(object).ok()?).ok()
 }
 
+/// The claims that the pods name, each with its facts if it exists.
+fn used_claims(
+    view: &View,
+    pods: &[&Pod],
+) -> Result<Vec<(String, Option<ClaimFacts>)>, MissingField> {
+    let names: BTreeSet<String> = pods.iter().flat_map(|p| claims_of(p)).collect();
+    let with_facts = names.into_iter().map(|name| {
+        let found = view.claims.iter().find(|c| c.name_any() == name);
+        let facts = found.map(|c| facts::claim(c)).transpose()?;
+        Ok((name, facts))
+    });
+    with_facts.collect()
+}
+
+/// `spec.replicas`, with the default of every built-in kind.
+pub(crate) fn replicas_of(object: &DynamicObject) -> i32 {
+    let replicas = object.data.pointer("/spec/replicas");
+    let replicas = replicas.and_then(Value::as_i64);
+    replicas.map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX))
+}
+
 /// The UIDs by which pods name this workload as their owner: its own, and those of a Deployment's ReplicaSets.
-async fn owned_replica_sets(
+async fn owner_uids(
     client: &Client,
     ns: &str,
     w: &WorkloadRef,
@@ -438,6 +425,14 @@ fn scaling(object: &DynamicObject, w: &WorkloadRef) -> ScalePath {
         _ if object.data.pointer("/spec/replicas").is_some() => ScalePath::ScaleSubresource,
         _ => ScalePath::None,
     }
+}
+
+fn is_ordered(set: &StatefulSet) -> bool {
+    let policy = set
+        .spec
+        .as_ref()
+        .and_then(|s| s.pod_management_policy.as_deref());
+    matches!(policy, None | Some("OrderedReady"))
 }
 
 fn deletes_claims(set: &StatefulSet) -> bool {
@@ -542,21 +537,24 @@ async fn autoscalers(
     w: &WorkloadRef,
 ) -> Result<Vec<AutoscalerFacts>, kube::Error> {
     let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &w.name.namespace);
-    let targets = |h: &&HorizontalPodAutoscaler| {
-        h.spec.as_ref().is_some_and(|s| {
-            s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name
-        })
-    };
     let list = api.list(&ListParams::default()).await?;
-    Ok(list
-        .items
-        .iter()
-        .filter(targets)
-        .map(|h| AutoscalerFacts {
+    let facts = list.items.iter().filter_map(|h| {
+        Some(AutoscalerFacts {
             name: h.name_any(),
-            min_replicas: h.spec.as_ref().and_then(|s| s.min_replicas).unwrap_or(1),
+            min_replicas: scaling_spec(h, w)?.min_replicas.unwrap_or(1),
         })
-        .collect())
+    });
+    Ok(facts.collect())
+}
+
+/// The spec of a HorizontalPodAutoscaler, if it scales this workload.
+pub(crate) fn scaling_spec<'a>(
+    autoscaler: &'a HorizontalPodAutoscaler,
+    w: &WorkloadRef,
+) -> Option<&'a HorizontalPodAutoscalerSpec> {
+    let spec = autoscaler.spec.as_ref()?;
+    let target = &spec.scale_target_ref;
+    (target.kind == w.kind && target.name == w.name.name).then_some(spec)
 }
 
 fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<ManagerFacts> {
@@ -584,13 +582,12 @@ fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<Manage
             });
         }
     }
-    let argo = annotations.contains_key("argocd.argoproj.io/tracking-id")
-        || labels.contains_key("argocd.argoproj.io/instance");
-    if argo {
-        let evidence = "its tracking annotation or label".to_owned();
+    if annotations.contains_key("argocd.argoproj.io/tracking-id")
+        || labels.contains_key("argocd.argoproj.io/instance")
+    {
         found.push(ManagerFacts {
             kind: ManagerKind::ArgoCd,
-            evidence,
+            evidence: "its tracking annotation or label".to_owned(),
             paused: false,
         });
     }
