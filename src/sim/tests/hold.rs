@@ -546,7 +546,7 @@ async fn a_release_without_the_node_plugin_frees_nothing() {
         .await
         .expect("registered again");
 
-    s.kubelet().power_off().await;
+    s.kubelet().power_off();
     s.kubelet().set_plugin_faults(missing());
     s.kubelet().recycle(DiskAfter::Kept, secs(5)).await;
     s.cluster

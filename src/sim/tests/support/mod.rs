@@ -67,12 +67,10 @@ impl Setup {
     pub async fn build(self) -> Stage {
         let start = "2021-07-11T00:00:00Z".parse().unwrap();
         let cloud = CloudSim::new(tokio_from(start)).with_seed(self.seed);
-        let adapter = SimulatedCloud::new(cloud.clone());
-        let csi = LinodeCsi::new(Arc::new(adapter.clone()));
-        let mut builder = SimCluster::builder()
+        let csi = LinodeCsi::new(SimulatedCloud::new(cloud.clone()));
+        let mut builder = SimCluster::builder(csi.clone())
             .seed(self.seed)
-            .start_at(start)
-            .cloud(Arc::new(csi.clone()), Arc::new(adapter));
+            .start_at(start);
         for n in 0..self.nodes {
             let (name, instance) = (format!("n{n}"), 100 + n);
             add_instance(&cloud, &name, instance, self.watchdog);
