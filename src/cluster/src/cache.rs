@@ -38,13 +38,13 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + S
 {
 }
 
-/// The objects of one kind.
+/// The objects of one kind, as its watch last showed them.
 #[derive(Clone)]
-pub struct Kind<K: Cached> {
+pub struct Watched<K: Cached> {
     store: Store<K>,
 }
 
-impl<K: Cached> Kind<K> {
+impl<K: Cached> Watched<K> {
     /// One object; `namespace` is empty for cluster-scoped kinds.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let reference = ObjectRef::new(name);
@@ -72,7 +72,7 @@ impl<K: Cached> Kind<K> {
     }
 }
 
-impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Kind<K> {
+impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Watched<K> {
     /// Every object that matches, with namespace and name, sorted by them.
     pub fn named(&self, keep: impl Fn(&K) -> bool) -> Vec<(ObjectName, Arc<K>)> {
         let all = self.filter(keep).into_iter();
@@ -93,29 +93,29 @@ fn place<K: Cached>(object: &K) -> (Option<&str>, Option<&str>) {
 #[derive(Clone)]
 pub struct Cache {
     /// Pods.
-    pub pods: Kind<Pod>,
+    pub pods: Watched<Pod>,
     /// PersistentVolumeClaims.
-    pub claims: Kind<PersistentVolumeClaim>,
+    pub claims: Watched<PersistentVolumeClaim>,
     /// PersistentVolumes.
-    pub volumes: Kind<PersistentVolume>,
+    pub volumes: Watched<PersistentVolume>,
     /// VolumeAttachments.
-    pub attachments: Kind<VolumeAttachment>,
+    pub attachments: Watched<VolumeAttachment>,
     /// Nodes.
-    pub nodes: Kind<Node>,
+    pub nodes: Watched<Node>,
     /// CSINodes.
-    pub csi_nodes: Kind<CSINode>,
+    pub csi_nodes: Watched<CSINode>,
     /// CSIDrivers.
-    pub drivers: Kind<CSIDriver>,
+    pub drivers: Watched<CSIDriver>,
     /// Namespaces.
-    pub namespaces: Kind<Namespace>,
+    pub namespaces: Watched<Namespace>,
     /// Warning events.
-    pub events: Kind<Event>,
+    pub events: Watched<Event>,
     /// Recoveries.
-    pub recoveries: Kind<VolumeRecovery>,
+    pub recoveries: Watched<VolumeRecovery>,
     /// Policies.
-    pub policies: Kind<RecoveryPolicy>,
+    pub policies: Watched<RecoveryPolicy>,
     /// Agents' reports.
-    pub reports: Kind<NodeVolumeReport>,
+    pub reports: Watched<NodeVolumeReport>,
     changes: watch::Sender<u64>,
     broken: Arc<Mutex<Broken>>,
     clock: Clock,
@@ -203,7 +203,7 @@ struct Spawner<'a> {
 
 impl Spawner<'_> {
     /// Follows one namespaced kind.
-    fn watch<K>(&mut self, config: watcher::Config) -> Kind<K>
+    fn watch<K>(&mut self, config: watcher::Config) -> Watched<K>
     where
         K: Cached + Resource<Scope = NamespaceResourceScope>,
     {
@@ -215,7 +215,7 @@ impl Spawner<'_> {
     }
 
     /// Follows one cluster-scoped kind.
-    fn watch_cluster<K>(&mut self, config: watcher::Config) -> Kind<K>
+    fn watch_cluster<K>(&mut self, config: watcher::Config) -> Watched<K>
     where
         K: Cached + Resource<Scope = ClusterResourceScope>,
     {
@@ -232,7 +232,7 @@ impl Spawner<'_> {
         config: watcher::Config,
         is_whole: impl Fn(&K) -> Result<(), MissingField> + Send + 'static,
         complaint: impl Fn(&K) -> Option<String> + Send + 'static,
-    ) -> Kind<K> {
+    ) -> Watched<K> {
         let kind = K::kind(&()).into_owned();
         let (reader, mut writer) = store::<K>();
         let api = Api::<K>::all(self.client.clone());
@@ -248,8 +248,8 @@ impl Spawner<'_> {
                 let mut stream = std::pin::pin!(watcher(api.clone(), config.clone()));
                 while let Some(event) = stream.next().await {
                     let event = event.map_err(|error| error.to_string());
-                    let mut event = match event.and_then(|event| whole(event, &is_whole)) {
-                        Ok(event) => event,
+                    let event = match event.and_then(|event| whole(event, &is_whole)) {
+                        Ok(event) => without_managers(event),
                         Err(error) => {
                             tracing::warn!(kind, %error, "watch failed; it is tried again");
                             lock(&broken)
@@ -258,21 +258,7 @@ impl Spawner<'_> {
                             break;
                         }
                     };
-                    if let Change::Apply(object)
-                    | Change::InitApply(object)
-                    | Change::Delete(object) = &mut event
-                    {
-                        object.managed_fields_mut().clear();
-                    }
-                    match &event {
-                        Change::Apply(object) | Change::InitApply(object) => {
-                            if let Some(complaint) = complaints.news(object, complaint(object)) {
-                                tracing::warn!(kind, name = object.name_any(), "{complaint}");
-                            }
-                        }
-                        Change::Delete(object) => drop(complaints.news(object, None)),
-                        Change::Init | Change::InitDone => {}
-                    }
+                    complaints.log(&kind, &event, &complaint);
                     writer.apply_watcher_event(&event);
                     // A list that has only begun has proven nothing yet.
                     if !matches!(event, Change::Init | Change::InitApply(_)) {
@@ -285,7 +271,7 @@ impl Spawner<'_> {
                 pause = (pause * 2).min(PAUSES.1);
             }
         });
-        Kind { store: reader }
+        Watched { store: reader }
     }
 }
 
@@ -303,6 +289,14 @@ fn whole<K>(
     Ok(event)
 }
 
+/// The event without `managedFields`, which no reader of the cache needs and which are the largest part of many objects.
+fn without_managers<K: Cached>(mut event: Change<K>) -> Change<K> {
+    if let Change::Apply(object) | Change::InitApply(object) | Change::Delete(object) = &mut event {
+        object.managed_fields_mut().clear();
+    }
+    event
+}
+
 /// Has the object what the API server sets on every object of every kind?
 fn is_whole<K: Cached>(object: &K) -> Result<(), MissingField> {
     let meta = metadata::of(object);
@@ -316,6 +310,24 @@ fn is_whole<K: Cached>(object: &K) -> Result<(), MissingField> {
 struct Complaints(BTreeMap<(Option<String>, String), String>);
 
 impl Complaints {
+    /// Logs what is wrong with the event's object.
+    fn log<K: Cached>(
+        &mut self,
+        kind: &str,
+        event: &Change<K>,
+        complaint: impl Fn(&K) -> Option<String>,
+    ) {
+        match event {
+            Change::Apply(object) | Change::InitApply(object) => {
+                if let Some(complaint) = self.news(object, complaint(object)) {
+                    tracing::warn!(kind, name = object.name_any(), "{complaint}");
+                }
+            }
+            Change::Delete(object) => drop(self.news(object, None)),
+            Change::Init | Change::InitDone => {}
+        }
+    }
+
     /// The complaint, unless it was the last one about this object.
     fn news<K: Cached>(&mut self, object: &K, complaint: Option<String>) -> Option<String> {
         let name = (object.namespace(), object.name_any());

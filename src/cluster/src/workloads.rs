@@ -76,26 +76,30 @@ pub async fn read(
     remembered: Option<&WorkloadRef>,
     detail: Detail,
 ) -> Result<Owner, kube::Error> {
-    let (object, reference, manager) = match remembered {
+    let found = match remembered {
         Some(w) => {
             let api: Api<DynamicObject> =
                 Api::namespaced_with(client.clone(), &w.name.namespace, &api_resource(w));
             match api.get_opt(&w.name.name).await? {
                 Some(object) if object.uid().as_deref() == Some(w.uid.as_str()) => {
-                    let above = controller_of(&object.metadata).cloned();
-                    (object, w.clone(), above)
+                    Box::new(Found {
+                        manager: controller_of(&object.metadata).cloned(),
+                        object,
+                        workload: w.clone(),
+                    })
                 }
                 _ => return Ok(Owner::None),
             }
         }
         None => match climb(client, view, claim).await? {
-            Climbed::To(found) => *found,
+            Climbed::To(found) => found,
             Climbed::Nowhere => return Ok(Owner::None),
             Climbed::Stopped { why } => return Ok(Owner::Unreadable { why }),
         },
     };
     // A scale to zero without a resourceVersion would have no condition.
-    let version = match metadata::of_kind(&reference.kind, &object.metadata).version() {
+    let meta = metadata::of_kind(&found.workload.kind, &found.object.metadata);
+    let version = match meta.version() {
         Ok(version) => version,
         Err(missing) => {
             return Ok(Owner::Unreadable {
@@ -103,19 +107,38 @@ pub async fn read(
             });
         }
     };
-    let facts = describe(client, view, object, version, reference, manager, detail).await?;
+    let facts = describe(client, view, *found, version, detail).await?;
     Ok(Owner::Workload(Box::new(facts)))
 }
 
-type Found = (DynamicObject, WorkloadRef, Option<OwnerReference>);
+/// A workload, and the owner that stands above it.
+struct Found {
+    object: DynamicObject,
+    workload: WorkloadRef,
+    manager: Option<OwnerReference>,
+}
 
 enum Climbed {
-    /// The workload, and what stands above it.
     To(Box<Found>),
     /// There is no owner.
     Nowhere,
     /// The pod's own owner could not be read.
-    Stopped { why: String },
+    Stopped {
+        why: String,
+    },
+}
+
+impl Climbed {
+    fn to(
+        (object, workload): (DynamicObject, WorkloadRef),
+        manager: Option<OwnerReference>,
+    ) -> Self {
+        Self::To(Box::new(Found {
+            object,
+            workload,
+            manager,
+        }))
+    }
 }
 
 /// Climbs from a pod to the topmost owner that can be scaled; what stands above it is returned as its manager.
@@ -134,13 +157,13 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
             best.take(),
         ) {
             (Read::There(object, reference), below) => {
-                if let Some((below, its)) = below.filter(|_| !is_built_in(&reference)) {
-                    return Ok(Climbed::To(Box::new((below, its, Some(owner)))));
+                if let Some(below) = below.filter(|_| !is_built_in(&reference)) {
+                    return Ok(Climbed::to(below, Some(owner)));
                 }
                 (*object, reference)
             }
             // An owner of a kind that we may not read stands above the workload all the same: it manages the count.
-            (_, Some((below, its))) => return Ok(Climbed::To(Box::new((below, its, Some(owner))))),
+            (_, Some(below)) => return Ok(Climbed::to(below, Some(owner))),
             (Read::Gone, None) => return Ok(Climbed::Nowhere),
             (Read::Refused { why }, None) => {
                 let OwnerReference {
@@ -163,9 +186,7 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
             None => break,
         }
     }
-    Ok(best.map_or(Climbed::Nowhere, |(o, r)| {
-        Climbed::To(Box::new((o, r, None)))
-    }))
+    Ok(best.map_or(Climbed::Nowhere, |best| Climbed::to(best, None)))
 }
 
 fn is_built_in(w: &WorkloadRef) -> bool {
@@ -299,12 +320,15 @@ async fn get_owner(
 async fn describe(
     client: &Client,
     view: &View,
-    object: DynamicObject,
+    found: Found,
     resource_version: ResourceVersion,
-    workload: WorkloadRef,
-    manager: Option<OwnerReference>,
     detail: Detail,
 ) -> Result<WorkloadFacts, kube::Error> {
+    let Found {
+        object,
+        workload,
+        manager,
+    } = found;
     let ns = workload.name.namespace.clone();
     let own_uids = owner_uids(client, &ns, &workload).await?;
     let pods: Vec<&Pod> = view
@@ -321,7 +345,7 @@ async fn describe(
     let set: Option<StatefulSet> = (workload.kind == "StatefulSet")
         .then(|| parse(&object))
         .flatten();
-    let mut managers = managers(&object, manager.clone());
+    let mut managers = managers(&object, manager.as_ref());
     let mut scalers = Vec::new();
     if detail == Detail::Full {
         managers.extend(keda(client, &workload).await?);
@@ -557,7 +581,7 @@ pub(crate) fn scaling_spec<'a>(
     (target.kind == w.kind && target.name == w.name.name).then_some(spec)
 }
 
-fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<ManagerFacts> {
+fn managers(object: &DynamicObject, above: Option<&OwnerReference>) -> Vec<ManagerFacts> {
     let mut found = Vec::new();
     let empty = Default::default();
     let labels = object.metadata.labels.as_ref().unwrap_or(&empty);

@@ -125,14 +125,7 @@ async fn d_deleted_node_takes_six_minutes() {
     let node = s.node_name();
     s.kubelet().power_off();
     tokio::time::sleep(secs(60)).await;
-    s.request(
-        "DELETE",
-        &format!("/api/v1/nodes/{node}"),
-        "application/json",
-        &json!({}),
-    )
-    .await
-    .unwrap();
+    s.delete(&format!("/api/v1/nodes/{node}")).await;
     assert!(
         s.cluster
             .server()

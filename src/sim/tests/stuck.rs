@@ -139,14 +139,7 @@ async fn blocked(
     cure(s).await;
     if requeue {
         let body = json!({"metadata": {"annotations": {"example.org/look": "again"}}});
-        s.request(
-            "PATCH",
-            &Stage::attachment_path(node),
-            "application/merge-patch+json",
-            &body,
-        )
-        .await
-        .unwrap();
+        s.merge(&Stage::attachment_path(node), &body).await;
     }
     let gone = s
         .cluster
@@ -166,9 +159,7 @@ async fn d_a_missing_secret_blocks_the_detach() {
         s.ready().await;
         let pv = json!({"spec": {"csi": {"controllerPublishSecretRef": {"name": "csi", "namespace": NS}}}});
         let path = "/api/v1/persistentvolumes/pvc-1";
-        s.request("PATCH", path, "application/merge-patch+json", &pv)
-            .await
-            .unwrap();
+        s.merge(path, &pv).await;
         let cure = async |s: &Stage| {
             let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "csi", "namespace": NS}});
             s.create(&secret).await;

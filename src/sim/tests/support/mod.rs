@@ -135,6 +135,13 @@ impl Stage {
         self.client.request(request).await
     }
 
+    /// Merges a body into the object at this path.
+    pub async fn merge(&self, path: &str, body: &Value) {
+        self.request("PATCH", path, "application/merge-patch+json", body)
+            .await
+            .unwrap();
+    }
+
     pub async fn create(&self, object: &Value) {
         let plural = format!("{}s", object["kind"].as_str().unwrap().to_lowercase());
         let group = object["apiVersion"].as_str().unwrap();
@@ -215,16 +222,12 @@ impl Stage {
     pub async fn scale(&self, replicas: i64) {
         let body = json!({"spec": {"replicas": replicas}});
         let path = format!("/apis/apps/v1/namespaces/{NS}/statefulsets/redis/scale");
-        self.request("PATCH", &path, "application/merge-patch+json", &body)
-            .await
-            .unwrap();
+        self.merge(&path, &body).await;
     }
 
     pub async fn delete_pod(&self) {
         let path = format!("/api/v1/namespaces/{NS}/pods/{POD}");
-        self.request("DELETE", &path, "application/json", &json!({}))
-            .await
-            .unwrap();
+        self.delete(&path).await;
     }
 
     /// A person declares the node dead.
@@ -240,9 +243,7 @@ impl Stage {
             format!("/api/v1/nodes/{node}"),
             json!({"spec": {"taints": taints}}),
         );
-        self.request("PATCH", &path, "application/merge-patch+json", &body)
-            .await
-            .unwrap();
+        self.merge(&path, &body).await;
     }
 
     /// Deletes what is at this path.
