@@ -12,7 +12,7 @@ use crate::watches;
 use anyhow::Result;
 use prometheus_client::registry::Registry;
 use reattach_cluster::gate::Gate;
-use reattach_cluster::rights::Who;
+use reattach_cluster::rights::RecordedUser;
 use reattach_controller::metrics::Metrics;
 use reattach_controller::{Collector, Executor, limits};
 use reattach_core::ids::ObjectName;
@@ -103,7 +103,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
 /// The users that a record may name.
 struct Users {
     /// The person at the command line.
-    me: Who,
+    me: RecordedUser,
     /// The user name of the controller, whose recoveries go as far as their policy.
     controller: String,
 }

@@ -10,7 +10,7 @@ use crate::session::Session;
 use crate::table::paragraph;
 use anyhow::Result;
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_cluster::rights::Who;
+use reattach_cluster::rights::RecordedUser;
 use reattach_core::ids::ObjectName;
 use reattach_report::{TEXT_WIDTH, journal_text, status_line};
 use std::io::{BufRead, IsTerminal};
@@ -52,7 +52,7 @@ pub struct Follow<'a> {
     /// Who decides.
     pub consent: Consent,
     /// The user, for approval and abort.
-    pub user: Who,
+    pub user: RecordedUser,
     /// How to print the end.
     pub format: Format,
     /// When to stop following.

@@ -9,7 +9,7 @@ use reattach_api::{
     Declaration, NothingUnderWay, Phase, StoredRecovery, UnreadableField, VolumeRecovery,
     VolumeRecoverySpec, VolumeRecoveryStatus,
 };
-use reattach_cluster::rights::Who;
+use reattach_cluster::rights::RecordedUser;
 use reattach_core::ids::ObjectName;
 use reattach_core::plain;
 use serde_json::json;
@@ -197,7 +197,7 @@ pub async fn approve(
     session: &Session,
     recovery: &ObjectName,
     plan_hash: &str,
-    approver: &Who,
+    approver: &RecordedUser,
 ) -> Result<(), Fail> {
     let mut approval = json!({ "planHash": plan_hash, "approver": approver.name });
     if !approver.groups.is_empty() {

@@ -10,7 +10,7 @@ use crate::rights;
 use crate::session::Session;
 use clap::Args;
 use reattach_api::{PowerOff, StoredRecovery, VolumeRecoverySpec};
-use reattach_cluster::rights::Who;
+use reattach_cluster::rights::RecordedUser;
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
@@ -83,7 +83,7 @@ pub async fn say_rights(
     args: &RecoverArgs,
     session: &Session,
     claim: &ObjectName,
-    user: &Who,
+    user: &RecordedUser,
 ) -> Result<(), Fail> {
     if args.allow_power_off {
         rights::require_power_off(session, claim, user).await?;
@@ -99,7 +99,7 @@ pub fn follow<'a>(
     session: &'a Session,
     args: &RecoverArgs,
     name: ObjectName,
-    user: Who,
+    user: RecordedUser,
 ) -> Follow<'a> {
     let consent = match (args.dry_run, args.yes, interactive()) {
         (true, _, _) => Consent::ShowOnly,
@@ -119,7 +119,7 @@ pub fn follow<'a>(
 }
 
 /// The request.
-pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &Who) -> VolumeRecoverySpec {
+pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &RecordedUser) -> VolumeRecoverySpec {
     let mode = if args.dry_run {
         Mode::DryRun
     } else {

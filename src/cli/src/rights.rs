@@ -4,7 +4,7 @@ use crate::fail::Fail;
 use crate::output::note;
 use crate::session::Session;
 use jiff::Timestamp;
-use reattach_cluster::rights::{Who, reach};
+use reattach_cluster::rights::{RecordedUser, reach};
 use reattach_core::authority::{Approved, Asker, Ceiling, Mandate, Person, Reach};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
@@ -13,7 +13,7 @@ use reattach_core::plan::{Plan, may_touch_node};
 use reattach_core::policy::Mode;
 
 /// Says what the user's right to let plans run is worth for this recovery or claim.
-pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Who) {
+pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &RecordedUser) {
     let ns = &about.namespace;
     match reach(&session.clients.records, &me.name, me, "approve", about).await {
         Reach::Cluster => {}
@@ -36,7 +36,7 @@ pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Who) {
 pub async fn require_power_off(
     session: &Session,
     about: &ObjectName,
-    me: &Who,
+    me: &RecordedUser,
 ) -> Result<(), Fail> {
     let ns = &about.namespace;
     match reach(&session.clients.records, &me.name, me, "poweroff", about).await {
@@ -62,7 +62,7 @@ pub async fn require_power_off(
 /// What a recovery that the user asks for and approves could do.
 pub async fn own_mandate(
     session: &Session,
-    me: &Who,
+    me: &RecordedUser,
     plan: &Plan,
     ceiling: Option<Ceiling>,
     allow_power_off: bool,

@@ -7,8 +7,8 @@ use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
-use reattach_cluster::client::{load, who_am_i};
-use reattach_cluster::rights::Who;
+use reattach_cluster::client::{load, whoami};
+use reattach_cluster::rights::RecordedUser;
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::Providers;
 use reattach_controller::providers::{SetupError, from_env};
@@ -149,8 +149,8 @@ impl Session {
     ///
     /// # Errors
     /// The API server does not say: nothing may be asked for or approved then.
-    pub async fn me(&self) -> Result<Who, Fail> {
-        self.ask("find out who you are", who_am_i(&self.clients.records))
+    pub async fn me(&self) -> Result<RecordedUser, Fail> {
+        self.ask("find out who you are", whoami(&self.clients.records))
             .await
     }
 

@@ -4,14 +4,12 @@
 //! take the rest away, from the user name that they are written for. Under another ServiceAccount or namespace they bind
 //! nobody, and nothing would show it.
 
+use crate::rights::review_self;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use kube::Api;
-use kube::api::PostParams;
 use std::fmt;
 
 /// Policies that bound each controller: `deploy/admission/controller-bounds.yaml` and `deploy/base/hold-authority.yaml`.
@@ -125,7 +123,6 @@ fn gap(
 }
 
 async fn may_scale(records: &kube::Client) -> Result<bool, kube::Error> {
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(records.clone());
     for resource in ["deployments", "statefulsets"] {
         let asked = ResourceAttributes {
             group: Some("apps".to_owned()),
@@ -133,16 +130,8 @@ async fn may_scale(records: &kube::Client) -> Result<bool, kube::Error> {
             verb: Some("patch".to_owned()),
             ..ResourceAttributes::default()
         };
-        let spec = SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(asked),
-            ..Default::default()
-        };
-        let review = SelfSubjectAccessReview {
-            spec,
-            ..Default::default()
-        };
-        let answer = reviews.create(&PostParams::default(), &review).await?;
-        if answer.status.is_some_and(|status| status.allowed) {
+        let status = review_self(records, asked).await?;
+        if status.is_some_and(|status| status.allowed) {
             return Ok(true);
         }
     }

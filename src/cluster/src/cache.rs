@@ -60,13 +60,13 @@ impl<
 {
 }
 
-/// The objects of one kind.
+/// The objects of one kind, as its watch last showed them.
 #[derive(Clone)]
-pub struct Kind<K: Cached> {
+pub struct Watched<K: Cached> {
     objects: Objects<K>,
 }
 
-impl<K: Cached> Kind<K> {
+impl<K: Cached> Watched<K> {
     /// One object; `namespace` is empty for cluster-scoped kinds.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.objects.get(namespace, name)
@@ -96,7 +96,7 @@ impl<K: Cached> Kind<K> {
     }
 }
 
-impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Kind<K> {
+impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Watched<K> {
     /// The objects of a namespace, sorted by name.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         self.objects.in_namespace(namespace)
@@ -115,29 +115,29 @@ impl<K: Cached + Resource<Scope = NamespaceResourceScope>> Kind<K> {
 #[derive(Clone)]
 pub struct Cache {
     /// Pods.
-    pub pods: Kind<Pod>,
+    pub pods: Watched<Pod>,
     /// PersistentVolumeClaims.
-    pub claims: Kind<PersistentVolumeClaim>,
+    pub claims: Watched<PersistentVolumeClaim>,
     /// PersistentVolumes.
-    pub volumes: Kind<PersistentVolume>,
+    pub volumes: Watched<PersistentVolume>,
     /// VolumeAttachments.
-    pub attachments: Kind<VolumeAttachment>,
+    pub attachments: Watched<VolumeAttachment>,
     /// Nodes.
-    pub nodes: Kind<Node>,
+    pub nodes: Watched<Node>,
     /// CSINodes.
-    pub csi_nodes: Kind<CSINode>,
+    pub csi_nodes: Watched<CSINode>,
     /// CSIDrivers.
-    pub drivers: Kind<CSIDriver>,
+    pub drivers: Watched<CSIDriver>,
     /// Namespaces.
-    pub namespaces: Kind<Namespace>,
+    pub namespaces: Watched<Namespace>,
     /// Warning events.
-    pub events: Kind<Event>,
+    pub events: Watched<Event>,
     /// Recoveries.
-    pub recoveries: Kind<VolumeRecovery>,
+    pub recoveries: Watched<VolumeRecovery>,
     /// Policies.
-    pub policies: Kind<RecoveryPolicy>,
+    pub policies: Watched<RecoveryPolicy>,
     /// Agents' reports.
-    pub reports: Kind<NodeVolumeReport>,
+    pub reports: Watched<NodeVolumeReport>,
     changes: watch::Sender<u64>,
     broken: Arc<Mutex<Broken>>,
     clock: Clock,
@@ -224,7 +224,7 @@ struct Spawner<'a> {
 
 impl Spawner<'_> {
     /// Follows one namespaced kind.
-    fn watch<K>(&mut self, config: watcher::Config) -> Kind<K>
+    fn watch<K>(&mut self, config: watcher::Config) -> Watched<K>
     where
         K: Cached + Resource<Scope = NamespaceResourceScope>,
     {
@@ -236,7 +236,7 @@ impl Spawner<'_> {
     }
 
     /// Follows one cluster-scoped kind.
-    fn watch_cluster<K>(&mut self, config: watcher::Config) -> Kind<K>
+    fn watch_cluster<K>(&mut self, config: watcher::Config) -> Watched<K>
     where
         K: Cached + Resource<Scope = ClusterResourceScope>,
     {
@@ -253,7 +253,7 @@ impl Spawner<'_> {
         config: watcher::Config,
         is_whole: impl Fn(&K) -> Result<(), MissingField> + Send + 'static,
         complaint: impl Fn(&K) -> Option<String> + Send + 'static,
-    ) -> Kind<K> {
+    ) -> Watched<K> {
         let kind = K::kind(&()).into_owned();
         let objects = Objects::default();
         let writer = objects.clone();
@@ -280,15 +280,7 @@ impl Spawner<'_> {
                             break;
                         }
                     };
-                    match &event {
-                        Change::Apply(object) | Change::InitApply(object) => {
-                            if let Some(complaint) = complaints.news(object, complaint(object)) {
-                                tracing::warn!(kind, name = object.name_any(), "{complaint}");
-                            }
-                        }
-                        Change::Delete(object) => drop(complaints.news(object, None)),
-                        Change::Init | Change::InitDone => {}
-                    }
+                    complaints.log(&kind, &event, &complaint);
                     // A list that has only begun has proven nothing yet.
                     let proven = !matches!(event, Change::Init | Change::InitApply(_));
                     let changed = writer.apply(event);
@@ -304,7 +296,7 @@ impl Spawner<'_> {
                 pause = (pause * 2).min(PAUSES.1);
             }
         });
-        Kind { objects }
+        Watched { objects }
     }
 }
 
@@ -335,6 +327,24 @@ fn is_whole<K: Cached>(object: &K) -> Result<(), MissingField> {
 struct Complaints(BTreeMap<(Option<String>, String), String>);
 
 impl Complaints {
+    /// Logs what is wrong with the event's object.
+    fn log<K: Cached>(
+        &mut self,
+        kind: &str,
+        event: &Change<K>,
+        complaint: impl Fn(&K) -> Option<String>,
+    ) {
+        match event {
+            Change::Apply(object) | Change::InitApply(object) => {
+                if let Some(complaint) = self.news(object, complaint(object)) {
+                    tracing::warn!(kind, name = object.name_any(), "{complaint}");
+                }
+            }
+            Change::Delete(object) => drop(self.news(object, None)),
+            Change::Init | Change::InitDone => {}
+        }
+    }
+
     /// The complaint, unless it was the last one about this object.
     fn news<K: Cached>(&mut self, object: &K, complaint: Option<String>) -> Option<String> {
         let name = (object.namespace(), object.name_any());

@@ -1,5 +1,6 @@
 //! Three views of one API server: reading, writing our own records, and effects.
 
+use crate::rights::RecordedUser;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, header};
 use kube::client::Body;
@@ -147,7 +148,7 @@ fn restricted(client: Client) -> Client {
 }
 
 /// The allow-list of safety rule S6: our custom resources, our Leases, Events, access reviews, and dry runs.
-pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
+fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
     if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
         return true;
     }
@@ -192,22 +193,23 @@ pub async fn load(
     context: Option<&str>,
 ) -> Result<Config, ConnectError> {
     use kube::config::{KubeConfigOptions, Kubeconfig};
-    let bad = |e: &dyn std::fmt::Display| ConnectError::Config(e.to_string());
     let options = KubeConfigOptions {
         context: context.map(str::to_owned),
         ..KubeConfigOptions::default()
     };
-    match kubeconfig {
+    let config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
-                .map_err(|e| bad(&format!("{}: {e}", path.display())))?;
-            Config::from_custom_kubeconfig(file, &options)
-                .await
-                .map_err(|e| bad(&e))
+                .map_err(|e| ConnectError::Config(format!("{}: {e}", path.display())))?;
+            Config::from_custom_kubeconfig(file, &options).await
         }
-        None if context.is_some() => Config::from_kubeconfig(&options).await.map_err(|e| bad(&e)),
-        None => Config::infer().await.map_err(|e| bad(&e)),
-    }
+        None if context.is_some() => Config::from_kubeconfig(&options).await,
+        None => {
+            let inferred = Config::infer().await;
+            return inferred.map_err(|e| ConnectError::Config(e.to_string()));
+        }
+    };
+    config.map_err(|e| ConnectError::Config(e.to_string()))
 }
 
 /// Makes sure that the custom resources are installed.
@@ -240,24 +242,16 @@ pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
     }
 }
 
-/// The user name that the API server knows this client by.
-///
-/// # Errors
-/// The API server's error.
-pub async fn whoami(records: &Client) -> Result<String, kube::Error> {
-    Ok(who_am_i(records).await?.name)
-}
-
 /// The answer to a SelfSubjectReview names no user. Every request for a recovery and every approval carries that name.
 #[derive(Debug, thiserror::Error)]
 #[error("the API server does not tell your user name, which a request must carry")]
 pub struct NoUserName;
 
-/// The same with the groups, as a record keeps them.
+/// The user that the API server knows this client by, as a record keeps it.
 ///
 /// # Errors
 /// The API server's error, or an answer without a user name.
-pub async fn who_am_i(records: &Client) -> Result<crate::rights::Who, kube::Error> {
+pub async fn whoami(records: &Client) -> Result<RecordedUser, kube::Error> {
     use k8s_openapi::api::authentication::v1::SelfSubjectReview;
     let api: kube::Api<SelfSubjectReview> = kube::Api::all(records.clone());
     let review = api
@@ -269,10 +263,7 @@ pub async fn who_am_i(records: &Client) -> Result<crate::rights::Who, kube::Erro
     let user = review.status.and_then(|s| s.user_info).unwrap_or_default();
     let name = user.username.filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| kube::Error::Service(Box::new(NoUserName)))?;
-    Ok(crate::rights::Who::recorded(
-        name,
-        user.groups.unwrap_or_default(),
-    ))
+    Ok(RecordedUser::new(name, user.groups.unwrap_or_default()))
 }
 
 /// Returns when the process is told to end (SIGTERM or SIGINT).

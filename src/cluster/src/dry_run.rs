@@ -42,17 +42,14 @@ pub async fn pod(
     let api: Api<DynamicObject> =
         Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
     let object = api.get_opt(&w.name.name).await?;
-    let template = object.as_ref().and_then(template_of);
-    let Some(mut template) = template else {
+    let with_template = object.and_then(|o| Some((template_of(&o)?, o)));
+    let Some((mut template, object)) = with_template else {
         return Ok(DryRun::refused("it has no pod template".to_owned(), false));
     };
-    if let (Some(set), Some(spec)) = (
-        object
-            .as_ref()
-            .filter(|_| w.kind == "StatefulSet")
-            .and_then(parse),
-        &mut template.spec,
-    ) {
+    if w.kind == "StatefulSet"
+        && let Some(set) = parse(&object)
+        && let Some(spec) = &mut template.spec
+    {
         add_claims(&set, &claim.name, spec);
     }
     let metadata = template.metadata.unwrap_or_default();

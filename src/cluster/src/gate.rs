@@ -12,10 +12,10 @@ use tokio::time::Instant;
 pub use reattach_core::journal::Shut;
 
 /// No effect may take longer: an API write is a matter of milliseconds, a cloud call of seconds.
-pub const EFFECT_TIMEOUT: Duration = Duration::from_secs(8);
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Where the locks of nodes are kept unless a process says otherwise: the namespace that `deploy/` installs into.
-pub const LOCKS: &str = "reattach-system";
+const LOCKS: &str = "reattach-system";
 
 /// The permission to issue one effect now. Made by [`Gate::pass`] only.
 pub struct EffectPass {
@@ -60,7 +60,7 @@ pub struct Gate {
     locks: String,
 }
 
-/// Who allowed a plan to run.
+/// The permission by which a plan runs.
 #[derive(Clone, Debug)]
 pub struct Authority<'a> {
     /// The recovery's mode.
@@ -79,7 +79,7 @@ impl Gate {
         }
     }
 
-    /// The same, with the locks of nodes in another namespace than [`LOCKS`].
+    /// The gate with the locks of nodes in this namespace.
     #[must_use]
     pub fn locking_nodes_in(mut self, namespace: &str) -> Self {
         namespace.clone_into(&mut self.locks);
@@ -108,7 +108,7 @@ impl Gate {
         authority: &Authority<'_>,
         term: u64,
     ) -> Result<EffectPass, Shut> {
-        let pass = self.put_back(term)?;
+        let pass = self.pass_to_restore(term)?;
         if !authority.mode.may_act() {
             return Err(Shut::Mode {
                 mode: authority.mode,
@@ -122,12 +122,12 @@ impl Gate {
         Ok(pass)
     }
 
-    /// Lets through one effect of a run that puts something of it back: that needs no mode, policy or approval any more,
-    /// and no run may be kept from it.
+    /// Lets through one effect of a run that restores what it changed. That needs no mode, policy or approval any more, and
+    /// no run may be kept from it.
     ///
     /// # Errors
     /// [`Shut`]: nothing may be issued.
-    pub fn put_back(&self, term: u64) -> Result<EffectPass, Shut> {
+    pub fn pass_to_restore(&self, term: u64) -> Result<EffectPass, Shut> {
         let (pass, leadership) = self.leading()?;
         if leadership.term != term {
             return Err(Shut::Term {

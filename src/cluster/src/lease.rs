@@ -34,9 +34,10 @@
 //! An API server that cannot be reached costs leadership when the lease runs out, never earlier and never later. Journals
 //! that cannot be listed keep a contender from becoming leader: an unknown term is not a low one.
 
+use crate::conditional::write_lease;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{ApiResource, DynamicObject, ListParams, ObjectMeta, PostParams};
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client};
 use reattach_api::VolumeRecovery;
 use reattach_api::metadata::{self, MissingField};
@@ -48,15 +49,15 @@ use tokio::time::Instant;
 /// How long a lease lasts without renewal (client-go's default for controllers is 15 s).
 pub const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// How often it is renewed.
-pub const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How long one read of the Lease with its write may take: two of them fit into a lease.
-pub const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
+const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it may take to list every journal before a new term is taken. No lease runs out meanwhile that is ours.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// VolumeRecoveries in one page of that list. One may be 100 KiB and more.
 const PAGE: u32 = 50;
 /// A holder stops relying on its lease this long before a contender may take it.
-pub const MARGIN: Duration = Duration::from_secs(2);
+const MARGIN: Duration = Duration::from_secs(2);
 /// Maximum time between two reads for which a Lease that had a holder at the first and none at the second was given up in
 /// between. After a longer time another leader may have come, and a backup may have brought the Lease of before it back.
 const WATCHED_WITHIN: Duration = RENEW_EVERY.saturating_add(ROUND_TIMEOUT);
@@ -75,7 +76,7 @@ pub const VACANT: &str = "vacant";
 
 /// The Lease as last read, and since when it has been unchanged on our own clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
+enum Record {
     /// It does not exist.
     Missing,
     /// It exists.
@@ -115,7 +116,7 @@ impl Record {
 
 /// What to do about the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+enum Decision {
     /// Create or take it, with this term.
     Acquire {
         /// The new term.
@@ -138,7 +139,7 @@ pub enum Decision {
 /// What this process knows of its own hold on the Lease. A new process never continues an old one's term: it has not
 /// proven when that one's effects ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
+enum Hold {
     /// It does not hold the Lease, or not any more.
     None,
     /// It has sent a write that takes the Lease, and has not heard whether the write was applied.
@@ -166,7 +167,7 @@ impl Hold {
 
 /// Decides from the record and our own hold alone. `highest` is the highest term in any journal, and of those that this
 /// process ever read in the Lease. Pure.
-pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant) -> Decision {
+fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant) -> Decision {
     let Record::Found {
         holder,
         term,
@@ -191,7 +192,7 @@ pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant)
         Hold::Held { .. } | Hold::Tried { .. } if holder == me && hold.term() == Some(*term) => {
             Decision::Renew { term: *term }
         }
-        // Written by a contender that found none, or restored from a backup, before anybody can have taken it.
+        // Written by a contender that found none, or restored from a backup, before another process can have taken it.
         Hold::Held { term, until } if free && now < until => Decision::Renew { term },
         // A higher term in a journal, or read earlier, shows that this is not the Lease's newest state: its holder is not
         // known. Neither is it where this process did not see the holder give it up.
@@ -496,44 +497,18 @@ impl Elector {
         holder: &str,
     ) -> Result<Lease, kube::Error> {
         let now = MicroTime(self.clock.now());
-        let old_spec = old
-            .as_ref()
-            .and_then(|l| l.spec.clone())
-            .unwrap_or_default();
-        let spec = LeaseSpec {
-            holder_identity: Some(holder.to_owned()),
-            lease_duration_seconds: Some(i32::try_from(LEASE_DURATION.as_secs()).unwrap_or(15)),
-            lease_transitions: Some(i32::try_from(term).unwrap_or(i32::MAX)),
-            acquire_time: old_spec
-                .acquire_time
-                .filter(|_| !acquires)
-                .or_else(|| Some(now.clone())),
-            renew_time: Some(now),
-            ..LeaseSpec::default()
-        };
-        match old {
-            Some(mut lease) => {
-                lease.spec = Some(spec);
-                self.api
-                    .replace(&self.name, &PostParams::default(), &lease)
-                    .await
-            }
-            None => {
-                let metadata = ObjectMeta {
-                    name: Some(self.name.clone()),
-                    ..ObjectMeta::default()
-                };
-                self.api
-                    .create(
-                        &PostParams::default(),
-                        &Lease {
-                            metadata,
-                            spec: Some(spec),
-                        },
-                    )
-                    .await
-            }
-        }
+        write_lease(&self.api, &self.name, old, |lease| {
+            let acquired = lease.spec.take().and_then(|spec| spec.acquire_time);
+            lease.spec = Some(LeaseSpec {
+                holder_identity: Some(holder.to_owned()),
+                lease_duration_seconds: Some(i32::try_from(LEASE_DURATION.as_secs()).unwrap_or(15)),
+                lease_transitions: Some(i32::try_from(term).unwrap_or(i32::MAX)),
+                acquire_time: acquired.filter(|_| !acquires).or_else(|| Some(now.clone())),
+                renew_time: Some(now),
+                ..LeaseSpec::default()
+            });
+        })
+        .await
     }
 
     /// Gives the lease up, so that another replica need not wait for it to run out.

@@ -6,6 +6,7 @@ pub mod budgets;
 pub mod cache;
 pub mod client;
 pub mod clock;
+mod conditional;
 pub mod dry_run;
 pub mod effects;
 pub mod facts;

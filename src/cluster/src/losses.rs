@@ -1,6 +1,6 @@
 //! What pods on a node would lose for good if they went away, from their objects.
 
-use crate::names::is_object_name;
+use crate::names::{controller_of, is_object_name};
 use crate::view::claims_of;
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -20,12 +20,7 @@ const STOPPED: [i32; 2] = [143, 137];
 
 /// The Job that would have to make a new pod in the place of this one. What no Job can be called is none.
 pub fn job_of(pod: &Pod) -> Option<&OwnerReference> {
-    let owner = pod
-        .metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|o| o.controller == Some(true))?;
+    let owner = controller_of(&pod.metadata)?;
     (owner.kind == "Job" && owner.api_version.starts_with("batch/") && is_object_name(&owner.name))
         .then_some(owner)
 }
@@ -61,18 +56,15 @@ pub fn of_pod(
         return Ok(Vec::new());
     }
     let used = claims_of(pod);
-    let deleting = claims
+    let (deleting, living): (Vec<_>, Vec<_>) = claims
         .iter()
-        .filter(|c| c.metadata.deletion_timestamp.is_some());
-    let deleting = deleting
-        .map(ResourceExt::name_any)
-        .filter(|name| used.contains(name));
+        .partition(|c| c.metadata.deletion_timestamp.is_some());
+    let deleting = deleting.into_iter().map(ResourceExt::name_any);
     let mut losses: Vec<Loss> = deleting
+        .filter(|name| used.contains(name))
         .map(|claim| Loss::ClaimDeleting { claim })
         .collect();
-    let owned = claims
-        .iter()
-        .filter(|c| c.metadata.deletion_timestamp.is_none() && owns(pod, c));
+    let owned = living.into_iter().filter(|c| owns(pod, c));
     losses.extend(owned.map(|c| Loss::ClaimOfPod {
         claim: c.name_any(),
     }));
@@ -96,8 +88,7 @@ pub fn of_pod(
 }
 
 fn not_remade(pod: &Pod, job: Option<&Job>) -> Option<String> {
-    let mut owners = pod.metadata.owner_references.iter().flatten();
-    if !owners.any(|o| o.controller == Some(true)) {
+    if controller_of(&pod.metadata).is_none() {
         // Kubernetes never evicts a pod that tolerates the taint for ever: waiting for that would keep the node from being
         // fenced for good.
         return (!stays_for_ever(pod)).then(|| "no controller owns it".to_owned());
@@ -131,24 +122,25 @@ enum Disruption {
     },
 }
 
+fn matches_disruption(rule: &PodFailurePolicyRule) -> bool {
+    let mut conditions = rule.on_pod_conditions.iter().flatten();
+    conditions.any(|c| c.type_ == DISRUPTED && c.status == "True")
+}
+
+fn matches_a_signal(rule: &PodFailurePolicyRule) -> bool {
+    let Some(codes) = rule.on_exit_codes.as_ref() else {
+        return false;
+    };
+    match codes.operator.as_str() {
+        "In" => STOPPED.iter().any(|code| codes.values.contains(code)),
+        "NotIn" => STOPPED.iter().any(|code| !codes.values.contains(code)),
+        _ => true,
+    }
+}
+
 /// The first rule that matches decides. Rules for exit codes may match or not: the pod of a dead node has none, and an
 /// evicted one usually that of a signal.
 fn disruption(job: &Job) -> Disruption {
-    let matches_disruption = |rule: &PodFailurePolicyRule| {
-        rule.on_pod_conditions
-            .iter()
-            .flatten()
-            .any(|c| c.type_ == DISRUPTED && c.status == "True")
-    };
-    let matches_a_signal = |rule: &PodFailurePolicyRule| {
-        rule.on_exit_codes
-            .as_ref()
-            .is_some_and(|codes| match codes.operator.as_str() {
-                "In" => STOPPED.iter().any(|code| codes.values.contains(code)),
-                "NotIn" => STOPPED.iter().any(|code| !codes.values.contains(code)),
-                _ => true,
-            })
-    };
     let rules = job
         .spec
         .iter()
@@ -193,25 +185,10 @@ pub fn spent(job: &Job, pods: &[&Pod]) -> Option<String> {
         if limit == 0 {
             return Some(format!("Job {name} has backoffLimitPerIndex 0"));
         }
-        let spent_index = |pod: &&Pod| {
-            let failures = pod
-                .annotations()
-                .get(INDEX_FAILURES)
-                .and_then(|n| n.parse::<i32>().ok());
-            match failures {
-                Some(failures) if failures < limit => None,
-                Some(failures) => Some(format!(
-                    "Job {name} has backoffLimitPerIndex {limit} and the index of pod {} has failed {failures} time(s) already",
-                    pod.name_any()
-                )),
-                None => Some(format!(
-                    "Job {name} has backoffLimitPerIndex {limit} and pod {} does not say how often its index has failed",
-                    pod.name_any()
-                )),
-            }
-        };
-        if let Some(why) = pods.iter().find_map(spent_index) {
-            return Some(why);
+        if let Some(why) = pods.iter().find_map(|pod| spent_index(pod, limit)) {
+            return Some(format!(
+                "Job {name} has backoffLimitPerIndex {limit} and {why}"
+            ));
         }
     }
     let failed = job.status.as_ref().and_then(|s| s.failed).unwrap_or(0);
@@ -222,6 +199,22 @@ pub fn spent(job: &Job, pods: &[&Pod]) -> Option<String> {
     };
     (failed >= limit)
         .then(|| format!("Job {name} has backoffLimit {limit} and {failed} failed pod(s) already"))
+}
+
+/// Why the index of this pod may not fail once more.
+fn spent_index(pod: &Pod, limit: i32) -> Option<String> {
+    let failures = pod.annotations().get(INDEX_FAILURES);
+    match failures.and_then(|n| n.parse::<i32>().ok()) {
+        Some(failures) if failures < limit => None,
+        Some(failures) => Some(format!(
+            "the index of pod {} has failed {failures} time(s) already",
+            pod.name_any()
+        )),
+        None => Some(format!(
+            "pod {} does not say how often its index has failed",
+            pod.name_any()
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -4,22 +4,34 @@
 //! volume in a claim and the owner in `ownerReferences` may be any text. In a path such a text would be a query (`?watch=true`
 //! answers without an end), another object (`a/b`), or no path at all, so that whatever reads it fails for ever.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
 /// Whether an object can have this name: a DNS subdomain (RFC 1123) of at most 253 characters, as Kubernetes demands of claims,
 /// volumes and workloads. What has another name does not exist.
 pub fn is_object_name(name: &str) -> bool {
-    let within = |label: &str| {
-        label
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    let part = |label: &str| {
-        !label.is_empty() && within(label) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(part)
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+fn is_label(label: &str) -> bool {
+    let all_fit = label
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    !label.is_empty() && all_fit && !label.starts_with('-') && !label.ends_with('-')
+}
+
+/// The owner that controls an object.
+pub(crate) fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    let mut owners = metadata.owner_references.iter().flatten();
+    owners.find(|o| o.controller == Some(true))
+}
+
+/// Group and version of an `apiVersion`. The core group is empty.
+pub(crate) fn group_version(api_version: &str) -> (&str, &str) {
+    api_version.split_once('/').unwrap_or(("", api_version))
 }
 
 /// Whether this can be a group, a version or a kind of the API.
-pub fn is_api_word(word: &str) -> bool {
+pub(crate) fn is_api_word(word: &str) -> bool {
     !word.is_empty()
         && word
             .bytes()

@@ -18,22 +18,22 @@
 //! # Errors
 //! [`note`] says why the order was not sent, as an [`Outcome`].
 
+use crate::conditional::write_lease;
 use crate::effects::node_lock;
 use crate::gate::{EffectPass, TidyPass};
 use crate::reply::{is_refused, said};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt};
 use reattach_core::cloud::PowerChange;
 use reattach_core::evidence::CsiSource;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, StepIx, Uid, VolumeId};
 use reattach_core::journal::{NewestJob, Outcome};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// The label of a note, with the UID of its recovery.
-pub const ORDER_LABEL: &str = "reattach.dev/order-of";
+const ORDER_LABEL: &str = "reattach.dev/order-of";
 /// The annotation with the note's content.
 const CONTENT: &str = "reattach.dev/order";
 
@@ -121,38 +121,23 @@ pub async fn note(pass: &EffectPass, order: &OpenOrder) -> Result<(), Outcome> {
         }
     };
     let content = serde_json::to_string(order).map_err(|error| failed(error.to_string(), false))?;
-    let said_no = |error: kube::Error| failed(said(&error), !is_refused(&error));
+    let refused = |error: kube::Error| failed(said(&error), !is_refused(&error));
     let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
-    let old = api.get_opt(&name).await.map_err(said_no)?;
-    let metadata = ObjectMeta {
-        name: Some(name.clone()),
-        labels: Some(BTreeMap::from([(
-            ORDER_LABEL.to_owned(),
-            order.uid.to_string(),
-        )])),
-        annotations: Some(BTreeMap::from([(CONTENT.to_owned(), content)])),
-        resource_version: old
-            .as_ref()
-            .and_then(|l| l.metadata.resource_version.clone()),
-        ..ObjectMeta::default()
-    };
-    let holder_identity = Some(node_lock::holder(&order.recovery));
-    let lease = Lease {
-        metadata,
-        spec: Some(LeaseSpec {
-            holder_identity,
+    let old = api.get_opt(&name).await.map_err(refused)?;
+    let written = write_lease(&api, &name, old, |lease| {
+        lease
+            .labels_mut()
+            .insert(ORDER_LABEL.to_owned(), order.uid.to_string());
+        lease.annotations_mut().insert(CONTENT.to_owned(), content);
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(node_lock::holder(&order.recovery)),
             ..LeaseSpec::default()
-        }),
-    };
-    let params = PostParams::default();
-    let written = match old {
-        Some(_) => api.replace(&name, &params, &lease).await,
-        None => api.create(&params, &lease).await,
-    };
-    written.map(drop).map_err(said_no)
+        });
+    });
+    written.await.map(drop).map_err(refused)
 }
 
-/// Takes the note of an order away whose outcome is known. It is no error if there is none.
+/// Deletes the note of an order whose outcome is known. It is no error if there is none.
 ///
 /// # Errors
 /// The API server's error.
@@ -195,6 +180,8 @@ fn read(lease: &Lease) -> Option<Note> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::api::ObjectMeta;
+    use std::collections::BTreeMap;
 
     fn order() -> OpenOrder {
         OpenOrder {

@@ -1,24 +1,34 @@
 //! What is known of a request from the API server's reply.
 
 use jiff::Timestamp;
-use reattach_core::ids::Uid;
 use reattach_core::journal::Outcome;
 use reattach_core::proof::FenceProof;
 
 /// What is known of a write from its reply.
 pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
     match reply {
-        Ok(_) => Outcome::Applied {
-            detail: detail.to_owned(),
-        },
-        Err(kube::Error::Api(status)) if status.code < 500 => Outcome::NotApplied {
+        Ok(_) => applied(detail),
+        Err(error) => failure(error),
+    }
+}
+
+/// What is known of a write that was not accepted.
+pub(crate) fn failure(error: kube::Error) -> Outcome {
+    match error {
+        kube::Error::Api(status) if status.code < 500 => Outcome::NotApplied {
             why: answered(&status),
             // 409: another writer was faster; read again. 429: the API server is busy or a budget is spent.
             retry: matches!(status.code, 409 | 429),
         },
-        Err(error) => Outcome::Unknown {
+        error => Outcome::Unknown {
             why: format!("no definite answer from the API server: {error}"),
         },
+    }
+}
+
+pub(crate) fn applied(detail: &str) -> Outcome {
+    Outcome::Applied {
+        detail: detail.to_owned(),
     }
 }
 
@@ -26,15 +36,6 @@ pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
 pub fn is_refused(error: &kube::Error) -> bool {
     // 408 and 429: later. 409: another writer was faster.
     matches!(error, kube::Error::Api(s) if (400..500).contains(&s.code) && !matches!(s.code, 408 | 409 | 429))
-}
-
-/// The API server takes a precondition with an empty UID for none at all: the effect would hit whatever has the name now.
-pub(crate) fn require_uid(uid: &Uid) -> Result<(), Outcome> {
-    if uid.as_str().is_empty() {
-        let why = "the object's UID is not known, so nothing was sent".to_owned();
-        return Err(Outcome::NotApplied { why, retry: false });
-    }
-    Ok(())
 }
 
 /// Makes sure that a proof still holds right before the effect that needs it.

@@ -1,6 +1,7 @@
 //! What the controller writes into `NodeVolumeReport.spec`: questions to agents, and the machines behind the nodes.
 
-use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use crate::conditional::delete_version;
+use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, Opaque, metadata};
 use reattach_core::evidence::SeenMachine;
@@ -10,7 +11,7 @@ use reattach_core::ids::{NodeName, Uid};
 /// How often a lost compare-and-swap is tried again before the caller looks anew.
 const TRIES: u32 = 5;
 
-/// Puts `challenge` into the node's report, in place of an older one of the same recovery. Returns whether it is there.
+/// Puts `challenge` into the node's report, in place of an older one of the same recovery.
 ///
 /// # Errors
 /// The API server's error.
@@ -19,7 +20,8 @@ pub async fn ask(
     node: &NodeName,
     challenge: &Challenge,
 ) -> Result<(), kube::Error> {
-    change(records, node, |spec| {
+    change(records, node, |report| {
+        let spec = &mut report.spec;
         if spec.challenges.iter().any(|c| c.get() == Ok(challenge)) {
             return false;
         }
@@ -30,7 +32,7 @@ pub async fn ask(
     .await
 }
 
-/// Takes a recovery's challenges out of the node's report.
+/// Removes a recovery's challenges from the node's report.
 ///
 /// # Errors
 /// The API server's error.
@@ -39,10 +41,11 @@ pub async fn withdraw(
     node: &NodeName,
     recovery: &Uid,
 ) -> Result<(), kube::Error> {
-    change(records, node, |spec| {
-        let before = spec.challenges.len();
-        spec.challenges.retain(|c| !is_of(c, recovery));
-        spec.challenges.len() != before
+    change(records, node, |report| {
+        let challenges = &mut report.spec.challenges;
+        let before = challenges.len();
+        challenges.retain(|c| !is_of(c, recovery));
+        challenges.len() != before
     })
     .await
 }
@@ -56,12 +59,12 @@ pub async fn record(
     node: &NodeName,
     machines: &[Opaque<SeenMachine>],
 ) -> Result<(), kube::Error> {
-    change_object(records, node, |report| {
+    change(records, node, |report| {
         let owners = report.owner_references().len();
         report.owner_references_mut().retain(|o| o.kind != "Node");
-        let news = report.spec.machines != machines || report.owner_references().len() != owners;
+        let changed = report.spec.machines != machines || report.owner_references().len() != owners;
         machines.clone_into(&mut report.spec.machines);
-        news
+        changed
     })
     .await
 }
@@ -73,18 +76,10 @@ pub async fn record(
 pub async fn forget(records: &Client, report: &NodeVolumeReport) -> Result<(), kube::Error> {
     let api: Api<NodeVolumeReport> = Api::all(records.clone());
     let (uid, version) = metadata::of(report).condition()?;
-    let same = Preconditions {
-        uid: Some(uid.to_string()),
-        resource_version: Some(version.to_string()),
-    };
-    let params = DeleteParams {
-        preconditions: Some(same),
-        ..DeleteParams::default()
-    };
+    let params = delete_version(&uid, &version);
     match api.delete(&report.name_any(), &params).await {
-        Ok(_) => Ok(()),
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(()),
-        Err(error) => Err(error),
+        reply => reply.map(drop),
     }
 }
 
@@ -96,54 +91,33 @@ pub fn is_of(challenge: &Opaque<Challenge>, recovery: &Uid) -> bool {
     }
 }
 
+/// Makes or changes a node's report. `edit` returns whether it changed anything.
 async fn change(
-    records: &Client,
-    node: &NodeName,
-    edit: impl Fn(&mut NodeVolumeReportSpec) -> bool,
-) -> Result<(), kube::Error> {
-    change_object(records, node, |report| edit(&mut report.spec)).await
-}
-
-async fn change_object(
     records: &Client,
     node: &NodeName,
     edit: impl Fn(&mut NodeVolumeReport) -> bool,
 ) -> Result<(), kube::Error> {
     let api: Api<NodeVolumeReport> = Api::all(records.clone());
+    let (name, params) = (node.as_str(), PostParams::default());
     let mut tries = 0;
     loop {
         tries += 1;
-        let result = match api.get_opt(node.as_str()).await? {
-            Some(mut report) => {
-                if !edit(&mut report) {
-                    return Ok(());
-                }
-                api.replace(node.as_str(), &PostParams::default(), &report)
-                    .await
-            }
-            None => {
-                let metadata = ObjectMeta {
-                    name: Some(node.to_string()),
-                    ..ObjectMeta::default()
-                };
-                let spec = NodeVolumeReportSpec::default();
-                let mut report = NodeVolumeReport {
-                    metadata,
-                    spec,
-                    status: None,
-                };
-                if !edit(&mut report) {
-                    return Ok(());
-                }
-                api.create(&PostParams::default(), &report).await
-            }
+        let found = api.get_opt(name).await?;
+        let exists = found.is_some();
+        let mut report =
+            found.unwrap_or_else(|| NodeVolumeReport::new(name, NodeVolumeReportSpec::default()));
+        if !edit(&mut report) {
+            return Ok(());
+        }
+        let written = match exists {
+            true => api.replace(name, &params, &report).await,
+            false => api.create(&params, &report).await,
         };
-        match result {
-            Ok(_) => return Ok(()),
+        match written {
             // The agent writes too: its status, and the object itself when it starts first.
             Err(kube::Error::Api(s))
                 if (s.is_conflict() || s.is_already_exists()) && tries < TRIES => {}
-            Err(error) => return Err(error),
+            reply => return reply.map(drop),
         }
     }
 }

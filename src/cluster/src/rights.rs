@@ -17,21 +17,21 @@ use kube::{Api, Client};
 use reattach_core::authority::Reach;
 use reattach_core::ids::ObjectName;
 
-/// A person as a record names them.
+/// A user as a record names them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Who {
+pub struct RecordedUser {
     /// The user name that the API server authenticated.
     pub name: String,
-    /// Groups of theirs. Fewer than they have only lose them rights.
+    /// Groups of the user. A group that is missing here only takes rights away.
     pub groups: Vec<String>,
 }
 
 /// A record keeps at most so many groups, each of at most as many characters (the bounds of the CustomResourceDefinition).
 const MOST_GROUPS: usize = 256;
 
-impl Who {
-    /// As a record keeps them: without the groups that follow from the name, and within the record's bounds.
-    pub fn recorded(name: String, groups: Vec<String>) -> Self {
+impl RecordedUser {
+    /// Leaves out the groups that follow from the name, and what exceeds the record's bounds.
+    pub fn new(name: String, groups: Vec<String>) -> Self {
         let own = |g: &String| {
             *g != "system:authenticated"
                 && !g.starts_with("system:serviceaccounts")
@@ -43,7 +43,7 @@ impl Who {
         }
     }
 
-    /// The groups that every request of theirs has besides: Kubernetes adds them when it authenticates.
+    /// The recorded groups, and those that Kubernetes adds when it authenticates the user.
     fn all_groups(&self) -> Vec<String> {
         let mut groups = self.groups.clone();
         groups.push("system:authenticated".to_owned());
@@ -58,22 +58,22 @@ impl Who {
     }
 }
 
-/// How far `who` has the verb on VolumeRecoveries, seen from this one. `me` is the user name of `records`: a process asks about
+/// How far `user` has the verb on VolumeRecoveries, seen from this one. `me` is the user name of `records`: a process asks about
 /// itself by a review that needs no right.
 pub async fn reach(
     records: &Client,
     me: &str,
-    who: &Who,
+    user: &RecordedUser,
     verb: &str,
     recovery: &ObjectName,
 ) -> Reach {
     let everywhere = attributes(verb, None);
-    match is_allowed(records, me, who, everywhere).await {
+    match is_allowed(records, me, user, everywhere).await {
         Ok(true) => return Reach::Cluster,
         Ok(false) => {}
         Err(why) => return Reach::Unknown { why },
     }
-    match is_allowed(records, me, who, attributes(verb, Some(recovery))).await {
+    match is_allowed(records, me, user, attributes(verb, Some(recovery))).await {
         Ok(true) => Reach::Namespace,
         Ok(false) => Reach::Nowhere,
         Err(why) => Reach::Unknown { why },
@@ -95,27 +95,15 @@ fn attributes(verb: &str, recovery: Option<&ObjectName>) -> ResourceAttributes {
 async fn is_allowed(
     records: &Client,
     me: &str,
-    who: &Who,
+    user: &RecordedUser,
     attributes: ResourceAttributes,
 ) -> Result<bool, String> {
-    let post = PostParams::default();
-    let status = if who.name == me {
-        let spec = SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(attributes),
-            ..SelfSubjectAccessReviewSpec::default()
-        };
-        let review = SelfSubjectAccessReview {
-            spec,
-            ..SelfSubjectAccessReview::default()
-        };
-        Api::<SelfSubjectAccessReview>::all(records.clone())
-            .create(&post, &review)
-            .await
-            .map(|r| r.status)
+    let status = if user.name == me {
+        review_self(records, attributes).await
     } else {
         let spec = SubjectAccessReviewSpec {
-            user: Some(who.name.clone()),
-            groups: Some(who.all_groups()),
+            user: Some(user.name.clone()),
+            groups: Some(user.all_groups()),
             resource_attributes: Some(attributes),
             ..SubjectAccessReviewSpec::default()
         };
@@ -124,7 +112,7 @@ async fn is_allowed(
             ..SubjectAccessReview::default()
         };
         Api::<SubjectAccessReview>::all(records.clone())
-            .create(&post, &review)
+            .create(&PostParams::default(), &review)
             .await
             .map(|r| r.status)
     };
@@ -145,18 +133,35 @@ async fn is_allowed(
     Ok(status.allowed && status.denied != Some(true))
 }
 
+/// Asks whether this process itself has a right.
+pub(crate) async fn review_self(
+    records: &Client,
+    attributes: ResourceAttributes,
+) -> Result<Option<SubjectAccessReviewStatus>, kube::Error> {
+    let spec = SelfSubjectAccessReviewSpec {
+        resource_attributes: Some(attributes),
+        ..SelfSubjectAccessReviewSpec::default()
+    };
+    let review = SelfSubjectAccessReview {
+        spec,
+        ..SelfSubjectAccessReview::default()
+    };
+    let api: Api<SelfSubjectAccessReview> = Api::all(records.clone());
+    Ok(api.create(&PostParams::default(), &review).await?.status)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_service_account_has_its_groups_without_a_record_of_them() {
-        let who = Who {
+        let user = RecordedUser {
             name: "system:serviceaccount:shop:ci".into(),
             groups: Vec::new(),
         };
         assert_eq!(
-            who.all_groups(),
+            user.all_groups(),
             [
                 "system:authenticated",
                 "system:serviceaccounts",

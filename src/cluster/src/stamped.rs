@@ -11,6 +11,8 @@
 //!   zero.
 //! - `metadata.managedFields` names the last writer of each field. A writer names itself, so this is a sign and no proof.
 
+use crate::names::controller_of;
+use crate::workloads::{replicas_of, scaling_spec};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -206,11 +208,11 @@ fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
             .filter_map(|v| v.pointer(name)?.as_str());
         names.map(str::to_owned).collect()
     };
-    let number = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_i64);
+    let first_ordinal = object.data.pointer("/spec/ordinals/start");
     Some(Stamped {
         workload,
         resource_version,
-        replicas: number("/spec/replicas").map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        replicas: replicas_of(object),
         stamp: stamp.ok()?,
         written,
         named_claims: names(
@@ -218,7 +220,7 @@ fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
             "/persistentVolumeClaim/claimName",
         ),
         claim_templates: names("/spec/volumeClaimTemplates", "/metadata/name"),
-        first_ordinal: number("/spec/ordinals/start").unwrap_or(0),
+        first_ordinal: first_ordinal.and_then(Value::as_i64).unwrap_or(0),
     })
 }
 
@@ -300,41 +302,28 @@ impl Stamped {
         let api: Api<ReplicaSet> = Api::namespaced(client.clone(), &self.workload.name.namespace);
         let sets = api.list(&ListParams::default()).await?;
         let own = |s: &&ReplicaSet| {
-            s.owner_references()
-                .iter()
-                .any(|o| o.uid == self.workload.uid.as_str() && o.controller == Some(true))
+            controller_of(&s.metadata).is_some_and(|o| o.uid == self.workload.uid.as_str())
         };
         let counts = sets.items.iter().filter(own).filter_map(|s| {
-            let desired: i32 = s.annotations().get(DESIRED_REPLICAS)?.parse().ok()?;
+            let replicas: i32 = s.annotations().get(DESIRED_REPLICAS)?.parse().ok()?;
             let by = format!(
-                "its ReplicaSet {} was wanted with {desired} replicas in all",
+                "its ReplicaSet {} was wanted with {replicas} replicas in all",
                 s.name_any()
             );
-            Some(Shown {
-                replicas: desired,
-                by,
-            })
+            Some(Shown { replicas, by })
         });
         Ok(counts.max_by_key(|shown| shown.replicas))
     }
 
     /// The greatest count that a HorizontalPodAutoscaler lets it have.
     async fn by_autoscalers(&self, client: &Client) -> Result<Option<Shown>, kube::Error> {
-        let WorkloadRef { kind, name, .. } = &self.workload;
-        let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &name.namespace);
+        let api: Api<HorizontalPodAutoscaler> =
+            Api::namespaced(client.clone(), &self.workload.name.namespace);
         let scalers = api.list(&ListParams::default()).await?;
         let most = scalers.items.iter().filter_map(|h| {
-            let spec = h.spec.as_ref()?;
-            let target = &spec.scale_target_ref;
-            let by = format!(
-                "HorizontalPodAutoscaler {} allows {}",
-                h.name_any(),
-                spec.max_replicas
-            );
-            (target.kind == *kind && target.name == name.name).then_some(Shown {
-                replicas: spec.max_replicas,
-                by,
-            })
+            let replicas = scaling_spec(h, &self.workload)?.max_replicas;
+            let by = format!("HorizontalPodAutoscaler {} allows {replicas}", h.name_any());
+            Some(Shown { replicas, by })
         });
         Ok(most.max_by_key(|shown| shown.replicas))
     }

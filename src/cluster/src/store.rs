@@ -64,18 +64,11 @@ pub async fn save(
     records: &Client,
     recovery: &VolumeRecovery,
 ) -> Result<StoredRecovery, SaveError> {
-    let fitted = |bytes: usize| {
-        let mut recovery = recovery.clone();
-        if let Some(status) = &mut recovery.status {
-            status.fit(bytes);
-        }
-        recovery
-    };
-    let whole = fitted(STATUS_BYTES);
+    let whole = fitted(recovery, STATUS_BYTES);
     match replace(records, &whole).await {
         // A refusal has no effect. The limits of this API server, or of the schema that it has, are not known here.
         Err(SaveError::Refused(error)) => {
-            let small = fitted(SMALL_STATUS_BYTES);
+            let small = fitted(recovery, SMALL_STATUS_BYTES);
             if small.status == whole.status {
                 return Err(SaveError::Refused(error));
             }
@@ -84,6 +77,14 @@ pub async fn save(
         }
         other => other,
     }
+}
+
+fn fitted(recovery: &VolumeRecovery, bytes: usize) -> VolumeRecovery {
+    let mut recovery = recovery.clone();
+    if let Some(status) = &mut recovery.status {
+        status.fit(bytes);
+    }
+    recovery
 }
 
 async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<StoredRecovery, SaveError> {
@@ -100,15 +101,10 @@ async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<StoredRe
             .map_err(|missing| SaveError::Other(Box::new(missing.into()))),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(SaveError::Conflict),
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(SaveError::Gone),
-        Err(error @ kube::Error::Api(_)) if is_refusal(&error) => {
-            Err(SaveError::Refused(Box::new(error)))
+        // The API server takes no such object: too large (413), or against the schema or an admission policy (422).
+        Err(kube::Error::Api(status)) if matches!(status.code, 413 | 422) => {
+            Err(SaveError::Refused(Box::new(kube::Error::Api(status))))
         }
         Err(error) => Err(SaveError::Other(Box::new(error))),
     }
-}
-
-/// Whether the API server looked at the object and takes none like it: too large (413), or against the schema or an
-/// admission policy (422).
-fn is_refusal(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 413 | 422))
 }

@@ -91,9 +91,9 @@ impl Stage {
         node_lock::take(self.pass.as_effect(), &name(), &recovery, self.clock.now()).await
     }
 
-    async fn give_back(&self, recovery: &str) -> bool {
+    async fn release(&self, recovery: &str) -> bool {
         let recovery = ObjectName::new("ns", recovery);
-        node_lock::give_back(self.pass.as_effect(), &name(), &recovery)
+        node_lock::release(self.pass.as_effect(), &name(), &recovery)
             .await
             .unwrap()
     }
@@ -128,7 +128,7 @@ async fn a_lock_has_one_holder_until_released_or_expired() {
         why.contains("reattach/ns/a") && why.contains("locks/node-n1"),
         "{why}"
     );
-    assert!(!s.give_back("b").await, "not its own");
+    assert!(!s.release("b").await, "not its own");
     assert!(s.lease().is_some());
 
     // Its own is renewed, so that it expires an hour after that.
@@ -143,9 +143,9 @@ async fn a_lock_has_one_holder_until_released_or_expired() {
         "reattach/ns/b"
     );
     assert_eq!(s.lease().unwrap()["spec"]["leaseTransitions"], 2);
-    assert!(!s.give_back("a").await, "it has lost it");
+    assert!(!s.release("a").await, "it has lost it");
 
-    assert!(s.give_back("b").await);
+    assert!(s.release("b").await);
     assert!(s.lease().is_none());
     s.take("a").await.unwrap();
 }

@@ -38,10 +38,10 @@ pub async fn open(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -
 }
 
 /// Releases a node's lock, if the recovery has it.
-pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
+pub async fn release_lock(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
         outcome(
-            node_lock::give_back(pass, node, recovery).await,
+            node_lock::release(pass, node, recovery).await,
             "the lock is released",
         )
     })

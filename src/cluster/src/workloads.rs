@@ -1,16 +1,17 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
-use crate::names::{is_api_word, is_object_name};
+use crate::names::{controller_of, group_version, is_api_word, is_object_name};
 use crate::view::{View, claims_of};
 use crate::{facts, losses};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec};
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::EXPENDABLE_EMPTYDIRS_ANNOTATION;
 use reattach_api::metadata::{self, MissingField};
+use reattach_core::evidence::ClaimFacts;
 use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::workload::{
@@ -18,6 +19,7 @@ use reattach_core::workload::{
     WorkloadRef,
 };
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// A chain of owners is never followed further: a loop of references would be a broken cluster.
 const MAX_OWNERS: usize = 8;
@@ -35,7 +37,7 @@ pub(crate) fn api_resource(w: &WorkloadRef) -> ApiResource {
 }
 
 fn resource(api_version: &str, kind: &str, plural: &str) -> ApiResource {
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (group, version) = group_version(api_version);
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
@@ -74,26 +76,30 @@ pub async fn read(
     remembered: Option<&WorkloadRef>,
     detail: Detail,
 ) -> Result<Owner, kube::Error> {
-    let (object, reference, manager) = match remembered {
+    let found = match remembered {
         Some(w) => {
             let api: Api<DynamicObject> =
                 Api::namespaced_with(client.clone(), &w.name.namespace, &api_resource(w));
             match api.get_opt(&w.name.name).await? {
                 Some(object) if object.uid().as_deref() == Some(w.uid.as_str()) => {
-                    let above = controller_of(&object.metadata).cloned();
-                    (object, w.clone(), above)
+                    Box::new(Found {
+                        manager: controller_of(&object.metadata).cloned(),
+                        object,
+                        workload: w.clone(),
+                    })
                 }
                 _ => return Ok(Owner::None),
             }
         }
         None => match climb(client, view, claim).await? {
-            Climbed::To(found) => *found,
+            Climbed::To(found) => found,
             Climbed::Nowhere => return Ok(Owner::None),
             Climbed::Stopped { why } => return Ok(Owner::Unreadable { why }),
         },
     };
     // A scale to zero without a resourceVersion would have no condition.
-    let version = match metadata::of_kind(&reference.kind, &object.metadata).version() {
+    let meta = metadata::of_kind(&found.workload.kind, &found.object.metadata);
+    let version = match meta.version() {
         Ok(version) => version,
         Err(missing) => {
             return Ok(Owner::Unreadable {
@@ -101,19 +107,38 @@ pub async fn read(
             });
         }
     };
-    let facts = describe(client, view, object, version, reference, manager, detail).await?;
+    let facts = describe(client, view, *found, version, detail).await?;
     Ok(Owner::Workload(Box::new(facts)))
 }
 
-type Found = (DynamicObject, WorkloadRef, Option<OwnerReference>);
+/// A workload, and the owner that stands above it.
+struct Found {
+    object: DynamicObject,
+    workload: WorkloadRef,
+    manager: Option<OwnerReference>,
+}
 
 enum Climbed {
-    /// The workload, and what stands above it.
     To(Box<Found>),
     /// There is no owner.
     Nowhere,
     /// The pod's own owner could not be read.
-    Stopped { why: String },
+    Stopped {
+        why: String,
+    },
+}
+
+impl Climbed {
+    fn to(
+        (object, workload): (DynamicObject, WorkloadRef),
+        manager: Option<OwnerReference>,
+    ) -> Self {
+        Self::To(Box::new(Found {
+            object,
+            workload,
+            manager,
+        }))
+    }
 }
 
 /// Climbs from a pod to the topmost owner that can be scaled; what stands above it is returned as its manager.
@@ -132,13 +157,13 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
             best.take(),
         ) {
             (Read::There(object, reference), below) => {
-                if let Some((below, its)) = below.filter(|_| !is_built_in(&reference)) {
-                    return Ok(Climbed::To(Box::new((below, its, Some(owner)))));
+                if let Some(below) = below.filter(|_| !is_built_in(&reference)) {
+                    return Ok(Climbed::to(below, Some(owner)));
                 }
                 (*object, reference)
             }
             // An owner of a kind that we may not read stands above the workload all the same: it manages the count.
-            (_, Some((below, its))) => return Ok(Climbed::To(Box::new((below, its, Some(owner))))),
+            (_, Some(below)) => return Ok(Climbed::to(below, Some(owner))),
             (Read::Gone, None) => return Ok(Climbed::Nowhere),
             (Read::Refused { why }, None) => {
                 let OwnerReference {
@@ -161,17 +186,7 @@ async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climb
             None => break,
         }
     }
-    Ok(best.map_or(Climbed::Nowhere, |(o, r)| {
-        Climbed::To(Box::new((o, r, None)))
-    }))
-}
-
-fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|o| o.controller == Some(true))
+    Ok(best.map_or(Climbed::Nowhere, |best| Climbed::to(best, None)))
 }
 
 fn is_built_in(w: &WorkloadRef) -> bool {
@@ -231,10 +246,7 @@ async fn served(
     client: &Client,
     owner: &OwnerReference,
 ) -> Result<Option<ApiResource>, kube::Error> {
-    let (group, version) = owner
-        .api_version
-        .split_once('/')
-        .unwrap_or(("", owner.api_version.as_str()));
+    let (group, version) = group_version(&owner.api_version);
     if ![group, version, owner.kind.as_str()]
         .into_iter()
         .all(is_api_word)
@@ -256,10 +268,7 @@ async fn get_owner(
     namespace: &str,
     owner: &OwnerReference,
 ) -> Result<Read, kube::Error> {
-    let (group, version) = owner
-        .api_version
-        .split_once('/')
-        .unwrap_or(("", owner.api_version.as_str()));
+    let (group, version) = group_version(&owner.api_version);
     let words = [version, owner.kind.as_str()];
     if !words.iter().all(|w| is_api_word(w)) || !(group.is_empty() || is_api_word(group)) {
         return Ok(Read::Refused {
@@ -311,14 +320,17 @@ async fn get_owner(
 async fn describe(
     client: &Client,
     view: &View,
-    object: DynamicObject,
+    found: Found,
     resource_version: ResourceVersion,
-    workload: WorkloadRef,
-    manager: Option<OwnerReference>,
     detail: Detail,
 ) -> Result<WorkloadFacts, kube::Error> {
+    let Found {
+        object,
+        workload,
+        manager,
+    } = found;
     let ns = workload.name.namespace.clone();
-    let own_uids = owned_replica_sets(client, &ns, &workload).await?;
+    let own_uids = owner_uids(client, &ns, &workload).await?;
     let pods: Vec<&Pod> = view
         .pods
         .iter()
@@ -326,18 +338,6 @@ async fn describe(
         .map(AsRef::as_ref)
         .collect();
     let template = template_of(&object);
-    let mut claim_names: Vec<String> = pods.iter().flat_map(|p| claims_of(p)).collect();
-    claim_names.sort();
-    claim_names.dedup();
-    let claims = claim_names.into_iter().map(|name| {
-        let found = view
-            .claims
-            .iter()
-            .find(|c| c.name_any() == name)
-            .map(|c| facts::claim(c))
-            .transpose()?;
-        Ok((name, found))
-    });
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     let stamp = annotations
         .get(STAMP_ANNOTATION)
@@ -345,13 +345,13 @@ async fn describe(
     let set: Option<StatefulSet> = (workload.kind == "StatefulSet")
         .then(|| parse(&object))
         .flatten();
-    let mut managers = managers(&object, manager.clone());
+    let mut managers = managers(&object, manager.as_ref());
     let mut scalers = Vec::new();
     if detail == Detail::Full {
         managers.extend(keda(client, &workload).await?);
         scalers = autoscalers(client, &workload).await?;
     }
-    let mut claims: Vec<_> = claims.collect::<Result<_, MissingField>>()?;
+    let mut claims = used_claims(view, &pods)?;
     let mut opted_out = facts::opt_out(object.metadata.annotations.as_ref(), &workload.to_string());
     if let Some(above) = manager.as_ref().filter(|_| opted_out.is_none()) {
         opted_out = custom_opt_out(client, &ns, above).await?;
@@ -367,22 +367,12 @@ async fn describe(
         resource_version,
         generation: object.metadata.generation.unwrap_or(0),
         deleting: object.metadata.deletion_timestamp.is_some(),
-        replicas: object
-            .data
-            .pointer("/spec/replicas")
-            .and_then(Value::as_i64)
-            .map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        replicas: replicas_of(&object),
         scaling: scaling(&object, &workload),
         stamp,
         rollout: rollout(&object, &workload),
         deletes_claims_when_scaled: set.as_ref().is_some_and(deletes_claims),
-        ordered: set.as_ref().is_some_and(|s| {
-            s.spec
-                .as_ref()
-                .and_then(|s| s.pod_management_policy.as_deref())
-                .unwrap_or("OrderedReady")
-                == "OrderedReady"
-        }),
+        ordered: set.as_ref().is_some_and(is_ordered),
         autoscalers: scalers,
         managers,
         pods: pods
@@ -412,8 +402,29 @@ pub(crate) fn parse<K: serde::de::DeserializeOwned>(object: &DynamicObject) -> O
     serde_json::from_value(serde_json::to_value(object).ok()?).ok()
 }
 
+/// The claims that the pods name, each with its facts if it exists.
+fn used_claims(
+    view: &View,
+    pods: &[&Pod],
+) -> Result<Vec<(String, Option<ClaimFacts>)>, MissingField> {
+    let names: BTreeSet<String> = pods.iter().flat_map(|p| claims_of(p)).collect();
+    let with_facts = names.into_iter().map(|name| {
+        let found = view.claims.iter().find(|c| c.name_any() == name);
+        let facts = found.map(|c| facts::claim(c)).transpose()?;
+        Ok((name, facts))
+    });
+    with_facts.collect()
+}
+
+/// `spec.replicas`, with the default of every built-in kind.
+pub(crate) fn replicas_of(object: &DynamicObject) -> i32 {
+    let replicas = object.data.pointer("/spec/replicas");
+    let replicas = replicas.and_then(Value::as_i64);
+    replicas.map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX))
+}
+
 /// The UIDs by which pods name this workload as their owner: its own, and those of a Deployment's ReplicaSets.
-async fn owned_replica_sets(
+async fn owner_uids(
     client: &Client,
     ns: &str,
     w: &WorkloadRef,
@@ -438,6 +449,14 @@ fn scaling(object: &DynamicObject, w: &WorkloadRef) -> ScalePath {
         _ if object.data.pointer("/spec/replicas").is_some() => ScalePath::ScaleSubresource,
         _ => ScalePath::None,
     }
+}
+
+fn is_ordered(set: &StatefulSet) -> bool {
+    let policy = set
+        .spec
+        .as_ref()
+        .and_then(|s| s.pod_management_policy.as_deref());
+    matches!(policy, None | Some("OrderedReady"))
 }
 
 fn deletes_claims(set: &StatefulSet) -> bool {
@@ -542,24 +561,27 @@ async fn autoscalers(
     w: &WorkloadRef,
 ) -> Result<Vec<AutoscalerFacts>, kube::Error> {
     let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &w.name.namespace);
-    let targets = |h: &&HorizontalPodAutoscaler| {
-        h.spec.as_ref().is_some_and(|s| {
-            s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name
-        })
-    };
     let list = api.list(&ListParams::default()).await?;
-    Ok(list
-        .items
-        .iter()
-        .filter(targets)
-        .map(|h| AutoscalerFacts {
+    let facts = list.items.iter().filter_map(|h| {
+        Some(AutoscalerFacts {
             name: h.name_any(),
-            min_replicas: h.spec.as_ref().and_then(|s| s.min_replicas).unwrap_or(1),
+            min_replicas: scaling_spec(h, w)?.min_replicas.unwrap_or(1),
         })
-        .collect())
+    });
+    Ok(facts.collect())
 }
 
-fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<ManagerFacts> {
+/// The spec of a HorizontalPodAutoscaler, if it scales this workload.
+pub(crate) fn scaling_spec<'a>(
+    autoscaler: &'a HorizontalPodAutoscaler,
+    w: &WorkloadRef,
+) -> Option<&'a HorizontalPodAutoscalerSpec> {
+    let spec = autoscaler.spec.as_ref()?;
+    let target = &spec.scale_target_ref;
+    (target.kind == w.kind && target.name == w.name.name).then_some(spec)
+}
+
+fn managers(object: &DynamicObject, above: Option<&OwnerReference>) -> Vec<ManagerFacts> {
     let mut found = Vec::new();
     let empty = Default::default();
     let labels = object.metadata.labels.as_ref().unwrap_or(&empty);
@@ -584,13 +606,12 @@ fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<Manage
             });
         }
     }
-    let argo = annotations.contains_key("argocd.argoproj.io/tracking-id")
-        || labels.contains_key("argocd.argoproj.io/instance");
-    if argo {
-        let evidence = "its tracking annotation or label".to_owned();
+    if annotations.contains_key("argocd.argoproj.io/tracking-id")
+        || labels.contains_key("argocd.argoproj.io/instance")
+    {
         found.push(ManagerFacts {
             kind: ManagerKind::ArgoCd,
-            evidence,
+            evidence: "its tracking annotation or label".to_owned(),
             paused: false,
         });
     }

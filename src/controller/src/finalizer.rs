@@ -162,7 +162,7 @@ async fn release_lock(
     }
     let name = recovery.name();
     let pass = executor.gate.tidy().map_err(|_| TurnError::NotLeader)?;
-    let outcome = tidy::give_back(&pass, &plan.pins.node, name).await;
+    let outcome = tidy::release_lock(&pass, &plan.pins.node, name).await;
     if !outcome.applied() {
         // The end of a recovery does not wait for that.
         tracing::warn!(node = %plan.pins.node, ?outcome, "the lock of the node was not released; it expires by itself");

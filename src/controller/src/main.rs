@@ -190,7 +190,8 @@ async fn run(args: Args) -> Result<()> {
     }
     let username = reattach_cluster::client::whoami(&clients.records)
         .await
-        .context("cannot read the user name of this process")?;
+        .context("cannot read the user name of this process")?
+        .name;
     check_bounds(&clients, &username, args.unbounded).await?;
     // The process is part of the identity: a container that restarts in its pod is a new contender.
     let identity = format!("{}/{}/{}", args.pod_name, args.pod_uid, std::process::id());

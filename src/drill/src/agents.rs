@@ -5,10 +5,11 @@ use reattach_agent::guest::HostRoot;
 use reattach_agent::report::{AgentConfig, ScanOn};
 use reattach_core::ids::NodeName;
 use reattach_sim::ApiServer;
+use reattach_sim::kapi::lock;
 use reattach_sim::kubelet::SimKubelet;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
@@ -39,7 +40,7 @@ impl Agents {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut BTreeMap<String, Agent>) -> T) -> T {
-        work(&mut self.agents.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.agents))
     }
 
     /// Starts the agent of a machine whose files are shown at `root`.

@@ -170,10 +170,15 @@ impl App {
     /// Lets its pods mount a Secret. The Secret itself is not created.
     #[must_use]
     pub fn with_secret(self, secret: &str) -> Self {
-        let name = self.name.clone();
+        let name = format!("{}-config", self.name);
+        self.with_volume(manifests::secret_volume(&name, secret))
+    }
+
+    /// Lets its pods mount one more volume.
+    #[must_use]
+    pub fn with_volume(self, volume: Value) -> Self {
         self.with(|w| {
             let spec = &mut w["spec"]["template"]["spec"];
-            let volume = manifests::secret_volume(&format!("{name}-config"), secret);
             match spec["volumes"].as_array_mut() {
                 Some(volumes) => volumes.push(volume),
                 None => spec["volumes"] = json!([volume]),

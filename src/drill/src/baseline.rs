@@ -4,7 +4,7 @@
 //! Ready elsewhere 12.2 s and 18.0 s after a human's taint, of which the cloud's own detach and attach are 4 s.
 
 use crate::app::App;
-use crate::stage::{Expect, Sink, Stage};
+use crate::stage::{Expect, START, Sink, Stage};
 use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
 use reattach_cloud_simulator::{JobAction, VolumeNo};
@@ -135,13 +135,7 @@ async fn dead_node(
     apps: &[App],
 ) -> Result<(Stage, String), WorldError> {
     let sink: Sink = Arc::new(|_| {});
-    let mut s = Stage::new(
-        seed,
-        "2026-03-02T03:00:00Z".parse().unwrap_or_default(),
-        nodes,
-        sink,
-    )
-    .await?;
+    let mut s = Stage::new(seed, START, nodes, sink).await?;
     s.world.follow_power();
     on_one_node(
         &mut s,

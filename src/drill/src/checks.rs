@@ -10,16 +10,18 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::apiserver::AuditEntry;
+use reattach_sim::object::{items, name, text};
 use serde::Deserialize;
-use serde_json::Value;
 
 /// Every rule, at the end of a scenario.
 pub fn all(stage: &Stage) -> Vec<Check> {
     let world = &stage.world;
     let entries = world.request_log.entries();
     let stored = journals(&entries, &world.recoveries());
-    let mut checks = vec![
-        one_writer(world),
+    let mut checks = vec![one_writer(world)];
+    checks.extend(stage.dry_until.map(|until| dry_run(&entries[..until])));
+    checks.extend(proofs::checks(stage, &entries, &stored));
+    checks.extend([
         Check::new(
             "S2",
             "no workload is left at zero, and no stamp, hold, gate, finalizer or question of reattach is left",
@@ -43,59 +45,25 @@ pub fn all(stage: &Stage) -> Vec<Check> {
             "agents wrote their own reports and nothing else",
             agents(&world.agents_audit()),
         ),
-    ];
-    checks.splice(1..1, proofs::checks(stage, &entries, &stored));
-    if let Some(until) = stage.dry_until {
-        let first: Vec<&Entry> = entries.iter().take(until).collect();
-        let broken = first
-            .iter()
-            .filter(|e| !e.is_a_record())
-            .map(|e| e.line())
-            .collect();
-        checks.insert(
-            1,
-            Check::new(
-                "S6",
-                format!(
-                    "DryRun changed nothing ({} writes, all to reattach's own records)",
-                    first.len()
-                ),
-                broken,
-            ),
-        );
-    }
-    let (running, untouched): (Vec<String>, Vec<String>) =
-        stage
-            .workloads
-            .values()
-            .fold((vec![], vec![]), |(mut r, mut u), c| {
-                match c.expect {
-                    Expect::Running => r.extend(not_running(world, c)),
-                    Expect::Untouched => u.extend(touched(world, c)),
-                    Expect::Restored => {}
-                }
-                (r, u)
-            });
-    if stage
-        .workloads
-        .values()
-        .any(|c| c.expect == Expect::Running)
-    {
+    ]);
+    let expected = |expect: Expect| {
+        let all = stage.workloads.values();
+        all.filter(move |w| w.expect == expect).peekable()
+    };
+    let mut running = expected(Expect::Running);
+    if running.peek().is_some() {
         checks.push(Check::new(
             "",
             "every workload that reattach had to heal runs, with as many replicas as before",
-            running,
+            running.filter_map(|w| not_running(world, w)).collect(),
         ));
     }
-    if stage
-        .workloads
-        .values()
-        .any(|c| c.expect == Expect::Untouched)
-    {
+    let mut untouched = expected(Expect::Untouched);
+    if untouched.peek().is_some() {
         checks.push(Check::new(
             "S7",
             "failures that are not reattach's to heal were named, and nothing of theirs was changed: same pods, same generation",
-            untouched,
+            untouched.filter_map(|w| touched(world, w)).collect(),
         ));
     }
     checks.push(Check::new(
@@ -104,6 +72,17 @@ pub fn all(stage: &Stage) -> Vec<Check> {
         stage.broken.clone(),
     ));
     checks
+}
+
+fn dry_run(entries: &[Entry]) -> Check {
+    Check::new(
+        "S6",
+        format!(
+            "DryRun changed nothing ({} writes, all to reattach's own records)",
+            entries.len()
+        ),
+        effects(entries).into_iter().map(Entry::line).collect(),
+    )
 }
 
 fn one_writer(world: &World) -> Check {
@@ -138,100 +117,105 @@ fn one_writer(world: &World) -> Check {
 }
 
 fn leftovers(stage: &Stage) -> Vec<String> {
-    let world = &stage.world;
     let mut found = proofs::leftovers(stage);
-    let mut open = Vec::new();
+    found.extend(unfinished(&stage.world));
+    found.extend(gated(&stage.world));
+    found.extend(stage.workloads.values().flat_map(|w| left(&stage.world, w)));
+    found.extend(asked(&stage.world));
+    found.extend(tainted(&stage.world));
+    found
+}
+
+/// Recoveries that still run, hold pods, or keep a finalizer although they are over.
+fn unfinished(world: &World) -> Vec<String> {
+    let mut found = Vec::new();
     for recovery in world.recoveries() {
-        let phase = recovery
-            .status
-            .as_ref()
-            .map(|s| s.phase)
-            .unwrap_or_default();
-        if !phase.is_final() {
-            open.push(recovery.uid().unwrap_or_default());
-        }
+        let (name, phase) = (recovery.name_any(), phase(&recovery));
         if phase.is_final() && !recovery.finalizers().is_empty() {
             found.push(format!(
-                "VolumeRecovery {} is over and keeps finalizers {:?}",
-                recovery.name_any(),
+                "VolumeRecovery {name} is over and keeps finalizers {:?}",
                 recovery.finalizers()
             ));
         }
         if matches!(phase, Phase::Running | Phase::Restoring | Phase::Stuck) {
+            found.push(format!("VolumeRecovery {name} is still in phase {phase:?}"));
+        }
+        if recovery.labels().contains_key(HOLD_LABEL) {
             found.push(format!(
-                "VolumeRecovery {} is still in phase {phase:?}",
-                recovery.name_any()
+                "VolumeRecovery {name} still holds its claim's pods"
             ));
         }
     }
-    for recovery in world
-        .recoveries()
+    found
+}
+
+fn phase(recovery: &VolumeRecovery) -> Phase {
+    let status = recovery.status.as_ref();
+    status.map(|s| s.phase).unwrap_or_default()
+}
+
+fn gated(world: &World) -> Vec<String> {
+    let pods = world.server().list("", "pods", None);
+    let gated = pods
         .iter()
-        .filter(|r| r.labels().contains_key(HOLD_LABEL))
-    {
+        .filter(|p| items(p, "/spec/schedulingGates").any(|g| g["name"] == HOLD_GATE));
+    gated
+        .map(|p| format!("pod {} still has the gate", name(p)))
+        .collect()
+}
+
+/// What differs at a workload from what it was before.
+fn left(world: &World, workload: &Workload) -> Vec<String> {
+    let app = &workload.app;
+    let (kind, name) = (&app.kind, &app.name);
+    let Some(object) = app.read(world.server()) else {
+        return vec![format!("{kind} {name} is gone")];
+    };
+    let mut found = Vec::new();
+    let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
+    if replicas != app.replicas as u64 {
         found.push(format!(
-            "VolumeRecovery {} still holds its claim's pods",
-            recovery.name_any()
+            "{kind} {name} has {replicas} replicas and had {}",
+            app.replicas
         ));
     }
-    for pod in world.server().list("", "pods", None) {
-        let gates = pod["spec"]["schedulingGates"].as_array();
-        if gates.is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE)) {
-            found.push(format!(
-                "pod {} still has the gate",
-                pod["metadata"]["name"]
-            ));
-        }
+    if !object["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
+        found.push(format!("{kind} {name} still has the stamp"));
     }
-    for workload in stage.workloads.values() {
-        let Some(object) = workload.app.read(world.server()) else {
-            found.push(format!(
-                "{} {} is gone",
-                workload.app.kind, workload.app.name
-            ));
-            continue;
-        };
-        let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
-        if replicas != workload.app.replicas as u64 {
-            found.push(format!(
-                "{} {} has {replicas} replicas and had {}",
-                workload.app.kind, workload.app.name, workload.app.replicas
-            ));
-        }
-        if !object["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
-            found.push(format!(
-                "{} {} still has the stamp",
-                workload.app.kind, workload.app.name
-            ));
-        }
-    }
+    found
+}
+
+/// Questions to agents of recoveries that are over.
+fn asked(world: &World) -> Vec<String> {
+    let recoveries = world.recoveries();
+    let open: Vec<_> = recoveries
+        .iter()
+        .filter(|r| !phase(r).is_final())
+        .filter_map(|r| r.metadata.uid.as_deref())
+        .collect();
+    let mut found = Vec::new();
     for report in world
         .server()
         .list("reattach.dev", "nodevolumereports", None)
     {
-        for challenge in report["spec"]["challenges"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            if !open.iter().any(|uid| challenge["recovery"] == uid.as_str()) {
+        for challenge in items(&report, "/spec/challenges") {
+            if !open.iter().any(|uid| challenge["recovery"] == *uid) {
                 found.push(format!(
                     "node {} is still asked a question of a recovery that is over",
-                    report["metadata"]["name"]
+                    name(&report)
                 ));
             }
         }
     }
+    found
+}
+
+fn tainted(world: &World) -> Vec<String> {
+    let mut found = Vec::new();
     for node in world.server().list("", "nodes", None) {
-        for taint in node["spec"]["taints"].as_array().into_iter().flatten() {
-            if taint["key"]
-                .as_str()
-                .is_some_and(|k| k.contains("reattach.dev/"))
-            {
-                found.push(format!(
-                    "node {} still has taint {}",
-                    node["metadata"]["name"], taint["key"]
-                ));
+        for key in items(&node, "/spec/taints").map(|t| text(t, "/key")) {
+            if key.contains("reattach.dev/") {
+                found.push(format!("node {} still has taint {key}", name(&node)));
             }
         }
     }
@@ -321,9 +305,8 @@ fn agents(audit: &[AuditEntry]) -> Vec<String> {
 
 fn not_running(world: &World, workload: &Workload) -> Option<String> {
     let pods = world.pods(&workload.app.name);
-    let state = |p: &Value| p["status"]["phase"].as_str().unwrap_or("?").to_owned();
     (!world.app_ready(&workload.app.name, workload.app.replicas)).then(|| {
-        let states: Vec<String> = pods.iter().map(|p| state(p)).collect();
+        let states: Vec<&str> = pods.iter().map(|p| text(p, "/status/phase")).collect();
         format!(
             "{} {} does not run: pods {states:?}",
             workload.app.kind, workload.app.name
@@ -351,7 +334,7 @@ mod tests {
     use super::*;
     use crate::app::App;
     use crate::request_log::Target;
-    use crate::stage::Stage;
+    use crate::stage::{START, Stage};
     use crate::virtual_time::in_virtual_time;
     use reattach_cloud_simulator::InstanceNo;
     use reattach_cloud_simulator::VolumeNo;
@@ -369,15 +352,14 @@ mod tests {
             method: "PATCH".to_owned(),
             path: path.to_owned(),
             query: String::new(),
-            body: Value::Null,
+            body: serde_json::Value::Null,
         }
     }
 
     #[test]
     fn an_effect_without_a_journal_line_is_found() {
         let found = in_virtual_time(|| async {
-            let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-            let s = Stage::new(1, start, &[("a", 1)], Arc::new(|_| {}))
+            let s = Stage::new(1, START, &[("a", 1)], Arc::new(|_| {}))
                 .await
                 .expect("a stage");
             let mut taint = effect(1, "/api/v1/nodes/a");
@@ -400,15 +382,14 @@ mod tests {
                 unproven.len(),
             )
         });
-        // Taking our own taint off needs no line; nothing here is in a plan; the taint and the detach need a proof.
+        // Removing our own taint needs no line; nothing here is in a plan; the taint and the detach need a proof.
         assert_eq!(found.expect("virtual time"), (3, 4, 2));
     }
 
     #[test]
     fn a_second_holder_and_a_workload_left_at_zero_are_found() {
         let broken = in_virtual_time(|| async {
-            let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-            let mut s = Stage::new(1, start, &[("a", 1), ("b", 2)], Arc::new(|_| {}))
+            let mut s = Stage::new(1, START, &[("a", 1), ("b", 2)], Arc::new(|_| {}))
                 .await
                 .expect("a stage");
             let app = App::deployment("redis", 7, "pvc7", "the cache");

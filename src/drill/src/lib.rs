@@ -22,6 +22,6 @@ pub mod timeline;
 mod virtual_time;
 pub mod world;
 
-pub use play::{DrillError, Fared, Outcome, play};
+pub use play::{DrillError, Outcome, WorkloadResult, play};
 pub use scenario::{Pace, SCENARIOS, Scenario};
 pub use virtual_time::in_virtual_time;

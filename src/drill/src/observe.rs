@@ -1,8 +1,8 @@
 //! Observes the world from outside, as an engineer with `kubectl` would, and makes a line of each change.
 
 use crate::app::App;
-use crate::timeline::{Line, Who, block, span};
-use crate::world::{APPS, World, is_ready};
+use crate::timeline::{Actor, Line, block, span};
+use crate::world::{APPS, World};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus};
@@ -12,6 +12,7 @@ use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use reattach_core::steps::StepKind;
 use reattach_report::proof_in_words;
+use reattach_sim::object::{is_ready, name, text};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,19 +87,16 @@ impl Observer {
             "coordination.k8s.io",
             "leases",
             crate::replica::NAMESPACE,
-            "reattach-controller",
+            crate::replica::LEASE,
         )?;
-        let holder = lease["spec"]["holderIdentity"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        let holder = text(&lease, "/spec/holderIdentity").to_owned();
         if holder == self.leader || holder.is_empty() {
             return None;
         }
         let term = lease["spec"]["leaseTransitions"].as_i64().unwrap_or(0);
         let text = format!("{holder} is leader now (term {term})");
         self.leader = holder;
-        Some(line(world.now(), Who::Reattach, "", text))
+        Some(line(world.now(), Actor::Reattach, "", text))
     }
 
     fn pods(&mut self, world: &World) -> Vec<Line> {
@@ -122,14 +120,14 @@ impl Observer {
                         ),
                         None => format!("{} runs on {node}", app.role),
                     };
-                    lines.push(line(now, Who::Kubernetes, &app.name, text));
+                    lines.push(line(now, Actor::Kubernetes, &app.name, text));
                     seen.ready = Some(true);
                 }
                 (Some(true), false) => {
                     (seen.ready, seen.since) = (Some(false), Some(now));
                     lines.push(line(
                         now,
-                        Who::Kubernetes,
+                        Actor::Kubernetes,
                         &app.name,
                         "is down: its pod is not Ready".to_owned(),
                     ));
@@ -137,19 +135,19 @@ impl Observer {
                 _ => {}
             }
             let about = |e: &Value| {
-                let uid = e["involvedObject"]["uid"].as_str().unwrap_or_default();
-                pods.iter().any(|p| p["metadata"]["uid"] == uid)
+                let uid = &e["involvedObject"]["uid"];
+                pods.iter().any(|p| p["metadata"]["uid"] == *uid)
             };
             for event in events
                 .iter()
                 .filter(|e| e["reason"] == "FailedMount" && about(e))
             {
-                let message = event["message"].as_str().unwrap_or_default();
+                let message = text(event, "/message");
                 let key = format!("{}{message}", event["involvedObject"]["uid"]);
                 if seen.ready != Some(true) && seen.complained.insert(key) {
                     lines.push(line(
                         now,
-                        Who::Kubernetes,
+                        Actor::Kubernetes,
                         &app.name,
                         format!("FailedMount: {}", cut(message)),
                     ));
@@ -165,19 +163,12 @@ impl Observer {
             .server()
             .list("reattach.dev", "volumerecoveries", None)
         {
-            let version = raw["metadata"]["resourceVersion"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            let name = raw["metadata"]["name"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            let seen = self.recoveries.entry(name).or_default();
+            let version = text(&raw, "/metadata/resourceVersion");
+            let seen = self.recoveries.entry(name(&raw).to_owned()).or_default();
             if seen.version == version {
                 continue;
             }
-            seen.version = version;
+            version.clone_into(&mut seen.version);
             let Ok(recovery) = VolumeRecovery::deserialize(&*raw) else {
                 continue;
             };
@@ -203,7 +194,7 @@ impl Observer {
             for entry in journal.iter().skip(seen.lines) {
                 let accepted = journal.first().map(|e| e.at);
                 let text = self.told(&about, plan, entry, accepted);
-                lines.extend(text.map(|text| line(entry.at, Who::Reattach, &about, text)));
+                lines.extend(text.map(|text| line(entry.at, Actor::Reattach, &about, text)));
             }
         }
         seen.lines = status.journal.len();
@@ -244,7 +235,7 @@ impl Observer {
             _ => return None,
         };
         let before = self.concluded.insert(about.to_owned(), text.clone());
-        (before.as_ref() != Some(&text)).then(|| line(now, Who::Reattach, about, text))
+        (before.as_ref() != Some(&text)).then(|| line(now, Actor::Reattach, about, text))
     }
 
     fn planned(
@@ -272,7 +263,7 @@ impl Observer {
         self.concluded.insert(about.to_owned(), trouble);
         let mut said = line(
             now,
-            Who::Reattach,
+            Actor::Reattach,
             about,
             format!(
                 "{shown}{would}: plan {}, {} to 0 and back, about {} s of downtime",
@@ -440,10 +431,10 @@ fn cut(message: &str) -> String {
     format!("{}…", head.trim_end())
 }
 
-fn line(at: Timestamp, who: Who, about: &str, text: String) -> Line {
+fn line(at: Timestamp, actor: Actor, about: &str, text: String) -> Line {
     Line {
         at,
-        who,
+        actor,
         about: about.to_owned(),
         text,
         block: Vec::new(),

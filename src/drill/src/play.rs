@@ -33,10 +33,8 @@ pub enum DrillError {
     #[error("the drill could not be started: {0}")]
     Start(#[from] std::io::Error),
     /// The scenario did not take its course.
-    #[error("the scenario stopped at {at} (seed {seed}): {source}")]
+    #[error("the scenario stopped (seed {seed}): {source}")]
     Course {
-        /// Virtual time.
-        at: Timestamp,
         /// The seed.
         seed: u64,
         /// The event that did not happen.
@@ -47,7 +45,7 @@ pub enum DrillError {
 /// The result for one workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Fared {
+pub struct WorkloadResult {
     /// The workload.
     pub workload: String,
     /// The result, in words.
@@ -73,7 +71,7 @@ pub struct Outcome {
     /// The timeline.
     pub lines: Vec<Line>,
     /// Every workload.
-    pub workloads: Vec<Fared>,
+    pub workloads: Vec<WorkloadResult>,
     /// Measured times: with reattach, and in the same world without it.
     pub figures: Vec<[String; 3]>,
     /// The safety rules.
@@ -94,14 +92,14 @@ impl Outcome {
         let rows: Vec<Vec<String>> = self
             .workloads
             .iter()
-            .map(|f| {
-                let detach = if f.cloud_detach { "yes" } else { "no" };
-                let runs = if f.runs { "runs" } else { "DOWN" };
+            .map(|w| {
+                let detach = if w.cloud_detach { "yes" } else { "no" };
+                let runs = if w.runs { "runs" } else { "DOWN" };
                 [
-                    f.workload.as_str(),
-                    &f.class,
-                    &f.result,
-                    &f.healed_in,
+                    w.workload.as_str(),
+                    &w.class,
+                    &w.result,
+                    &w.healed_in,
                     detach,
                     runs,
                 ]
@@ -182,11 +180,7 @@ pub fn play(name: &str, seed: u64, pace: Pace, sink: Sink) -> Result<Outcome, Dr
     in_virtual_time(move || async move {
         match scenario.play(seed, pace, sink).await {
             Ok(stage) => Ok(finish(scenario, seed, stage).await),
-            Err(source) => Err(DrillError::Course {
-                at: Timestamp::UNIX_EPOCH,
-                seed,
-                source,
-            }),
+            Err(source) => Err(DrillError::Course { seed, source }),
         }
     })?
 }
@@ -203,7 +197,7 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         let runs = stage
             .world
             .app_ready(&workload.app.name, workload.app.replicas);
-        let untold = |result: String| Fared {
+        let untold = |result: String| WorkloadResult {
             workload: workload.app.name.clone(),
             result,
             class: "-".into(),
@@ -234,7 +228,12 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         };
         // The trouble was first acted on by the first recovery of the claim, in DryRun perhaps.
         one.created = first_seen(&stage, &recovery).unwrap_or(one.created);
-        workloads.push(fared(&one, &workload.app.name, runs, workload.expect));
+        workloads.push(workload_result(
+            &one,
+            &workload.app.name,
+            runs,
+            workload.expect,
+        ));
         records.push(one);
     }
     records.sort_by(|a, b| (a.created, &a.claim).cmp(&(b.created, &b.claim)));
@@ -267,7 +266,12 @@ fn first_seen(stage: &Stage, recovery: &VolumeRecovery) -> Option<Timestamp> {
         .min()
 }
 
-fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
+fn workload_result(
+    record: &reattach_report::Record,
+    app: &str,
+    runs: bool,
+    expect: Expect,
+) -> WorkloadResult {
     let standing = standing(record);
     let class = record
         .diagnosis
@@ -300,7 +304,7 @@ fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect
         Expect::Untouched => format!("called it {}, changed nothing", title(&standing)),
         _ => title(&standing).to_owned(),
     };
-    Fared {
+    WorkloadResult {
         workload: app.to_owned(),
         result,
         class: class.map_or_else(|| "-".to_owned(), |c| format!("{c}, {}", c.title())),

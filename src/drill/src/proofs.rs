@@ -11,6 +11,8 @@ use reattach_cloud_simulator::{HolderInterval, InstanceStatus};
 use reattach_core::plan::Plan;
 use reattach_core::proof::ProofKind;
 use reattach_sim::cloud::{instance_no, volume_no};
+use reattach_sim::object::{items, name, text};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// The checks of this module.
@@ -113,14 +115,14 @@ fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Opti
         return Some(format!("instance {holder} had volume {} mounted", other.id));
     }
     let power = cloud.power_at(holder, at);
-    let true_ = match proof {
+    let is_true = match proof {
         ProofKind::Off { .. } => {
             power == Some(InstanceStatus::Offline) && !has(&cloud.holder_intervals(volume))
         }
         ProofKind::Gone { .. } => power.is_none(),
         _ => true,
     };
-    (!true_).then(|| format!("instance {holder} was {power:?}, against the proof {proof:?}"))
+    (!is_true).then(|| format!("instance {holder} was {power:?}, against the proof {proof:?}"))
 }
 
 fn tainted_while_ready(stage: &Stage) -> Vec<String> {
@@ -182,7 +184,7 @@ pub(crate) fn leftovers(stage: &Stage) -> Vec<String> {
     {
         found.push(format!(
             "node {} still has the out-of-service taint of reattach",
-            node["metadata"]["name"]
+            name(node)
         ));
     }
     for lease in server.list(
@@ -190,13 +192,20 @@ pub(crate) fn leftovers(stage: &Stage) -> Vec<String> {
         "leases",
         Some(crate::replica::NAMESPACE),
     ) {
-        let name = lease["metadata"]["name"].as_str().unwrap_or_default();
-        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        let (name, holder) = (name(&lease), text(&lease, "/spec/holderIdentity"));
         if name.starts_with("node-") && !holder.is_empty() {
             found.push(format!("the lock {name} is still held by {holder}"));
         }
     }
     found
+}
+
+/// The keys of reattach's taints on a Node.
+fn our_taints(node: &Value) -> BTreeSet<&str> {
+    let ours = items(node, "/spec/taints").filter(|t| {
+        t["value"] == reattach_core::names::TAINT_VALUE || text(t, "/key").contains("reattach.dev/")
+    });
+    ours.map(|t| text(t, "/key")).collect()
 }
 
 /// Whether a request renews the lock of a node that its holder has already.
@@ -225,23 +234,12 @@ pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bo
         }
         ("coordination.k8s.io", "leases", _) => false,
         ("", "nodes", _) => {
-            let ours = |body: &serde_json::Value| -> BTreeSet<String> {
-                let taints = body["spec"]["taints"].as_array().into_iter().flatten();
-                let key = |t: &serde_json::Value| t["key"].as_str().unwrap_or_default().to_owned();
-                taints
-                    .filter(|t| {
-                        t["value"] == reattach_core::names::TAINT_VALUE
-                            || key(t).contains("reattach.dev/")
-                    })
-                    .map(key)
-                    .collect()
-            };
             let last = before
                 .iter()
                 .rev()
                 .find(|e| e.path == entry.path && e.method == "PATCH" && e.accepted());
-            let had = last.map(|e| ours(&e.body)).unwrap_or_default();
-            let has = ours(&entry.body);
+            let had = last.map(|e| our_taints(&e.body)).unwrap_or_default();
+            let has = our_taints(&entry.body);
             has.is_subset(&had) && has.len() < had.len()
         }
         // The label of a hold whose recovery is over.

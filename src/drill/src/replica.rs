@@ -16,8 +16,10 @@ use reattach_controller::metrics::Metrics;
 use reattach_controller::{Controller, Providers, Settings};
 use reattach_provider_api::{HttpTransport, TransportError};
 use reattach_sim::ApiServer;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use reattach_sim::kapi::lock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
@@ -30,7 +32,7 @@ pub const NAMESPACE: &str = "reattach-system";
 pub const LEASE: &str = "reattach-controller";
 
 /// Kubernetes' default grace period.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(30);
 
 /// On which side of a changing request the process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,27 +66,23 @@ struct FaultInjector {
     /// The last changing request, in words.
     last: Mutex<String>,
     /// Delay of the next detach request to the cloud. Its sender gets no answer.
-    late_detach: Mutex<Option<std::time::Duration>>,
+    late_detach: Mutex<Option<Duration>>,
     dead: Notify,
-    died: std::sync::atomic::AtomicBool,
+    died: AtomicBool,
 }
 
 impl FaultInjector {
-    fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-        m.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Counts one changing request; returns whether the process dies at it, and on which side.
     async fn pass(&self, what: impl FnOnce() -> String) -> Option<Side> {
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let hook = Self::lock(&self.meanwhile).take_if(|(n, _)| *n == number);
+        let hook = lock(&self.meanwhile).take_if(|(n, _)| *n == number);
         if let Some((_, hook)) = hook {
             hook().await;
         }
-        let point = *Self::lock(&self.crash);
+        let point = *lock(&self.crash);
         let side = point.filter(|p| p.number == number).map(|p| p.side);
         if side.is_some() {
-            *Self::lock(&self.last) = what();
+            *lock(&self.last) = what();
         }
         side
     }
@@ -187,7 +185,7 @@ impl Replica {
         self.injector
             .died
             .load(Ordering::Relaxed)
-            .then(|| FaultInjector::lock(&self.injector.last).clone())
+            .then(|| lock(&self.injector.last).clone())
     }
 
     /// Kills it now: nothing is released or finished.
@@ -197,18 +195,18 @@ impl Replica {
 
     /// Sets where it dies; the count goes on.
     pub fn crash_at(&self, point: CrashPoint) {
-        *FaultInjector::lock(&self.injector.crash) = Some(point);
+        *lock(&self.injector.crash) = Some(point);
     }
 
     /// Calls `hook` right before the replica's `number`th changing request is sent.
     pub fn meanwhile(&self, number: u64, hook: Hook) {
-        *FaultInjector::lock(&self.injector.meanwhile) = Some((number, hook));
+        *lock(&self.injector.meanwhile) = Some((number, hook));
     }
 
     /// Its next order of a detach reaches the cloud so much later than it is sent, and no answer comes: a frozen network, a
     /// proxy that holds it back.
-    pub fn detach_late(&self, by: std::time::Duration) {
-        *FaultInjector::lock(&self.injector.late_detach) = Some(by);
+    pub fn detach_late(&self, by: Duration) {
+        *lock(&self.injector.late_detach) = Some(by);
     }
 
     /// Stops it as SIGTERM does, and waits until it has stopped; kills it after the grace period of a pod.
@@ -342,7 +340,7 @@ fn recorded_cloud(
             let is_detach = entry.path.ends_with("/detach");
             let sent = request_log.send(entry);
             if let Some(by) = is_detach
-                .then(|| FaultInjector::lock(&injector.late_detach).take())
+                .then(|| lock(&injector.late_detach).take())
                 .flatten()
             {
                 tokio::spawn(async move {

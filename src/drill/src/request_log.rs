@@ -5,8 +5,9 @@
 
 use jiff::Timestamp;
 use reattach_core::hold::HOLD_LABEL;
+use reattach_sim::kapi::lock;
 use serde_json::Value;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Where a request went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,7 @@ pub struct RequestLog(Arc<Mutex<Inner>>);
 
 impl RequestLog {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.0))
     }
 
     /// Writes a request down before it is sent; its place in the order is its number.

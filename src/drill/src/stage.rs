@@ -3,21 +3,25 @@
 use crate::app::App;
 use crate::observe::Observer;
 use crate::replica::{CrashPoint, Replica};
-use crate::timeline::{Line, Who};
+use crate::timeline::{Actor, Line};
 use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, VolumeRecovery, metadata};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus};
+use reattach_core::ids::ObjectName;
 use reattach_report::TimelineNote;
 use reattach_sim::kubelet::DiskAfter;
+use reattach_sim::object::{text, uid};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// The time at which most scenarios begin: any time, but a fixed one (2026-03-02T03:00:00Z).
+pub const START: Timestamp = Timestamp::constant(1_772_420_400, 0);
 /// How often the world is looked at while a scenario waits.
 const LOOK: Duration = Duration::from_millis(100);
 /// After so long without news it is looked at every second.
@@ -119,7 +123,7 @@ impl Stage {
         let block = block.iter().map(|l| (*l).to_owned()).collect();
         self.tell_line(Line {
             at: self.world.now(),
-            who: Who::Drill,
+            actor: Actor::Drill,
             about: String::new(),
             text: text.to_owned(),
             block,
@@ -127,14 +131,14 @@ impl Stage {
     }
 
     /// A line about something that is done to the world; also a note for the post-mortem.
-    pub fn tell(&mut self, who: Who, about: &str, text: impl Into<String>) {
+    pub fn tell(&mut self, actor: Actor, about: &str, text: impl Into<String>) {
         self.look();
         let (at, text) = (self.world.now(), text.into());
-        let whom = match (who, about) {
-            (Who::Provider, "") => "The provider: ".to_owned(),
-            (Who::Provider, about) => format!("The provider, {about}: "),
-            (Who::Person, "") => "A person: ".to_owned(),
-            (Who::Person, about) => format!("A person, {about}: "),
+        let whom = match (actor, about) {
+            (Actor::Provider, "") => "The provider: ".to_owned(),
+            (Actor::Provider, about) => format!("The provider, {about}: "),
+            (Actor::Person, "") => "A person: ".to_owned(),
+            (Actor::Person, about) => format!("A person, {about}: "),
             _ => String::new(),
         };
         self.notes.push(TimelineNote {
@@ -143,7 +147,7 @@ impl Stage {
         });
         self.tell_line(Line {
             at,
-            who,
+            actor,
             about: about.to_owned(),
             text,
             block: Vec::new(),
@@ -151,13 +155,13 @@ impl Stage {
     }
 
     /// A text under a line, as it is.
-    pub fn show(&mut self, who: Who, about: &str, text: &str, block: &str) {
+    pub fn show(&mut self, actor: Actor, about: &str, text: &str, block: &str) {
         self.look();
         let block = block.lines().map(str::to_owned).collect();
         let (at, about, text) = (self.world.now(), about.to_owned(), text.to_owned());
         self.tell_line(Line {
             at,
-            who,
+            actor,
             about,
             text,
             block,
@@ -339,11 +343,9 @@ impl Stage {
         };
         let text =
             format!("replaces {node}: instance {old} is {what}; a new instance has the name");
-        self.tell(Who::Provider, "", text);
+        self.tell(Actor::Provider, "", text);
         let path = format!("/api/v1/nodes/{node}");
-        self.world
-            .request(PERSON, "DELETE", &path, "application/json", &json!({}))
-            .await?;
+        self.world.delete(PERSON, &path, json!({})).await?;
         self.world.replace_node(node, instance).await?;
         let ready = |w: &World| w.cluster.node_ready(node);
         self.until(&format!("{node} Ready"), Duration::from_secs(60), ready)
@@ -367,10 +369,8 @@ impl Stage {
     /// The node of an app's first pod.
     pub fn node_of(&self, app: &str) -> String {
         let pods = self.world.pods(app);
-        pods.first()
-            .and_then(|p| p["spec"]["nodeName"].as_str())
-            .unwrap_or_default()
-            .to_owned()
+        let pod = pods.first().map_or(&Value::Null, |p| &**p);
+        text(pod, "/spec/nodeName").to_owned()
     }
 
     /// Recycles a node, telling so.
@@ -384,7 +384,7 @@ impl Stage {
         off_for: Duration,
     ) -> Result<(), WorldError> {
         self.tell(
-            Who::Provider,
+            Actor::Provider,
             "",
             format!("recycles {node}: it loses power without a shutdown"),
         );
@@ -393,7 +393,7 @@ impl Stage {
         recycled.await;
         self.world.end_recycle(node);
         self.tell(
-            Who::Provider,
+            Actor::Provider,
             "",
             format!("{node} is back after {} s: same name, same instance, still attached at the cloud's API, and no disks in the machine", off_for.as_secs()),
         );
@@ -407,7 +407,7 @@ impl Stage {
     pub fn hang(&mut self, node: &str) -> Result<(), WorldError> {
         self.world.hang(node)?;
         self.tell(
-            Who::Provider,
+            Actor::Provider,
             "",
             format!("{node}'s kernel hangs: the machine no longer answers, and the cloud still shows it as running"),
         );
@@ -426,7 +426,7 @@ impl Stage {
             ),
             false => format!("{node} is reachable again"),
         };
-        self.tell(Who::Provider, "", text);
+        self.tell(Actor::Provider, "", text);
         Ok(())
     }
 
@@ -462,11 +462,10 @@ impl Stage {
 
 /// The newest recovery of an app's claims: the last created, by time and name.
 pub fn recovery_of(world: &World, app: &App) -> Option<VolumeRecovery> {
-    let own = |r: &VolumeRecovery| app.volumes.iter().any(|v| v.claim == r.spec.claim_name);
     let last = |r: &VolumeRecovery| r.status.as_ref().is_none_or(|s| !s.phase.is_final());
     let born = |r: &VolumeRecovery| r.metadata.creation_timestamp.as_ref().map(|t| t.0);
     // Long journals are read for their own app only: this is asked ten times a second.
-    let named = |r: &serde_json::Value| {
+    let named = |r: &Value| {
         app.volumes
             .iter()
             .any(|v| r["spec"]["claimName"] == v.claim.as_str())
@@ -478,8 +477,20 @@ pub fn recovery_of(world: &World, app: &App) -> Option<VolumeRecovery> {
         .iter()
         .filter(|r| named(r))
         .filter_map(|r| VolumeRecovery::deserialize(&**r).ok());
-    mine.filter(own)
-        .max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
+    mine.max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
+}
+
+/// The API path of a recovery.
+///
+/// # Errors
+/// The recovery has no namespace or no name.
+pub fn recovery_path(recovery: &VolumeRecovery) -> Result<String, WorldError> {
+    let ObjectName { namespace, name } = metadata::of(recovery)
+        .object_name()
+        .map_err(|e| WorldError::Product(e.to_string()))?;
+    Ok(format!(
+        "/apis/reattach.dev/v1alpha1/namespaces/{namespace}/volumerecoveries/{name}"
+    ))
 }
 
 /// The phase of every recovery.
@@ -494,8 +505,8 @@ pub fn phases_of(world: &World) -> Vec<Phase> {
 
 /// UIDs of the pods and generation of the workload.
 pub fn state_of(world: &World, app: &App) -> (Vec<String>, i64) {
-    let uid = |p: &serde_json::Value| p["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let pods = world.pods(&app.name).iter().map(|p| uid(p)).collect();
+    let pods = world.pods(&app.name);
+    let pods = pods.iter().map(|p| uid(p).to_owned()).collect();
     let generation = app
         .read(world.server())
         .and_then(|w| w["metadata"]["generation"].as_i64())

@@ -4,9 +4,11 @@ use jiff::Timestamp;
 use reattach_core::names::{OUT_OF_SERVICE_TAINT, TAINT_VALUE};
 use reattach_sim::ApiServer;
 use reattach_sim::apiserver::AdmissionRequest;
+use reattach_sim::kapi::lock;
+use reattach_sim::object::{is_ready, items, name, text, uid};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// A Node as it was stored while it carried an out-of-service taint of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +38,7 @@ impl TaintRecorder {
         let (seen, clock) = (taint_recorder.0.clone(), server.clock());
         server.add_admission(Arc::new(move |request| {
             if let Some(node) = tainted(request, clock.now()) {
-                seen.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(node);
+                lock(&seen).push(node);
             }
             Ok(Default::default())
         }));
@@ -47,19 +47,13 @@ impl TaintRecorder {
 
     /// Every change so far of a Node that carried an out-of-service taint of ours.
     pub fn tainted(&self) -> Vec<Tainted> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.0).clone()
     }
 }
 
 /// Whether a Node carries an out-of-service taint of ours.
 pub fn is_out_of_service_by_us(node: &Value) -> bool {
-    let taints = node["spec"]["taints"].as_array();
-    taints
-        .into_iter()
-        .flatten()
+    items(node, "/spec/taints")
         .any(|t| t["key"] == OUT_OF_SERVICE_TAINT && t["value"] == TAINT_VALUE)
 }
 
@@ -68,29 +62,16 @@ fn tainted(request: &AdmissionRequest<'_>, at: Timestamp) -> Option<Tainted> {
         return None;
     }
     let node = request.object.filter(|n| is_out_of_service_by_us(n))?;
-    let name = node["metadata"]["name"].as_str().unwrap_or_default();
-    let bound = request.list("", "pods", None);
-    let uid = |p: &Arc<Value>| p["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let volumes = node["status"]["volumesAttached"]
-        .as_array()
-        .into_iter()
-        .flatten();
+    let name = name(node);
+    let pods = request.list("", "pods", None);
+    let bound = pods.iter().filter(|p| p["spec"]["nodeName"] == name);
+    let volumes = items(node, "/status/volumesAttached");
     Some(Tainted {
         at,
         node: name.to_owned(),
-        ready: node["status"]["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        ready: is_ready(node),
         new: !request.old.is_some_and(is_out_of_service_by_us),
-        pods: bound
-            .iter()
-            .filter(|p| p["spec"]["nodeName"] == name)
-            .map(uid)
-            .collect(),
-        volumes: volumes
-            .filter_map(|v| v["name"].as_str().map(str::to_owned))
-            .collect(),
+        pods: bound.map(|p| uid(p).to_owned()).collect(),
+        volumes: volumes.map(|v| text(v, "/name").to_owned()).collect(),
     })
 }

@@ -6,10 +6,10 @@ use serde::Serialize;
 /// Columns of the terminal that the text is made for.
 pub const WIDTH: usize = 110;
 
-/// The subject of a line.
+/// The program or person that a line is about: its subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Who {
+pub enum Actor {
     /// A heading of the drill itself.
     Drill,
     /// The cloud provider.
@@ -22,7 +22,7 @@ pub enum Who {
     Reattach,
 }
 
-impl Who {
+impl Actor {
     fn word(self) -> &'static str {
         match self {
             Self::Drill => "",
@@ -40,7 +40,8 @@ pub struct Line {
     /// Virtual time.
     pub at: Timestamp,
     /// The subject.
-    pub who: Who,
+    #[serde(rename = "who")]
+    pub actor: Actor,
     /// The app or node that the line is about. Empty: all of them.
     pub about: String,
     /// The text after the subject, without it.
@@ -57,7 +58,7 @@ const ABOUT: usize = 10;
 impl Line {
     /// The line as text of at most [`WIDTH`] columns (a word that is longer alone stands out). Headings stand alone.
     pub fn render(&self) -> String {
-        if self.who == Who::Drill {
+        if self.actor == Actor::Drill {
             let mut out = format!("\n== {}  {}\n", self.at.strftime("%H:%M:%S"), self.text);
             for line in &self.block {
                 out.push_str(&format!("   {line}\n"));
@@ -67,7 +68,7 @@ impl Line {
         let mut head = format!(
             "{}  {:<ACTOR$}  {:<ABOUT$}",
             self.at.strftime("%H:%M:%S"),
-            self.who.word(),
+            self.actor.word(),
             self.about
         );
         let indent = TIME + 2 + ACTOR + 2 + ABOUT + 2;
@@ -164,7 +165,7 @@ mod tests {
     fn long_text_is_wrapped_with_a_hanging_indent() {
         let line = Line {
             at: "2021-07-11T01:13:05Z".parse().expect("a time"),
-            who: Who::Reattach,
+            actor: Actor::Reattach,
             about: "redis".to_owned(),
             text: "word ".repeat(60),
             block: vec![],

@@ -16,12 +16,14 @@ use reattach_core::names::QUARANTINE_TAINT;
 use reattach_core::policy::Mode;
 use reattach_sim::apiserver::AuditEntry;
 use reattach_sim::cloud::{Ground, LinodeCsi, Power, SimulatedCloud, instance_no};
-use reattach_sim::cluster::BuildError;
+use reattach_sim::cluster::NodeNotReady;
+use reattach_sim::kapi::lock;
 use reattach_sim::kubelet::{DiskAfter, KubeletConfig, SimKubelet};
+use reattach_sim::object::{is_ready, items, terminating, text};
 use reattach_sim::{ApiServer, SimCluster, machines};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
@@ -30,7 +32,7 @@ use tokio::task::AbortHandle;
 pub enum WorldError {
     /// The simulated cluster did not come up.
     #[error(transparent)]
-    Cluster(#[from] BuildError),
+    Cluster(#[from] NodeNotReady),
     /// The simulated cloud refused a step.
     #[error("the simulated cloud refuses: {0}")]
     Cloud(#[from] OpError),
@@ -45,7 +47,7 @@ pub enum WorldError {
         /// Its answer.
         source: Box<kube::Error>,
     },
-    /// Something did not come to pass in time.
+    /// Something did not happen in time.
     #[error("{what}: this did not happen within {seconds} s")]
     TooLate {
         /// What.
@@ -78,10 +80,6 @@ pub struct World {
     scratch: Scratch,
 }
 
-fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl World {
     /// A cluster of these nodes (name and instance), with agents, custom resources and the shipped default policy, and
     /// without a controller. Runs on a paused clock.
@@ -110,15 +108,10 @@ impl World {
         let scratch = Scratch::new()?;
         let cloud = CloudSim::new(tokio_from(start)).with_seed(seed);
         cloud.add_token(TOKEN, rights(ground));
-        let adapter = SimulatedCloud::on(cloud.clone(), ground);
-        let csi = LinodeCsi::new(Arc::new(adapter.clone()));
+        let csi = LinodeCsi::new(SimulatedCloud::on(cloud.clone(), ground));
         // The EBS driver does not tell which nodes have a volume.
         csi.set_publishes_nodes(ground == Ground::Linode);
-        let mut builder = SimCluster::builder()
-            .seed(seed)
-            .start_at(start)
-            .cloud(Arc::new(csi.clone()), Arc::new(adapter));
-        builder = builder.driver(ground.driver());
+        let mut builder = SimCluster::builder(csi.clone()).seed(seed).start_at(start);
         for (name, instance) in nodes {
             cloud.create_instance(new_instance(ground, name, *instance))?;
             let mut config = KubeletConfig::on(ground, name, *instance, seed);
@@ -257,7 +250,7 @@ impl World {
         let mut config = KubeletConfig::on(self.ground(), node, instance, self.seed);
         config.host_root = Some(root.clone());
         drop(self.cluster.replace_node(config));
-        self.node(node)?.power_on().await;
+        self.node(node)?.power_on();
         self.agents.add(self.node(node)?, root);
         if lock(&self.power).is_some() {
             self.follow_power();
@@ -374,6 +367,16 @@ impl World {
         self.client_as(user).request(request).await.map_err(failed)
     }
 
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn delete(&self, user: &str, path: &str, options: Value) -> Result<(), WorldError> {
+        self.request(user, "DELETE", path, "application/json", &options)
+            .await
+            .map(drop)
+    }
+
     /// Merges `body` into an object.
     ///
     /// # Errors
@@ -406,7 +409,7 @@ impl World {
         let policy = json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name}, "spec": spec,
         });
-        self.create("sre@example.org", &policy).await.map(|_| ())
+        self.create(PERSON, &policy).await.map(drop)
     }
 
     /// Every VolumeRecovery, by namespace and name.
@@ -445,22 +448,13 @@ impl World {
     /// Whether an app has exactly `replicas` pods, all Ready and none terminating.
     pub fn app_ready(&self, app: &str, replicas: usize) -> bool {
         let pods = self.pods(app);
-        pods.len() == replicas
-            && pods
-                .iter()
-                .all(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null())
+        pods.len() == replicas && pods.iter().all(|p| is_ready(p) && !terminating(p))
     }
 
     /// Whether a node carries our quarantine.
     pub fn is_quarantined(&self, node: &str) -> bool {
         let node = self.server().read("", "nodes", "", node);
-        node.is_some_and(|n| {
-            n["spec"]["taints"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|t| t["key"] == QUARANTINE_TAINT)
-        })
+        node.is_some_and(|n| items(&n, "/spec/taints").any(|t| t["key"] == QUARANTINE_TAINT))
     }
 
     /// Every changing request of the agents so far, from the API server's log. Others' are dropped, so that hours of them
@@ -522,24 +516,12 @@ fn new_instance(ground: Ground, name: &str, number: u64) -> NewInstance {
     new
 }
 
-/// Whether a pod is Ready.
-pub fn is_ready(pod: &Value) -> bool {
-    pod["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True")
-}
-
 /// The collection that an object belongs to.
 fn collection(object: &Value) -> String {
-    let text = |p: &str| {
-        object
-            .pointer(p)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
-    let (version, kind) = (text("/apiVersion"), text("/kind").to_lowercase());
+    let (version, kind) = (
+        text(object, "/apiVersion"),
+        text(object, "/kind").to_lowercase(),
+    );
     let root = if version.contains('/') {
         format!("/apis/{version}")
     } else {
@@ -549,7 +531,7 @@ fn collection(object: &Value) -> String {
         Some(stem) => format!("{stem}ies"),
         None => format!("{kind}s"),
     };
-    match text("/metadata/namespace") {
+    match text(object, "/metadata/namespace") {
         "" => format!("{root}/{plural}"),
         namespace => format!("{root}/namespaces/{namespace}/{plural}"),
     }

@@ -1,13 +1,7 @@
 //! One notion of "now" for everything that is simulated.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use jiff::Timestamp;
 use tokio::time::Instant;
-
-/// "Now" as a plain function, for constructors that should not know [`Clock`].
-pub type NowFn = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// A wall clock that follows tokio's clock: `base` plus the time that tokio's `Instant` says has passed.
 ///
@@ -40,32 +34,19 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.base
-            .checked_add(self.elapsed())
+            .checked_add(self.start.elapsed())
             .unwrap_or(Timestamp::MAX)
-    }
-
-    /// Time since the clock was made.
-    #[must_use]
-    pub fn elapsed(&self) -> Duration {
-        self.start.elapsed()
-    }
-
-    /// The clock as a closure.
-    #[must_use]
-    pub fn as_fn(&self) -> NowFn {
-        let clock = *self;
-        Arc::new(move || clock.now())
     }
 }
 
 /// A time as most Kubernetes fields write it: RFC 3339, UTC, whole seconds.
 #[must_use]
-pub fn rfc3339(at: Timestamp) -> String {
+pub(crate) fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A time as `MicroTime` fields (leases, event series) write it.
 #[must_use]
-pub fn rfc3339_micro(at: Timestamp) -> String {
+pub(crate) fn rfc3339_micro(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }

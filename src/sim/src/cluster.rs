@@ -1,4 +1,4 @@
-//! A whole cluster in memory: API server, controllers, kubelets, over a cloud of the caller's choice.
+//! A whole cluster in memory: API server, controllers and kubelets, over a simulated cloud.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,25 +11,20 @@ use tokio::time::Instant;
 
 use crate::apiserver::ApiServer;
 use crate::clock::Clock;
-use crate::cloud::{CloudVolumes, Hardware};
+use crate::cloud::{LinodeCsi, SimulatedCloud};
 use crate::controllers::Controllers;
-use crate::kapi::{condition, text};
 use crate::kubelet::{KubeletConfig, SimKubelet};
+use crate::object::{is_ready, terminating, text};
 
-/// Why a cluster could not be built.
+/// How long a node may take to become Ready.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// A node did not become Ready in time, so that the cluster could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BuildError {
-    /// No cloud was given.
-    #[error("a simulated cluster needs a cloud: call cloud() first")]
-    NoCloud,
-    /// A node did not become Ready in time.
-    #[error("node {node} is not Ready after {seconds} s")]
-    NotReady {
-        /// The node.
-        node: String,
-        /// How long it was waited for.
-        seconds: u64,
-    },
+#[error("node {node} is not Ready after {} s", BOOT.as_secs())]
+pub struct NodeNotReady {
+    /// The node.
+    pub node: String,
 }
 
 /// Describes a cluster; see [`SimCluster::builder`].
@@ -37,10 +32,7 @@ pub struct SimClusterBuilder {
     seed: u64,
     start: Option<Timestamp>,
     nodes: Vec<KubeletConfig>,
-    cloud: Option<(Arc<dyn CloudVolumes>, Arc<dyn Hardware>)>,
-    driver: String,
-    csi_timeout: Duration,
-    mutating_policies: bool,
+    csi: LinodeCsi,
 }
 
 impl SimClusterBuilder {
@@ -74,74 +66,30 @@ impl SimClusterBuilder {
         self
     }
 
-    /// The CSI controller that attaches volumes, and the machines that the guests run on.
-    #[must_use]
-    pub fn cloud(mut self, volumes: Arc<dyn CloudVolumes>, hardware: Arc<dyn Hardware>) -> Self {
-        self.cloud = Some((volumes, hardware));
-        self
-    }
-
-    /// The CSI driver that external-attacher serves (default: Linode's).
-    #[must_use]
-    pub fn driver(mut self, name: &str) -> Self {
-        self.driver = name.to_owned();
-        self
-    }
-
-    /// How long external-attacher gives one call of the CSI controller (default 60 s).
-    #[must_use]
-    pub fn csi_timeout(mut self, timeout: Duration) -> Self {
-        self.csi_timeout = timeout;
-        self
-    }
-
-    /// Whether the API server knows MutatingAdmissionPolicy (default: yes, with `reattach-hold` installed); without it it
-    /// is one of Kubernetes 1.35.
-    #[must_use]
-    pub fn mutating_policies(mut self, served: bool) -> Self {
-        self.mutating_policies = served;
-        self
-    }
-
     /// Starts everything and waits until all nodes are Ready (a few seconds of virtual time).
     ///
     /// # Errors
-    /// Without a cloud, or when a node does not become Ready within 60 s.
-    pub async fn build(self) -> Result<SimCluster, BuildError> {
-        let (volumes, hardware) = self.cloud.ok_or(BuildError::NoCloud)?;
+    /// A node does not become Ready within a minute.
+    pub async fn build(self) -> Result<SimCluster, NodeNotReady> {
         let clock = self.start.map_or_else(Clock::wall, Clock::starting_at);
         let server = ApiServer::new(clock, self.seed);
-        if !self.mutating_policies {
-            server.without_mutating_policies();
-        }
-        let factory = server.clone();
-        let mut controllers = Controllers::new(
-            Arc::new(move |user| factory.client_as(user)),
-            clock.as_fn(),
-            self.seed,
-        );
-        controllers.start_manager();
-        controllers.start_scheduler();
-        controllers.start_attacher(&self.driver, volumes, self.csi_timeout);
+        let cloud = self.csi.cloud().clone();
+        let controllers = Controllers::start(server.clone(), self.csi, self.seed);
         let mut nodes = BTreeMap::new();
         for config in self.nodes {
-            let kubelet = machine(&server, config, &hardware);
-            kubelet.power_on().await;
+            let kubelet = machine(&server, config, &cloud);
+            kubelet.power_on();
             nodes.insert(kubelet.node().to_owned(), kubelet);
         }
         let cluster = SimCluster {
             server,
             controllers,
             nodes,
-            hardware,
+            cloud,
         };
-        let limit = Duration::from_secs(60);
         for node in cluster.nodes.keys() {
-            if cluster.until(limit, |c| c.node_ready(node)).await.is_none() {
-                return Err(BuildError::NotReady {
-                    node: node.clone(),
-                    seconds: limit.as_secs(),
-                });
+            if cluster.until(BOOT, |c| c.node_ready(node)).await.is_none() {
+                return Err(NodeNotReady { node: node.clone() });
             }
         }
         Ok(cluster)
@@ -149,9 +97,9 @@ impl SimClusterBuilder {
 }
 
 /// A node that is off, in this cluster.
-fn machine(server: &ApiServer, config: KubeletConfig, hardware: &Arc<dyn Hardware>) -> SimKubelet {
+fn machine(server: &ApiServer, config: KubeletConfig, cloud: &SimulatedCloud) -> SimKubelet {
     let client = server.client_as(&format!("system:node:{}", config.node));
-    SimKubelet::new(config, client, hardware.clone(), server.clock().as_fn())
+    SimKubelet::new(config, client, cloud.clone(), server.clock())
 }
 
 /// A running cluster. Dropping it stops everything.
@@ -159,21 +107,18 @@ pub struct SimCluster {
     server: ApiServer,
     controllers: Controllers,
     nodes: BTreeMap<String, SimKubelet>,
-    hardware: Arc<dyn Hardware>,
+    cloud: SimulatedCloud,
 }
 
 impl SimCluster {
-    /// Describes a cluster.
+    /// Describes a cluster whose external-attacher drives this CSI controller. The nodes' machines are those of its cloud.
     #[must_use]
-    pub fn builder() -> SimClusterBuilder {
+    pub fn builder(csi: LinodeCsi) -> SimClusterBuilder {
         SimClusterBuilder {
             seed: 0,
             start: None,
             nodes: Vec::new(),
-            cloud: None,
-            driver: "linodebs.csi.linode.com".into(),
-            csi_timeout: Duration::from_secs(60),
-            mutating_policies: true,
+            csi,
         }
     }
 
@@ -204,7 +149,7 @@ impl SimCluster {
     /// Another machine under a node's name, as a node pool that keeps its names makes one; it is off. Answers the machine
     /// that had the name: dropping it ends it.
     pub fn replace_node(&mut self, config: KubeletConfig) -> Option<SimKubelet> {
-        let kubelet = machine(&self.server, config, &self.hardware);
+        let kubelet = machine(&self.server, config, &self.cloud);
         self.nodes.insert(kubelet.node().to_owned(), kubelet)
     }
 
@@ -237,7 +182,7 @@ impl SimCluster {
     pub fn node_ready(&self, node: &str) -> bool {
         self.server
             .read("", "nodes", "", node)
-            .is_some_and(|n| condition(&n, "Ready") == "True")
+            .is_some_and(|n| is_ready(&n))
     }
 
     /// A pod.
@@ -249,9 +194,8 @@ impl SimCluster {
     /// Whether a pod is there, Ready and not being deleted.
     #[must_use]
     pub fn pod_ready(&self, namespace: &str, name: &str) -> bool {
-        self.pod(namespace, name).is_some_and(|p| {
-            condition(&p, "Ready") == "True" && p["metadata"]["deletionTimestamp"].is_null()
-        })
+        self.pod(namespace, name)
+            .is_some_and(|p| is_ready(&p) && !terminating(&p))
     }
 
     /// Messages and counts of the events with `reason` about `name`, oldest first.

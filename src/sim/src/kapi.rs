@@ -24,16 +24,6 @@ pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether nothing keeps kubelet and the attach/detach controller from using the claim's volume: the claim is Bound, and
-/// the PersistentVolume is for it.
-pub fn is_bound(claim: &Value, volume: &Value) -> bool {
-    let of = &volume["spec"]["claimRef"];
-    let same = of["name"] == claim["metadata"]["name"]
-        && of["namespace"] == claim["metadata"]["namespace"];
-    let other_uid = !of["uid"].is_null() && of["uid"] != claim["metadata"]["uid"];
-    claim["status"]["phase"] == "Bound" && (of.is_null() || same && !other_uid)
-}
-
 /// The HTTP code of an API error; 0 for everything else.
 pub fn code_of(e: &kube::Error) -> u16 {
     match e {
@@ -274,48 +264,4 @@ async fn follow(
             wake.notify_one();
         }
     }
-}
-
-/// A string field by JSON pointer; empty when absent.
-pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-}
-
-/// The items of an array by JSON pointer.
-pub fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-}
-
-/// `metadata.name`.
-pub fn name(object: &Value) -> &str {
-    text(object, "/metadata/name")
-}
-
-/// `metadata.namespace`.
-pub fn namespace(object: &Value) -> &str {
-    text(object, "/metadata/namespace")
-}
-
-/// `metadata.uid`.
-pub fn uid(object: &Value) -> &str {
-    text(object, "/metadata/uid")
-}
-
-/// Whether the object has a deletionTimestamp.
-pub fn terminating(object: &Value) -> bool {
-    !text(object, "/metadata/deletionTimestamp").is_empty()
-}
-
-/// Status of a condition; empty when absent.
-pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
-    items(object, "/status/conditions")
-        .find(|c| c["type"] == kind)
-        .map_or("", |c| text(c, "/status"))
 }

@@ -14,6 +14,7 @@ pub mod kubelet;
 pub mod machines;
 pub mod manifests;
 pub mod names;
+pub mod object;
 pub mod rng;
 
 pub use apiserver::ApiServer;

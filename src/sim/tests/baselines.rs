@@ -222,9 +222,7 @@ async fn b_deleting_only_the_attachment_heals_slowly() {
             "/apis/storage.k8s.io/v1/volumeattachments/{}",
             va["metadata"]["name"].as_str().unwrap()
         );
-        s.request("DELETE", &path, "application/json", &json!({}))
-            .await
-            .unwrap();
+        s.delete(&path).await;
         let t = s.healed(400).await.expect("heals").as_secs_f64();
         assert_ne!(
             s.attachment(&node).unwrap()["metadata"]["uid"],
@@ -274,14 +272,8 @@ async fn b_cordon_and_delete_lands_elsewhere() {
     let s = stuck(5, 20).await;
     let node = s.node_name();
     let path = format!("/api/v1/nodes/{node}");
-    s.request(
-        "PATCH",
-        &path,
-        "application/merge-patch+json",
-        &json!({"spec": {"unschedulable": true}}),
-    )
-    .await
-    .unwrap();
+    s.merge(&path, &json!({"spec": {"unschedulable": true}}))
+        .await;
     s.delete_pod().await;
     s.cluster
         .until(secs(10), |_| s.pod().is_none())

@@ -108,7 +108,7 @@ async fn the_watchdog_boots_a_machine_without_a_shutdown_job() {
         s.instance(&node),
         s.stage.cluster.node(&node).unwrap().boot_id(),
     );
-    s.stage.cluster.node(&node).unwrap().power_off().await;
+    s.stage.cluster.node(&node).unwrap().power_off();
     assert_eq!(
         s.stage.cloud.instance(instance).unwrap().status,
         InstanceStatus::Offline,
@@ -192,7 +192,7 @@ async fn the_taint_frees_a_dead_node() {
         let s = stage(seed, 2).await;
         s.ready().await;
         let node = s.node_name();
-        s.kubelet().power_off().await;
+        s.kubelet().power_off();
         s.cluster
             .until(secs(120), |c| !c.node_ready(&node))
             .await
@@ -221,7 +221,7 @@ async fn a_pod_that_tolerates_everything_survives_the_taint() {
     let s = Setup::new(9, 2).workload(set).build().await;
     s.ready().await;
     let node = s.node_name();
-    s.kubelet().power_off().await;
+    s.kubelet().power_off();
     s.cluster
         .until(secs(120), |c| !c.node_ready(&node))
         .await

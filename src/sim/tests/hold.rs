@@ -65,14 +65,8 @@ async fn with_recovery(seed: u64, nodes: u64) -> Stage {
 async fn set_hold(s: &Stage, recovery: &str, on: bool) {
     let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{NS}/volumerecoveries/{recovery}");
     let value = if on { json!("true") } else { Value::Null };
-    s.request(
-        "PATCH",
-        &path,
-        MERGE,
-        &json!({"metadata": {"labels": {GATE: value}}}),
-    )
-    .await
-    .unwrap();
+    s.merge(&path, &json!({"metadata": {"labels": {GATE: value}}}))
+        .await;
 }
 
 /// The pod as the server would store it.
@@ -180,9 +174,7 @@ async fn holds_nothing_without_the_policy_or_on_an_older_server() {
     let binding =
         "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings/reattach-hold"
             .to_owned();
-    s.request("DELETE", &binding, "application/json", &json!({}))
-        .await
-        .unwrap();
+    s.delete(&binding).await;
     assert!(!is_held(&s, NS, &pod).await, "the label alone does nothing");
 
     let s = with_recovery(2, 2).await;
@@ -546,7 +538,7 @@ async fn a_release_without_the_node_plugin_frees_nothing() {
         .await
         .expect("registered again");
 
-    s.kubelet().power_off().await;
+    s.kubelet().power_off();
     s.kubelet().set_plugin_faults(missing());
     s.kubelet().recycle(DiskAfter::Kept, secs(5)).await;
     s.cluster

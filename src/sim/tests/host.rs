@@ -123,7 +123,7 @@ async fn the_tree_follows_the_node() {
     assert!(root.join(&pod_dir).join("mount").exists() && !root.join(&staging).exists());
     assert!(!root.join("proc/2000").exists());
 
-    s.kubelet().power_off().await;
+    s.kubelet().power_off();
     assert!(!root.join("proc").exists());
 }
 

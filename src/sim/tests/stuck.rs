@@ -40,7 +40,7 @@ async fn d_after_a_manager_restart_only_the_taint_unblocks() {
     s.ready().await;
     let node = s.node_name();
     let other = if node == "n0" { "n1" } else { "n0" };
-    s.kubelet().power_off().await;
+    s.kubelet().power_off();
     s.cluster
         .until(secs(120), |c| !c.node_ready(&node))
         .await
@@ -139,14 +139,7 @@ async fn blocked(
     cure(s).await;
     if requeue {
         let body = json!({"metadata": {"annotations": {"example.org/look": "again"}}});
-        s.request(
-            "PATCH",
-            &Stage::attachment_path(node),
-            "application/merge-patch+json",
-            &body,
-        )
-        .await
-        .unwrap();
+        s.merge(&Stage::attachment_path(node), &body).await;
     }
     let gone = s
         .cluster
@@ -166,9 +159,7 @@ async fn d_a_missing_secret_blocks_the_detach() {
         s.ready().await;
         let pv = json!({"spec": {"csi": {"controllerPublishSecretRef": {"name": "csi", "namespace": NS}}}});
         let path = "/api/v1/persistentvolumes/pvc-1";
-        s.request("PATCH", path, "application/merge-patch+json", &pv)
-            .await
-            .unwrap();
+        s.merge(path, &pv).await;
         let cure = async |s: &Stage| {
             let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "csi", "namespace": NS}});
             s.create(&secret).await;
@@ -261,7 +252,7 @@ async fn d_an_uninstalled_driver_blocks_the_unmount() {
     for kubelet in s.cluster.nodes().values() {
         kubelet.set_plugin_faults(NodePluginFaults::default());
     }
-    s.cluster.controllers().resume_attacher();
+    s.cluster.controllers().start_attacher();
     s.cluster
         .until(secs(200), |_| {
             s.pod()
@@ -278,11 +269,11 @@ async fn e_a_node_recreated_under_its_name_orphans_the_attachment() {
     s.ready().await;
     let node = s.node_name();
     let old = s.holder().unwrap();
-    s.kubelet().power_off().await;
+    s.kubelet().power_off();
     s.delete(&format!("/api/v1/nodes/{node}")).await;
     add_instance(&s.cloud, "new", 200, false);
     drop(s.cluster.replace_node(KubeletConfig::linode(&node, 200, 7)));
-    s.cluster.node(&node).unwrap().power_on().await;
+    s.cluster.node(&node).unwrap().power_on();
     s.cluster
         .until(secs(60), |c| c.node_ready(&node))
         .await

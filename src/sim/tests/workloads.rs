@@ -258,9 +258,7 @@ async fn deployment_rollout_and_scale() {
         .expect("up");
     let path = format!("/apis/apps/v1/namespaces/{NS}/deployments/web");
     let change = json!({"spec": {"template": {"metadata": {"annotations": {"rolled": "1"}}}}});
-    s.request("PATCH", &path, "application/merge-patch+json", &change)
-        .await
-        .unwrap();
+    s.merge(&path, &change).await;
     let rolled = |s: &Stage| {
         let d = deployment(s);
         d["status"]["observedGeneration"] == d["metadata"]["generation"]
@@ -272,14 +270,7 @@ async fn deployment_rollout_and_scale() {
         .until(secs(60), |_| rolled(&s))
         .await
         .expect("rolled");
-    s.request(
-        "PATCH",
-        &path,
-        "application/merge-patch+json",
-        &json!({"spec": {"replicas": 0}}),
-    )
-    .await
-    .unwrap();
+    s.merge(&path, &json!({"spec": {"replicas": 0}})).await;
     let web = |s: &Stage| {
         s.cluster
             .server()
@@ -311,23 +302,14 @@ async fn gated_pods_wait_and_cordoned_nodes_are_avoided() {
             .unwrap()
     };
     assert!(pod(&s)["spec"]["nodeName"].is_null());
-    s.request(
-        "PATCH",
+    s.merge(
         "/api/v1/nodes/n0",
-        "application/merge-patch+json",
         &json!({"spec": {"unschedulable": true}}),
     )
-    .await
-    .unwrap();
+    .await;
     let path = format!("/api/v1/namespaces/{NS}/pods/{}", name(&pod(&s)));
-    s.request(
-        "PATCH",
-        &path,
-        "application/merge-patch+json",
-        &json!({"spec": {"schedulingGates": null}}),
-    )
-    .await
-    .unwrap();
+    s.merge(&path, &json!({"spec": {"schedulingGates": null}}))
+        .await;
     tokio::time::sleep(secs(10)).await;
     assert!(pod(&s)["spec"]["nodeName"].is_null());
     assert_eq!(
@@ -336,14 +318,11 @@ async fn gated_pods_wait_and_cordoned_nodes_are_avoided() {
             .len(),
         1
     );
-    s.request(
-        "PATCH",
+    s.merge(
         "/api/v1/nodes/n0",
-        "application/merge-patch+json",
         &json!({"spec": {"unschedulable": null}}),
     )
-    .await
-    .unwrap();
+    .await;
     s.cluster
         .until(secs(30), |c| c.pod_ready(NS, &name(&pod(&s))))
         .await

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{CaseError, DETACH, Fixture, READY, SOON};
-use reattach_sim::kapi::{terminating, text};
+use reattach_sim::object::{terminating, text};
 
 /// How long a case watches for an event that must not occur. The mount attempts of a new pod at 0, 0.6, 1.7, 3.8, 8, 16 and
 /// 32 s fall into it, the next one (64 s) does not.
@@ -22,7 +22,7 @@ const COMPARE: Duration = Duration::from_secs(90);
 const NEXT_ATTEMPT: Duration = Duration::from_secs(150);
 
 /// Annotation that the case `last-writer` writes.
-const NOTE: &str = "reattach.dev/row";
+const NOTE: &str = "reattach.dev/note";
 
 /// One measured figure of a case.
 #[derive(Debug, Clone, PartialEq)]
@@ -275,20 +275,20 @@ impl Fixture {
     async fn re_publish(&self) -> Result<Vec<Figure>, CaseError> {
         let node = self.phantom_at_once().await?;
         let before = self.attachment(&node).await?.unwrap_or_default();
-        let holder = self.holder().await;
+        let holder = self.holder();
         let start = tokio::time::Instant::now();
-        let detach = self.cloud.detach(&self.handle).await;
+        let detach = self.cloud.detach(&self.handle);
         detach.map_err(|e| CaseError::Fixture(format!("the cloud refuses the detach: {e}")))?;
         self.must("the cloud's detach", CLOUD, async || {
-            Ok(self.holder().await.is_none())
+            Ok(self.holder().is_none())
         })
         .await?;
         self.must("the volume published again", COMPARE, async || {
-            Ok(self.holder().await.is_some())
+            Ok(self.holder().is_some())
         })
         .await?;
         let published = start.elapsed();
-        let same_holder = self.holder().await == holder;
+        let same_holder = self.holder() == holder;
         let ready = async || self.ready().await;
         self.must(
             "the pod Ready after the volume was published again",
@@ -324,28 +324,28 @@ impl Fixture {
         })
         .await?;
         let note = |value: serde_json::Value| json!({"metadata": {"annotations": {NOTE: value}}});
-        let path = ["f:metadata", "f:annotations", "f:reattach.dev/row"];
-        self.write_as("first/1", "", &note(json!("1"))).await?;
-        self.write_as("second/1", "", &note(json!("1"))).await?;
+        let path = ["f:metadata", "f:annotations", &format!("f:{NOTE}")];
+        self.write_as("first/1", &note(json!("1"))).await?;
+        self.write_as("second/1", &note(json!("1"))).await?;
         let written = self.writers(&path).await?;
-        self.write_as("second/1", "", &note(json!("2"))).await?;
+        self.write_as("second/1", &note(json!("2"))).await?;
         let changed = self.writers(&path).await?;
-        self.write_as("first/1", "", &note(json!("3"))).await?;
+        self.write_as("first/1", &note(json!("3"))).await?;
         let claimed = self.writers(&path).await?;
-        self.write_as("third/1", "", &note(serde_json::Value::Null))
+        self.write_as("third/1", &note(serde_json::Value::Null))
             .await?;
         let removed = self.writers(&path).await?;
-        let is = |seen: &[String], expected: &[&str]| usize::from(seen == expected);
+        let is = |seen: &[String], expected: &str| usize::from(seen == [expected]);
         Ok(vec![
-            Figure::exactly("writers: the first one", is(&written, &["first/1 "]), 1),
+            Figure::exactly("writers: the first one", is(&written, "first/1"), 1),
             Figure::exactly(
                 "writers: the one that changed the value",
-                is(&changed, &["second/1 "]),
+                is(&changed, "second/1"),
                 1,
             ),
             Figure::exactly(
                 "writers: the name that the request gives",
-                is(&claimed, &["first/1 "]),
+                is(&claimed, "first/1"),
                 1,
             ),
             Figure::exactly("writers of what was removed", removed.len(), 0),
@@ -406,7 +406,7 @@ impl Fixture {
             ),
             Figure::exactly(
                 "holders at the cloud that are the first node",
-                (self.holder().await == old).into(),
+                (self.holder() == old).into(),
                 1,
             ),
         ])

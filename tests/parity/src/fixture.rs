@@ -10,10 +10,11 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use reattach_sim::cloud::CloudApi;
-use reattach_sim::kapi::{Kapi, MERGE, condition, items, terminating, text};
+use reattach_sim::cloud::SimulatedCloud;
+use reattach_sim::kapi::{Kapi, MERGE};
 use reattach_sim::kubelet::{DiskAfter, SimKubelet};
 use reattach_sim::names::{attachment_name, unique_volume_name};
+use reattach_sim::object::{is_ready, items, terminating, text};
 
 /// Longest wait for a controller that needs neither a tick nor a sync.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -33,7 +34,7 @@ pub enum CaseError {
     #[error("a request failed: {0}")]
     Kubernetes(#[from] kube::Error),
     /// A step of the case took too long.
-    #[error("{what} did not come to pass within {seconds} s")]
+    #[error("{what}: this did not happen within {seconds} s")]
     TooLate {
         /// The awaited condition.
         what: &'static str,
@@ -52,7 +53,7 @@ pub struct Fixture {
     /// Nodes for the pod of the StatefulSet, at least two. Cordoning them moves no pod of another fixture.
     pub kubelets: BTreeMap<String, SimKubelet>,
     /// The cloud behind the CSI driver.
-    pub cloud: Arc<dyn CloudApi>,
+    pub cloud: SimulatedCloud,
     /// Makes Unpublish of the volume fail while it is attached, or work again.
     pub unpublish_fails: Arc<dyn Fn(bool) + Send + Sync>,
     /// The CSI driver.
@@ -182,7 +183,7 @@ impl Fixture {
         Ok(self
             .pod_object()
             .await?
-            .is_some_and(|p| condition(&p, "Ready") == "True" && !terminating(&p)))
+            .is_some_and(|p| is_ready(&p) && !terminating(&p)))
     }
 
     /// The pod's node, once it has one.
@@ -211,19 +212,14 @@ impl Fixture {
         Ok(())
     }
 
-    /// Changes the StatefulSet, or a subresource of it, under the name of a field manager.
-    pub(crate) async fn write_as(
-        &self,
-        manager: &str,
-        part: &str,
-        body: &Value,
-    ) -> Result<(), CaseError> {
-        let path = format!("{}{part}?fieldManager={manager}", self.set_path());
+    /// Changes the StatefulSet under the name of a field manager.
+    pub(crate) async fn write_as(&self, manager: &str, body: &Value) -> Result<(), CaseError> {
+        let path = format!("{}?fieldManager={manager}", self.set_path());
         self.kapi().patch(&path, MERGE, body).await?;
         Ok(())
     }
 
-    /// The field managers that have a field of the StatefulSet, each with the subresource that it wrote through.
+    /// The field managers that have a field of the StatefulSet.
     pub(crate) async fn writers(&self, field: &[&str]) -> Result<Vec<String>, CaseError> {
         let set = self.kapi().get(&self.set_path()).await?.unwrap_or_default();
         let has = |entry: &&Value| {
@@ -232,9 +228,8 @@ impl Fixture {
                 .try_fold(&entry["fieldsV1"], |at, key| at.get(key))
                 .is_some()
         };
-        let name = |e: &Value| format!("{} {}", text(e, "/manager"), text(e, "/subresource"));
-        let all = set["metadata"]["managedFields"].as_array();
-        Ok(all.into_iter().flatten().filter(has).map(name).collect())
+        let having = items(&set, "/metadata/managedFields").filter(has);
+        Ok(having.map(|e| text(e, "/manager").to_owned()).collect())
     }
 
     fn set_path(&self) -> String {
@@ -289,12 +284,9 @@ impl Fixture {
         Ok(found)
     }
 
-    pub(crate) async fn holder(&self) -> Option<String> {
-        self.cloud
-            .volume(&self.handle)
-            .await
-            .ok()
-            .and_then(|v| v.holder)
+    /// The instance that the cloud names as the volume's holder.
+    pub(crate) fn holder(&self) -> Option<String> {
+        self.cloud.volume(&self.handle).ok()?.holder
     }
 
     /// The failed attempts of the present pod in this boot of its node, from kubelet's event.

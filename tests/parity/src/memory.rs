@@ -39,11 +39,8 @@ impl InMemory {
             |e: &dyn std::fmt::Display| CaseError::Fixture(format!("no cluster in memory: {e}"));
         let sim = CloudSim::new(tokio_from(START)).with_seed(seed);
         let cloud = SimulatedCloud::new(sim.clone());
-        let csi = LinodeCsi::new(Arc::new(cloud.clone()));
-        let mut builder = SimCluster::builder()
-            .seed(seed)
-            .start_at(START)
-            .cloud(Arc::new(csi.clone()), Arc::new(cloud.clone()));
+        let csi = LinodeCsi::new(cloud.clone());
+        let mut builder = SimCluster::builder(csi.clone()).seed(seed).start_at(START);
         for (node, instance) in NODES {
             sim.create_instance(NewInstance::new(node).with_id(instance))
                 .map_err(|e| wrong(&e))?;
@@ -72,7 +69,7 @@ impl InMemory {
         let fixture = Fixture {
             client,
             kubelets: cluster.nodes().clone(),
-            cloud: Arc::new(cloud),
+            cloud,
             unpublish_fails: Arc::new(move |fails| csi.set_unpublish_fails(fails)),
             driver: DRIVER.to_owned(),
             namespace: NAMESPACE.to_owned(),

@@ -8,7 +8,7 @@ use reattach_api::VolumeRecovery;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
 use reattach_drill::baseline::on_one_node;
-use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stage::{self, Expect, START, Stage};
 use reattach_drill::world::{APPS, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::{Value, json};
@@ -19,8 +19,7 @@ use std::sync::{Arc, Mutex};
 /// # Errors
 /// [`WorldError`].
 pub async fn new_stage(seed: u64, nodes: &[(&str, u64)]) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
-    Stage::new(seed, start, nodes, Arc::new(|_| {})).await
+    Stage::new(seed, START, nodes, Arc::new(|_| {})).await
 }
 
 /// A stage with redis running under a policy of mode Auto with this runbook, and one controller.
@@ -99,8 +98,7 @@ pub fn replicas(w: &World) -> i64 {
 /// Without a recovery.
 pub fn recovery_path(s: &Stage) -> String {
     let recovery = s.recovery_of("redis").expect("a recovery of redis");
-    let name = recovery.metadata.name.expect("a name");
-    format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}")
+    stage::recovery_path(&recovery).expect("a name")
 }
 
 /// The controllers' effects so far, a line for each.

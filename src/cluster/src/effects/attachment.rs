@@ -1,18 +1,19 @@
 //! Requeueing and deleting a VolumeAttachment.
 
+use crate::conditional::{delete_uid, require_uid};
 use crate::gate::EffectPass;
-use crate::reply::{outcome, require_proof, require_uid};
+use crate::reply::{applied, outcome, require_proof};
 use jiff::Timestamp;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use reattach_core::ids::{ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
 use reattach_core::proof::FenceProof;
 use serde_json::json;
 
 /// The annotation that a requeue touches.
-pub const REQUEUE_ANNOTATION: &str = "reattach.dev/requeued";
+const REQUEUE_ANNOTATION: &str = "reattach.dev/requeued";
 
 /// Touches a VolumeAttachment so that external-attacher looks at it at once (any change but its own error fields does).
 pub async fn requeue(
@@ -54,17 +55,8 @@ pub(crate) async fn delete_by_uid(pass: &EffectPass, name: &str, uid: &Uid) -> O
         return refused;
     }
     let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.to_string()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match api.delete(name, &params).await {
-        Err(kube::Error::Api(s)) if s.is_not_found() => Outcome::Applied {
-            detail: "the VolumeAttachment is gone".to_owned(),
-        },
+    match api.delete(name, &delete_uid(uid)).await {
+        Err(kube::Error::Api(s)) if s.is_not_found() => applied("the VolumeAttachment is gone"),
         reply => outcome(reply, "deleted"),
     }
 }

@@ -17,9 +17,10 @@
 //! # Errors
 //! [`Outcome`] says what is known of the write.
 
+use crate::conditional::{delete_uid, require_uid};
 use crate::gate::EffectPass;
-use crate::reply::{outcome, require_uid};
-use k8s_openapi::api::core::v1::Pod;
+use crate::reply::{applied, failure, outcome};
+use k8s_openapi::api::core::v1::{Pod, PodSchedulingGate};
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
 use kube::api::{
@@ -43,11 +44,13 @@ const DEFAULT_GRACE: u32 = 30;
 
 /// Whether a pod carries our scheduling gate.
 pub fn is_gated(pod: &Pod) -> bool {
-    let gates = pod
-        .spec
+    gates(pod).any(|g| g.name == HOLD_GATE)
+}
+
+fn gates(pod: &Pod) -> impl Iterator<Item = &PodSchedulingGate> {
+    pod.spec
         .iter()
-        .flat_map(|s| s.scheduling_gates.iter().flatten());
-    gates.into_iter().any(|g| g.name == HOLD_GATE)
+        .flat_map(|s| s.scheduling_gates.iter().flatten())
 }
 
 /// Whether the cluster has our policy: its binding, which is of no use without it. An API server that does not serve the
@@ -127,9 +130,7 @@ pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome 
         .await
     {
         // It is gone, or another pod has its name: what is there now is looked at anew.
-        Err(kube::Error::Api(s)) if s.is_not_found() => Outcome::Applied {
-            detail: "the pod is gone".to_owned(),
-        },
+        Err(kube::Error::Api(s)) if s.is_not_found() => applied("the pod is gone"),
         Err(kube::Error::Api(s)) if is_by_a_budget(&s) => Outcome::RefusedByBudget {
             why: budget_said(&s),
         },
@@ -161,26 +162,19 @@ pub async fn delete_pod(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outco
     if let Err(refused) = require_uid(uid) {
         return refused;
     }
-    let gone = || Outcome::Applied {
-        detail: "the pod is gone".to_owned(),
-    };
     let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
     let found = match api.get_opt(&pod.name).await {
         Ok(Some(found)) if found.uid().as_deref() == Some(uid.as_str()) => found,
-        Ok(_) => return gone(),
-        Err(error) => return outcome::<()>(Err(error), ""),
+        Ok(_) => return applied("the pod is gone"),
+        Err(error) => return failure(error),
     };
     let own = found.spec.and_then(|s| s.termination_grace_period_seconds);
     let params = DeleteParams {
         grace_period_seconds: Some(own.map_or(DEFAULT_GRACE, grace)),
-        preconditions: Some(kube::api::Preconditions {
-            uid: Some(uid.to_string()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
+        ..delete_uid(uid)
     };
     match api.delete(&pod.name, &params).await {
-        Err(kube::Error::Api(s)) if s.is_not_found() => gone(),
+        Err(kube::Error::Api(s)) if s.is_not_found() => applied("the pod is gone"),
         reply => outcome(reply, "deleted"),
     }
 }
@@ -208,9 +202,10 @@ pub async fn lift(
             return ungated;
         }
     }
-    Outcome::Applied {
-        detail: format!("the hold is lifted; {} pod(s) released", pods.len()),
-    }
+    applied(&format!(
+        "the hold is lifted; {} pod(s) released",
+        pods.len()
+    ))
 }
 
 pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome {
@@ -222,22 +217,14 @@ pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Ou
         Ok(Some(found)) if found.uid().as_deref() == Some(uid.as_str()) && is_gated(&found) => {
             found
         }
-        Ok(_) => {
-            return Outcome::Applied {
-                detail: "the gate is off".to_owned(),
-            };
-        }
-        Err(error) => return outcome::<()>(Err(error), ""),
+        Ok(_) => return applied("the gate is off"),
+        Err(error) => return failure(error),
     };
     let version = match metadata::of(&found).version() {
         Ok(version) => version,
         Err(missing) => return missing.into(),
     };
-    let gates = found
-        .spec
-        .iter()
-        .flat_map(|s| s.scheduling_gates.iter().flatten());
-    let others: Vec<_> = gates.filter(|g| g.name != HOLD_GATE).collect();
+    let others: Vec<_> = gates(&found).filter(|g| g.name != HOLD_GATE).collect();
     let body = json!({
         "metadata": { "uid": uid, "resourceVersion": version },
         "spec": { "schedulingGates": others },

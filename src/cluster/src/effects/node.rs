@@ -20,9 +20,9 @@
 
 use crate::effects::node_lock;
 use crate::gate::EffectPass;
-use crate::reply::{outcome, require_proof, said};
+use crate::reply::{applied, failure, outcome, require_proof, said};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use reattach_api::metadata;
@@ -35,30 +35,19 @@ use serde_json::json;
 
 /// Whether the Node is Ready by its own condition.
 pub fn is_ready(node: &Node) -> bool {
-    let conditions = node
-        .status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True")
+    ready_condition(node).is_some_and(|c| c.status == "True")
+}
+
+fn ready_condition(node: &Node) -> Option<&NodeCondition> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| c.type_ == "Ready")
 }
 
 /// Whether its kubelet has stopped posting (`Ready` is `Unknown`), and when the control plane last changed that condition.
 pub fn silence(node: &Node) -> (bool, Option<Timestamp>) {
-    let conditions = node
-        .status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten());
-    let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
-    let silent = ready.is_some_and(|c| c.status == "Unknown");
-    (
-        silent,
-        ready
-            .filter(|_| silent)
-            .and_then(|c| c.last_transition_time.as_ref())
-            .map(|t| t.0),
-    )
+    let unknown = ready_condition(node).filter(|c| c.status == "Unknown");
+    let since = unknown.and_then(|c| c.last_transition_time.as_ref());
+    (unknown.is_some(), since.map(|t| t.0))
 }
 
 /// Whether the Node carries the out-of-service taint with our value.
@@ -129,12 +118,12 @@ pub async fn unfence(
 
 /// Puts the out-of-service taint on a Node that is not Ready.
 pub(crate) async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
-    let node = match the_node(pass, name, uid).await {
+    let node = match read_node(pass, name, uid).await {
         Ok(node) => node,
         Err(outcome) => return outcome,
     };
     if is_ready(&node) {
-        return again(format!("Node {name} is Ready"));
+        return not_yet(format!("Node {name} is Ready"));
     }
     let ours = taint(OUT_OF_SERVICE_TAINT, Some(TAINT_VALUE), "NoExecute");
     if taints(&node)
@@ -154,17 +143,18 @@ pub(crate) async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid
         );
         return Outcome::NotApplied { why, retry: false };
     }
-    with(pass, &node, ours, "tainted out-of-service").await
+    add_taint(pass, &node, ours, "tainted out-of-service").await
 }
 
-/// Takes our out-of-service taint off. A Node that is gone has none.
+/// Removes our out-of-service taint. A Node that is gone has none.
 pub(crate) async fn untaint(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
-    without(pass, name, uid, is_ours, "the out-of-service taint is off").await
+    let done = "the out-of-service taint is off";
+    remove_taints(pass, name, uid, is_ours, done).await
 }
 
 /// Puts our quarantine on the Node, with the recovery's UID as its value.
 pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
-    let node = match the_node(pass, name, uid).await {
+    let node = match read_node(pass, name, uid).await {
         Ok(node) => node,
         Err(outcome) => return outcome,
     };
@@ -177,7 +167,7 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
         });
     }
     let ours = taint(QUARANTINE_TAINT, Some(recovery.as_str()), "NoSchedule");
-    with(pass, &node, ours, "put into quarantine").await
+    add_taint(pass, &node, ours, "put into quarantine").await
 }
 
 /// The recoveries (their UIDs) whose closing taints are on the Node.
@@ -195,29 +185,24 @@ pub fn closed_by(node: &Node) -> Vec<Uid> {
 
 /// Closes the Node to new pods, by a taint with this recovery's own key.
 pub async fn close(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
-    let node = match the_node(pass, name, uid).await {
+    let node = match read_node(pass, name, uid).await {
         Ok(node) => node,
         Err(outcome) => return outcome,
     };
     if closed_by(&node).contains(recovery) {
         return applied("it is closed already");
     }
-    with(
-        pass,
-        &node,
-        taint(&hold_taint(recovery), None, "NoSchedule"),
-        "closed to new pods",
-    )
-    .await
+    let ours = taint(&hold_taint(recovery), None, "NoSchedule");
+    add_taint(pass, &node, ours, "closed to new pods").await
 }
 
-/// Takes this recovery's closing taint off. A Node that is gone has none.
+/// Removes this recovery's closing taint. A Node that is gone has none.
 pub async fn open(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
     let key = hold_taint(recovery);
-    without(pass, name, uid, |t| t.key == key, "open to new pods").await
+    remove_taints(pass, name, uid, |t| t.key == key, "open to new pods").await
 }
 
-/// Takes the quarantine of this recovery off. A Node that is gone has none.
+/// Removes the quarantine of this recovery. A Node that is gone has none.
 pub async fn unquarantine(
     pass: &EffectPass,
     name: &NodeName,
@@ -226,7 +211,7 @@ pub async fn unquarantine(
 ) -> Outcome {
     let its =
         |t: &Taint| t.key == QUARANTINE_TAINT && t.value.as_deref() == Some(recovery.as_str());
-    without(pass, name, uid, its, "the quarantine is off").await
+    remove_taints(pass, name, uid, its, "the quarantine is off").await
 }
 
 fn taint(key: &str, value: Option<&str>, effect: &str) -> Taint {
@@ -239,13 +224,14 @@ fn taint(key: &str, value: Option<&str>, effect: &str) -> Taint {
 }
 
 /// Adds a taint to those that the Node has.
-async fn with(pass: &EffectPass, node: &Node, taint: Taint, done: &str) -> Outcome {
+async fn add_taint(pass: &EffectPass, node: &Node, taint: Taint, done: &str) -> Outcome {
     let mut all = taints(node).to_vec();
     all.push(taint);
     write(pass, node, &all, done).await
 }
 
-async fn without(
+/// Removes the taints that `which` picks. A Node that is gone has none.
+async fn remove_taints(
     pass: &EffectPass,
     name: &NodeName,
     uid: &Uid,
@@ -258,7 +244,7 @@ async fn without(
     {
         Ok(Some(node)) if node.uid().as_deref() == Some(uid.as_str()) => node,
         Ok(_) => return applied("that Node is gone"),
-        Err(error) => return outcome::<()>(Err(error), ""),
+        Err(error) => return failure(error),
     };
     let rest: Vec<Taint> = taints(&node)
         .iter()
@@ -272,16 +258,16 @@ async fn without(
 }
 
 /// The Node as it is now, if it is the one that was meant.
-async fn the_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node, Outcome> {
+async fn read_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node, Outcome> {
     match Api::<Node>::all(pass.client().clone())
         .get_opt(name.as_str())
         .await
     {
         Ok(Some(node)) if node.uid().as_deref() == Some(uid.as_str()) => Ok(node),
-        Ok(Some(_)) => Err(again(format!("Node {name} is another one now"))),
-        Ok(None) => Err(again(format!("Node {name} does not exist any more"))),
+        Ok(Some(_)) => Err(not_yet(format!("Node {name} is another one now"))),
+        Ok(None) => Err(not_yet(format!("Node {name} does not exist any more"))),
         // Nothing was written yet.
-        Err(error) => Err(again(format!(
+        Err(error) => Err(not_yet(format!(
             "Node {name} could not be read: {}",
             said(&error)
         ))),
@@ -310,12 +296,7 @@ async fn write(pass: &EffectPass, node: &Node, taints: &[Taint], done: &str) -> 
     )
 }
 
-fn applied(detail: &str) -> Outcome {
-    Outcome::Applied {
-        detail: detail.to_owned(),
-    }
-}
-
-fn again(why: String) -> Outcome {
+/// Nothing was written, and a later attempt may succeed.
+fn not_yet(why: String) -> Outcome {
     Outcome::NotApplied { why, retry: true }
 }

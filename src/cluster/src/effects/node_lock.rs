@@ -2,15 +2,15 @@
 //!
 //! # Expected flow
 //! An effect on a whole node [`take`]s the lock right before it acts, which also renews it; a run that lives [`renew`]s it
-//! every few minutes; the effect that undoes it, or the end of the recovery, [`give_back`]s it.
+//! every few minutes; the effect that undoes it, or the end of the recovery, [`release`]s it.
 //!
 //! # Guarantees
-//! A lock that another holds and that has not expired is never taken; only a lock of our own is given back. Both are
+//! A lock that another holds and that has not expired is never taken; only a lock of our own is released. Both are
 //! compare-and-swap on the Lease's resourceVersion.
 //!
 //! # Assumptions
 //! Other remediators use the same Lease. In the namespace `medik8s-leases` it is the one of the medik8s
-//! operators: Lease `node-<node>`, 3600 s, deleted when it is given back (`pkg/lease` of `github.com/medik8s/common`).
+//! operators: Lease `node-<node>`, 3600 s, deleted when it is released (`pkg/lease` of `github.com/medik8s/common`).
 //!
 //! # Caveats
 //! Expiry is judged by wall clocks, ours and the holder's: against an hour their difference does not count. A Lease that
@@ -19,19 +19,19 @@
 //! # Errors
 //! [`take`] says why the effect was not issued, as an [`Outcome`].
 
+use crate::conditional::{delete_version, write_lease};
 use crate::gate::EffectPass;
-use crate::reply::said;
+use crate::reply::{is_refused, said};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client};
 use reattach_api::metadata;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Outcome;
 
 /// How long the lock lasts without being renewed, in seconds: what medik8s takes (`pkg/lease` of medik8s/common).
-pub const DURATION_SECONDS: i32 = 3600;
+const DURATION_SECONDS: i32 = 3600;
 
 /// How every holder of ours begins.
 const OURS: &str = "reattach/";
@@ -52,7 +52,7 @@ pub fn recovery_of(holder: &str) -> Option<ObjectName> {
     Some(ObjectName::new(namespace, name))
 }
 
-/// Who has a lock.
+/// How a lock stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lock {
     /// No holder.
@@ -69,8 +69,8 @@ pub enum Lock {
     },
 }
 
-/// Who has the lock, by its Lease. Pure.
-pub fn judge(lease: Option<&Lease>, now: Timestamp) -> Lock {
+/// Judges a lock by its Lease. Pure.
+fn judge(lease: Option<&Lease>, now: Timestamp) -> Lock {
     let Some(spec) = lease.and_then(|l| l.spec.as_ref()) else {
         return Lock::Free;
     };
@@ -123,7 +123,7 @@ pub async fn take(
     let place = format!("the lock of node {node} (Lease {}/{name})", pass.locks());
     let failed = |error: kube::Error| Outcome::NotApplied {
         // Rights and a namespace that are missing stay so; anything else may go better the next time.
-        retry: !matches!(&error, kube::Error::Api(s) if matches!(s.code, 400..=408 | 410..=428 | 430..=499)),
+        retry: !is_refused(&error),
         why: format!("{place} could not be taken: {}", said(&error)),
     };
     let old = api.get_opt(&name).await.map_err(failed)?;
@@ -144,57 +144,40 @@ pub async fn take(
         Lock::Held { .. } => true,
         Lock::Expired { .. } | Lock::Free => false,
     };
-    let before = old
-        .as_ref()
-        .and_then(|l| l.spec.clone())
-        .unwrap_or_default();
-    let transitions = before.lease_transitions.unwrap_or(0);
-    let spec = LeaseSpec {
-        holder_identity: Some(me),
-        lease_duration_seconds: Some(DURATION_SECONDS),
-        acquire_time: before
-            .acquire_time
-            .filter(|_| continued)
-            .or(Some(MicroTime(now))),
-        renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(if continued {
-            transitions
-        } else {
-            transitions.saturating_add(1)
-        }),
-        ..LeaseSpec::default()
-    };
-    let params = PostParams::default();
-    let written = match old {
-        // With the resourceVersion that was read: another holder that takes it meanwhile makes this a conflict.
-        Some(lease) => {
-            metadata::of(&lease).version()?;
-            api.replace(
-                &name,
-                &params,
-                &Lease {
-                    spec: Some(spec),
-                    ..lease
-                },
-            )
-            .await
-        }
-        None => {
-            let metadata = ObjectMeta {
-                name: Some(name.clone()),
-                ..ObjectMeta::default()
-            };
-            api.create(
-                &params,
-                &Lease {
-                    metadata,
-                    spec: Some(spec),
-                },
-            )
-            .await
-        }
-    };
+    let written = write_lease(&api, &name, old, |lease| {
+        let spec = lease.spec.get_or_insert_default();
+        let transitions = spec.lease_transitions.unwrap_or(0);
+        *spec = LeaseSpec {
+            holder_identity: Some(me),
+            lease_duration_seconds: Some(DURATION_SECONDS),
+            acquire_time: spec
+                .acquire_time
+                .take()
+                .filter(|_| continued)
+                .or(Some(MicroTime(now))),
+            renew_time: Some(MicroTime(now)),
+            lease_transitions: Some(match continued {
+                true => transitions,
+                false => transitions.saturating_add(1),
+            }),
+            ..LeaseSpec::default()
+        };
+    })
+    .await;
     written.map(drop).map_err(failed)
+}
+
+/// Returns the Lease of a node's lock, if this recovery has it.
+async fn own_lease(
+    api: &Api<Lease>,
+    node: &NodeName,
+    recovery: &ObjectName,
+) -> Result<Option<Lease>, kube::Error> {
+    let is_own = |lease: &Lease| {
+        let held_by = lease.spec.as_ref().and_then(|s| s.holder_identity.as_ref());
+        held_by == Some(&holder(recovery))
+    };
+    Ok(api.get_opt(&name(node)).await?.filter(is_own))
 }
 
 /// Renews the lock if this recovery has it, also one that has expired and that has no other holder. Returns whether it has it. A lock
@@ -209,59 +192,34 @@ pub async fn renew(
     now: Timestamp,
 ) -> Result<bool, kube::Error> {
     let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
-    let name = name(node);
-    let Some(lease) = api.get_opt(&name).await? else {
+    let Some(lease) = own_lease(&api, node, recovery).await? else {
         return Ok(false);
     };
-    let spec = lease.spec.clone().unwrap_or_default();
-    if spec.holder_identity.as_deref() != Some(holder(recovery).as_str()) {
-        return Ok(false);
-    }
-    let spec = LeaseSpec {
-        renew_time: Some(MicroTime(now)),
-        ..spec
-    };
-    metadata::of(&lease).version()?;
-    let renewed = Lease {
-        spec: Some(spec),
-        ..lease
-    };
-    api.replace(&name, &PostParams::default(), &renewed)
-        .await
-        .map(|_| true)
+    write_lease(&api, &name(node), Some(lease), |lease| {
+        lease.spec.get_or_insert_default().renew_time = Some(MicroTime(now));
+    })
+    .await?;
+    Ok(true)
 }
 
-/// Gives the lock back if this recovery has it. Returns whether it had.
+/// Releases the lock if this recovery has it. Returns whether it had.
 ///
 /// # Errors
 /// The API server's error; the lock then expires by itself.
-pub async fn give_back(
+pub async fn release(
     pass: &EffectPass,
     node: &NodeName,
     recovery: &ObjectName,
 ) -> Result<bool, kube::Error> {
     let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
-    let name = name(node);
-    let Some(lease) = api.get_opt(&name).await? else {
+    let Some(lease) = own_lease(&api, node, recovery).await? else {
         return Ok(false);
     };
-    let has = lease
-        .spec
-        .as_ref()
-        .and_then(|s| s.holder_identity.as_deref());
-    if has != Some(holder(recovery).as_str()) {
-        return Ok(false);
-    }
     let (uid, version) = metadata::of(&lease).condition()?;
-    let preconditions = Preconditions {
-        uid: Some(uid.to_string()),
-        resource_version: Some(version.to_string()),
-    };
-    let params = DeleteParams {
-        preconditions: Some(preconditions),
-        ..DeleteParams::default()
-    };
-    match api.delete(&name, &params).await {
+    match api
+        .delete(&name(node), &delete_version(&uid, &version))
+        .await
+    {
         // It is gone, or another holder took it in between.
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
         reply => reply.map(|_| true),
@@ -276,7 +234,7 @@ pub async fn release_after(
     outcome: &Outcome,
 ) {
     if outcome.applied()
-        && let Err(error) = give_back(pass, node, recovery).await
+        && let Err(error) = release(pass, node, recovery).await
     {
         tracing::debug!(%node, %error, "the lock of the node is released later");
     }

@@ -1,7 +1,7 @@
 //! Scaling a workload to zero and restoring it, with the stamp that says why.
 
 use crate::gate::EffectPass;
-use crate::reply::outcome;
+use crate::reply::{failure, outcome};
 use crate::workloads::api_resource;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
@@ -35,7 +35,7 @@ pub async fn scale_to_zero(
             let body = conditional(workload, version, annotations, None);
             let stamped = match patch(pass, workload, None, &body).await {
                 Ok(object) => object,
-                Err(error) => return outcome::<()>(Err(error), ""),
+                Err(error) => return failure(error),
             };
             // Without a resourceVersion the count would be written over whatever stands there now.
             let version = match metadata::of_kind(&workload.kind, &stamped.metadata).version() {
@@ -71,7 +71,7 @@ pub async fn restore(
         (ScalePath::ScaleSubresource, Some(n)) => {
             let body = conditional(workload, version, Value::Null, Some(n));
             if let Err(error) = patch(pass, workload, Some("scale"), &body).await {
-                return outcome::<()>(Err(error), "");
+                return failure(error);
             }
             // The count is back; the stamp goes in a write of its own. A crash in between leaves a stamp on a running
             // workload, which is removed the same way.
@@ -89,7 +89,7 @@ pub async fn restore(
     }
 }
 
-/// The Deployment controller copies annotations to its ReplicaSets and never takes them off again (Kubernetes
+/// The Deployment controller copies annotations to its ReplicaSets and never removes them again (Kubernetes
 /// `pkg/controller/deployment/util/deployment_util.go`, `copyDeploymentAnnotationsToReplicaSet`); a rollback would bring
 /// the stamp back. Best effort: a copy names another object's UID and restores nothing.
 async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
@@ -108,25 +108,19 @@ async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
         }
     };
     for set in sets.items.iter().filter(stamped) {
-        let uid = match metadata::of(set).uid() {
-            Ok(uid) => uid,
-            Err(error) => {
-                tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
-                continue;
-            }
-        };
-        let body = json!({ "metadata": { "uid": uid, "annotations": { STAMP_ANNOTATION: null } } });
-        if let Err(error) = api
-            .patch(
-                &set.name_any(),
-                &PatchParams::default(),
-                &Patch::Merge(&body),
-            )
-            .await
-        {
+        if let Err(error) = unstamp_copy(&api, set).await {
             tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
         }
     }
+}
+
+async fn unstamp_copy(api: &Api<ReplicaSet>, set: &ReplicaSet) -> Result<(), kube::Error> {
+    let meta = metadata::of(set);
+    let uid = meta.uid()?;
+    let body = json!({ "metadata": { "uid": uid, "annotations": { STAMP_ANNOTATION: null } } });
+    api.patch(meta.name()?, &PatchParams::default(), &Patch::Merge(&body))
+        .await
+        .map(drop)
 }
 
 fn conditional(
@@ -154,16 +148,10 @@ async fn patch(
     let resource = api_resource(workload);
     let api: Api<DynamicObject> =
         Api::namespaced_with(pass.client().clone(), &workload.name.namespace, &resource);
-    let (name, params, patch) = (
-        workload.name.name.as_str(),
-        PatchParams::default(),
-        Patch::Merge(body),
-    );
-    let call = async {
-        match subresource {
-            Some(sub) => api.patch_subresource(sub, name, &params, &patch).await,
-            None => api.patch(name, &params, &patch).await,
-        }
-    };
-    call.await
+    let (params, patch) = (PatchParams::default(), Patch::Merge(body));
+    let name = &workload.name.name;
+    match subresource {
+        Some(sub) => api.patch_subresource(sub, name, &params, &patch).await,
+        None => api.patch(name, &params, &patch).await,
+    }
 }

@@ -9,6 +9,7 @@ use reattach_api::OPT_OUT_ANNOTATION;
 use reattach_api::metadata::{self, MissingField};
 use reattach_core::evidence::{ClaimFacts, ClaimPhase, EventFacts, Evidence, NodeFacts};
 use reattach_core::fact::{Fact, Source};
+use reattach_core::guest::{Answer, GuestInventory};
 use reattach_core::identity::binding;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use std::collections::BTreeMap;
@@ -179,29 +180,22 @@ fn nodes(
     resolve: ResolveInstance<'_>,
     at: Timestamp,
 ) -> BTreeMap<NodeName, Fact<NodeFacts>> {
-    let one = |(name, node): (
-        &String,
-        &Option<std::sync::Arc<k8s_openapi::api::core::v1::Node>>,
-    )| {
+    let mut nodes = BTreeMap::new();
+    for (name, node) in &view.nodes {
+        let lease = view.leases.get(name).map(AsRef::as_ref);
+        let csi_node = view.csi_nodes.get(name).map(AsRef::as_ref);
+        let facts = node
+            .as_ref()
+            .map(|node| self::node(node, lease, csi_node, resolve));
         let source = Source::Kubernetes(format!("Node {name}"));
-        let facts = node.as_ref().map(|object| {
-            self::node(
-                object,
-                view.leases.get(name).map(AsRef::as_ref),
-                view.csi_nodes.get(name).map(AsRef::as_ref),
-                resolve,
-            )
-        });
-        (NodeName::from(name.as_str()), fact(facts, source, at))
-    };
-    view.nodes.iter().map(one).collect()
+        nodes.insert(NodeName::from(name.as_str()), fact(facts, source, at));
+    }
+    nodes
 }
 
-fn guests(
-    view: &View,
-    at: Timestamp,
-) -> BTreeMap<NodeName, Fact<reattach_core::guest::GuestInventory>> {
-    let one = |name: &String| {
+fn guests(view: &View, at: Timestamp) -> BTreeMap<NodeName, Fact<GuestInventory>> {
+    let mut guests = BTreeMap::new();
+    for name in view.nodes.keys() {
         let source = Source::Agent(name.clone());
         let said = view.reports.get(name).map(|r| r.said()).transpose();
         let fact = match said.map(|s| s.and_then(|s| s.inventory.cloned())) {
@@ -209,27 +203,27 @@ fn guests(
             Ok(None) => Fact::absent(source, at),
             Err(why) => Fact::unknown(format!("NodeVolumeReport {name}: {why}"), source, at),
         };
-        (NodeName::from(name.as_str()), fact)
-    };
-    view.nodes.keys().map(one).collect()
+        guests.insert(NodeName::from(name.as_str()), fact);
+    }
+    guests
 }
 
-fn answers(
-    view: &View,
-    asked: Option<&(Uid, u64)>,
-) -> BTreeMap<NodeName, reattach_core::guest::Answer> {
+fn answers(view: &View, asked: Option<&(Uid, u64)>) -> BTreeMap<NodeName, Answer> {
+    let mut answers = BTreeMap::new();
     let Some((recovery, epoch)) = asked else {
-        return BTreeMap::new();
+        return answers;
     };
-    let find = |(name, report): (&String, &std::sync::Arc<reattach_api::NodeVolumeReport>)| {
+    for (name, report) in &view.reports {
         // What cannot be read is no answer.
-        let answers = report.said().ok()?.answers;
-        let own = answers
-            .into_iter()
-            .find(|a| a.recovery == *recovery && a.epoch == *epoch)?;
-        Some((NodeName::from(name.as_str()), own.clone()))
-    };
-    view.reports.iter().filter_map(find).collect()
+        let given = report.said().map(|said| said.answers).unwrap_or_default();
+        let own = given
+            .iter()
+            .find(|a| a.recovery == *recovery && a.epoch == *epoch);
+        if let Some(own) = own {
+            answers.insert(NodeName::from(name.as_str()), (*own).clone());
+        }
+    }
+    answers
 }
 
 #[cfg(test)]

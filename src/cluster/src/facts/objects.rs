@@ -256,7 +256,7 @@ pub fn pod(p: &Pod) -> Result<PodFacts, MissingField> {
 }
 
 /// The annotation that says that the node is under maintenance.
-fn maintenance(annotations: Option<&std::collections::BTreeMap<String, String>>) -> Option<String> {
+fn maintenance(annotations: Option<&BTreeMap<String, String>>) -> Option<String> {
     let keys = [MAINTENANCE_ANNOTATION, KURED_ANNOTATION];
     let said = |key: &&str| {
         annotations

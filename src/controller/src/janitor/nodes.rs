@@ -155,7 +155,7 @@ impl Sweep<'_> {
         let Ok(pass) = self.executor.gate.tidy() else {
             return;
         };
-        let outcome = tidy::give_back(&pass, node, recovery).await;
+        let outcome = tidy::release_lock(&pass, node, recovery).await;
         self.tell(&format!("the lock of node {node}"), &outcome);
     }
 

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::{RecoveryPolicy, StoredRecovery};
-use reattach_cluster::rights::{self, Who};
+use reattach_cluster::rights::{self, RecordedUser};
 use reattach_core::authority::{Approved, Asker, Ceiling, Mandate, Person, Reach};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
@@ -29,7 +29,7 @@ pub struct Rights {
 }
 
 /// A person, a verb and a recovery.
-type Question = (Who, String, ObjectName);
+type Question = (RecordedUser, String, ObjectName);
 
 impl Rights {
     /// For a process that the API server knows by this user name.
@@ -191,12 +191,12 @@ impl Executor {
         recovery: &ObjectName,
         live: bool,
     ) -> Reach {
-        let who = Who {
+        let user = RecordedUser {
             name: who.to_owned(),
             groups: groups.to_vec(),
         };
         let now = self.collector.clock.now();
-        let key = (who, verb.to_owned(), recovery.clone());
+        let key = (user, verb.to_owned(), recovery.clone());
         let known = |rights: &Rights| {
             let known = rights.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.get(&key).cloned()

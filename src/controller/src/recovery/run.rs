@@ -184,7 +184,7 @@ impl Executor {
         let Some(leadership) = self.gate.leadership() else {
             return;
         };
-        let Ok(pass) = self.gate.put_back(leadership.term) else {
+        let Ok(pass) = self.gate.pass_to_restore(leadership.term) else {
             return;
         };
         let (name, node) = (recovery.name(), &plan.pins.node);
@@ -371,7 +371,7 @@ impl Executor {
             approved: approved.as_deref(),
         };
         let passed = if action.effect.puts_back() {
-            self.gate.put_back(term)
+            self.gate.pass_to_restore(term)
         } else {
             self.gate.pass(plan, &authority, term)
         };

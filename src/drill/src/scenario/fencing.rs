@@ -1,11 +1,11 @@
 //! Class A: a node that is dead or cannot be reached holds volumes. Nothing is freed before it cannot write.
 
-use super::reading;
+use super::{TWO_NODES, fail_detaches, postgres, reading, redis};
 use crate::app::App;
 use crate::baseline::{self, on_one_node, ready_elsewhere, took};
-use crate::stage::{Expect, Sink, Stage, phases_of};
+use crate::stage::{Expect, START, Sink, Stage, phases_of};
 use crate::taint_recorder::is_out_of_service_by_us;
-use crate::timeline::Who;
+use crate::timeline::Actor;
 use crate::world::{World, WorldError};
 use jiff::Timestamp;
 use reattach_api::Phase;
@@ -16,7 +16,6 @@ use reattach_core::steps::StepKind;
 use serde_json::json;
 use std::time::Duration;
 
-pub(super) const NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
 /// Longer than any recovery here takes: NotReady, power off, pod garbage collection, detach, mount.
 pub(super) const LONG: Duration = Duration::from_secs(1500);
 
@@ -27,8 +26,8 @@ pub(super) fn secs(seconds: u64) -> Duration {
 /// A StatefulSet, a Deployment and a StatefulSet of two: four volumes on one node.
 pub(super) fn apps() -> Vec<App> {
     vec![
-        App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache"),
-        App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
+        redis(),
+        postgres(),
         App::stateful_set(
             "kafka",
             7_010,
@@ -51,8 +50,7 @@ pub(super) async fn set(
     apps: &[App],
     sink: Sink,
 ) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(seed, start, &NODES, sink).await?;
+    let mut s = Stage::new(seed, START, &TWO_NODES, sink).await?;
     s.heading(
         &format!("Two nodes at Linode, everything on the first; mode Auto, runbook {DEFAULT_RUNBOOK}, powerOff {power_off}"),
         &[],
@@ -60,7 +58,7 @@ pub(super) async fn set(
     s.world.follow_power();
     on_one_node(
         &mut s,
-        &NODES,
+        &TWO_NODES,
         apps.iter().map(|a| (a.clone(), Expect::Running)),
     )
     .await?;
@@ -100,7 +98,7 @@ pub(super) async fn over(s: &mut Stage, apps: &[App], limit: Duration) -> Result
 pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
     let instance = s.world.instance(node)?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         format!("boots {node} again: linode-cli linodes boot {instance}"),
     );
@@ -119,7 +117,7 @@ pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldE
         })
         .await?;
     s.tell(
-        Who::Reattach,
+        Actor::Reattach,
         "",
         format!(
             "removed the quarantine of {node} {:.0} s after the Node was Ready: its agent answered clean",
@@ -144,7 +142,7 @@ fn proven(s: &Stage, app: &str) -> Option<Timestamp> {
 pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "Allowed", &apps, sink).await?;
-    let dead = NODES[0].0;
+    let dead = TWO_NODES[0].0;
     let instance = s.world.instance(dead)?;
     s.hang(dead)?;
     let ready = ready_elsewhere(&mut s, &apps, dead, LONG).await?;
@@ -155,7 +153,7 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
         s.broken.push(format!("{dead} is not off"));
     }
     s.heading("The same world without reattach", &[]);
-    let baseline = baseline::with_a_taint(seed, &NODES, &apps).await?;
+    let baseline = baseline::with_a_taint(seed, &TWO_NODES, &apps).await?;
     for app in &apps {
         let Some(known) = proven(&s, &app.name) else {
             s.broken
@@ -174,7 +172,7 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
         s.figures
             .push([what, words(ours), words(baseline[&app.name])]);
     }
-    let healed = baseline::alone(seed, &NODES, &apps).await?;
+    let healed = baseline::alone(seed, &TWO_NODES, &apps).await?;
     let alone = if healed {
         "runs again"
     } else {
@@ -186,7 +184,7 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
         alone.to_owned(),
     ]);
     s.tell(
-        Who::Kubernetes,
+        Actor::Kubernetes,
         "",
         format!("stock Kubernetes without any action: {alone}"),
     );
@@ -203,7 +201,7 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
 pub(super) async fn no_permission(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "Never", &apps, sink).await?;
-    let dead = NODES[0].0;
+    let dead = TWO_NODES[0].0;
     s.hang(dead)?;
     s.phases(&names(&apps), &[Phase::Waiting], secs(300))
         .await?;
@@ -244,7 +242,7 @@ pub(super) async fn no_permission(seed: u64, sink: Sink) -> Result<Stage, WorldE
     }
     let instance = s.world.instance(dead)?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         format!("shuts the machine down: linode-cli linodes shutdown {instance}"),
     );
@@ -270,7 +268,7 @@ fn writers(w: &World, app: &App) -> Vec<InstanceNo> {
 pub(super) async fn partition(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "Never", &apps, sink).await?;
-    let cut = NODES[0].0;
+    let cut = TWO_NODES[0].0;
     let instance = s.world.instance(cut)?;
     s.partition(cut, true)?;
     s.phases(&names(&apps), &[Phase::Waiting], secs(300))
@@ -295,7 +293,7 @@ pub(super) async fn partition(seed: u64, sink: Sink) -> Result<Stage, WorldError
 pub(super) async fn partition_fenced(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "AllowedAndOn", &apps, sink).await?;
-    let cut = NODES[0].0;
+    let cut = TWO_NODES[0].0;
     s.partition(cut, true)?;
     ready_elsewhere(&mut s, &apps, cut, LONG).await?;
     s.partition(cut, false)?;
@@ -313,10 +311,10 @@ pub(super) async fn partition_fenced(seed: u64, sink: Sink) -> Result<Stage, Wor
 pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "Allowed", &apps, sink).await?;
-    let dead = NODES[0].0;
+    let dead = TWO_NODES[0].0;
     s.world.csi.set_unpublish_fails(true);
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "",
         "the CSI driver's controller fails every detach, so the out-of-service taint will stay for a while",
     );
@@ -326,7 +324,7 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
     s.pass(Duration::from_millis(500 + seed % 10 * 700)).await;
     let instance = s.world.instance(dead)?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         format!("boots {dead}, which is fenced: linode-cli linodes boot {instance}"),
     );
@@ -335,7 +333,7 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         .until("the taint off", secs(60), |w| !tainted(w, dead))
         .await?;
     s.tell(
-        Who::Reattach,
+        Actor::Reattach,
         "",
         format!(
             "removed the out-of-service taint {:.1} s after the boot was ordered",
@@ -354,8 +352,7 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         s.broken
             .push(format!("{dead} came back late and was not in quarantine"));
     }
-    s.world.csi.set_unpublish_fails(false);
-    s.tell(Who::Provider, "", "the CSI driver works again");
+    fail_detaches(&mut s, false);
     over(&mut s, &apps, LONG).await?;
     s.until(&format!("{dead} out of quarantine"), secs(600), |w| {
         !w.is_quarantined(dead)

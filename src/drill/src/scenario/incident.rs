@@ -4,8 +4,9 @@ use super::{Pace, after, reading};
 use crate::app::App;
 use crate::record::describe;
 use crate::stage::{Expect, Sink, Stage};
-use crate::timeline::Who;
+use crate::timeline::Actor;
 use crate::world::{PERSON, WorldError};
+use jiff::Timestamp;
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::runbook::SCALE_TO_ZERO;
@@ -14,6 +15,8 @@ use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
 use std::time::Duration;
 
+/// When the drill begins: 2021-07-11T00:52:00Z, nine minutes before the first failure.
+const START: Timestamp = Timestamp::constant(1_625_964_720, 0);
 /// The nodes of the incident's pool: the first is the one that its post-mortem names.
 const NODES: [(&str, u64); 3] = [
     ("lke13311-16405-5fafd1b46dcf", 28_871_421),
@@ -32,13 +35,7 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
         Pace::Full => "2021-07-11T06:36:00Z",
         Pace::Short => "2021-07-11T01:20:00Z",
     };
-    let mut s = Stage::new(
-        seed,
-        "2021-07-11T00:52:00Z".parse().unwrap_or_default(),
-        &NODES,
-        sink,
-    )
-    .await?;
+    let mut s = Stage::new(seed, START, &NODES, sink).await?;
     s.heading(
         "A cluster of three nodes at Linode; reattach is installed with its default policy: DryRun",
         &[
@@ -50,7 +47,7 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
         .merge(PERSON, POLICY, &json!({"spec": {"runbook": SCALE_TO_ZERO}}))
         .await?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         "chooses the runbook that people followed that day: kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"runbook\":\"scale-to-zero\"}}'",
     );
@@ -112,7 +109,7 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
                 true,
             )?;
             s.tell(
-                Who::Provider,
+                Actor::Provider,
                 LOCKED,
                 "the volume is locked; the provider gives neither a reason nor an end",
             );
@@ -124,7 +121,7 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
 
 async fn not_ours(s: &mut Stage) -> Result<(), WorldError> {
     s.tell(
-        Who::Person,
+        Actor::Person,
         "site",
         "deploys a release that wants Secret site-secrets, which does not exist",
     );
@@ -135,7 +132,7 @@ async fn not_ours(s: &mut Stage) -> Result<(), WorldError> {
     )
     .await?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "grafana",
         "moves dashboards to a volume with an fsType that no node supports (ext5)",
     );
@@ -194,7 +191,7 @@ async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
     let body = json!({"spec": {"mode": "Auto"}});
     s.world.merge(PERSON, POLICY, &body).await?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         "kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"mode\":\"Auto\"}}'",
     );
@@ -220,7 +217,7 @@ async fn unlock(s: &mut Stage, unlocked_at: &str) -> Result<(), WorldError> {
     s.heading("All workloads but the one behind the lock run. Hours pass: reattach keeps reading the volume's state and changes nothing", &[]);
     if let Some(ticket) = ticket(s).await {
         s.show(
-            Who::Reattach,
+            Actor::Reattach,
             LOCKED,
             "prepared a ticket for the provider:",
             &ticket,
@@ -233,7 +230,7 @@ async fn unlock(s: &mut Stage, unlocked_at: &str) -> Result<(), WorldError> {
             .push(format!("{LOCKED} did not wait until the lock was lifted"));
     }
     s.world.cloud.unlock_volume(VolumeNo(LOCKED_VOLUME))?;
-    s.tell(Who::Provider, LOCKED, "the lock is lifted");
+    s.tell(Actor::Provider, LOCKED, "the lock is lifted");
     s.running(&[LOCKED], Duration::from_secs(300)).await?;
     s.phases(&[LOCKED], &[Phase::Recovered], Duration::from_secs(120))
         .await?;

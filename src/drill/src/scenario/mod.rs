@@ -6,7 +6,9 @@ mod records;
 mod refusals;
 mod small;
 
-use crate::stage::{Sink, Stage, recovery_of};
+use crate::app::App;
+use crate::stage::{Sink, Stage};
+use crate::timeline::Actor;
 use crate::world::WorldError;
 use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
@@ -200,6 +202,27 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// The two nodes of most scenarios.
+const TWO_NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
+
+fn redis() -> App {
+    App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+fn postgres() -> App {
+    App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
+}
+
+/// Detaches by the CSI driver fail from now on, or work again.
+fn fail_detaches(s: &mut Stage, fail: bool) {
+    s.world.csi.set_unpublish_fails(fail);
+    let text = match fail {
+        true => "the CSI driver's controller fails every detach from now on",
+        false => "the CSI driver works again",
+    };
+    s.tell(Actor::Provider, "", text);
+}
+
 /// Passes virtual time until a moment.
 async fn after(s: &mut Stage, moment: &str) {
     let at: Timestamp = moment.parse().unwrap_or_else(|_| s.world.now());
@@ -209,11 +232,7 @@ async fn after(s: &mut Stage, moment: &str) {
 
 /// Whether the newest recovery of an app reads this phase.
 fn reading(s: &Stage, app: &str, phase: Phase) -> bool {
-    let recovery = s
-        .workloads
-        .get(app)
-        .and_then(|c| recovery_of(&s.world, &c.app));
-    recovery
+    s.recovery_of(app)
         .and_then(|r| r.status)
         .is_some_and(|st| st.phase == phase)
 }

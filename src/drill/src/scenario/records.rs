@@ -1,27 +1,21 @@
 //! Classes C, D and E: attachments that were lost, records that are stuck, holders that no record names.
 
-use super::fencing::{LONG, NODES, apps, booted_again, names, over, secs, set};
+use super::fencing::{LONG, apps, booted_again, names, over, secs, set};
+use super::{TWO_NODES, fail_detaches, postgres, redis};
 use crate::app::App;
 use crate::baseline::{cordon, ready_elsewhere};
 use crate::stage::{Sink, Stage};
-use crate::timeline::Who;
+use crate::timeline::Actor;
 use crate::world::{APPS, PERSON, World, WorldError};
 use reattach_api::Escalation;
 use reattach_cloud_simulator::{DetachBehaviour, VolumeNo};
 use reattach_sim::kubelet::NodePluginFaults;
+use reattach_sim::object::{items, name};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Where the cloud simulator has its volumes.
 const REGION: &str = "eu-central";
-
-fn redis() -> App {
-    App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache")
-}
-
-fn postgres() -> App {
-    App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
-}
 
 fn wiki() -> App {
     App::stateful_set("wiki", 7_003, "pvc9b2e8a61f40c4b3d", 1, "the wiki")
@@ -29,21 +23,16 @@ fn wiki() -> App {
 
 /// Moves the apps' pods off the first node, which stays Ready, as a person does for maintenance.
 async fn drain(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
-    let node = NODES[0].0;
+    let node = TWO_NODES[0].0;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         format!("drains {node}: kubectl drain {node} --ignore-daemonsets"),
     );
     cordon(&s.world, node, true).await?;
     for app in apps {
         for pod in s.world.pods(&app.name) {
-            delete_pod(
-                &s.world,
-                pod["metadata"]["name"].as_str().unwrap_or_default(),
-                json!({}),
-            )
-            .await?;
+            delete_pod(&s.world, name(&pod), json!({})).await?;
         }
     }
     Ok(())
@@ -51,9 +40,7 @@ async fn drain(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
 
 async fn delete_pod(w: &World, pod: &str, options: Value) -> Result<(), WorldError> {
     let path = format!("/api/v1/namespaces/{APPS}/pods/{pod}");
-    w.request(PERSON, "DELETE", &path, "application/json", &options)
-        .await
-        .map(|_| ())
+    w.delete(PERSON, &path, options).await
 }
 
 /// Whether a person was called for an app: it waits for too long, or its run is over without success.
@@ -70,8 +57,7 @@ fn called(w: &World, app: &App) -> bool {
         .iter()
         .filter(|r| own(r))
         .any(|r| {
-            let conditions = r["status"]["conditions"].as_array();
-            conditions.into_iter().flatten().any(escalated)
+            items(r, "/status/conditions").any(escalated)
                 || matches!(r["status"]["phase"].as_str(), Some("Failed" | "Stuck"))
         })
 }
@@ -119,14 +105,14 @@ async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
         }
     }
     s.tell(
-        Who::Kubernetes,
+        Actor::Kubernetes,
         "",
         format!(
             "all run {:.0} s after the cause was fixed",
             took.as_secs_f64()
         ),
     );
-    cordon(&s.world, NODES[0].0, false).await?;
+    cordon(&s.world, TWO_NODES[0].0, false).await?;
     over(s, apps, secs(300)).await
 }
 
@@ -141,13 +127,13 @@ async fn rebooted(seed: u64, published: bool, sink: Sink) -> Result<Stage, World
         "does not report"
     };
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "",
         format!("the CSI driver {word} to external-attacher which nodes have a volume"),
     );
-    let node = NODES[0].0;
+    let node = TWO_NODES[0].0;
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "",
         format!("reboots {node}: its attachments end with the reboot (persist_across_boots=false)"),
     );
@@ -176,25 +162,20 @@ pub(super) async fn lost_for_good(seed: u64, sink: Sink) -> Result<Stage, WorldE
 pub(super) async fn detach_error(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = [redis(), postgres()];
     let mut s = set(seed, "Never", &apps, sink).await?;
-    s.world.csi.set_unpublish_fails(true);
-    s.tell(
-        Who::Provider,
-        "",
-        "the CSI driver's controller fails every detach from now on",
-    );
+    fail_detaches(&mut s, true);
     drain(&mut s, &apps).await?;
     over(&mut s, &apps, LONG).await?;
-    cordon(&s.world, NODES[0].0, false).await?;
+    cordon(&s.world, TWO_NODES[0].0, false).await?;
     Ok(s)
 }
 
 pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "Never", &apps, sink).await?;
-    let node = NODES[0].0;
+    let node = TWO_NODES[0].0;
     let instance = s.world.instance(node)?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         format!(
             "shuts the machine down ({instance}) and deletes its Node: kubectl delete node {node}"
@@ -202,13 +183,7 @@ pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldEr
     );
     s.shut_down(node).await?;
     s.world
-        .request(
-            PERSON,
-            "DELETE",
-            &format!("/api/v1/nodes/{node}"),
-            "application/json",
-            &json!({}),
-        )
+        .delete(PERSON, &format!("/api/v1/nodes/{node}"), json!({}))
         .await?;
     let deleted = s.world.now();
     let ready = ready_elsewhere(&mut s, &apps, node, LONG).await?;
@@ -226,22 +201,21 @@ pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldEr
 pub(super) async fn manager_restarted(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let apps = [redis(), postgres()];
     let mut s = set(seed, "Allowed", &apps, sink).await?;
-    let node = NODES[0].0;
+    let node = TWO_NODES[0].0;
     s.hang(node)?;
     s.until("the node NotReady", secs(90), |w| {
         !w.cluster.node_ready(node)
     })
     .await?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         "restarts kube-controller-manager, and force-deletes the dead node's pods meanwhile",
     );
     s.world.cluster.controllers().stop_manager();
     for app in &apps {
         for pod in s.world.pods(&app.name) {
-            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            delete_pod(&s.world, name, json!({"gracePeriodSeconds": 0})).await?;
+            delete_pod(&s.world, name(&pod), json!({"gracePeriodSeconds": 0})).await?;
         }
     }
     s.world.cluster.controllers().start_manager();
@@ -263,22 +237,16 @@ pub(super) async fn missing_objects(seed: u64, sink: Sink) -> Result<Stage, Worl
         ));
     };
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         "deletes the Secret that redis' PersistentVolume names, and postgres' PersistentVolume",
     );
     s.world
-        .request(
-            PERSON,
-            "DELETE",
-            &pv_path(&postgres()),
-            "application/json",
-            &json!({}),
-        )
+        .delete(PERSON, &pv_path(&postgres()), json!({}))
         .await?;
     drain(&mut s, &apps).await?;
     waits_and_calls(&mut s, &apps).await?;
-    s.tell(Who::Person, "", "creates both again from a backup");
+    s.tell(Actor::Person, "", "creates both again from a backup");
     server.insert(&secret);
     server.insert(&pv);
     then_heals(&mut s, &apps).await?;
@@ -306,19 +274,17 @@ pub(super) async fn driver_uninstalled(seed: u64, sink: Sink) -> Result<Stage, W
     drain(&mut s, &apps).await?;
     s.pass(secs(30)).await;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "",
         "uninstalls the CSI driver: helm uninstall linode-blockstorage-csi-driver",
     );
-    s.world
-        .request(PERSON, "DELETE", path, "application/json", &json!({}))
-        .await?;
+    s.world.delete(PERSON, path, json!({})).await?;
     plugins(&s.world, true);
     waits_and_calls(&mut s, &apps).await?;
-    s.tell(Who::Person, "", "installs it again");
+    s.tell(Actor::Person, "", "installs it again");
     s.world.server().insert(&driver);
     plugins(&s.world, false);
-    s.world.cluster.controllers().resume_attacher();
+    s.world.cluster.controllers().start_attacher();
     then_heals(&mut s, &apps).await?;
     Ok(s)
 }
@@ -346,17 +312,17 @@ pub(super) async fn locked(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         .cloud
         .set_detach(volume(&apps[2]), DetachBehaviour::Stuck)?;
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "redis",
         "the volume is locked; the API says so",
     );
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "postgres",
         "every attach and detach of the volume is answered \"Linode busy.\"",
     );
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "wiki",
         "a detach of the volume is accepted and never ends",
     );
@@ -368,7 +334,7 @@ pub(super) async fn locked(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         .cloud
         .set_detach(volume(&apps[2]), DetachBehaviour::Normal)?;
     s.tell(
-        Who::Provider,
+        Actor::Provider,
         "",
         "the lock is lifted, the busy volume is free, and the detach ends",
     );
@@ -385,7 +351,7 @@ async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), World
         let told = told(s, app);
         let ticket = told.and_then(|t| t.ticket).unwrap_or_default();
         let volume = format!("Volume ID:      {}", app.volumes[0].number);
-        let instance = format!("Instance:       {}", s.world.instance(NODES[0].0)?);
+        let instance = format!("Instance:       {}", s.world.instance(TWO_NODES[0].0)?);
         let region = format!("Region:         {REGION}");
         for part in [
             volume,
@@ -402,7 +368,7 @@ async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), World
             }
         }
         s.show(
-            Who::Reattach,
+            Actor::Reattach,
             &app.name,
             "prepared a ticket for the provider:",
             &ticket,
@@ -420,7 +386,7 @@ fn told(s: &Stage, app: &App) -> Option<Escalation> {
 async fn replaced(seed: u64, gone: bool, sink: Sink) -> Result<Stage, WorldError> {
     let apps = apps();
     let mut s = set(seed, "Never", &apps, sink).await?;
-    let node = NODES[0].0;
+    let node = TWO_NODES[0].0;
     s.replace(node, 5_901, gone).await?;
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(&a.name, a.replicas));
     s.until("the apps down", secs(120), down).await?;

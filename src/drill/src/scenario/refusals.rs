@@ -1,9 +1,9 @@
 //! Each refusal of scaling to zero, with the object that causes it. Nothing may be touched.
 
 use crate::app::{App, AppVolume};
-use crate::stage::{Expect, Sink, Stage};
-use crate::timeline::Who;
-use crate::world::{APPS, WorldError};
+use crate::stage::{Expect, START, Sink, Stage};
+use crate::timeline::Actor;
+use crate::world::{APPS, PERSON, WorldError};
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::policy::Mode;
@@ -11,6 +11,7 @@ use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_sim::apiserver::{AdmissionFn, ApiStatus, Verb};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests;
+use reattach_sim::object::{name, uid};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,13 +41,6 @@ fn case(app: App, because: &'static str) -> Case {
         app,
         because,
         later: None,
-    }
-}
-
-fn volume(w: &mut Value, volume: Value) {
-    match w["spec"]["template"]["spec"]["volumes"].as_array_mut() {
-        Some(list) => list.push(volume),
-        None => w["spec"]["template"]["spec"]["volumes"] = json!([volume]),
     }
 }
 
@@ -95,7 +89,7 @@ fn cases() -> Vec<Case> {
             "whenScaled is Delete",
         ),
         case(
-            stateless("emptydir", 8_011).with(|w| volume(w, json!({"name": "scratch", "emptyDir": {}}))),
+            stateless("emptydir", 8_011).with_volume(json!({"name": "scratch", "emptyDir": {}})),
             "has the emptyDir scratch",
         ),
         case(stateful("ordered", 8_021, 2), "2 of them are not"),
@@ -116,11 +110,9 @@ fn cases() -> Vec<Case> {
         case(stateless("argo", 8_061).with(note("argocd.argoproj.io/tracking-id", "apps:apps/Deployment:default/argo")), "Argo CD owns"),
         case(optedout(stateless("optedout", 8_071)), "carries reattach.dev/opt-out"),
         case(
-            stateless("ephemeral", 8_091).with(|w| {
-                let template = json!({"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "linode-block-storage-retain",
-                    "resources": {"requests": {"storage": "10Gi"}}}});
-                volume(w, json!({"name": "cache", "ephemeral": {"volumeClaimTemplate": template}}));
-            }),
+            stateless("ephemeral", 8_091).with_volume(json!({"name": "cache", "ephemeral": {"volumeClaimTemplate": {
+                "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "linode-block-storage-retain",
+                    "resources": {"requests": {"storage": "10Gi"}}}}}})),
             "generic ephemeral volume cache",
         ),
     ];
@@ -169,8 +161,7 @@ fn optedout(mut app: App) -> App {
 }
 
 pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(seed, start, &NODES, sink).await?;
+    let mut s = Stage::new(seed, START, &NODES, sink).await?;
     s.heading(
         "Fourteen workloads that must not be scaled to zero, under a policy in mode Auto that keeps emptyDirs",
         &[],
@@ -197,14 +188,14 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         .flat_map(|c| &c.app.volumes)
     {
         s.tell(
-            Who::Provider,
+            Actor::Provider,
             DEAD_MOUNT,
             "removes the disk from the machine while the pod runs",
         );
         s.world.cloud.make_phantom(VolumeNo(volume.number))?;
     }
     s.tell(
-        Who::Person,
+        Actor::Person,
         UNWELCOME,
         "installs an admission policy that refuses new pods of this Deployment",
     );
@@ -212,13 +203,11 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     for case in &cases {
         if let Some(change) = &case.later {
             s.tell(
-                Who::Person,
+                Actor::Person,
                 &case.app.name,
                 "rolls out another release, which cannot start either",
             );
-            s.world
-                .merge("sre@example.org", &case.app.path(), change)
-                .await?;
+            s.world.merge(PERSON, &case.app.path(), change).await?;
         }
     }
     s.pass(Duration::from_secs(15)).await;
@@ -280,10 +269,7 @@ async fn bind_ephemeral(s: &mut Stage) -> Result<(), WorldError> {
     let Some(pod) = pods.first() else {
         return Ok(());
     };
-    let (name, uid) = (
-        pod["metadata"]["name"].as_str().unwrap_or_default(),
-        &pod["metadata"]["uid"],
-    );
+    let (name, uid) = (name(pod), uid(pod));
     let claim = format!("{name}-cache");
     let v = AppVolume {
         number: 8_092,

@@ -1,11 +1,11 @@
 //! Short scenarios on two nodes, each about one thing that can go wrong.
 
-use super::reading;
+use super::{TWO_NODES, fail_detaches, postgres, reading, redis};
 use crate::app::App;
 use crate::replica::{CrashPoint, Side};
 use crate::request_log::Target;
-use crate::stage::{Expect, Sink, Stage};
-use crate::timeline::Who;
+use crate::stage::{Expect, START, Sink, Stage, recovery_path};
+use crate::timeline::Actor;
 use crate::world::{APPS, PERSON, World, WorldError};
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
@@ -17,17 +17,8 @@ use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
 use std::time::Duration;
 
-const NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
 /// A recovery whose cloud detach is needed may wait out the runbook's patience and external-attacher's back-off.
 const LONG: Duration = Duration::from_secs(900);
-
-fn redis() -> App {
-    App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache")
-}
-
-fn postgres() -> App {
-    App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
-}
 
 /// Redis and PostgreSQL run, two replicas of the controller watch, and the policy has this mode.
 async fn set(
@@ -47,8 +38,7 @@ async fn set_by(
     apps: &[(App, Expect)],
     sink: Sink,
 ) -> Result<Stage, WorldError> {
-    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
-    let mut s = Stage::new(seed, start, &NODES, sink).await?;
+    let mut s = Stage::new(seed, START, &TWO_NODES, sink).await?;
     s.heading(
         &format!("Two nodes at Linode; the policy's mode is {mode}, its runbook {runbook}"),
         &[],
@@ -68,7 +58,7 @@ async fn set_by(
 }
 
 async fn recycle_both(s: &mut Stage) -> Result<(), WorldError> {
-    for (node, _) in NODES {
+    for (node, _) in TWO_NODES {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6))
             .await?;
     }
@@ -139,7 +129,7 @@ pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldE
     let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
     s.world.server().without_mutating_policies();
     s.tell(
-        Who::Kubernetes,
+        Actor::Kubernetes,
         "",
         "serves no MutatingAdmissionPolicy, as before 1.36",
     );
@@ -173,12 +163,7 @@ pub(super) async fn hold_stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage,
 
 /// The CSI driver fails every detach: each of the two volumes needs exactly one of ours.
 async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
-    s.world.csi.set_unpublish_fails(true);
-    s.tell(
-        Who::Provider,
-        "",
-        "the CSI driver's controller fails every detach from now on",
-    );
+    fail_detaches(s, true);
     recycle_both(s).await?;
     healed(s, &["redis", "postgres"]).await?;
     let detaches = s
@@ -198,16 +183,11 @@ async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
 
 pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running)], sink).await?;
-    s.world.csi.set_unpublish_fails(true);
-    s.tell(
-        Who::Provider,
-        "",
-        "the CSI driver's controller fails every detach from now on",
-    );
+    fail_detaches(&mut s, true);
     recycle_both(&mut s).await?;
     s.phases(&["redis"], &[Phase::Running], Duration::from_secs(120))
         .await?;
-    let zero = |w: &crate::world::World| {
+    let zero = |w: &World| {
         redis()
             .read(w.server())
             .is_some_and(|d| d["spec"]["replicas"] == 0)
@@ -218,12 +198,9 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let Some(recovery) = s.recovery_of("redis") else {
         return Ok(s);
     };
-    let path = format!(
-        "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
-        recovery.name_any()
-    );
+    let path = recovery_path(&recovery)?;
     s.tell(
-        Who::Person,
+        Actor::Person,
         "redis",
         "aborts: kubectl reattach abort redis-data",
     );
@@ -248,10 +225,9 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         s.broken
             .push("the abort did not restore redis to 1 replica".to_owned());
     }
-    s.world.csi.set_unpublish_fails(false);
-    s.tell(Who::Provider, "", "the CSI driver works again");
+    fail_detaches(&mut s, false);
     s.tell(
-        Who::Person,
+        Actor::Person,
         "redis",
         "asks for a recovery: kubectl reattach recover redis-data --mode Auto",
     );
@@ -261,7 +237,7 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "scale-to-zero", "requester": PERSON, "reason": "after the abort"},
     });
     s.world.create(PERSON, &again).await?;
-    let done = |w: &crate::world::World| {
+    let done = |w: &World| {
         let by_hand = w
             .recoveries()
             .into_iter()
@@ -311,7 +287,7 @@ pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldEr
                 "right after this request, before it read the reply"
             };
             s.tell(
-                Who::Kubernetes,
+                Actor::Kubernetes,
                 "",
                 format!("the leader's process was killed {word}: {at}"),
             );
@@ -332,12 +308,7 @@ pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldErro
         sink,
     )
     .await?;
-    s.world.csi.set_unpublish_fails(true);
-    s.tell(
-        Who::Provider,
-        "",
-        "the CSI driver's controller fails every detach from now on",
-    );
+    fail_detaches(&mut s, true);
     let lost = Fault::Error {
         status: 502,
         reason: "bad gateway".into(),
@@ -355,7 +326,7 @@ pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldErro
             .after(1)
             .times(1),
     );
-    s.tell(Who::Provider, "", "its API will carry out the first detach and answer it with an HTML page (502), and will lose the second request");
+    s.tell(Actor::Provider, "", "its API will carry out the first detach and answer it with an HTML page (502), and will lose the second request");
     recycle_both(&mut s).await?;
     nothing_is_under_way(&mut s).await?;
     healed(&mut s, &["redis", "postgres"]).await?;
@@ -376,16 +347,13 @@ async fn nothing_is_under_way(s: &mut Stage) -> Result<(), WorldError> {
     for recovery in s.world.recoveries().into_iter().filter(asks) {
         let claim = recovery.spec.claim_name.clone();
         s.tell(
-            Who::Person,
+            Actor::Person,
             "",
             format!(
                 "finds no detach in the cloud's history: kubectl reattach declare {claim} --nothing-under-way"
             ),
         );
-        let path = format!(
-            "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
-            recovery.name_any()
-        );
+        let path = recovery_path(&recovery)?;
         let word = json!({"declaredBy": PERSON, "reason": "drill", "at": s.world.now()});
         s.world
             .merge(PERSON, &path, &json!({"spec": {"nothingUnderWay": word}}))
@@ -411,16 +379,13 @@ pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
     let Some(recovery) = s.recovery_of("redis") else {
         return Ok(s);
     };
+    let path = recovery_path(&recovery)?;
     let hash = recovery
         .status
         .and_then(|st| st.plan_hash)
         .unwrap_or_default();
-    let path = format!(
-        "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
-        recovery.metadata.name.unwrap_or_default()
-    );
     s.tell(
-        Who::Person,
+        Actor::Person,
         "redis",
         format!("approves exactly this plan: kubectl reattach approve redis-data --plan {hash}"),
     );

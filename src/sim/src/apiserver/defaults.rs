@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use super::resource::ResourceType;
+use crate::object::text;
 
-fn default(object: &mut Value, key: &str, value: Value) {
+/// Sets a field that the object does not have.
+pub(super) fn default(object: &mut Value, key: &str, value: Value) {
     if object[key].is_null() {
         object[key] = value;
     }
@@ -121,11 +123,8 @@ fn pod(object: &mut Value) {
             "node.kubernetes.io/unreachable",
         ] {
             let tolerated = list.iter().any(|t| {
-                (t["key"] == key
-                    || (t["key"].as_str().unwrap_or_default().is_empty()
-                        && t["operator"] == "Exists"))
-                    && (t["effect"].as_str().unwrap_or_default().is_empty()
-                        || t["effect"] == "NoExecute")
+                let any_key = text(t, "/key").is_empty() && t["operator"] == "Exists";
+                (any_key || t["key"] == key) && matches!(text(t, "/effect"), "" | "NoExecute")
             });
             if !tolerated {
                 list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
@@ -133,13 +132,4 @@ fn pod(object: &mut Value) {
         }
     }
     object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"});
-    if object["spec"]["schedulingGates"]
-        .as_array()
-        .is_some_and(|g| !g.is_empty())
-    {
-        object["status"]["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates",
-        }]);
-    }
 }

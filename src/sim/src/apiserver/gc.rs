@@ -9,6 +9,7 @@ use super::resource::{ResourceType, StoreId};
 use super::state::State;
 use super::write::DeleteOptions;
 use crate::clock::rfc3339;
+use crate::object::{self, items, name, namespace, terminating, text};
 
 impl State {
     /// Removes an object for good and deletes what only it owned (background propagation, at once).
@@ -33,11 +34,7 @@ impl State {
     }
 
     fn dependents(&self, uid: &str) -> Vec<(StoreId, String, String)> {
-        let owned = |o: &Value| {
-            o["metadata"]["ownerReferences"]
-                .as_array()
-                .is_some_and(|refs| refs.iter().any(|r| r["uid"] == uid))
-        };
+        let owned = |o: &Value| items(o, "/metadata/ownerReferences").any(|r| r["uid"] == uid);
         let all = self.store.iter().filter(|(_, _, o)| owned(o));
         all.map(|(store, (ns, name), _)| (store.clone(), ns.clone(), name.clone()))
             .collect()
@@ -48,13 +45,9 @@ impl State {
             let Some(object) = self.store.get(&store, &ns, &name) else {
                 continue;
             };
-            let refs = object["metadata"]["ownerReferences"]
-                .as_array()
+            let living: Vec<Value> = items(&object, "/metadata/ownerReferences")
+                .filter(|r| self.store.uid_lives(text(r, "/uid")))
                 .cloned()
-                .unwrap_or_default();
-            let living: Vec<Value> = refs
-                .into_iter()
-                .filter(|r| r["uid"].as_str().is_some_and(|u| self.store.uid_lives(u)))
                 .collect();
             if !living.is_empty() {
                 let mut next = (*object).clone();
@@ -81,25 +74,14 @@ impl State {
     }
 
     fn drop_definition(&mut self, crd: &Value, now: Timestamp) {
-        let text = |p: &str| {
-            crd.pointer(p)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let (group, plural) = (text("/spec/group"), text("/spec/names/plural"));
-        let store = (group.clone(), plural.clone());
-        if let Some(rt) = self.type_of(&group, &plural) {
-            for object in self.store.list(&store, None) {
-                let meta = &object["metadata"];
-                let (ns, name) = (
-                    meta["namespace"].as_str().unwrap_or_default(),
-                    meta["name"].as_str().unwrap_or_default(),
-                );
+        let (group, plural) = (text(crd, "/spec/group"), text(crd, "/spec/names/plural"));
+        if let Some(rt) = self.type_of(group, plural) {
+            for object in self.store.list(&rt.store(), None) {
+                let (ns, name) = (namespace(&object), name(&object));
                 let _gone = self.delete(&rt, ns, name, &DeleteOptions::default(), now);
             }
         }
-        self.types.retain(|t| !t.is(&group, &plural));
+        self.types.retain(|t| !t.is(group, plural));
     }
 
     /// Marks a namespace and deletes its content; it goes when it is empty.
@@ -111,19 +93,16 @@ impl State {
     ) -> (Arc<Value>, bool) {
         let store: StoreId = (String::new(), "namespaces".into());
         let mut next = (**object).clone();
-        if next["metadata"]["deletionTimestamp"].is_null() {
+        if !terminating(&next) {
             next["metadata"]["deletionTimestamp"] = json!(rfc3339(now));
             next["status"]["phase"] = json!("Terminating");
         }
         let marked = self.store.put(&store, "", name, next);
         for rt in self.types.clone() {
             for object in self.store.list(&rt.store(), Some(name)) {
-                if rt.namespaced && object["metadata"]["deletionTimestamp"].is_null() {
-                    let item = object["metadata"]["name"]
-                        .as_str()
-                        .unwrap_or_default()
-                        .to_owned();
-                    let _gone = self.delete(&rt, name, &item, &DeleteOptions::default(), now);
+                if rt.namespaced && !terminating(&object) {
+                    let item = object::name(&object);
+                    let _gone = self.delete(&rt, name, item, &DeleteOptions::default(), now);
                 }
             }
         }
@@ -137,7 +116,7 @@ impl State {
         let terminating = self
             .store
             .get(&store, "", name)
-            .is_some_and(|ns| ns["metadata"]["deletionTimestamp"].is_string());
+            .is_some_and(|ns| object::terminating(&ns));
         if terminating && !self.store.iter().any(|(_, (ns, _), _)| ns == name) {
             self.store.remove(&store, "", name);
         }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::resource::StoreId;
 use super::rules::gates;
 use super::state::State;
+use crate::object::{items, name, text};
 use crate::rng::Rng;
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -56,11 +57,7 @@ impl State {
         for plural in [POLICIES, BINDINGS] {
             self.types.retain(|t| !t.is(GROUP, plural));
             for object in self.store.list(&store(plural), None) {
-                self.store.remove(
-                    &store(plural),
-                    "",
-                    object["metadata"]["name"].as_str().unwrap_or_default(),
-                );
+                self.store.remove(&store(plural), "", name(&object));
             }
         }
     }
@@ -76,9 +73,7 @@ impl State {
         if !(present(POLICIES) && present(BINDINGS)) {
             return;
         }
-        let bound = pod["spec"]["nodeName"]
-            .as_str()
-            .is_some_and(|n| !n.is_empty());
+        let bound = !text(pod, "/spec/nodeName").is_empty();
         if bound || gates(pod).iter().any(|gate| *gate == GATE) {
             return;
         }
@@ -92,11 +87,7 @@ impl State {
                 let uses = |volume: &Value| volume["persistentVolumeClaim"]["claimName"] == *claim;
                 recovery["metadata"]["labels"][LABEL] == "true"
                     && claim.is_string()
-                    && pod["spec"]["volumes"]
-                        .as_array()
-                        .into_iter()
-                        .flatten()
-                        .any(uses)
+                    && items(pod, "/spec/volumes").any(uses)
             });
         if !held {
             return;

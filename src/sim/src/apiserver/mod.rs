@@ -31,7 +31,7 @@ mod subresource;
 mod watch;
 mod write;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -41,12 +41,13 @@ pub use hooks::{
     WatchBreak,
 };
 pub use request::Verb;
-pub use resource::{ResourceType, ScalePaths};
-pub use selector::label_selector_matches;
 pub use serve::{ApiService, ReplyBody};
 pub use status::ApiStatus;
 
 use crate::clock::{Clock, rfc3339};
+use crate::kapi::lock;
+use crate::object::text;
+use defaults::default;
 use state::State;
 
 /// The server. Clones share one state.
@@ -68,11 +69,6 @@ impl std::fmt::Debug for ApiServer {
             .field("resource_version", &self.resource_version())
             .finish_non_exhaustive()
     }
-}
-
-/// A panic under the lock is a bug of the simulation; the state behind it is still whole.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ApiServer {
@@ -162,10 +158,7 @@ impl ApiServer {
     /// If the kind is not served: a stage that is set wrongly.
     pub fn insert(&self, object: &Value) -> Arc<Value> {
         let mut state = lock(&self.inner.state);
-        let (api_version, kind) = (
-            object["apiVersion"].as_str().unwrap_or_default(),
-            object["kind"].as_str().unwrap_or_default(),
-        );
+        let (api_version, kind) = (text(object, "/apiVersion"), text(object, "/kind"));
         let Some(rt) = state
             .types
             .iter()
@@ -179,27 +172,19 @@ impl ApiServer {
             events::to_core(&mut object);
         }
         let uid = state.rng.uuid();
+        let created = rfc3339(self.inner.clock.now());
         let meta = &mut object["metadata"];
-        let mut fill = |key: &str, value: Value| {
-            if meta[key].is_null() {
-                meta[key] = value;
-            }
-        };
-        fill("uid", json!(uid));
-        fill("creationTimestamp", json!(rfc3339(self.inner.clock.now())));
-        fill("generation", json!(1));
+        default(meta, "uid", json!(uid));
+        default(meta, "creationTimestamp", json!(created));
+        default(meta, "generation", json!(1));
         if rt.namespaced {
-            fill("namespace", json!("default"));
+            default(meta, "namespace", json!("default"));
         }
-        let text = |key: &str| meta[key].as_str().unwrap_or_default().to_owned();
-        let (ns, name) = (
-            if rt.namespaced {
-                text("namespace")
-            } else {
-                String::new()
-            },
-            text("name"),
-        );
+        let name = text(meta, "/name").to_owned();
+        let ns = match rt.namespaced {
+            true => text(meta, "/namespace").to_owned(),
+            false => String::new(),
+        };
         let stored = state.store.put(&rt.store(), &ns, &name, object);
         drop(state);
         self.inner.changed.notify_waiters();

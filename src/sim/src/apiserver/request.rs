@@ -174,10 +174,7 @@ pub(super) fn verb_of(
         ("PATCH", true) => Ok(Verb::Patch),
         ("DELETE", true) => Ok(Verb::Delete),
         ("DELETE", false) => Ok(Verb::DeleteCollection),
-        _ => Err(ApiStatus::new(
-            405,
-            "the server does not allow this method on the requested resource",
-        )),
+        _ => Err(ApiStatus::method_not_allowed()),
     }
 }
 

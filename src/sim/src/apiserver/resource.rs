@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Where a resource's `scale` subresource finds its numbers (JSON pointers).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScalePaths {
+pub(super) struct ScalePaths {
     /// Desired replicas, e.g. `/spec/replicas`.
     pub spec: String,
     /// Observed replicas, e.g. `/status/replicas`.
@@ -17,7 +17,7 @@ pub struct ScalePaths {
 
 /// One served resource (one version of it).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResourceType {
+pub(super) struct ResourceType {
     /// API group; empty for the core group.
     pub group: String,
     /// API version.
@@ -40,7 +40,6 @@ pub struct ResourceType {
 
 impl ResourceType {
     /// `group/version`, or `version` in the core group.
-    #[must_use]
     pub fn api_version(&self) -> String {
         if self.group.is_empty() {
             self.version.clone()
@@ -50,7 +49,6 @@ impl ResourceType {
     }
 
     /// `plural.group`, as error texts name it.
-    #[must_use]
     pub fn qualified(&self) -> String {
         if self.group.is_empty() {
             self.plural.clone()
@@ -60,7 +58,6 @@ impl ResourceType {
     }
 
     /// `Kind.group`, as validation errors name it.
-    #[must_use]
     pub fn kind_qualified(&self) -> String {
         if self.group.is_empty() {
             self.kind.clone()
@@ -70,7 +67,6 @@ impl ResourceType {
     }
 
     /// Where objects are stored: both kinds of Event share one place.
-    #[must_use]
     pub fn store(&self) -> StoreId {
         let group = if self.is_new_event() {
             String::new()
@@ -81,26 +77,23 @@ impl ResourceType {
     }
 
     /// `events.k8s.io/v1`.
-    #[must_use]
     pub fn is_new_event(&self) -> bool {
         self.group == "events.k8s.io" && self.plural == "events"
     }
 
     /// Whether this is `group`/`plural`.
-    #[must_use]
     pub fn is(&self, group: &str, plural: &str) -> bool {
         self.group == group && self.plural == plural
     }
 
     /// A core pod.
-    #[must_use]
     pub fn is_pod(&self) -> bool {
         self.is("", "pods")
     }
 }
 
 /// Group and plural name under which objects are stored.
-pub type StoreId = (String, String);
+pub(super) type StoreId = (String, String);
 
 /// Flags in the built-in table: namespaced, status, scale.
 const N: u8 = 1;

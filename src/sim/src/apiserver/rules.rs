@@ -7,6 +7,7 @@ use super::request::{ApiRequest, Verb};
 use super::resource::ResourceType;
 use super::status::ApiStatus;
 use crate::clock::rfc3339;
+use crate::object::{has_ended, items, text, uid};
 
 /// The fields of an apply, without those that identify the object.
 pub(super) fn intent(body: &Value) -> Value {
@@ -25,15 +26,7 @@ pub(super) fn intent(body: &Value) -> Value {
 
 /// The grace period of a pod's deletion: none for pods that no kubelet looks after.
 pub(super) fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
-    let unbound = pod["spec"]["nodeName"]
-        .as_str()
-        .unwrap_or_default()
-        .is_empty();
-    let finished = matches!(
-        pod["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed")
-    );
-    if unbound || finished {
+    if text(pod, "/spec/nodeName").is_empty() || has_ended(pod) {
         return 0;
     }
     asked
@@ -51,10 +44,7 @@ pub(super) fn check_versions(
     sent: &Value,
 ) -> Result<(), ApiStatus> {
     let rt = &req.rt;
-    let (have, want) = (
-        old["metadata"]["uid"].as_str().unwrap_or_default(),
-        sent["uid"].as_str().unwrap_or_default(),
-    );
+    let (have, want) = (uid(old), text(sent, "/uid"));
     let other = !want.is_empty() && want != have;
     let patched = req.verb == Verb::Patch;
     if other && !patched {
@@ -62,8 +52,8 @@ pub(super) fn check_versions(
             format!("Precondition failed: UID in precondition: {want}, UID in object meta: {have}");
         return Err(ApiStatus::conflict(rt, name, &why));
     }
-    let version = sent["resourceVersion"].as_str().unwrap_or_default();
-    if !version.is_empty() && Some(version) != old["metadata"]["resourceVersion"].as_str() {
+    let version = text(sent, "/resourceVersion");
+    if !version.is_empty() && old["metadata"]["resourceVersion"] != version {
         return Err(ApiStatus::modified(rt, name));
     }
     if other {
@@ -97,10 +87,7 @@ pub(super) fn spec_differs(old: &Value, new: &Value) -> bool {
 }
 
 pub(super) fn gates(pod: &Value) -> Vec<&Value> {
-    pod["spec"]["schedulingGates"]
-        .as_array()
-        .into_iter()
-        .flatten()
+    items(pod, "/spec/schedulingGates")
         .map(|g| &g["name"])
         .collect()
 }
@@ -113,23 +100,17 @@ pub(super) fn check_new_pod(
     if gates(pod).is_empty() {
         return Ok(());
     }
-    if pod["spec"]["nodeName"]
-        .as_str()
-        .is_some_and(|n| !n.is_empty())
-    {
+    if !text(pod, "/spec/nodeName").is_empty() {
         return Err(ApiStatus::invalid(
             rt,
             name,
             "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared",
         ));
     }
-    if pod["status"]["conditions"].is_null() {
-        // A gate that admission added.
-        pod["status"]["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates",
-        }]);
-    }
+    pod["status"]["conditions"] = json!([{
+        "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+        "message": "Scheduling is blocked due to non-empty scheduling gates",
+    }]);
     Ok(())
 }
 
@@ -164,7 +145,7 @@ pub(super) fn established(crd: &mut Value, now: Timestamp) {
     let at = rfc3339(now);
     crd["status"] = json!({
         "acceptedNames": crd["spec"]["names"],
-        "storedVersions": crd["spec"]["versions"].as_array().into_iter().flatten()
+        "storedVersions": items(crd, "/spec/versions")
             .filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect::<Vec<_>>(),
         "conditions": [
             {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found", "lastTransitionTime": at},

@@ -126,7 +126,7 @@ fn parse_label(part: &str) -> Option<(String, Op)> {
 }
 
 /// Whether a `metav1.LabelSelector` selects these labels. An empty selector selects everything, a null one nothing.
-pub fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
+pub(super) fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
     if selector.is_null() {
         return false;
     }

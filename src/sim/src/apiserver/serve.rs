@@ -19,7 +19,9 @@ use super::selector::Selector;
 use super::state::State;
 use super::status::ApiStatus;
 use super::store::{metadata_only, shown};
-use super::{ApiServer, discovery, lock, watch};
+use super::{ApiServer, discovery, watch};
+use crate::kapi::lock;
+use crate::object;
 
 /// Body of a response.
 pub type ReplyBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -107,7 +109,7 @@ impl Answer {
             Self::Object(object) => object,
             Self::List { .. } => return "",
         };
-        object["metadata"]["name"].as_str().unwrap_or_default()
+        object::name(object)
     }
 }
 
@@ -289,10 +291,7 @@ impl ApiServer {
             .cloned()
             .ok_or_else(ApiStatus::no_such_path)?;
         if rt.namespaced && namespace.is_none() && (name.is_some() || verb == Verb::Create) {
-            return Err(ApiStatus::new(
-                405,
-                "the server does not allow this method on the requested resource",
-            ));
+            return Err(ApiStatus::method_not_allowed());
         }
         let header = |key: &str| {
             head.headers
@@ -301,12 +300,13 @@ impl ApiServer {
                 .unwrap_or_default()
                 .to_owned()
         };
-        let user_agent = Some(header("user-agent"))
-            .filter(|a| !a.is_empty())
-            .unwrap_or_else(|| user.to_owned());
+        let mut user_agent = header("user-agent");
+        if user_agent.is_empty() {
+            user.clone_into(&mut user_agent);
+        }
         Ok(ApiRequest {
             verb,
-            namespace: if rt.namespaced { namespace } else { None },
+            namespace: namespace.filter(|_| rt.namespaced),
             rt,
             name,
             written_through: subresource.clone(),
@@ -339,9 +339,9 @@ impl ApiServer {
             field_manager: req.query("fieldManager").unwrap_or_default().to_owned(),
             dry_run: req.dry_run
                 || (req.verb.mutates()
-                    && [&body["dryRun"], &body["deleteOptions"]["dryRun"]]
+                    && ["/dryRun", "/deleteOptions/dryRun"]
                         .iter()
-                        .any(|d| d.as_array().is_some_and(|d| d.iter().any(|x| x == "All")))),
+                        .any(|at| object::items(body, at).any(|x| x == "All"))),
             code,
             body: (req.verb.mutates() && !body.is_null()).then(|| Arc::new(body.clone())),
         };

@@ -47,13 +47,6 @@ impl ApiStatus {
         }
     }
 
-    /// With another machine-readable reason.
-    #[must_use]
-    pub fn with_reason(mut self, reason: &str) -> Self {
-        self.reason = reason.into();
-        self
-    }
-
     fn about(mut self, rt: &ResourceType, name: &str) -> Self {
         self.details = json!({"name": name, "kind": rt.plural});
         if !rt.group.is_empty() {
@@ -63,28 +56,31 @@ impl ApiStatus {
     }
 
     /// 404: the object does not exist.
-    #[must_use]
-    pub fn not_found(rt: &ResourceType, name: &str) -> Self {
+    pub(super) fn not_found(rt: &ResourceType, name: &str) -> Self {
         Self::new(404, format!("{} \"{name}\" not found", rt.qualified())).about(rt, name)
     }
 
     /// 404: no such path.
-    #[must_use]
-    pub fn no_such_path() -> Self {
+    pub(super) fn no_such_path() -> Self {
         Self::new(404, "the server could not find the requested resource")
     }
 
+    /// 405: the resource takes no such request.
+    pub(super) fn method_not_allowed() -> Self {
+        let why = "the server does not allow this method on the requested resource";
+        Self::new(405, why)
+    }
+
     /// 409 `AlreadyExists`.
-    #[must_use]
-    pub fn already_exists(rt: &ResourceType, name: &str) -> Self {
-        Self::new(409, format!("{} \"{name}\" already exists", rt.qualified()))
-            .with_reason("AlreadyExists")
-            .about(rt, name)
+    pub(super) fn already_exists(rt: &ResourceType, name: &str) -> Self {
+        let why = format!("{} \"{name}\" already exists", rt.qualified());
+        let mut status = Self::new(409, why).about(rt, name);
+        status.reason = "AlreadyExists".into();
+        status
     }
 
     /// 409 `Conflict` with `why`.
-    #[must_use]
-    pub fn conflict(rt: &ResourceType, name: &str, why: &str) -> Self {
+    pub(super) fn conflict(rt: &ResourceType, name: &str, why: &str) -> Self {
         Self::new(
             409,
             format!(
@@ -96,15 +92,13 @@ impl ApiStatus {
     }
 
     /// 409 because of an old resourceVersion.
-    #[must_use]
-    pub fn modified(rt: &ResourceType, name: &str) -> Self {
+    pub(super) fn modified(rt: &ResourceType, name: &str) -> Self {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(rt, name, why)
     }
 
     /// 422 `Invalid`.
-    #[must_use]
-    pub fn invalid(rt: &ResourceType, name: &str, why: &str) -> Self {
+    pub(super) fn invalid(rt: &ResourceType, name: &str, why: &str) -> Self {
         Self::new(
             422,
             format!("{} \"{name}\" is invalid: {why}", rt.kind_qualified()),
@@ -113,14 +107,12 @@ impl ApiStatus {
     }
 
     /// 400 `BadRequest`.
-    #[must_use]
-    pub fn bad_request(message: impl Into<String>) -> Self {
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, message)
     }
 
     /// 403 `Forbidden` with `why`.
-    #[must_use]
-    pub fn forbidden(rt: &ResourceType, name: &str, why: &str) -> Self {
+    pub(super) fn forbidden(rt: &ResourceType, name: &str, why: &str) -> Self {
         Self::new(
             403,
             format!("{} \"{name}\" is forbidden: {why}", rt.qualified()),
@@ -129,8 +121,7 @@ impl ApiStatus {
     }
 
     /// The body of the response.
-    #[must_use]
-    pub fn body(&self) -> Value {
+    pub(super) fn body(&self) -> Value {
         let mut body = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,

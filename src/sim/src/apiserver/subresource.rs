@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use super::patch;
 use super::request::{ApiRequest, Verb};
 use super::resource::ScalePaths;
+use super::rules::gates;
 use super::selector::{label_selector_matches, selector_string};
 use super::state::State;
 use super::status::{self, ApiStatus};
 use super::write::DeleteOptions;
 use crate::clock::rfc3339;
+use crate::object::{has_ended, int_or_percent, is_ready, name, namespace, terminating, text, uid};
 
 /// Writes `value` at a JSON pointer, making objects on the way.
 fn set_pointer(object: &mut Value, pointer: &str, value: Value) {
@@ -57,12 +59,7 @@ impl State {
             Verb::Get => return Ok(scale),
             Verb::Update => scale = body.clone(),
             Verb::Patch => patch::apply(patch::kind_of(req)?, &mut scale, body)?,
-            _ => {
-                return Err(ApiStatus::new(
-                    405,
-                    "the server does not allow this method on the requested resource",
-                ));
-            }
+            _ => return Err(ApiStatus::method_not_allowed()),
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
@@ -98,10 +95,8 @@ impl State {
             ));
         }
         let pod = self.existing(req)?;
-        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
-        let exempt = matches!(phase, "Pending" | "Succeeded" | "Failed")
-            || pod["metadata"]["deletionTimestamp"].is_string();
-        if !exempt {
+        let pending = text(&pod, "/status/phase") == "Pending";
+        if !(pending || has_ended(&pod) || terminating(&pod)) {
             self.check_budgets(&pod)?;
         }
         let mut options = DeleteOptions::parse(&body["deleteOptions"], req);
@@ -124,19 +119,12 @@ impl State {
             }
         }
         self.delete(&req.rt, req.ns(), req.name(), &options, now)?;
-        Ok(status::success(
-            &req.rt,
-            req.name(),
-            pod["metadata"]["uid"].as_str().unwrap_or_default(),
-            201,
-        ))
+        Ok(status::success(&req.rt, req.name(), uid(&pod), 201))
     }
 
     fn check_budgets(&self, pod: &Value) -> Result<(), ApiStatus> {
-        let ns = pod["metadata"]["namespace"].as_str().unwrap_or_default();
-        let budgets = self
-            .store
-            .list(&("policy".into(), "poddisruptionbudgets".into()), Some(ns));
+        let kind = ("policy".into(), "poddisruptionbudgets".into());
+        let budgets = self.store.list(&kind, Some(namespace(pod)));
         let covers = |b: &&Arc<Value>| {
             label_selector_matches(&b["spec"]["selector"], &pod["metadata"]["labels"])
         };
@@ -162,7 +150,7 @@ impl State {
         if healthy > needed {
             return Ok(());
         }
-        let name = budget["metadata"]["name"].as_str().unwrap_or_default();
+        let name = name(budget);
         let mut refusal = ApiStatus::new(
             429,
             "Cannot evict pod as it would violate the pod's disruption budget.",
@@ -174,8 +162,8 @@ impl State {
 
     /// How a PodDisruptionBudget stands now.
     fn standing(&self, budget: &Value) -> Standing {
-        let ns = budget["metadata"]["namespace"].as_str().unwrap_or_default();
-        let pods = self.store.list(&(String::new(), "pods".into()), Some(ns));
+        let kind = (String::new(), "pods".into());
+        let pods = self.store.list(&kind, Some(namespace(budget)));
         let covered: Vec<_> = pods
             .iter()
             .filter(|p| {
@@ -185,12 +173,12 @@ impl State {
         let expected = covered.len() as i64;
         let healthy = covered
             .iter()
-            .filter(|p| p["metadata"]["deletionTimestamp"].is_null() && is_ready(p))
+            .filter(|p| !terminating(p) && is_ready(p))
             .count() as i64;
-        let needed = if budget["spec"]["maxUnavailable"].is_null() {
-            scaled(&budget["spec"]["minAvailable"], expected, 1)
-        } else {
-            expected - scaled(&budget["spec"]["maxUnavailable"], expected, 0)
+        let count = |field: &str| int_or_percent(&budget["spec"][field], expected, true);
+        let needed = match budget["spec"]["maxUnavailable"].is_null() {
+            true => count("minAvailable").unwrap_or(1),
+            false => expected - count("maxUnavailable").unwrap_or(0),
         };
         Standing {
             expected,
@@ -231,22 +219,20 @@ impl State {
             refusal.details = json!({"name": name, "kind": "pods/binding"});
             Err(refusal)
         };
-        if pod["metadata"]["deletionTimestamp"].is_string() {
+        if terminating(&pod) {
             return refuse(&format!(
                 "pod {} is being deleted, cannot be assigned to a host",
                 req.name()
             ));
         }
-        if let Some(node) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+        let node = text(&pod, "/spec/nodeName");
+        if !node.is_empty() {
             return refuse(&format!(
                 "pod {} is already assigned to node \"{node}\"",
                 req.name()
             ));
         }
-        if pod["spec"]["schedulingGates"]
-            .as_array()
-            .is_some_and(|g| !g.is_empty())
-        {
+        if !gates(&pod).is_empty() {
             return refuse(&format!(
                 "pod {} has non-empty .spec.schedulingGates",
                 req.name()
@@ -299,7 +285,7 @@ struct Standing {
 
 /// The preconditions of an eviction, in the words of that subresource.
 fn check_evicted(pod: &Value, options: &DeleteOptions) -> Result<(), ApiStatus> {
-    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let name = name(pod);
     for (field, what, want, since) in [
         ("uid", "UID", &options.uid, "deleted and then recreated"),
         (
@@ -333,24 +319,5 @@ fn add_condition(object: &mut Value, condition: Value) {
     if let Some(list) = list.as_array_mut() {
         list.retain(|c| c["type"] != condition["type"]);
         list.push(condition);
-    }
-}
-
-fn is_ready(pod: &Value) -> bool {
-    let conditions = pod["status"]["conditions"].as_array();
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True")
-}
-
-/// An int-or-percent of `total`, rounded up.
-fn scaled(value: &Value, total: i64, default: i64) -> i64 {
-    match value {
-        Value::String(s) => {
-            let percent: i64 = s.trim_end_matches('%').parse().unwrap_or(0);
-            (total * percent + 99) / 100
-        }
-        other => other.as_i64().unwrap_or(default),
     }
 }

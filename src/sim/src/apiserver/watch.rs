@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::BoxError;
 
+use super::ApiServer;
 use super::hooks::WatchBreak;
 use super::request::ApiRequest;
 use super::selector::Selector;
 use super::state::OpenWatch;
 use super::status::ApiStatus;
 use super::store::{Change, LogEntry, metadata_only, shown};
-use super::{ApiServer, lock};
+use crate::kapi::lock;
 
 /// How often a watch that asked for bookmarks gets one.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);

@@ -18,6 +18,7 @@ use super::rules::{
 use super::state::State;
 use super::status::{self, ApiStatus};
 use crate::clock::rfc3339;
+use crate::object::{items, name, terminating, text, uid};
 
 /// `DeleteOptions`, as far as they matter here.
 #[derive(Debug, Clone, Default)]
@@ -41,10 +42,7 @@ impl DeleteOptions {
             uid: text(&body["preconditions"]["uid"]),
             resource_version: text(&body["preconditions"]["resourceVersion"]),
             orphan: policy.as_deref() == Some("Orphan"),
-            dry_run: req.dry_run
-                || body["dryRun"]
-                    .as_array()
-                    .is_some_and(|d| d.iter().any(|x| x == "All")),
+            dry_run: req.dry_run || items(body, "/dryRun").any(|x| x == "All"),
         }
     }
 }
@@ -98,18 +96,30 @@ impl State {
             None => Err(namespaces.map_or_else(ApiStatus::no_such_path, |rt| {
                 ApiStatus::not_found(&rt, req.ns())
             })),
-            Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => {
-                Err(ApiStatus::forbidden(
-                    &req.rt,
-                    name,
-                    &format!(
-                        "unable to create new content in namespace {} because it is being terminated",
-                        req.ns()
-                    ),
-                ))
-            }
+            Some(ns) if terminating(&ns) => Err(ApiStatus::forbidden(
+                &req.rt,
+                name,
+                &format!(
+                    "unable to create new content in namespace {} because it is being terminated",
+                    req.ns()
+                ),
+            )),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Gives an object without a name one that begins with its `generateName`.
+    fn generate_name(&mut self, rt: &ResourceType, object: &mut Value) -> Result<(), ApiStatus> {
+        if !name(object).is_empty() {
+            return Ok(());
+        }
+        let prefix = text(object, "/metadata/generateName");
+        if prefix.is_empty() {
+            let why = "metadata.name: Required value: name or generateName is required";
+            return Err(ApiStatus::invalid(rt, "", why));
+        }
+        object["metadata"]["name"] = json!(format!("{prefix}{}", self.rng.suffix(5)));
+        Ok(())
     }
 
     /// POST to a collection (or the creating end of an apply).
@@ -120,62 +130,18 @@ impl State {
         now: Timestamp,
     ) -> Result<Arc<Value>, ApiStatus> {
         let rt = &req.rt;
-        if !object["metadata"].is_object() {
-            return Err(ApiStatus::bad_request(
-                "the object provided has no metadata",
-            ));
-        }
-        if object["kind"].as_str().is_some_and(|k| k != rt.kind) {
-            return Err(ApiStatus::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}",
-                object["kind"].as_str().unwrap_or_default(),
-                rt.version,
-                rt.kind
-            )));
-        }
+        check_sent(req, &object)?;
         if rt.is_new_event() {
             super::events::to_core(&mut object);
         }
-        if let Some(ns) = object["metadata"]["namespace"].as_str()
-            && rt.namespaced
-            && ns != req.ns()
-        {
-            return Err(ApiStatus::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        if object["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .is_empty()
-        {
-            let prefix = object["metadata"]["generateName"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            if prefix.is_empty() {
-                return Err(ApiStatus::invalid(
-                    rt,
-                    "",
-                    "metadata.name: Required value: name or generateName is required",
-                ));
-            }
-            let suffix = self.rng.suffix(5);
-            object["metadata"]["name"] = json!(format!("{prefix}{suffix}"));
-        }
-        let name = object["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        self.generate_name(rt, &mut object)?;
+        let name = name(&object).to_owned();
         self.check_namespace(req, &name)?;
         let store = rt.store();
         if self.store.get(&store, req.ns(), &name).is_some() {
             return Err(ApiStatus::already_exists(rt, &name));
         }
-        if object["metadata"]["resourceVersion"]
-            .as_str()
-            .is_some_and(|v| !v.is_empty())
-        {
+        if !text(&object, "/metadata/resourceVersion").is_empty() {
             return Err(ApiStatus::bad_request(
                 "resourceVersion should not be set on objects to be created",
             ));
@@ -318,10 +284,8 @@ impl State {
         if req.dry_run {
             return Ok(Arc::new(next));
         }
-        let done = next["metadata"]["deletionTimestamp"].is_string()
-            && next["metadata"]["finalizers"]
-                .as_array()
-                .is_none_or(Vec::is_empty)
+        let done = terminating(&next)
+            && items(&next, "/metadata/finalizers").next().is_none()
             && (!rt.is_pod() || next["metadata"]["deletionGracePeriodSeconds"].as_i64() == Some(0))
             && !rt.is("", "namespaces");
         let stored = self.store.put(&rt.store(), req.ns(), name, next);
@@ -418,10 +382,9 @@ impl State {
         } else {
             0
         };
-        let has_finalizers = meta["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-        let marked_grace = meta["deletionTimestamp"]
-            .is_string()
-            .then(|| meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0));
+        let has_finalizers = items(meta, "/finalizers").next().is_some();
+        let marked_grace =
+            terminating(&object).then(|| meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0));
         if options.dry_run {
             return Ok((object, !has_finalizers && grace == 0));
         }
@@ -430,7 +393,7 @@ impl State {
         }
         if grace == 0 && !has_finalizers {
             if options.orphan {
-                self.orphan_dependents(meta["uid"].as_str().unwrap_or_default());
+                self.orphan_dependents(uid(&object));
             }
             let last = self.remove(rt, ns, name, now).unwrap_or(object);
             return Ok((last, true));
@@ -460,13 +423,33 @@ impl State {
         self.admit(req, req.name(), None, Some(&old))?;
         let (object, gone) = self.delete(&req.rt, req.ns(), req.name(), &options, now)?;
         if gone && !req.rt.is_pod() {
-            return Ok(status::success(
-                &req.rt,
-                req.name(),
-                object["metadata"]["uid"].as_str().unwrap_or_default(),
-                200,
-            ));
+            return Ok(status::success(&req.rt, req.name(), uid(&object), 200));
         }
         Ok(super::store::outward(&req.rt, &object))
     }
+}
+
+/// What a client sends to be created must be of the kind and in the namespace that it sends it to.
+fn check_sent(req: &ApiRequest, object: &Value) -> Result<(), ApiStatus> {
+    let (rt, kind) = (&req.rt, text(object, "/kind"));
+    if !object["metadata"].is_object() {
+        return Err(ApiStatus::bad_request(
+            "the object provided has no metadata",
+        ));
+    }
+    if !kind.is_empty() && kind != rt.kind {
+        return Err(ApiStatus::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {}",
+            rt.version, rt.kind
+        )));
+    }
+    if let Some(ns) = object["metadata"]["namespace"].as_str()
+        && rt.namespaced
+        && ns != req.ns()
+    {
+        return Err(ApiStatus::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
 }

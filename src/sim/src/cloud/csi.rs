@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::{CloudApi, CloudApiError, CloudVolumes, CsiCode, CsiError, Published};
+use super::{CloudApiError, SimulatedCloud};
 use crate::names::id_of;
 
 /// Poll interval while an attach or detach is under way (linodego).
@@ -17,11 +16,46 @@ const BUSY_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long the driver waits for an attach or detach.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The controller part of Linode's CSI driver over any [`CloudApi`]. Clones share their switches.
+/// gRPC codes that CSI controllers answer with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CsiCode {
+    /// The volume or the node does not exist.
+    NotFound,
+    /// The volume is attached elsewhere.
+    FailedPrecondition,
+    /// Try again.
+    Unavailable,
+    /// The deadline of the call has passed.
+    DeadlineExceeded,
+    /// Anything else.
+    Internal,
+}
+
+/// An error of a CSI call, printed as gRPC clients print it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("rpc error: code = {code:?} desc = {message}")]
+pub(crate) struct CsiError {
+    code: CsiCode,
+    message: String,
+}
+
+impl CsiError {
+    pub(crate) fn new(code: CsiCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    fn internal(what: &str, error: &CloudApiError) -> Self {
+        Self::new(CsiCode::Internal, format!("{what}: {error}"))
+    }
+}
+
+/// The controller part of Linode's CSI driver, which external-attacher calls. Clones share their switches.
 #[derive(Clone)]
 pub struct LinodeCsi {
-    cloud: Arc<dyn CloudApi>,
-    down: Arc<AtomicBool>,
+    cloud: SimulatedCloud,
     unpublish_fails: Arc<AtomicBool>,
     publishes_nodes: Arc<AtomicBool>,
 }
@@ -29,10 +63,9 @@ pub struct LinodeCsi {
 impl LinodeCsi {
     /// A controller for `cloud`.
     #[must_use]
-    pub fn new(cloud: Arc<dyn CloudApi>) -> Self {
+    pub fn new(cloud: SimulatedCloud) -> Self {
         Self {
             cloud,
-            down: Arc::default(),
             unpublish_fails: Arc::default(),
             publishes_nodes: Arc::new(AtomicBool::new(true)),
         }
@@ -44,52 +77,32 @@ impl LinodeCsi {
         self.publishes_nodes.store(publishes, Ordering::Relaxed);
     }
 
-    /// While down, every call ends in `Unavailable`.
-    pub fn set_down(&self, down: bool) {
-        self.down.store(down, Ordering::Relaxed);
-    }
-
     /// While set, Unpublish of a volume that the cloud still shows as attached to the node fails and detaches nothing.
     pub fn set_unpublish_fails(&self, fails: bool) {
         self.unpublish_fails.store(fails, Ordering::Relaxed);
     }
 
-    fn check_up(&self) -> Result<(), CsiError> {
-        if self.down.load(Ordering::Relaxed) {
-            let why = "connection error: desc = \"transport: Error while dialing: connect: connection refused\"";
-            return Err(CsiError::new(CsiCode::Unavailable, why));
-        }
-        Ok(())
+    /// The cloud behind the driver.
+    pub(crate) fn cloud(&self) -> &SimulatedCloud {
+        &self.cloud
     }
 
-    async fn publish_now(&self, handle: &str, node_id: &str) -> Result<(), CsiError> {
-        self.check_up()?;
+    /// `ControllerPublishVolume`: returns when the volume is attached.
+    pub(crate) async fn publish(&self, handle: &str, node_id: &str) -> Result<(), CsiError> {
         let id = id_of(handle);
-        let internal = |what: &str| {
-            let what = what.to_owned();
-            move |e: CloudApiError| CsiError::new(CsiCode::Internal, format!("{what}: {e}"))
-        };
-        if !self
-            .cloud
-            .instance_exists(node_id)
-            .await
-            .map_err(internal("get linode instance"))?
-        {
+        let exists = self.cloud.instance_exists(node_id);
+        if !exists.map_err(|e| CsiError::internal("get linode instance", &e))? {
             return Err(CsiError::new(
                 CsiCode::NotFound,
                 format!("linode instance {node_id} not found"),
             ));
         }
-        let volume = match self.cloud.volume(handle).await {
-            Ok(v) => v,
-            Err(CloudApiError::NotFound) => {
-                return Err(CsiError::new(
-                    CsiCode::NotFound,
-                    format!("volume not found: {id}"),
-                ));
+        let volume = self.cloud.volume(handle).map_err(|e| match e {
+            CloudApiError::NotFound => {
+                CsiError::new(CsiCode::NotFound, format!("volume not found: {id}"))
             }
-            Err(e) => return Err(internal("get volume")(e)),
-        };
+            e => CsiError::internal("get volume", &e),
+        })?;
         match volume.holder.as_deref() {
             Some(holder) if holder != node_id => {
                 let why = format!("volume {id} is already attached to linode {holder}");
@@ -99,21 +112,17 @@ impl LinodeCsi {
             None => patient(|| self.cloud.attach(handle, node_id))
                 .await
                 .map_err(|e| {
-                    let code = if e.to_string().contains("is already attached") {
-                        CsiCode::Unavailable
-                    } else {
-                        CsiCode::Internal
+                    let code = match e {
+                        CloudApiError::AlreadyAttached(_) => CsiCode::Unavailable,
+                        _ => CsiCode::Internal,
                     };
                     CsiError::new(code, format!("attach volume: {e}"))
                 })?,
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let v = self
-                .cloud
-                .volume(handle)
-                .await
-                .map_err(internal("wait for volume to attach"))?;
+            let v = self.cloud.volume(handle);
+            let v = v.map_err(|e| CsiError::internal("wait for volume to attach", &e))?;
             if v.ready && v.holder.as_deref() == Some(node_id) {
                 return Ok(());
             }
@@ -127,18 +136,18 @@ impl LinodeCsi {
         }
     }
 
-    async fn unpublish_now(&self, handle: &str, node_id: &str) -> Result<(), CsiError> {
-        self.check_up()?;
+    /// `ControllerUnpublishVolume`: returns when the volume is detached from this node.
+    pub(crate) async fn unpublish(&self, handle: &str, node_id: &str) -> Result<(), CsiError> {
         let id = id_of(handle);
-        let volume = match self.cloud.volume(handle).await {
-            Ok(v) => v,
+        let holder = match self.cloud.volume(handle) {
+            Ok(v) => v.holder,
             Err(CloudApiError::NotFound) => return Ok(()),
-            Err(e) => return Err(CsiError::new(CsiCode::Internal, format!("get volume: {e}"))),
+            Err(e) => return Err(CsiError::internal("get volume", &e)),
         };
-        if volume.holder.as_deref().is_some_and(|h| h != node_id) {
+        if holder.as_deref().is_some_and(|h| h != node_id) {
             return Ok(());
         }
-        if volume.holder.is_some() && self.unpublish_fails.load(Ordering::Relaxed) {
+        if holder.is_some() && self.unpublish_fails.load(Ordering::Relaxed) {
             return Err(CsiError::new(
                 CsiCode::Internal,
                 format!("detach volume {id}: [500] Internal Server Error"),
@@ -146,87 +155,48 @@ impl LinodeCsi {
         }
         match patient(|| self.cloud.detach(handle)).await {
             Ok(()) | Err(CloudApiError::NotFound) => {}
-            Err(e) => {
-                return Err(CsiError::new(
-                    CsiCode::Internal,
-                    format!("detach volume {id}: {e}"),
-                ));
-            }
+            Err(e) => return Err(CsiError::internal(&format!("detach volume {id}"), &e)),
         }
         let deadline = Instant::now() + PATIENCE;
+        let waiting = format!("wait for volume {id} to detach");
         loop {
-            match self.cloud.volume(handle).await {
+            match self.cloud.volume(handle) {
                 Ok(v) if v.holder.is_none() => return Ok(()),
                 Err(CloudApiError::NotFound) => return Ok(()),
                 Ok(_) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
                 Ok(_) => {
                     return Err(CsiError::new(
                         CsiCode::Internal,
-                        format!("wait for volume {id} to detach: timed out"),
+                        format!("{waiting}: timed out"),
                     ));
                 }
-                Err(e) => {
-                    return Err(CsiError::new(
-                        CsiCode::Internal,
-                        format!("wait for volume {id} to detach: {e}"),
-                    ));
-                }
+                Err(e) => return Err(CsiError::internal(&waiting, &e)),
             }
         }
+    }
+
+    /// `ListVolumes`: handle and node ID of each volume that is published. `None` if the driver has no such capability.
+    pub(crate) fn list_published(&self) -> Result<Option<Vec<(String, String)>>, CsiError> {
+        if !self.publishes_nodes.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let all = self.cloud.volumes();
+        let all = all.map_err(|e| CsiError::internal("list volumes", &e))?;
+        let published = all.into_iter().filter_map(|v| Some((v.handle, v.holder?)));
+        Ok(Some(published.collect()))
     }
 }
 
 /// linodego repeats a call that is answered "Linode busy." until the caller's patience ends.
-async fn patient<'a, F>(mut call: F) -> Result<(), CloudApiError>
-where
-    F: FnMut() -> BoxFuture<'a, Result<(), CloudApiError>>,
-{
+async fn patient(call: impl Fn() -> Result<(), CloudApiError>) -> Result<(), CloudApiError> {
     let mut wait = POLL;
     loop {
-        match call().await {
-            Err(CloudApiError::Refused {
-                status: 400,
-                reason,
-            }) if reason == "Linode busy." => {
+        match call() {
+            Err(CloudApiError::Busy) => {
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(BUSY_WAIT_MAX);
             }
             other => return other,
         }
-    }
-}
-
-impl CloudVolumes for LinodeCsi {
-    fn publish<'a>(
-        &'a self,
-        handle: &'a str,
-        node_id: &'a str,
-    ) -> BoxFuture<'a, Result<(), CsiError>> {
-        Box::pin(self.publish_now(handle, node_id))
-    }
-
-    fn unpublish<'a>(
-        &'a self,
-        handle: &'a str,
-        node_id: &'a str,
-    ) -> BoxFuture<'a, Result<(), CsiError>> {
-        Box::pin(self.unpublish_now(handle, node_id))
-    }
-
-    fn list_published(&self) -> BoxFuture<'_, Result<Option<Published>, CsiError>> {
-        Box::pin(async {
-            if !self.publishes_nodes.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            self.check_up()?;
-            let all = self.cloud.volumes().await;
-            let all =
-                all.map_err(|e| CsiError::new(CsiCode::Internal, format!("list volumes: {e}")))?;
-            Ok(Some(
-                all.into_iter()
-                    .filter_map(|v| Some((v.handle, v.holder?)))
-                    .collect(),
-            ))
-        })
     }
 }

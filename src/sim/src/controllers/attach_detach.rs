@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Context, ready};
+use super::Context;
 use crate::events::Recorder;
-use crate::kapi::{
-    Informer, Kapi, MERGE, Tasks, code_of, is_bound, items, name, namespace, terminating, text,
-};
+use crate::kapi::{Informer, Kapi, MERGE, Tasks, code_of};
 use crate::names::{attachment_name, unique_volume_name};
+use crate::object::{
+    claims_of, has_ended, is_bound, is_ready, items, name, namespace, terminating, text,
+};
 use crate::rng::Rng;
 
 /// `maxWaitForUnmountDuration`: the 6-minute rule.
@@ -26,7 +27,7 @@ const WAIT: Duration = Duration::from_secs(120);
 /// Back-off of operations: 0.5 s doubling to 2 min 2 s.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 /// The taint that declares a node dead; the effect does not matter.
-pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+pub(super) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Spec {
@@ -99,7 +100,6 @@ struct Wanted {
 }
 
 struct AttachDetach {
-    ctx: Context,
     kapi: Kapi,
     pods: Informer,
     nodes: Informer,
@@ -119,20 +119,25 @@ pub(super) async fn run(ctx: Context) {
     let client = ctx.client("system:serviceaccount:kube-system:attachdetach-controller");
     let (tasks, wake) = (Tasks::default(), Arc::new(Notify::new()));
     let follow = |path: &str| Informer::spawn(&tasks, client.clone(), path, wake.clone());
+    let kapi = Kapi::new(client.clone());
     let mut controller = AttachDetach {
         pods: follow("/api/v1/pods"),
         nodes: follow("/api/v1/nodes"),
         attachments: follow("/apis/storage.k8s.io/v1/volumeattachments"),
         volumes: follow("/api/v1/persistentvolumes"),
         claims: follow("/api/v1/persistentvolumeclaims"),
-        kapi: Kapi::new(client.clone()),
         world: BTreeMap::new(),
         in_use: BTreeMap::new(),
         multi_attach_told: BTreeSet::new(),
-        events: Recorder::new("attachdetach-controller", ""),
+        events: Recorder::new(
+            kapi.clone(),
+            ctx.server.clock(),
+            "attachdetach-controller",
+            "",
+        ),
+        kapi,
         next_sync: Instant::now()
             + Rng::new(ctx.seed, "attach-detach").between(Duration::ZERO, SYNC),
-        ctx,
     };
     let all = [
         &controller.pods,
@@ -207,7 +212,7 @@ impl AttachDetach {
             if node.is_empty() || is_terminated(&pod) || self.nodes.get("", node).is_none() {
                 continue;
             }
-            for claim in super::claims_of(&pod) {
+            for (_, claim) in claims_of(&pod) {
                 let Some(claim) = self.claims.get(namespace(&pod), &claim) else {
                     continue;
                 };
@@ -333,9 +338,8 @@ impl AttachDetach {
                     let pv = spec.map_or_else(String::new, |s| s.pv);
                     let message = format!("AttachVolume.Attach failed for volume \"{pv}\" : {why}");
                     for pod in wanted.into_iter().flat_map(|w| &w.pods) {
-                        let at = (self.ctx.now)();
                         self.events
-                            .record(&self.kapi, pod, true, "FailedAttachVolume", &message, at)
+                            .warning(pod, "FailedAttachVolume", &message)
                             .await;
                     }
                 }
@@ -360,7 +364,7 @@ impl AttachDetach {
             return;
         }
         let timed_out = now.duration_since(since) >= FORCE_AFTER;
-        let healthy = node.as_ref().is_some_and(|n| ready(n));
+        let healthy = node.as_ref().is_some_and(|n| is_ready(n));
         let out_of_service = node
             .as_ref()
             .is_some_and(|n| items(n, "/spec/taints").any(|t| t["key"] == OUT_OF_SERVICE));
@@ -466,8 +470,8 @@ impl AttachDetach {
             .iter()
             .filter(|p| text(p, "/spec/nodeName") != node && !is_terminated(p))
             .filter(|p| {
-                super::claims_of(p).iter().any(|claim| {
-                    let claim = self.claims.get(namespace(p), claim);
+                claims_of(p).any(|(_, claim)| {
+                    let claim = self.claims.get(namespace(p), &claim);
                     let spec = claim.and_then(|c| self.spec_of(text(&c, "/spec/volumeName")));
                     spec.is_some_and(|s| unique_volume_name(&s.handle, &s.driver) == *volume)
                 })
@@ -486,9 +490,8 @@ impl AttachDetach {
             )
         };
         for pod in &want.pods {
-            let at = (self.ctx.now)();
             self.events
-                .record(&self.kapi, pod, true, "FailedAttachVolume", &message, at)
+                .warning(pod, "FailedAttachVolume", &message)
                 .await;
         }
     }
@@ -565,9 +568,7 @@ fn attachment_of((volume, node): &Key) -> String {
 
 /// `util.IsPodTerminated`: finished, or being deleted with no container running.
 fn is_terminated(pod: &Value) -> bool {
-    if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded") {
-        return true;
-    }
-    terminating(pod)
-        && items(pod, "/status/containerStatuses").all(|c| c["state"]["running"].is_null())
+    has_ended(pod)
+        || terminating(pod)
+            && items(pod, "/status/containerStatuses").all(|c| c["state"]["running"].is_null())
 }

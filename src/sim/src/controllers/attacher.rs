@@ -13,14 +13,17 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Context;
 use crate::clock::rfc3339;
-use crate::cloud::{CloudVolumes, CsiCode, CsiError};
-use crate::kapi::{Informer, Kapi, MERGE, Tasks, items, name, terminating, text, uid};
+use crate::cloud::{CsiCode, CsiError, LinodeCsi};
+use crate::kapi::{Informer, Kapi, MERGE, Tasks};
+use crate::object::{items, name, terminating, text, uid};
 use crate::rng::Rng;
 
 /// `--retry-interval-start` and `--retry-interval-max`.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// `--reconcile-sync`.
 const RECONCILE: Duration = Duration::from_secs(60);
+/// `--timeout`: how long one call of the CSI controller may take.
+const CSI_TIMEOUT: Duration = Duration::from_secs(60);
 const NODE_ID: &str = "csi.alpha.kubernetes.io/node-id";
 
 /// The attacher's state of one VolumeAttachment (by UID).
@@ -43,22 +46,16 @@ struct Done {
 struct Attacher {
     ctx: Context,
     kapi: Kapi,
-    csi: Arc<dyn CloudVolumes>,
-    driver: String,
-    timeout: Duration,
+    csi: LinodeCsi,
+    driver: &'static str,
     attachments: Informer,
     memory: BTreeMap<String, Memory>,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     next_reconcile: Instant,
 }
 
-/// Runs the attacher of `driver` until the task is aborted; `timeout` bounds one call of the CSI controller.
-pub(super) async fn run(
-    ctx: Context,
-    csi: Arc<dyn CloudVolumes>,
-    driver: String,
-    timeout: Duration,
-) {
+/// Runs the attacher of this CSI driver until the task is aborted.
+pub(super) async fn run(ctx: Context, csi: LinodeCsi) {
     let client = ctx.client("system:serviceaccount:kube-system:csi-attacher");
     let (tasks, wake) = (Tasks::default(), Arc::new(Notify::new()));
     let path = "/apis/storage.k8s.io/v1/volumeattachments";
@@ -68,9 +65,8 @@ pub(super) async fn run(
         next_reconcile: Instant::now()
             + Rng::new(ctx.seed, "attacher").between(Duration::ZERO, RECONCILE),
         ctx,
+        driver: csi.cloud().ground().driver(),
         csi,
-        driver,
-        timeout,
         memory: BTreeMap::new(),
         running: FuturesUnordered::new(),
     };
@@ -137,7 +133,7 @@ impl Attacher {
             if memory.busy {
                 continue;
             }
-            let ours = items(va, "/metadata/finalizers").any(|f| *f == finalizer(&self.driver));
+            let ours = items(va, "/metadata/finalizers").any(|f| *f == finalizer(self.driver));
             let attached = va["status"]["attached"] == true;
             let due = if terminating(va) {
                 ours
@@ -158,9 +154,8 @@ impl Attacher {
             let attempt = Attempt {
                 kapi: self.kapi.clone(),
                 csi: self.csi.clone(),
-                driver: self.driver.clone(),
-                timeout: self.timeout,
-                now: self.ctx.now.clone(),
+                driver: self.driver,
+                ctx: self.ctx.clone(),
             };
             let va = va.clone();
             self.running.push(Box::pin(async move {
@@ -210,14 +205,13 @@ impl Attacher {
 
     /// Compares every VolumeAttachment with what the driver publishes and forces a look at each mismatch.
     async fn reconcile(&mut self) {
-        let published = match tokio::time::timeout(self.timeout, self.csi.list_published()).await {
-            Ok(Ok(Some(list))) => list,
-            Ok(Ok(None)) => return,
-            Ok(Err(e)) => {
+        let published = match self.csi.list_published() {
+            Ok(Some(list)) => list,
+            Ok(None) => return,
+            Err(e) => {
                 tracing::debug!(error = %e, "volumes were not listed");
                 return;
             }
-            Err(_) => return,
         };
         for va in self
             .attachments
@@ -235,7 +229,7 @@ impl Attacher {
             else {
                 continue;
             };
-            let Some(node_id) = node_id(&self.kapi, va, &self.driver).await else {
+            let Some(node_id) = node_id(&self.kapi, va, self.driver).await else {
                 continue;
             };
             let handle = text(&pv, "/spec/csi/volumeHandle");
@@ -269,10 +263,9 @@ async fn node_id(kapi: &Kapi, va: &Value, driver: &str) -> Option<String> {
 
 struct Attempt {
     kapi: Kapi,
-    csi: Arc<dyn CloudVolumes>,
-    driver: String,
-    timeout: Duration,
-    now: crate::clock::NowFn,
+    csi: LinodeCsi,
+    driver: &'static str,
+    ctx: Context,
 }
 
 impl Attempt {
@@ -288,7 +281,7 @@ impl Attempt {
         let written = match result {
             Ok(()) if deleting => {
                 let keep: Vec<&Value> = items(va, "/metadata/finalizers")
-                    .filter(|f| **f != finalizer(&self.driver))
+                    .filter(|f| **f != finalizer(self.driver))
                     .collect();
                 let body = json!({"metadata": {"uid": uid(va), "finalizers": keep}});
                 self.kapi.patch(&path, MERGE, &body).await
@@ -300,7 +293,7 @@ impl Attempt {
                     .await
             }
             Err(message) => {
-                let error = json!({"message": message, "time": rfc3339((self.now)())});
+                let error = json!({"message": message, "time": rfc3339(self.ctx.now())});
                 let mut body = json!({"metadata": {"uid": uid(va)}, "status": {field: error}});
                 if va["status"]["attached"].is_null() {
                     body["status"]["attached"] = json!(false);
@@ -355,39 +348,32 @@ impl Attempt {
     async fn attach(&self, va: &Value, path: &str) -> Result<(), String> {
         let handle = self.handle(va).await?;
         let node = text(va, "/spec/nodeName");
-        let id = node_id(&self.kapi, va, &self.driver).await;
+        let id = node_id(&self.kapi, va, self.driver).await;
         let id =
             id.ok_or_else(|| format!("CSINode {node} does not contain driver {}", self.driver))?;
-        if !items(va, "/metadata/finalizers").any(|f| *f == finalizer(&self.driver)) {
+        if !items(va, "/metadata/finalizers").any(|f| *f == finalizer(self.driver)) {
             let body = json!({"metadata": {"uid": uid(va), "resourceVersion": va["metadata"]["resourceVersion"],
-                "finalizers": [finalizer(&self.driver)], "annotations": {NODE_ID: id}}});
+                "finalizers": [finalizer(self.driver)], "annotations": {NODE_ID: id}}});
             self.kapi
                 .patch(path, MERGE, &body)
                 .await
                 .map_err(|e| e.to_string())?;
         }
-        self.bounded(self.csi.publish(&handle, &id))
-            .await
-            .map_err(|e| e.to_string())
+        bounded(self.csi.publish(&handle, &id)).await
     }
 
     async fn detach(&self, va: &Value) -> Result<(), String> {
         let handle = self.handle(va).await?;
-        let id = node_id(&self.kapi, va, &self.driver).await;
+        let id = node_id(&self.kapi, va, self.driver).await;
         let id =
             id.ok_or_else(|| format!("node ID of {} is not known", text(va, "/spec/nodeName")))?;
-        self.bounded(self.csi.unpublish(&handle, &id))
-            .await
-            .map_err(|e| e.to_string())
+        bounded(self.csi.unpublish(&handle, &id)).await
     }
+}
 
-    async fn bounded(&self, call: BoxFuture<'_, Result<(), CsiError>>) -> Result<(), CsiError> {
-        match tokio::time::timeout(self.timeout, call).await {
-            Ok(result) => result,
-            Err(_) => Err(CsiError::new(
-                CsiCode::DeadlineExceeded,
-                "context deadline exceeded",
-            )),
-        }
-    }
+/// A call of the CSI controller, with its time limit.
+async fn bounded(call: impl Future<Output = Result<(), CsiError>>) -> Result<(), String> {
+    let late = CsiError::new(CsiCode::DeadlineExceeded, "context deadline exceeded");
+    let result = tokio::time::timeout(CSI_TIMEOUT, call).await;
+    result.unwrap_or(Err(late)).map_err(|e| e.to_string())
 }

@@ -5,7 +5,8 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::workload::Controller;
-use crate::kapi::{Informer, MERGE, items, name, namespace, terminating, text, uid};
+use crate::kapi::{Informer, MERGE};
+use crate::object::{claims_of, items, name, namespace, terminating, text, uid};
 
 const PROTECTION: &str = "kubernetes.io/pvc-protection";
 
@@ -50,8 +51,7 @@ async fn look(
         let protected = items(&claim, "/metadata/finalizers").any(|f| f == PROTECTION);
         if terminating(&claim) {
             let used = pods.all().iter().any(|p| {
-                namespace(p) == namespace(&claim)
-                    && super::claims_of(p).iter().any(|n| n == name(&claim))
+                namespace(p) == namespace(&claim) && claims_of(p).any(|(_, n)| n == name(&claim))
             });
             if protected && !used {
                 let keep: Vec<_> = items(&claim, "/metadata/finalizers")

@@ -10,8 +10,9 @@ use super::workload::{
     Controller, active, app_path, controller_of, owner, pod_ready, write_status,
 };
 use crate::clock::rfc3339;
-use crate::kapi::{Informer, MERGE, items, name, namespace, terminating, text, uid};
+use crate::kapi::{Informer, MERGE};
 use crate::names::short_hash;
+use crate::object::{int_or_percent, items, name, namespace, terminating, text, uid};
 
 const HASH: &str = "pod-template-hash";
 
@@ -27,18 +28,6 @@ pub(super) async fn run(ctx: Context) {
     loop {
         c.next(at).await;
         at = c.after(look(&c, &deployments, &sets, &pods).await);
-    }
-}
-
-/// An int-or-percent of `total`; percentages round as asked.
-fn portion(value: &Value, total: i64, up: bool) -> i64 {
-    match value
-        .as_str()
-        .and_then(|s| s.trim_end_matches('%').parse::<i64>().ok())
-    {
-        Some(percent) if up => (total * percent + 99) / 100,
-        Some(percent) => total * percent / 100,
-        None => value.as_i64().unwrap_or(0),
     }
 }
 
@@ -78,6 +67,11 @@ fn owned(d: &Value, sets: &Informer) -> Vec<Arc<Value>> {
         .into_iter()
         .filter(|s| controller_of(s) == uid(d) && !terminating(s))
         .collect()
+}
+
+fn max_unavailable(d: &Value, want: i64) -> i64 {
+    let value = &d["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"];
+    int_or_percent(value, want, false).unwrap_or(0)
 }
 
 fn hash_of(d: &Value) -> String {
@@ -137,8 +131,8 @@ async fn sync(
         return Ok(());
     }
     let rolling = &d["spec"]["strategy"]["rollingUpdate"];
-    let surge = portion(&rolling["maxSurge"], want, true);
-    let mut unavailable = portion(&rolling["maxUnavailable"], want, false);
+    let surge = int_or_percent(&rolling["maxSurge"], want, true).unwrap_or(0);
+    let mut unavailable = max_unavailable(d, want);
     if surge == 0 && unavailable == 0 {
         unavailable = 1;
     }
@@ -195,15 +189,10 @@ async fn status(
         .count();
     let want = d["spec"]["replicas"].as_i64().unwrap_or(1);
     let missing = (want - i64::try_from(ready).unwrap_or(0)).max(0);
-    let available = missing
-        <= portion(
-            &d["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"],
-            want,
-            false,
-        );
+    let available = missing <= max_unavailable(d, want);
     let complete =
         missing == 0 && i64::try_from(updated).unwrap_or(0) == want && all.len() == updated;
-    let now = rfc3339((c.ctx.now)());
+    let now = rfc3339(c.ctx.now());
     let condition = |kind: &str, on: bool, reason: &str| {
         let value = if on { "True" } else { "False" };
         let old = items(d, "/status/conditions")

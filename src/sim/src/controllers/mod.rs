@@ -11,54 +11,56 @@ mod scheduler;
 mod statefulset;
 mod workload;
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
 
-use crate::clock::NowFn;
-use crate::cloud::CloudVolumes;
-use crate::kapi::{Tasks, condition, items, name, text};
-
-/// Makes a client for an identity.
-pub type ClientFactory = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+use crate::apiserver::ApiServer;
+use crate::cloud::LinodeCsi;
+use crate::kapi::Tasks;
+use crate::object::text;
 
 /// The context of every controller.
 #[derive(Clone)]
-pub(crate) struct Context {
-    clients: ClientFactory,
-    now: NowFn,
+struct Context {
+    server: ApiServer,
     seed: u64,
 }
 
 impl Context {
     fn client(&self, user: &str) -> Client {
-        (self.clients)(user)
+        self.server.client_as(user)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.server.clock().now()
     }
 }
 
 /// The controllers of one cluster. Dropping it stops them.
 pub struct Controllers {
     ctx: Context,
+    csi: LinodeCsi,
     manager: Tasks,
     scheduler: Tasks,
     attacher: Tasks,
-    csi: Option<(String, Arc<dyn CloudVolumes>, Duration)>,
 }
 
 impl Controllers {
-    /// Controllers that are not started yet.
-    #[must_use]
-    pub fn new(clients: ClientFactory, now: NowFn, seed: u64) -> Self {
-        let ctx = Context { clients, now, seed };
-        Self {
-            ctx,
+    /// Starts all controllers of a cluster whose volumes this CSI controller attaches.
+    pub(crate) fn start(server: ApiServer, csi: LinodeCsi, seed: u64) -> Self {
+        let controllers = Self {
+            ctx: Context { server, seed },
+            csi,
             manager: Tasks::default(),
             scheduler: Tasks::default(),
             attacher: Tasks::default(),
-            csi: None,
-        }
+        };
+        controllers.start_manager();
+        let scheduler = scheduler::run(controllers.ctx.clone());
+        controllers.scheduler.spawn(scheduler);
+        controllers.start_attacher();
+        controllers
     }
 
     /// Starts (or restarts, with its memory lost) what kube-controller-manager does.
@@ -78,51 +80,25 @@ impl Controllers {
         self.manager.abort_all();
     }
 
-    /// Starts the scheduler.
-    pub fn start_scheduler(&self) {
-        self.scheduler.abort_all();
-        self.scheduler.spawn(scheduler::run(self.ctx.clone()));
-    }
-
-    /// Starts external-attacher for `driver`; one call of the CSI controller may take `timeout`.
-    pub fn start_attacher(&mut self, driver: &str, csi: Arc<dyn CloudVolumes>, timeout: Duration) {
-        self.csi = Some((driver.to_owned(), csi, timeout));
-        self.resume_attacher();
-    }
-
     /// Stops external-attacher.
     pub fn stop_attacher(&self) {
         self.attacher.abort_all();
     }
 
-    /// Starts external-attacher again, with its memory lost.
-    pub fn resume_attacher(&self) {
+    /// Starts (or restarts, with its memory lost) external-attacher.
+    pub fn start_attacher(&self) {
         self.attacher.abort_all();
-        if let Some((driver, csi, timeout)) = &self.csi {
-            self.attacher.spawn(attacher::run(
-                self.ctx.clone(),
-                csi.clone(),
-                driver.clone(),
-                *timeout,
-            ));
-        }
+        let attacher = attacher::run(self.ctx.clone(), self.csi.clone());
+        self.attacher.spawn(attacher);
     }
 }
 
-/// Names of the claims that a pod uses.
-fn claims_of(pod: &Value) -> Vec<String> {
-    items(pod, "/spec/volumes")
-        .filter_map(|v| match v["persistentVolumeClaim"]["claimName"].as_str() {
-            Some(claim) => Some(claim.to_owned()),
-            None if v["ephemeral"].is_object() => {
-                Some(format!("{}-{}", name(pod), text(v, "/name")))
-            }
-            None => None,
-        })
-        .collect()
-}
-
-/// Whether a Node is Ready.
-fn ready(node: &Value) -> bool {
-    condition(node, "Ready") == "True"
+/// Whether a toleration covers key and value of a taint.
+fn covers(toleration: &Value, taint: &Value) -> bool {
+    let any = toleration["operator"] == "Exists";
+    let key_fits = match text(toleration, "/key") {
+        "" => any,
+        key => taint["key"] == key,
+    };
+    key_fits && (any || text(toleration, "/value") == text(taint, "/value"))
 }

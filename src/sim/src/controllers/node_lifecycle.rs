@@ -6,13 +6,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::Context;
 use super::attach_detach::OUT_OF_SERVICE;
-use super::workload::Controller;
+use super::workload::{Controller, delete_pod};
+use super::{Context, covers};
 use crate::clock::rfc3339;
-use crate::kapi::{
-    Informer, MERGE, STRATEGIC, code_of, condition, items, name, namespace, terminating, text, uid,
-};
+use crate::kapi::{Informer, MERGE, STRATEGIC, code_of};
+use crate::object::{condition, is_ready, items, name, pod_path, terminating, text, uid};
 
 /// `--node-monitor-grace-period` of 1.32 and later.
 const GRACE: Duration = Duration::from_secs(50);
@@ -96,7 +95,7 @@ async fn look(
 
 /// Ready becomes Unknown, and the node's pods unready.
 async fn declare_unknown(c: &Controller, node: &Value, caches: &Caches) -> Result<(), kube::Error> {
-    let at = rfc3339((c.ctx.now)());
+    let at = rfc3339(c.ctx.now());
     let body = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
         "message": "Kubelet stopped posting node status.", "lastTransitionTime": at}]}});
     let written = c
@@ -114,16 +113,12 @@ async fn declare_unknown(c: &Controller, node: &Value, caches: &Caches) -> Resul
         .iter()
         .filter(|p| text(p, "/spec/nodeName") == name(node))
     {
-        if condition(pod, "Ready") != "True" {
+        if !is_ready(pod) {
             continue;
         }
         let body = json!({"metadata": {"uid": uid(pod)}, "status": {"conditions": [
             {"type": "Ready", "status": "False", "lastTransitionTime": at}]}});
-        let path = format!(
-            "/api/v1/namespaces/{}/pods/{}/status",
-            namespace(pod),
-            name(pod)
-        );
+        let path = format!("{}/status", pod_path(pod));
         match c.kapi.patch(&path, STRATEGIC, &body).await {
             Err(e) if !matches!(code_of(&e), 404 | 409 | 422) => return Err(e),
             _ => {}
@@ -148,7 +143,7 @@ async fn taint(c: &Controller, node: &Value) -> Result<(), kube::Error> {
     if right {
         return Ok(());
     }
-    let at = rfc3339((c.ctx.now)());
+    let at = rfc3339(c.ctx.now());
     let mut taints: Vec<Value> = items(node, "/spec/taints")
         .filter(|t| !is_ours(t))
         .cloned()
@@ -171,16 +166,8 @@ async fn taint(c: &Controller, node: &Value) -> Result<(), kube::Error> {
 
 /// How long a pod tolerates a NoExecute taint; `None`: for ever.
 fn toleration(pod: &Value, taint: &Value) -> Option<Duration> {
-    let matching = items(pod, "/spec/tolerations").filter(|t| {
-        let key = text(t, "/key");
-        let key_fits = if key.is_empty() {
-            t["operator"] == "Exists"
-        } else {
-            taint["key"] == key
-        };
-        let value_fits = t["operator"] == "Exists" || text(t, "/value") == text(taint, "/value");
-        key_fits && value_fits && matches!(text(t, "/effect"), "" | "NoExecute")
-    });
+    let matching = items(pod, "/spec/tolerations")
+        .filter(|t| covers(t, taint) && matches!(text(t, "/effect"), "" | "NoExecute"));
     let mut longest = Some(Duration::ZERO);
     for t in matching {
         match t["tolerationSeconds"].as_i64() {
@@ -221,15 +208,7 @@ async fn evict(
             memory.next_eviction = Some(memory.next_eviction.map_or(at, |n| n.min(at)));
             continue;
         }
-        let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(&pod), name(&pod));
-        match c
-            .kapi
-            .delete(&path, &json!({"preconditions": {"uid": uid(&pod)}}))
-            .await
-        {
-            Err(e) if code_of(&e) != 409 => return Err(e),
-            _ => {}
-        }
+        delete_pod(&c.kapi, &pod, json!({})).await?;
     }
     memory.tainted = kept;
     Ok(())
@@ -256,16 +235,11 @@ async fn collect(
             }
             Some(node) => {
                 let declared = items(&node, "/spec/taints").any(|t| t["key"] == OUT_OF_SERVICE);
-                declared && terminating(&pod) && condition(&node, "Ready") != "True"
+                declared && terminating(&pod) && !is_ready(&node)
             }
         };
         if doomed {
-            let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(&pod), name(&pod));
-            let options = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid(&pod)}});
-            match c.kapi.delete(&path, &options).await {
-                Err(e) if code_of(&e) != 409 => return Err(e),
-                _ => {}
-            }
+            delete_pod(&c.kapi, &pod, json!({"gracePeriodSeconds": 0})).await?;
         }
     }
     memory.missing = missing;

@@ -4,8 +4,11 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::Context;
-use super::workload::{Controller, active, controller_of, pod_of, pod_ready, write_status};
-use crate::kapi::{Informer, name, namespace, terminating, text, uid};
+use super::workload::{
+    Controller, active, controller_of, delete_pod, pod_of, pod_ready, write_status,
+};
+use crate::kapi::Informer;
+use crate::object::{name, namespace, terminating, text, uid};
 
 pub(super) async fn run(ctx: Context) {
     let mut c = Controller::new(
@@ -49,13 +52,7 @@ async fn look(
         // Unbound and unready pods go first.
         ours.sort_by_key(|p| (pod_ready(p), !text(p, "/spec/nodeName").is_empty()));
         for pod in ours.iter().take(ours.len().saturating_sub(want)) {
-            let options = json!({"preconditions": {"uid": uid(pod)}});
-            if let Err(e) = c
-                .kapi
-                .delete(&format!("{collection}/{}", name(pod)), &options)
-                .await
-                && crate::kapi::code_of(&e) != 409
-            {
+            if let Err(e) = delete_pod(&c.kapi, pod, json!({})).await {
                 failure = Some(e);
             }
         }

@@ -8,9 +8,12 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::workload::{Controller, active};
-use super::{Context, claims_of, ready};
+use super::{Context, covers};
 use crate::events::Recorder;
-use crate::kapi::{Informer, code_of, items, name, namespace, terminating, text, uid};
+use crate::kapi::{Informer, code_of};
+use crate::object::{
+    claims_of, is_ready, items, name, namespace, pod_path, terminating, text, uid,
+};
 use crate::rng::Rng;
 
 /// Unschedulable pods are tried again after this, or when something changed.
@@ -30,7 +33,6 @@ struct Scheduler {
 }
 
 pub(super) async fn run(ctx: Context) {
-    let seed = ctx.seed;
     let mut c = Controller::new(ctx, "system:kube-scheduler");
     let mut scheduler = Scheduler {
         pods: c.follow("/api/v1/pods"),
@@ -38,8 +40,13 @@ pub(super) async fn run(ctx: Context) {
         claims: c.follow("/api/v1/persistentvolumeclaims"),
         volumes: c.follow("/api/v1/persistentvolumes"),
         csi_nodes: c.follow("/apis/storage.k8s.io/v1/csinodes"),
-        events: Recorder::new("default-scheduler", ""),
-        rng: Rng::new(seed, "scheduler"),
+        events: Recorder::new(
+            c.kapi.clone(),
+            c.ctx.server.clock(),
+            "default-scheduler",
+            "",
+        ),
+        rng: Rng::new(c.ctx.seed, "scheduler"),
         last: BTreeMap::new(),
         c,
     };
@@ -53,21 +60,14 @@ pub(super) async fn run(ctx: Context) {
 
 fn tolerates(pod: &Value, taint: &Value) -> bool {
     items(pod, "/spec/tolerations").any(|t| {
-        let key = text(t, "/key");
         let effect = text(t, "/effect");
-        let key_fits = if key.is_empty() {
-            t["operator"] == "Exists"
-        } else {
-            taint["key"] == key
-        };
-        let value_fits = t["operator"] == "Exists" || text(t, "/value") == text(taint, "/value");
-        key_fits && value_fits && (effect.is_empty() || taint["effect"] == effect)
+        covers(t, taint) && (effect.is_empty() || taint["effect"] == effect)
     })
 }
 
 impl Scheduler {
     fn volumes_of(&self, pod: &Value) -> Option<Vec<String>> {
-        let claims = claims_of(pod).into_iter().map(|claim| {
+        let claims = claims_of(pod).map(|(_, claim)| {
             let claim = self.claims.get(namespace(pod), &claim)?;
             let bound = text(&claim, "/status/phase") == "Bound" && !terminating(&claim);
             bound.then(|| text(&claim, "/spec/volumeName").to_owned())
@@ -77,7 +77,7 @@ impl Scheduler {
 
     /// Why a node does not fit; `None`: it fits.
     fn misfit(&self, pod: &Value, volumes: &[String], node: &Value) -> Option<&'static str> {
-        if !ready(node) {
+        if !is_ready(node) {
             return Some("node(s) were not ready");
         }
         if node["spec"]["unschedulable"] == true {
@@ -191,28 +191,15 @@ impl Scheduler {
             Some(node) => node,
             None => fits.swap_remove(self.rng.below(fits.len())),
         };
-        let path = format!(
-            "/api/v1/namespaces/{}/pods/{}/binding",
-            namespace(pod),
-            name(pod)
-        );
+        let path = pod_path(pod);
         let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name(pod), "uid": uid(pod)},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
-        match self.c.kapi.create(&path, &body).await {
+        match self.c.kapi.create(&format!("{path}/binding"), &body).await {
             Ok(_) => {}
             Err(e) if matches!(code_of(&e), 404 | 409) => return Ok(true),
             Err(e) => return Err(e),
         }
-        if let Ok(Some(live)) = self
-            .c
-            .kapi
-            .get(&format!(
-                "/api/v1/namespaces/{}/pods/{}",
-                namespace(pod),
-                name(pod)
-            ))
-            .await
-        {
+        if let Ok(Some(live)) = self.c.kapi.get(&path).await {
             self.pods.saw(&live).await;
         }
         let message = format!(
@@ -220,17 +207,11 @@ impl Scheduler {
             namespace(pod),
             name(pod)
         );
-        let at = (self.c.ctx.now)();
-        self.events
-            .record(&self.c.kapi, pod, false, "Scheduled", &message, at)
-            .await;
+        self.events.normal(pod, "Scheduled", &message).await;
         Ok(true)
     }
 
     async fn tell(&mut self, pod: &Value, message: &str) {
-        let at = (self.c.ctx.now)();
-        self.events
-            .record(&self.c.kapi, pod, true, "FailedScheduling", message, at)
-            .await;
+        self.events.warning(pod, "FailedScheduling", message).await;
     }
 }

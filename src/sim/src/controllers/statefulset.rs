@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Context;
-use super::workload::{Controller, controller_of, owner, pod_of, pod_ready, write_status};
-use crate::kapi::{Informer, MERGE, code_of, items, name, namespace, terminating, text, uid};
+use super::workload::{
+    Controller, controller_of, delete_pod, owner, pod_of, pod_ready, write_status,
+};
+use crate::kapi::{Informer, MERGE, code_of};
 use crate::names::short_hash;
+use crate::object::{has_ended, items, name, namespace, terminating, text, uid};
 
 const REVISION: &str = "controller-revision-hash";
 
@@ -78,15 +81,18 @@ fn current_revision(set: &Value) -> String {
     }
 }
 
+/// Pods from this ordinal on get the newest revision.
+fn partition_of(set: &Value) -> i64 {
+    set["spec"]["updateStrategy"]["rollingUpdate"]["partition"]
+        .as_i64()
+        .unwrap_or(0)
+}
+
 fn claim_name(template: &Value, set: &Value, ordinal: i64) -> String {
     format!("{}-{}-{ordinal}", name(template), name(set))
 }
 
-fn template_of(c: &Value) -> &Value {
-    &c["spec"]["template"]
-}
-
-/// A pod is healthy when it runs, is ready and is not going.
+/// Whether a pod runs, is Ready and is not being deleted.
 fn healthy(pod: &Value) -> bool {
     text(pod, "/status/phase") == "Running" && pod_ready(pod)
 }
@@ -105,12 +111,8 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
                     return Ok(());
                 }
             }
-            Some(pod)
-                if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded")
-                    && !terminating(pod) =>
-            {
-                delete(c, pod).await?;
-                return Ok(());
+            Some(pod) if has_ended(pod) && !terminating(pod) => {
+                return delete_pod(&c.kapi, pod, json!({})).await;
             }
             Some(pod) => {
                 ensure_claims(c, set, caches, n).await?;
@@ -134,7 +136,7 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
             return Ok(());
         }
         retain_or_release(c, set, caches, *n, pod).await?;
-        delete(c, pod).await?;
+        delete_pod(&c.kapi, pod, json!({})).await?;
         if ordered {
             return Ok(());
         }
@@ -142,9 +144,7 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
     if scaling_down || set["spec"]["updateStrategy"]["type"] == "OnDelete" {
         return Ok(());
     }
-    let partition = set["spec"]["updateStrategy"]["rollingUpdate"]["partition"]
-        .as_i64()
-        .unwrap_or(0);
+    let partition = partition_of(set);
     let revision = update_revision(set);
     for (_, pod) in pods
         .iter()
@@ -153,7 +153,7 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
     {
         if pod["metadata"]["labels"][REVISION] != revision.as_str() {
             if !terminating(pod) {
-                delete(c, pod).await?;
+                delete_pod(&c.kapi, pod, json!({})).await?;
             }
             return Ok(());
         }
@@ -171,7 +171,7 @@ async fn ensure_revision(c: &Controller, set: &Value) -> Result<(), kube::Error>
     }
     let body = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "revision": 1,
         "metadata": {"name": revision, "namespace": namespace(set), "ownerReferences": [owner("StatefulSet", set)]},
-        "data": {"spec": {"template": template_of(set)}}});
+        "data": {"spec": {"template": set["spec"]["template"]}}});
     let path = format!(
         "/apis/apps/v1/namespaces/{}/controllerrevisions",
         namespace(set)
@@ -219,10 +219,8 @@ async fn ensure_claims(
 async fn create(c: &Controller, set: &Value, caches: &Caches, n: i64) -> Result<(), kube::Error> {
     ensure_claims(c, set, caches, n).await?;
     let pod_name = format!("{}-{n}", name(set));
-    let mut pod = pod_of(template_of(set), "StatefulSet", set);
-    let partition = set["spec"]["updateStrategy"]["rollingUpdate"]["partition"]
-        .as_i64()
-        .unwrap_or(0);
+    let mut pod = pod_of(&set["spec"]["template"], "StatefulSet", set);
+    let partition = partition_of(set);
     let revision = if n < partition {
         current_revision(set)
     } else {
@@ -250,18 +248,6 @@ async fn create(c: &Controller, set: &Value, caches: &Caches, n: i64) -> Result<
         }
         Err(e) if code_of(&e) == 409 => Ok(()),
         Err(e) => Err(e),
-    }
-}
-
-async fn delete(c: &Controller, pod: &Value) -> Result<(), kube::Error> {
-    let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(pod), name(pod));
-    match c
-        .kapi
-        .delete(&path, &json!({"preconditions": {"uid": uid(pod)}}))
-        .await
-    {
-        Err(e) if code_of(&e) != 409 => Err(e),
-        _ => Ok(()),
     }
 }
 

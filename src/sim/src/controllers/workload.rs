@@ -8,12 +8,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::Context;
-use crate::kapi::{
-    Informer, Kapi, MERGE, Tasks, condition, items, name, namespace, terminating, text, uid,
+use crate::kapi::{Informer, Kapi, MERGE, Tasks, code_of};
+use crate::object::{
+    has_ended, is_ready, items, name, namespace, pod_path, terminating, text, uid,
 };
 
 /// How long a controller takes to act on a change (its queue and its requests).
-pub(super) const REACTION: Duration = Duration::from_millis(150);
+const REACTION: Duration = Duration::from_millis(150);
 /// How often a controller looks without a reason.
 const RESYNC: Duration = Duration::from_secs(30);
 /// Pause after a failed look.
@@ -94,12 +95,12 @@ pub(super) fn owner(kind: &str, object: &Value) -> Value {
 
 /// Whether a pod counts: not finished and not being deleted.
 pub(super) fn active(pod: &Value) -> bool {
-    !terminating(pod) && !matches!(text(pod, "/status/phase"), "Failed" | "Succeeded")
+    !terminating(pod) && !has_ended(pod)
 }
 
 /// Whether a pod is Ready and not being deleted.
 pub(super) fn pod_ready(pod: &Value) -> bool {
-    !terminating(pod) && condition(pod, "Ready") == "True"
+    !terminating(pod) && is_ready(pod)
 }
 
 /// A pod from a template.
@@ -111,6 +112,19 @@ pub(super) fn pod_of(template: &Value, kind: &str, parent: &Value) -> Value {
     pod["metadata"]["namespace"] = json!(namespace(parent));
     pod["metadata"]["ownerReferences"] = json!([owner(kind, parent)]);
     pod
+}
+
+/// Deletes a pod by its UID, with these options besides. It is no error if another pod has the name by now.
+pub(super) async fn delete_pod(
+    kapi: &Kapi,
+    pod: &Value,
+    mut options: Value,
+) -> Result<(), kube::Error> {
+    options["preconditions"] = json!({"uid": uid(pod)});
+    match kapi.delete(&pod_path(pod), &options).await {
+        Err(e) if code_of(&e) == 409 => Ok(()),
+        result => result,
+    }
 }
 
 /// The path of an object of the apps group.

@@ -65,8 +65,8 @@ pub(super) struct HostView {
     pub boot_id: String,
     pub booted: Timestamp,
     pub node: String,
-    /// Kernel name, device, and whether its udev link is missing.
-    pub devices: Vec<(String, GuestDevice, bool)>,
+    /// Each device with its kernel name.
+    pub devices: Vec<(String, GuestDevice)>,
     pub staged: Vec<MountView>,
     pub pod_dirs: Vec<MountView>,
     pub processes: Vec<ProcessView>,
@@ -261,14 +261,12 @@ fn entries(view: &HostView) -> Entries {
     };
     device(&mut b, "sda", &boot_disk, "QEMU    ", "QEMU HARDDISK   ");
     b.dir("dev/disk/by-id");
-    for (name, d, hidden) in &view.devices {
+    for (name, d) in &view.devices {
         device(&mut b, name, d, "Linode  ", "Volume          ");
-        if !hidden {
-            b.link(
-                format!("dev/disk/by-id/scsi-0Linode_Volume_{}", d.label),
-                format!("../../{name}"),
-            );
-        }
+        b.link(
+            format!("dev/disk/by-id/scsi-0Linode_Volume_{}", d.label),
+            format!("../../{name}"),
+        );
     }
     b.dir(format!("{KUBELET}/plugins/kubernetes.io/csi"));
     b.dir(format!("{KUBELET}/pods"));

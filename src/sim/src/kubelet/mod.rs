@@ -15,7 +15,7 @@ mod show;
 mod volumes;
 mod worker;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,8 +25,8 @@ use kube::Client;
 use reattach_cloud_simulator::InstanceNo;
 use tokio::sync::watch;
 
-use crate::clock::NowFn;
-use crate::cloud::{Ground, Hardware, Power};
+use crate::clock::Clock;
+use crate::cloud::{Ground, Power, SimulatedCloud};
 use crate::kapi::{Tasks, lock};
 use crate::rng::Rng;
 use volumes::VolumeSpec;
@@ -121,12 +121,10 @@ struct Disk {
 struct Shared {
     config: KubeletConfig,
     client: Client,
-    hardware: Arc<dyn Hardware>,
-    now: NowFn,
+    cloud: SimulatedCloud,
+    clock: Clock,
     disk: Mutex<Disk>,
     faults: Mutex<NodePluginFaults>,
-    /// Devices that udev gave a link, and whose link was lost over a live device.
-    hidden: Mutex<BTreeSet<String>>,
     cut: watch::Sender<bool>,
     is_cut: watch::Receiver<bool>,
     rng: Mutex<Rng>,
@@ -147,12 +145,7 @@ pub struct SimKubelet {
 impl SimKubelet {
     /// A node that is off.
     #[must_use]
-    pub fn new(
-        config: KubeletConfig,
-        client: Client,
-        hardware: Arc<dyn Hardware>,
-        now: NowFn,
-    ) -> Self {
+    pub fn new(config: KubeletConfig, client: Client, cloud: SimulatedCloud, clock: Clock) -> Self {
         let (cut, is_cut) = watch::channel(false);
         let rng = Rng::new(config.seed, &config.node);
         let host = config.host_root.clone().map(host::HostTree::new);
@@ -160,11 +153,10 @@ impl SimKubelet {
             client: gate::gated(client, is_cut.clone()),
             is_cut,
             config,
-            hardware,
-            now,
+            cloud,
+            clock,
             disk: Mutex::default(),
             faults: Mutex::default(),
-            hidden: Mutex::default(),
             cut,
             rng: Mutex::new(rng),
             boot: Mutex::default(),
@@ -196,11 +188,11 @@ impl SimKubelet {
     }
 
     /// Boots the machine: a new boot ID, then kubelet. Does nothing while it runs.
-    pub async fn power_on(&self) {
-        self.power_on_with(DiskAfter::Kept).await;
+    pub fn power_on(&self) {
+        self.power_on_with(DiskAfter::Kept);
     }
 
-    async fn power_on_with(&self, disk: DiskAfter) {
+    fn power_on_with(&self, disk: DiskAfter) {
         if !self.boot_id().is_empty() && self.is_on() {
             return;
         }
@@ -210,10 +202,7 @@ impl SimKubelet {
         let first = self.boot_id().is_empty();
         let boot = lock(&self.shared.rng).uuid();
         *lock(&self.shared.boot) = boot;
-        self.shared
-            .hardware
-            .power(&self.shared.config.instance, Power::On)
-            .await;
+        self.shared.cloud.set_power(self.instance(), Power::On);
         self.tasks.spawn(worker::run(self.shared.clone(), first));
     }
 
@@ -224,20 +213,13 @@ impl SimKubelet {
     }
 
     /// Cuts the power: everything in memory is gone, the disk stays.
-    pub async fn power_off(&self) {
-        self.lose_power(Power::Off).await;
-    }
-
-    async fn lose_power(&self, how: Power) {
+    pub fn power_off(&self) {
         self.power_lost();
-        self.shared
-            .hardware
-            .power(&self.shared.config.instance, how)
-            .await;
+        self.shared.cloud.set_power(self.instance(), Power::Off);
     }
 
     /// As [`SimKubelet::power_off`], by the cloud's own doing: the cloud is not told.
-    pub fn power_lost(&self) {
+    pub(crate) fn power_lost(&self) {
         self.tasks.abort_all();
         if let Some(host) = lock(&self.shared.host).as_mut() {
             host.clear();
@@ -247,15 +229,15 @@ impl SimKubelet {
     /// The cloud recycles the machine uncleanly; it is back `off_for` later, with the disk kept or re-imaged.
     pub async fn recycle(&self, disk: DiskAfter, off_for: Duration) {
         self.shared.recycled.store(true, Ordering::Relaxed);
-        self.lose_power(Power::Recycle).await;
+        self.power_lost();
+        self.shared.cloud.set_power(self.instance(), Power::Recycle);
         tokio::time::sleep(off_for).await;
-        self.power_on_with(disk).await;
+        self.power_on_with(disk);
         self.shared.recycled.store(false, Ordering::Relaxed);
     }
 
     /// Whether a recycle of its own is under way.
-    #[must_use]
-    pub fn is_being_recycled(&self) -> bool {
+    pub(crate) fn is_being_recycled(&self) -> bool {
         self.shared.recycled.load(Ordering::Relaxed)
     }
 
@@ -279,15 +261,5 @@ impl SimKubelet {
     /// Sets the faults of the CSI node plugin.
     pub fn set_plugin_faults(&self, faults: NodePluginFaults) {
         *lock(&self.shared.faults) = faults;
-    }
-
-    /// Hides (or shows again) the udev link of a volume: the device is there, NodeStage does not find it.
-    pub fn hide_device(&self, handle: &str, hidden: bool) {
-        let mut set = lock(&self.shared.hidden);
-        if hidden {
-            set.insert(handle.to_owned())
-        } else {
-            set.remove(handle)
-        };
     }
 }

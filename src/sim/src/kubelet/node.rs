@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::Shared;
 use crate::clock::{rfc3339, rfc3339_micro};
-use crate::kapi::{Kapi, MERGE, STRATEGIC, code_of, items, lock};
+use crate::kapi::{Kapi, MERGE, STRATEGIC, code_of, lock};
+use crate::object::{is_ready, items};
 
 /// `nodeStatusUpdateFrequency`: volumesInUse changes only at this tick.
 pub(super) const STATUS_TICK: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ pub(super) struct NodeReporter {
 
 impl NodeReporter {
     pub fn new(kapi: Kapi, shared: &Shared) -> Self {
-        let ready_since = rfc3339((shared.now)());
+        let ready_since = rfc3339(shared.clock.now());
         Self {
             kapi,
             last: Value::Null,
@@ -104,7 +105,7 @@ impl NodeReporter {
         Ok(())
     }
 
-    /// Posts the status when it changed or is old; true if the server has this `volumesInUse` now.
+    /// Posts the status when it changed or is old. Then the server has this `volumesInUse`.
     pub async fn report(
         &mut self,
         shared: &Shared,
@@ -130,9 +131,7 @@ impl NodeReporter {
         });
         // The node lifecycle controller may have changed the Ready condition: compare with the server as well.
         let live = self.kapi.get(&format!("/api/v1/nodes/{}", c.node)).await?;
-        let ready = live
-            .as_ref()
-            .is_some_and(|n| crate::kapi::condition(n, "Ready") == "True");
+        let ready = live.as_ref().is_some_and(is_ready);
         let fresh = self.last_at.is_some_and(|at| at.elapsed() < REPORT_ANYWAY);
         if live.is_none() {
             self.register(shared).await?;
@@ -140,7 +139,7 @@ impl NodeReporter {
             return Ok(());
         }
         let mut body = json!({"status": status});
-        let at = rfc3339((shared.now)());
+        let at = rfc3339(shared.clock.now());
         for condition in body["status"]["conditions"]
             .as_array_mut()
             .into_iter()
@@ -170,7 +169,7 @@ impl NodeReporter {
     pub async fn renew(&self, shared: &Shared) -> Result<(), kube::Error> {
         let node = &shared.config.node;
         let collection = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-        let at = rfc3339_micro((shared.now)());
+        let at = rfc3339_micro(shared.clock.now());
         let body = json!({"spec": {"renewTime": at}});
         match self
             .kapi

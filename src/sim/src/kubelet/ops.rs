@@ -8,11 +8,12 @@ use serde_json::Value;
 use super::volumes::VolumeSpec;
 use super::{NodePluginFaults, Shared, StageFault};
 use crate::cloud::Ground;
-use crate::kapi::{Kapi, code_of, is_bound, items, lock, terminating};
+use crate::kapi::{Kapi, code_of, lock};
 use crate::names::staging_hash;
+use crate::object::{claims_of, is_bound, items, name, namespace, terminating, text};
 
 /// Work of one NodeStage (find, check, mount), one NodeUnpublish and one NodeUnstage.
-pub(super) const STAGE: Duration = Duration::from_millis(300);
+const STAGE: Duration = Duration::from_millis(300);
 pub(super) const UNPUBLISH: Duration = Duration::from_millis(250);
 pub(super) const UNSTAGE: Duration = Duration::from_millis(250);
 /// kubelet's time-out of a CSI call.
@@ -123,9 +124,8 @@ pub(super) async fn mount_device(
         None => {}
     }
     tokio::time::sleep(STAGE).await;
-    let devices = shared.hardware.guest_devices(&shared.config.instance).await;
-    let present = devices.iter().any(|d| d.handle == spec.handle)
-        && !lock(&shared.hidden).contains(&spec.handle);
+    let devices = shared.cloud.guest_devices(&shared.config.instance);
+    let present = devices.iter().any(|d| d.handle == spec.handle);
     let label = spec.label();
     if !present && spec.driver == Ground::Ebs.driver() {
         // The EBS driver's words.
@@ -155,44 +155,52 @@ pub(super) async fn mount_device(
     Mounted::Yes(device_name(&spec.handle))
 }
 
-/// A Secret or ConfigMap volume: the error is the event's text.
+/// An object that a pod's volume needs before the pod can start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ObjectVolume {
+    Secret {
+        volume: String,
+        name: String,
+    },
+    ConfigMap {
+        volume: String,
+        name: String,
+    },
+    /// A claim that is not bound to its volume. Which volume the pod mounts is known only once it is.
+    Claim {
+        volume: String,
+        name: String,
+    },
+}
+
+/// Looks for the object; the error is the event's text.
 pub(super) async fn set_up_object(
     kapi: &Kapi,
     ns: &str,
-    volume: &str,
-    kind: &str,
-    object: &str,
+    object: &ObjectVolume,
 ) -> Result<(), String> {
-    if kind == CLAIM {
-        return match claim_of(kapi, ns, object).await {
-            Ok(Some((claim, pv))) if is_bound(&claim, &pv) => Ok(()),
-            Ok(_) => Err(format!(
-                "unable to process volume \"{volume}\": PVC {ns}/{object} is not bound"
-            )),
-            Err(e) => Err(format!("unable to process volume \"{volume}\": {e}")),
-        };
-    }
-    let plural = if kind == "secret" {
-        "secrets"
-    } else {
-        "configmaps"
+    let (volume, kind, plural, name) = match object {
+        ObjectVolume::Secret { volume, name } => (volume, "secret", "secrets", name),
+        ObjectVolume::ConfigMap { volume, name } => (volume, "configmap", "configmaps", name),
+        ObjectVolume::Claim { volume, name } => {
+            let why = match claim_of(kapi, ns, name).await {
+                Ok(Some((claim, pv))) if is_bound(&claim, &pv) => return Ok(()),
+                Ok(_) => format!("PVC {ns}/{name} is not bound"),
+                Err(e) => e.to_string(),
+            };
+            return Err(format!("unable to process volume \"{volume}\": {why}"));
+        }
     };
-    match kapi
-        .get(&format!("/api/v1/namespaces/{ns}/{plural}/{object}"))
-        .await
-    {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(format!(
-            "MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{object}\" not found"
-        )),
-        Err(e) => Err(format!(
-            "MountVolume.SetUp failed for volume \"{volume}\" : {e}"
-        )),
-    }
+    let path = format!("/api/v1/namespaces/{ns}/{plural}/{name}");
+    let why = match kapi.get(&path).await {
+        Ok(Some(_)) => return Ok(()),
+        Ok(None) => format!("{kind} \"{name}\" not found"),
+        Err(e) => e.to_string(),
+    };
+    Err(format!(
+        "MountVolume.SetUp failed for volume \"{volume}\" : {why}"
+    ))
 }
-
-/// A claim, as the kind of a pod's [`ObjectVolume`]: one that is not bound to its volume.
-pub(super) const CLAIM: &str = "claim";
 
 /// A claim with the PersistentVolume that it names.
 async fn claim_of(
@@ -200,25 +208,15 @@ async fn claim_of(
     ns: &str,
     claim: &str,
 ) -> Result<Option<(Value, Value)>, kube::Error> {
-    let claim = kapi
-        .get(&format!(
-            "/api/v1/namespaces/{ns}/persistentvolumeclaims/{claim}"
-        ))
-        .await?;
-    let Some(claim) = claim else { return Ok(None) };
-    let Some(pv) = claim["spec"]["volumeName"].as_str().map(str::to_owned) else {
+    let path = format!("/api/v1/namespaces/{ns}/persistentvolumeclaims/{claim}");
+    let Some(claim) = kapi.get(&path).await? else {
+        return Ok(None);
+    };
+    let Some(pv) = claim["spec"]["volumeName"].as_str() else {
         return Ok(None);
     };
     let pv = kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await?;
     Ok(pv.map(|pv| (claim, pv)))
-}
-
-/// A Secret or ConfigMap that a pod mounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ObjectVolume {
-    pub volume: String,
-    pub kind: &'static str,
-    pub object: String,
 }
 
 /// The volumes of a pod: API objects and CSI volumes.
@@ -227,48 +225,31 @@ pub(super) async fn resolve(
     pod: &Value,
 ) -> Result<(Vec<ObjectVolume>, Vec<VolumeSpec>), kube::Error> {
     let (mut objects, mut volumes) = (Vec::new(), Vec::new());
-    let (ns, pod_name) = (crate::kapi::namespace(pod), crate::kapi::name(pod));
     for v in items(pod, "/spec/volumes") {
-        let volume = crate::kapi::text(v, "/name").to_owned();
-        let optional = |p: &str| v[p]["optional"] == true;
-        if let Some(object) = v["secret"]["secretName"]
-            .as_str()
-            .filter(|_| !optional("secret"))
-        {
-            objects.push(ObjectVolume {
-                volume: volume.clone(),
-                kind: "secret",
-                object: object.into(),
-            });
-        }
-        if let Some(object) = v["configMap"]["name"]
-            .as_str()
-            .filter(|_| !optional("configMap"))
-        {
-            objects.push(ObjectVolume {
-                volume: volume.clone(),
-                kind: "configmap",
-                object: object.into(),
-            });
-        }
-        let claim = match v["persistentVolumeClaim"]["claimName"].as_str() {
-            Some(claim) => claim.to_owned(),
-            None if v["ephemeral"].is_object() => format!("{pod_name}-{volume}"),
-            None => continue,
+        let volume = text(v, "/name").to_owned();
+        let required = |source: &str, field: &str| {
+            let source = &v[source];
+            let name = source[field].as_str().map(str::to_owned);
+            name.filter(|_| source["optional"] != true)
         };
-        let Some((object, pv)) = claim_of(kapi, ns, &claim).await? else {
+        if let Some(name) = required("secret", "secretName") {
+            objects.push(ObjectVolume::Secret { volume, name });
+        } else if let Some(name) = required("configMap", "name") {
+            objects.push(ObjectVolume::ConfigMap { volume, name });
+        }
+    }
+    for (volume, claim) in claims_of(pod) {
+        let Some((object, pv)) = claim_of(kapi, namespace(pod), &claim).await? else {
             continue;
         };
         if !is_bound(&object, &pv) {
-            objects.push(ObjectVolume {
-                volume,
-                kind: CLAIM,
-                object: claim,
+            objects.push(ObjectVolume::Claim {
+                volume: volume.to_owned(),
+                name: claim,
             });
             continue;
         }
-        let volume = pv;
-        let csi = &volume["spec"]["csi"];
+        let csi = &pv["spec"]["csi"];
         let (Some(handle), Some(driver)) = (csi["volumeHandle"].as_str(), csi["driver"].as_str())
         else {
             continue;
@@ -282,10 +263,10 @@ pub(super) async fn resolve(
             Err(e) => return Err(e),
         };
         volumes.push(VolumeSpec {
-            pv: crate::kapi::name(&volume).into(),
+            pv: name(&pv).into(),
             handle: handle.into(),
             driver: driver.into(),
-            fs_type: csi["fsType"].as_str().unwrap_or_default().into(),
+            fs_type: text(csi, "/fsType").into(),
             attach_required,
         });
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::ops::ObjectVolume;
 use super::volumes::Backoff;
 use crate::clock::rfc3339;
-use crate::kapi::{items, text};
+use crate::object::{items, terminating, text};
 
 /// From all volumes mounted to Ready: sandbox, image, start, first probe.
 pub(super) const START: Duration = Duration::from_millis(900);
@@ -117,7 +117,7 @@ impl PodWorker {
 
     /// Whether it must be stopped and is not being stopped yet.
     pub fn must_stop(&self) -> bool {
-        let going = self.vanished || crate::kapi::terminating(&self.pod);
+        let going = self.vanished || terminating(&self.pod);
         going
             && matches!(
                 self.stage,

@@ -8,15 +8,10 @@ use crate::kapi::lock;
 
 impl Worker {
     /// Brings the host's files up to date.
-    pub async fn show_host(&mut self) {
+    pub fn show_host(&mut self) {
         if self.shared.config.host_root.is_none() {
             return;
         }
-        let devices = self
-            .shared
-            .hardware
-            .guest_devices(&self.shared.config.instance)
-            .await;
         let mut view = HostView {
             boot_id: lock(&self.shared.boot).clone(),
             booted: self.booted,
@@ -26,13 +21,13 @@ impl Worker {
             pod_dirs: Vec::new(),
             processes: Vec::new(),
         };
+        let devices = self
+            .shared
+            .cloud
+            .guest_devices(&self.shared.config.instance);
         for device in devices {
-            let hidden = lock(&self.shared.hidden).contains(&device.handle);
-            view.devices.push((
-                host::device_name(&self.letters, &device.handle),
-                device,
-                hidden,
-            ));
+            let name = host::device_name(&self.letters, &device.handle);
+            view.devices.push((name, device));
         }
         let disk = lock(&self.shared.disk).clone();
         let mounted_from = |handle: &str| match self.volumes.get(handle).map(|v| &v.device) {

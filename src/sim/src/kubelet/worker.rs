@@ -12,14 +12,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::node::{LEASE_TICK, NodeReporter, STATUS_TICK};
-use super::ops::{self, Mounted};
+use super::ops::{self, Mounted, ObjectVolume};
 use super::pods::{Container, FINISH, PodWorker, START, STOP, Stage};
 use super::volumes::{Device, Operation, Volume};
 use super::{Shared, host};
 use crate::events::Recorder;
-use crate::kapi::{
-    Informer, Kapi, MERGE, Tasks, code_of, condition, items, lock, name, namespace, text, uid,
-};
+use crate::kapi::{Informer, Kapi, MERGE, Tasks, code_of, lock};
+use crate::object::{condition, has_ended, items, namespace, pod_path, terminating, text, uid};
 
 /// Pause after a request to the API server failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -62,7 +61,7 @@ pub(super) struct Worker {
 
 /// One boot, from the start of kubelet until the task is aborted.
 pub(super) async fn run(shared: Arc<Shared>, first: bool) {
-    let booted = (shared.now)();
+    let booted = shared.clock.now();
     let (starting, phase) = {
         let mut rng = lock(&shared.rng);
         (
@@ -109,7 +108,7 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
     let informer = Informer::spawn(&tasks, shared.client.clone(), &path, wake.clone());
     let now = Instant::now();
     let mut worker = Worker {
-        events: Recorder::new("kubelet", &shared.config.node),
+        events: Recorder::new(kapi.clone(), shared.clock, "kubelet", &shared.config.node),
         shared,
         kapi,
         informer,
@@ -140,7 +139,7 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
                 () = sleep_until(until) => {}
                 // A device that comes or goes is the host's affair: kubelet looks at its own times.
                 () = sleep_until(udev), if worker.shared.config.host_root.is_some() => {
-                    worker.show_host().await;
+                    worker.show_host();
                     continue;
                 }
             }
@@ -185,7 +184,7 @@ impl Worker {
             self.node.report(&self.shared, &in_use).await?;
             self.reported = in_use;
         }
-        self.show_host().await;
+        self.show_host();
         result
     }
 
@@ -229,13 +228,9 @@ impl Worker {
             .map(|p| (uid(&p).to_owned(), p))
             .collect();
         for (key, pod) in &bound {
-            let finished = matches!(
-                pod["status"]["phase"].as_str(),
-                Some("Succeeded" | "Failed")
-            );
             match self.pods.get_mut(key) {
                 Some(worker) => worker.pod = pod.clone(),
-                None if finished && !crate::kapi::terminating(pod) => {}
+                None if has_ended(pod) && !terminating(pod) => {}
                 None => {
                     let restarts = lock(&self.shared.disk).containers.get(key).copied();
                     self.pods
@@ -278,12 +273,9 @@ impl Worker {
                 let Some(worker) = self.pods.get_mut(key) else {
                     return Ok(());
                 };
-                if worker
-                    .objects
-                    .iter()
-                    .any(|(object, ok)| *ok && object.kind == ops::CLAIM)
-                {
-                    // Its claim is bound only now, so which volume the pod mounts is known only now.
+                let bound_now =
+                    |(object, ok): &_| *ok && matches!(object, ObjectVolume::Claim { .. });
+                if worker.objects.iter().any(bound_now) {
                     worker.stage = Stage::New;
                     return Box::pin(self.advance_pod(key)).await;
                 }
@@ -300,7 +292,7 @@ impl Worker {
                     worker.restarts += 1;
                 }
                 worker.container = Container::Running {
-                    since: (self.shared.now)(),
+                    since: self.shared.clock.now(),
                     pid: self.next_pid,
                 };
                 self.next_pid += 1;
@@ -327,14 +319,9 @@ impl Worker {
             }
             Stage::Deleting(at) if now >= at => {
                 if !worker.vanished {
-                    let path = format!(
-                        "/api/v1/namespaces/{}/pods/{}",
-                        namespace(&worker.pod),
-                        name(&worker.pod)
-                    );
                     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
                         "preconditions": {"uid": key}});
-                    match self.kapi.delete(&path, &options).await {
+                    match self.kapi.delete(&pod_path(&worker.pod), &options).await {
                         Err(e) if code_of(&e) != 409 => return Err(e),
                         _ => {}
                     }
@@ -358,9 +345,7 @@ impl Worker {
         let mut failed = Vec::new();
         for (object, ok) in worker.objects.iter_mut().filter(|(_, ok)| !ok) {
             let ns = namespace(&worker.pod);
-            match ops::set_up_object(&self.kapi, ns, &object.volume, object.kind, &object.object)
-                .await
-            {
+            match ops::set_up_object(&self.kapi, ns, object).await {
                 Ok(()) => *ok = true,
                 Err(text) => failed.push(text),
             }
@@ -370,16 +355,7 @@ impl Worker {
         }
         let pod = worker.pod.clone();
         for text in failed {
-            self.events
-                .record(
-                    &self.kapi,
-                    &pod,
-                    true,
-                    "FailedMount",
-                    &text,
-                    (self.shared.now)(),
-                )
-                .await;
+            self.events.warning(&pod, "FailedMount", &text).await;
         }
     }
 
@@ -517,10 +493,8 @@ impl Worker {
             }
         }
         if let Some(in_use) = in_use {
-            self.shared
-                .hardware
-                .in_use(&self.shared.config.instance, &done.handle, in_use)
-                .await;
+            let (cloud, instance) = (&self.shared.cloud, &self.shared.config.instance);
+            cloud.set_in_use(instance, &done.handle, in_use);
         }
         let Some(text) = event else { return };
         let waiting = self
@@ -528,16 +502,7 @@ impl Worker {
             .values()
             .find(|p| p.wants_mounts() && p.volumes.contains(&done.handle));
         if let Some(pod) = waiting.map(|p| p.pod.clone()) {
-            self.events
-                .record(
-                    &self.kapi,
-                    &pod,
-                    true,
-                    "FailedMount",
-                    &text,
-                    (self.shared.now)(),
-                )
-                .await;
+            self.events.warning(&pod, "FailedMount", &text).await;
         }
     }
 
@@ -548,7 +513,7 @@ impl Worker {
         if worker.vanished || matches!(worker.stage, Stage::New | Stage::Done) {
             return Ok(());
         }
-        let status = worker.status((self.shared.now)());
+        let status = worker.status(self.shared.clock.now());
         // Node lifecycle may have marked the pod unready while we were away.
         let told = items(&worker.sent, "/conditions")
             .find(|c| c["type"] == "Ready")
@@ -556,11 +521,7 @@ impl Worker {
         if status == worker.sent && condition(&worker.pod, "Ready") == told {
             return Ok(());
         }
-        let path = format!(
-            "/api/v1/namespaces/{}/pods/{}/status",
-            namespace(&worker.pod),
-            name(&worker.pod)
-        );
+        let path = format!("{}/status", pod_path(&worker.pod));
         let body = json!({"metadata": {"uid": key}, "status": status});
         match self.kapi.patch(&path, MERGE, &body).await {
             Ok(_) => worker.sent = status,

@@ -67,12 +67,10 @@ impl Setup {
     pub async fn build(self) -> Stage {
         let start = "2021-07-11T00:00:00Z".parse().unwrap();
         let cloud = CloudSim::new(tokio_from(start)).with_seed(self.seed);
-        let adapter = SimulatedCloud::new(cloud.clone());
-        let csi = LinodeCsi::new(Arc::new(adapter.clone()));
-        let mut builder = SimCluster::builder()
+        let csi = LinodeCsi::new(SimulatedCloud::new(cloud.clone()));
+        let mut builder = SimCluster::builder(csi.clone())
             .seed(self.seed)
-            .start_at(start)
-            .cloud(Arc::new(csi.clone()), Arc::new(adapter));
+            .start_at(start);
         for n in 0..self.nodes {
             let (name, instance) = (format!("n{n}"), 100 + n);
             add_instance(&cloud, &name, instance, self.watchdog);
@@ -135,6 +133,13 @@ impl Stage {
             .body(body.to_string().into_bytes())
             .unwrap();
         self.client.request(request).await
+    }
+
+    /// Merges a body into the object at this path.
+    pub async fn merge(&self, path: &str, body: &Value) {
+        self.request("PATCH", path, "application/merge-patch+json", body)
+            .await
+            .unwrap();
     }
 
     pub async fn create(&self, object: &Value) {
@@ -217,16 +222,12 @@ impl Stage {
     pub async fn scale(&self, replicas: i64) {
         let body = json!({"spec": {"replicas": replicas}});
         let path = format!("/apis/apps/v1/namespaces/{NS}/statefulsets/redis/scale");
-        self.request("PATCH", &path, "application/merge-patch+json", &body)
-            .await
-            .unwrap();
+        self.merge(&path, &body).await;
     }
 
     pub async fn delete_pod(&self) {
         let path = format!("/api/v1/namespaces/{NS}/pods/{POD}");
-        self.request("DELETE", &path, "application/json", &json!({}))
-            .await
-            .unwrap();
+        self.delete(&path).await;
     }
 
     /// A person declares the node dead.
@@ -242,9 +243,7 @@ impl Stage {
             format!("/api/v1/nodes/{node}"),
             json!({"spec": {"taints": taints}}),
         );
-        self.request("PATCH", &path, "application/merge-patch+json", &body)
-            .await
-            .unwrap();
+        self.merge(&path, &body).await;
     }
 
     /// Deletes what is at this path.

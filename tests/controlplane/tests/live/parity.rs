@@ -137,7 +137,7 @@ async fn fixture(stage: &Stage, at: usize) -> Fixture {
             .iter()
             .map(|k| (k.node().to_owned(), k.clone()))
             .collect(),
-        cloud: Arc::new(SimulatedCloud::new(stage.cloud.clone())),
+        cloud: SimulatedCloud::new(stage.cloud.clone()),
         unpublish_fails: unpublish_switch(stage, volumes[0]),
         driver: "linodebs.csi.linode.com".to_owned(),
         namespace: "default".to_owned(),

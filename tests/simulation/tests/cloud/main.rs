@@ -116,8 +116,7 @@ impl Fixture {
             .world
             .node(&self.node)
             .expect("a node")
-            .power_off()
-            .await;
+            .power_off();
         self.pass(90).await;
     }
 

@@ -140,7 +140,7 @@ impl Stage {
 
     /// A node loses power, its agent with it.
     pub async fn lose_power(&mut self, node: &str) {
-        self.kubelet(node).power_off().await;
+        self.kubelet(node).power_off();
         self.hang(node);
     }
 
@@ -150,7 +150,7 @@ impl Stage {
         if self.cloud.boot(self.instance(node)).is_ok() {
             self.await_instance(node, &InstanceStatus::Running).await;
         }
-        self.kubelet(node).power_on().await;
+        self.kubelet(node).power_on();
         let at = self.agent_of(node);
         if at < self.agents.len() {
             self.agents[at] = self.start_agent(node).await;

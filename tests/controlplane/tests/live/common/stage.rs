@@ -211,9 +211,9 @@ impl Stage {
         std::fs::create_dir_all(&host).expect("a folder");
         config.host_root = Some(host);
         config.max_volumes = volumes;
-        let machines = Arc::new(SimulatedCloud::new(self.cloud.clone()));
-        let kubelet = SimKubelet::new(config, self.admin.clone(), machines, Clock::wall().as_fn());
-        kubelet.power_on().await;
+        let cloud = SimulatedCloud::new(self.cloud.clone());
+        let kubelet = SimKubelet::new(config, self.admin.clone(), cloud, Clock::wall());
+        kubelet.power_on();
         kubelet
     }
 
