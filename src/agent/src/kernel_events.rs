@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv,
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -41,44 +42,45 @@ struct Watched {
     check: File,
 }
 
+impl Watched {
+    fn open(place: &Path) -> io::Result<Self> {
+        let watched = Self {
+            wait: File::open(place)?,
+            check: File::open(place)?,
+        };
+        // Fails for a regular file, which has no events.
+        drop(registered(watched.wait.as_fd(), Interest::PRIORITY)?);
+        Ok(watched)
+    }
+}
+
+fn uevent_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        flags,
+        Some(KOBJECT_UEVENT),
+    )?;
+    bind(&socket, &SocketAddrNetlink::new(0, KERNEL))?;
+    Ok(socket)
+}
+
+/// Adds the name of its source to an error.
+fn of_source(source: &str, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{source}: {e}"))
+}
+
 impl KernelEvents {
     /// Opens the sources on a host.
     ///
     /// # Errors
     /// The first source that cannot be opened, or that is no file of the kernel. The caller must scan more often then.
     pub fn open(root: &HostRoot) -> io::Result<Self> {
-        let named = |path: &str, e: io::Error| io::Error::new(e.kind(), format!("{path}: {e}"));
-        let open = |path: &str| {
-            let watched = || -> io::Result<Watched> {
-                let place = root.join(path);
-                let watched = Watched {
-                    wait: File::open(&place)?,
-                    check: File::open(&place)?,
-                };
-                // Fails for a regular file, which has no events.
-                drop(registered(watched.wait.as_fd(), Interest::PRIORITY)?);
-                Ok(watched)
-            };
-            watched().map_err(|e| named(path, e))
-        };
-        let files = FILES
-            .into_iter()
-            .map(open)
-            .collect::<io::Result<Vec<_>>>()?;
-        let uevents = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(
-                AddressFamily::NETLINK,
-                SocketType::DGRAM,
-                flags,
-                Some(KOBJECT_UEVENT),
-            )?;
-            bind(&socket, &SocketAddrNetlink::new(0, KERNEL))?;
-            Ok(socket)
-        };
+        let open = |path: &str| Watched::open(&root.join(path)).map_err(|e| of_source(path, e));
         Ok(Self {
-            files,
-            uevents: uevents().map_err(|e| named("uevents", e))?,
+            files: FILES.into_iter().map(open).collect::<Result<_, _>>()?,
+            uevents: uevent_socket().map_err(|e| of_source("uevents", e))?,
         })
     }
 

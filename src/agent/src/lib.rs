@@ -12,6 +12,6 @@ pub mod kernel_events;
 pub mod report;
 pub mod rights;
 
-pub use guest::{HostRoot, Scan, ScanError, answer, scan};
+pub use guest::{HostRoot, Scan, ScanError};
 pub use kernel_events::KernelEvents;
-pub use report::{AgentConfig, ScanOn, run, run_with_events};
+pub use report::{AgentConfig, ScanOn, run};

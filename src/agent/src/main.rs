@@ -100,7 +100,6 @@ fn main() -> ExitCode {
 #[error("{0}")]
 struct BadValue(String);
 
-#[allow(clippy::disallowed_methods)] // Only the main function of the binary reads clocks.
 fn start(args: &Args) -> anyhow::Result<()> {
     if !args.host_root.join("proc").is_dir() {
         return Err(BadValue(format!(
@@ -119,27 +118,10 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .with_kubelet_root(&*args.kubelet_root)
         .with_level(level);
     if args.once {
-        let started = Instant::now();
-        let inventory = Scan::new(&root)?.inventory();
-        let took = started.elapsed();
         let Output::Json = args.output;
-        let text =
-            serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?;
-        println!("{}", plain::json(&text));
-        eprintln!("scanned in {:.1} ms", took.as_secs_f64() * 1e3);
-        return Ok(());
+        return print_inventory(&root);
     }
-    let Some(node) = args.node_name.as_deref().filter(|name| !name.is_empty()) else {
-        let why =
-            "no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name";
-        return Err(BadValue(why.to_owned()).into());
-    };
-    if !is_object_name(node) {
-        let why = format!(
-            "{node:?} cannot be the name of a Node; set --node-name or NODE_NAME to a name that kubectl get nodes prints"
-        );
-        return Err(BadValue(why).into());
-    }
+    let node = node_name(args)?;
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(
@@ -177,7 +159,33 @@ fn start(args: &Args) -> anyhow::Result<()> {
     ended
 }
 
-#[allow(clippy::disallowed_methods)] // As in `start`.
+/// Scans once, and prints the inventory.
+#[allow(clippy::disallowed_methods)] // Only the binary reads clocks.
+fn print_inventory(root: &HostRoot) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let inventory = Scan::new(root)?.inventory();
+    let took = started.elapsed();
+    let text = serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?;
+    println!("{}", plain::json(&text));
+    eprintln!("scanned in {:.1} ms", took.as_secs_f64() * 1e3);
+    Ok(())
+}
+
+fn node_name(args: &Args) -> Result<&str, BadValue> {
+    let Some(node) = args.node_name.as_deref().filter(|name| !name.is_empty()) else {
+        let why =
+            "no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name";
+        return Err(BadValue(why.to_owned()));
+    };
+    if !is_object_name(node) {
+        return Err(BadValue(format!(
+            "{node:?} cannot be the name of a Node; set --node-name or NODE_NAME to a name that kubectl get nodes prints"
+        )));
+    }
+    Ok(node)
+}
+
+#[allow(clippy::disallowed_methods)] // As in `print_inventory`.
 async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Result<()> {
     let inferred = kube::Config::infer().await;
     // The text of the error contains its causes.
@@ -185,7 +193,7 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
     // The library would retry writes on 429, 503 and 504 by itself.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    config.headers.push(named()?);
+    config.headers.push(user_agent()?);
     let client =
         kube::Client::try_from(config).context("cannot use the cluster's configuration")?;
     let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -213,12 +221,12 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
     };
     let (level, rescan_seconds) = (config.root.level(), config.rescan.as_secs());
     tracing::info!(node = %config.node, ?level, rescan_seconds, "agent started");
-    reattach_agent::run_with_events(client, config, Timestamp::now, events, shutdown).await;
+    reattach_agent::run(client, config, Timestamp::now, events, shutdown).await;
     Ok(())
 }
 
 /// Returns the `User-Agent` header with the agent's name and version.
-fn named<N, V>() -> anyhow::Result<(N, V)>
+fn user_agent<N, V>() -> anyhow::Result<(N, V)>
 where
     N: FromStr<Err: std::error::Error + Send + Sync + 'static>,
     V: FromStr<Err: std::error::Error + Send + Sync + 'static>,

@@ -6,7 +6,6 @@
 mod common;
 
 use common::*;
-use reattach_agent::answer;
 use reattach_core::guest::{Level, ScanResult};
 use std::fs;
 
@@ -47,7 +46,7 @@ fn an_absent_volume_is_no_device_at_both_levels() {
     for level in [Level::Basic, Level::Full] {
         assert_eq!(seen(&Tree::host(), level), ScanResult::NoDevice);
     }
-    let inventory = reattach_agent::scan(&Tree::host().root().with_level(Level::Full)).unwrap();
+    let inventory = scan(&Tree::host().root().with_level(Level::Full)).unwrap();
     assert_eq!(inventory.level, Level::Full);
 }
 

@@ -6,7 +6,6 @@
 mod common;
 
 use common::*;
-use reattach_agent::answer;
 use reattach_core::guest::{DeviceUsers, GuestInventory, GuestMount, ScanResult};
 use std::fs;
 
@@ -611,14 +610,14 @@ fn an_incomplete_host_root_gives_no_answer() {
     }
     let tree = Tree::host();
     fs::remove_file(tree.0.join("proc/sys/kernel/random/boot_id")).unwrap();
-    let error = reattach_agent::scan(&tree.root()).unwrap_err().to_string();
+    let error = scan(&tree.root()).unwrap_err().to_string();
     assert!(
         error.contains("boot ID") && error.contains("boot_id"),
         "{error}"
     );
     let tree = Tree::host();
     tree.file("proc/stat", "cpu 1\n");
-    let error = reattach_agent::scan(&tree.root()).unwrap_err().to_string();
+    let error = scan(&tree.root()).unwrap_err().to_string();
     assert!(error.contains("btime"), "{error}");
 }
 
@@ -646,7 +645,7 @@ fn kubelets_folder_behind_an_absolute_link_of_the_host() {
     let tree = Tree::with_volume();
     tree.link("a", "/b");
     tree.link("b", "/a");
-    let inventory = reattach_agent::scan(&tree.root().with_kubelet_root("/a")).unwrap();
+    let inventory = scan(&tree.root().with_kubelet_root("/a")).unwrap();
     assert!(
         inventory.unreadable[0].contains("too many symbolic links"),
         "{inventory:?}"

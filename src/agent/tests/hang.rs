@@ -6,8 +6,7 @@
 
 mod common;
 
-use common::{Tree, challenge};
-use reattach_agent::answer;
+use common::{Tree, answer, challenge};
 use reattach_core::guest::ScanResult;
 use std::fs;
 use std::process::Command;

@@ -3,7 +3,7 @@
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-use reattach_agent::{HostRoot, scan};
+use reattach_agent::{HostRoot, Scan};
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use std::time::Instant;
 fn this_machines_report_is_complete() {
     let root = HostRoot::new("/");
     let started = Instant::now();
-    let inventory = scan(&root).unwrap();
+    let inventory = Scan::new(&root).unwrap().inventory();
     println!(
         "scan of this machine: {:.1} ms",
         started.elapsed().as_secs_f64() * 1e3
@@ -44,7 +44,7 @@ fn this_machines_report_is_complete() {
 /// A mount table or part of /sys that a scan could not read. Both are open to everybody: with or without rights, and
 /// whatever comes and goes meanwhile, none may be missing.
 fn missing(root: &HostRoot) -> Option<String> {
-    let inventory = scan(root).unwrap();
+    let inventory = Scan::new(root).unwrap().inventory();
     inventory
         .unreadable
         .into_iter()

@@ -2,10 +2,10 @@
 
 use crate::exit::Exit;
 use crate::fail::Fail;
-use crate::follow::{Consent, Follow};
+use crate::follow::{Follow, follow_hint};
 use crate::interrupt::Interrupt;
-use crate::leader::{Leader, LeaseArgs, Patience, look};
-use crate::output::{Format, note};
+use crate::leader::{Leader, LeaseArgs, Patience, find_leader};
+use crate::output::note;
 use crate::records;
 use crate::request::duration;
 use crate::session::{Global, Session};
@@ -13,7 +13,6 @@ use anyhow::Result;
 use clap::Args;
 use reattach_api::{Phase, StoredRecovery};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Ends a recovery and undoes what it did in the cluster.
 ///
@@ -42,10 +41,6 @@ pub struct AbortArgs {
     lease: LeaseArgs,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// No such recovery, one that is over, or the API server's refusal.
 pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     args.lease.check()?;
     let reason = records::reason(args.reason.as_deref())?;
@@ -63,32 +58,20 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
             note(&format!("{name} aborted by {}.", user.name));
         }
     }
-    if let Leader::None { lease, why } = look(&session, &args.lease, Patience::None).await? {
+    if let Leader::None { lease, why } = find_leader(&session, &args.lease, Patience::None).await? {
         note(&format!(
             "note: no controller holds Lease {lease} ({why}), so nothing is restored yet. Start a controller, or run\n  kubectl reattach recover -n {} {} --break-glass",
             name.namespace, recovery.spec.claim_name
         ));
     }
     if !args.wait {
-        note(&format!(
-            "Follow it: kubectl reattach status -n {} {} --watch",
-            name.namespace, name.name
-        ));
+        note(&follow_hint(&name));
         return Ok(Exit::Done);
     }
-    let deadline = Instant::now() + args.timeout;
-    let follow = Follow {
-        session: &session,
-        name: name.clone(),
-        consent: Consent::Watch,
-        user,
-        format: Format::Table,
-        deadline,
-        driven_here: false,
-    };
+    let follow = Follow::watching(&session, name.clone(), user, args.timeout);
     match follow.run(None, &mut Interrupt::listen(false)?).await? {
-        // That is what was asked for.
-        Exit::Unhealed => match records::again(&session, &name).await?.map(|r| r.phase()) {
+        // An aborted recovery is unhealed, and here that is the success.
+        Exit::Unhealed => match records::read(&session, &name).await?.map(|r| r.phase()) {
             Some(Phase::Aborted) | None => Ok(Exit::Done),
             Some(_) => Ok(Exit::Unhealed),
         },
@@ -96,7 +79,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     }
 }
 
-/// Of a recovery that is over there is only the next attempt to abort.
+/// Forbids the next attempt that reattach would make by itself after a recovery that is over.
 async fn forbid_the_next_attempt(
     session: &Session,
     recovery: &StoredRecovery,

@@ -2,18 +2,19 @@
 
 use crate::exit::Exit;
 use crate::fail::Fail;
-use crate::follow::{Consent, Follow};
+use crate::follow::{Follow, follow_hint};
 use crate::interrupt::Interrupt;
-use crate::output::{Format, note};
+use crate::output::note;
 use crate::records;
 use crate::request::duration;
 use crate::rights;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
+use reattach_api::StoredRecovery;
+use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Lets one exact plan run.
 ///
@@ -41,17 +42,9 @@ pub struct ApproveArgs {
     timeout: Duration,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// No such recovery, another plan, a recovery that needs no approval, or the API server's refusal.
 pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
-    if args.plan.len() != 16
-        || !args
-            .plan
-            .bytes()
-            .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
-    {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if args.plan.len() != 16 || !args.plan.bytes().all(is_digit) {
         return Err(Fail::Usage(format!(
             "--plan {:?} must be the 16 hexadecimal digits that status shows",
             args.plan
@@ -61,65 +54,55 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
     let name = recovery.name().clone();
-    let status = recovery.status.clone().unwrap_or_default();
-    let no = |why: String| Err(Fail::Other(why).into());
-    if records::under_way(&recovery) || status.phase.is_final() {
-        return no(format!(
-            "{name} needs no approval any more: {}, {}",
-            status.phase, status.message
-        ));
-    }
-    if recovery.spec.mode != Mode::Approve {
-        return no(format!(
-            "{name} is in mode {} and never acts, so it needs no approval; to act on this claim: kubectl reattach recover -n {} {}",
-            recovery.spec.mode, name.namespace, recovery.spec.claim_name
-        ));
-    }
-    match (&recovery.spec.approval, &status.plan_hash) {
-        (Some(given), _) => {
-            return no(format!(
-                "{name} has been approved already: plan {} by {}",
-                given.plan_hash, given.approver
-            ));
-        }
-        (None, None) => {
-            return no(format!(
-                "{name} has no plan to approve: {}, {}",
-                status.phase, status.message
-            ));
-        }
-        (None, Some(now)) if *now != args.plan => {
-            return no(format!(
-                "the plan of {name} is now {now}, not {}, so nothing was approved; read it again: kubectl reattach status -n {} {}",
-                args.plan, name.namespace, name.name
-            ));
-        }
-        _ => {}
+    if let Some(why) = no_approval(&recovery, &args.plan) {
+        return Err(Fail::Other(why).into());
     }
     let user = session.me().await?;
-    rights::tell_of_approval(&session, &name, &user).await;
+    rights::note_approval(&session, &name, &user).await;
     records::approve(&session, &name, &args.plan, &user).await?;
     note(&format!(
         "Plan {} of {name} approved by {}.",
         args.plan, user.name
     ));
     if !args.wait {
-        note(&format!(
-            "Follow it: kubectl reattach status -n {} {} --watch",
-            name.namespace, name.name
-        ));
+        note(&follow_hint(&name));
         return Ok(Exit::Done);
     }
-    let deadline = Instant::now() + args.timeout;
-    Follow {
-        session: &session,
-        name,
-        consent: Consent::Watch,
-        user,
-        format: Format::Table,
-        deadline,
-        driven_here: false,
+    Follow::watching(&session, name, user, args.timeout)
+        .run(None, &mut Interrupt::listen(false)?)
+        .await
+}
+
+/// Returns the reason why this plan of the recovery cannot be approved.
+fn no_approval(recovery: &StoredRecovery, plan: &str) -> Option<String> {
+    let (name, phase) = (recovery.name(), recovery.phase());
+    let message = records::message(recovery);
+    let ObjectName {
+        namespace,
+        name: bare,
+    } = name;
+    if records::under_way(recovery) || phase.is_final() {
+        return Some(format!(
+            "{name} needs no approval any more: {phase}, {message}"
+        ));
     }
-    .run(None, &mut Interrupt::listen(false)?)
-    .await
+    if recovery.spec.mode != Mode::Approve {
+        return Some(format!(
+            "{name} is in mode {} and never acts, so it needs no approval; to act on this claim: kubectl reattach recover -n {namespace} {}",
+            recovery.spec.mode, recovery.spec.claim_name
+        ));
+    }
+    if let Some(given) = &recovery.spec.approval {
+        return Some(format!(
+            "{name} has been approved already: plan {} by {}",
+            given.plan_hash, given.approver
+        ));
+    }
+    match recovery.status.as_ref().and_then(|s| s.plan_hash.as_ref()) {
+        None => Some(format!("{name} has no plan to approve: {phase}, {message}")),
+        Some(now) if now != plan => Some(format!(
+            "the plan of {name} is now {now}, not {plan}, so nothing was approved; read it again: kubectl reattach status -n {namespace} {bare}"
+        )),
+        Some(_) => None,
+    }
 }

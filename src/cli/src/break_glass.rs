@@ -1,4 +1,4 @@
-//! `recover --break-glass`: the controller's own executor in this process, with the same Lease, gate and journal.
+//! `recover --break-glass`: runs the controller's executor in this process, with the same Lease, gate and journal.
 
 use crate::exit::Exit;
 use crate::fail::Fail;
@@ -6,11 +6,12 @@ use crate::interrupt::Interrupt;
 use crate::leader::take;
 use crate::output::note;
 use crate::records;
-use crate::request::{RecoverArgs, follow, running, say_rights, spec};
+use crate::request::{RecoverArgs, check_rights, follow, spec, under_way};
 use crate::session::{Global, Session, preflight, providers};
 use crate::watches;
 use anyhow::Result;
 use prometheus_client::registry::Registry;
+use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::rights::RecordedUser;
 use reattach_controller::metrics::Metrics;
@@ -20,13 +21,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// An effect under way ends within the gate's time-out; its outcome is journaled after it.
+/// Maximum time for the last turn to end: an effect ends within the gate's timeout, and its outcome is journaled after it.
 const DRIVER_ENDS_WITHIN: Duration = Duration::from_secs(30);
 
-/// Runs the verb without a controller.
-///
-/// # Errors
-/// What stands against beginning; nothing was created then. Later: lost leadership, an API server that stays away.
 pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
@@ -34,8 +31,8 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     session.require_claim(&claim).await?;
     preflight(&providers, !args.dry_run).await?;
     let user = session.me().await?;
-    say_rights(args, &session, &claim, &user).await?;
-    // A Lease that no controller looks at would exclude none.
+    check_rights(args, &session, &claim, &user).await?;
+    // A Lease that no controller reads would not keep a controller from acting.
     let lease = args.lease.only(&session).await?;
     let mut tasks = JoinSet::new();
     let cache = watches::start(&session, &mut tasks).await?;
@@ -85,7 +82,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
             "note: Lease {lease} could not be released. It expires by itself."
         ));
     }
-    if let Some(left) = running(&session, &claim).await.ok().flatten() {
+    if let Some(left) = under_way(&session, &claim).await.ok().flatten() {
         let (ns, name) = (&claim.namespace, &claim.name);
         let plan = left
             .status
@@ -100,24 +97,25 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     ended
 }
 
-/// The users that a record may name.
+/// Users by whom a recovery may have been created.
 struct Users {
-    /// The person at the command line.
+    /// Person at the command line.
     me: RecordedUser,
-    /// The user name of the controller, whose recoveries go as far as their policy.
+    /// User name of the controller, whose recoveries go as far as their policy.
     controller: String,
 }
 
+/// Resumes or creates the recovery and follows it while the executor drives it.
 async fn drive(
     args: &RecoverArgs,
     session: &Session,
     executor: Executor,
-    cache: &reattach_cluster::cache::Cache,
+    cache: &Cache,
     claim: &ObjectName,
     users: Users,
     interrupt: &mut Interrupt,
 ) -> Result<Exit> {
-    let recovery = match running(session, claim).await? {
+    let recovery = match under_way(session, claim).await? {
         Some(old) if args.dry_run => {
             return Err(Fail::Other(format!(
                 "recovery {} of this claim is under way, so a dry run beside it would show nothing; follow that recovery instead",
@@ -158,15 +156,20 @@ async fn drive(
     let ended = follow(session, args, name.clone(), users.me)
         .run(Some(gone), interrupt)
         .await;
-    // The turn under way ends first: an effect is never cut off between itself and its journal line.
-    let settle = async {
-        let last = records::again(session, &name).await;
-        if !matches!(last, Ok(None)) && !matches!(last, Ok(Some(r)) if r.phase().is_final()) {
+    // The turn under way ends first, so that no effect stays without its journal line.
+    let driver_end = async {
+        let last = records::read(session, &name).await;
+        let is_over = match last {
+            Ok(Some(recovery)) => recovery.phase().is_final(),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        if !is_over {
             stop.send_replace(true);
         }
         driver.await
     };
-    if tokio::time::timeout(DRIVER_ENDS_WITHIN, settle)
+    if tokio::time::timeout(DRIVER_ENDS_WITHIN, driver_end)
         .await
         .is_err()
     {
@@ -178,16 +181,12 @@ async fn drive(
     ended
 }
 
-/// This machine's name, for the journal.
+/// Returns this machine's name, for the journal.
 fn host() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel
+    kernel
         .or_else(|| std::env::var("HOSTNAME").ok())
-        .unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() {
-        "unknown-host".to_owned()
-    } else {
-        name.to_owned()
-    }
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "unknown-host".to_owned())
 }

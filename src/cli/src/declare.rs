@@ -1,7 +1,8 @@
-//! `declare`: a person's word that an instance cannot write.
+//! `declare`: records a person's declaration that an instance cannot write.
 
 use crate::exit::Exit;
 use crate::fail::Fail;
+use crate::follow::follow_hint;
 use crate::output::note;
 use crate::records;
 use crate::session::{Global, Session};
@@ -9,13 +10,12 @@ use anyhow::Result;
 use clap::Args;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use reattach_api::{Declaration, NothingUnderWay, Phase, VolumeRecovery};
-use reattach_core::ids::ObjectName;
-use reattach_core::plain;
+use reattach_api::{Declaration, NothingUnderWay, Phase, StoredRecovery};
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
+use reattach_report::count;
 
-/// A declaration counts for so long.
+/// Time for which a declaration counts.
 const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
 
 /// Declares that an instance cannot write.
@@ -52,77 +52,69 @@ pub struct DeclareArgs {
     of_this_cluster: bool,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// No reason, another instance than the plan's, no such recovery or one that is over, or the API server's refusal.
 pub async fn run(args: DeclareArgs, global: &Global) -> Result<Exit> {
-    let reason = reason(args.reason.as_deref())?;
+    let given = |text: &Option<String>| {
+        let text = text.as_deref().map(str::trim);
+        text.filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let reason = records::reason(given(&args.reason).as_deref())?.ok_or_else(|| {
+        Fail::Usage("--reason is missing; say why you are sure, for the record".to_owned())
+    })?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
-    let name = recovery.name().clone();
     if args.nothing_under_way {
-        return nothing_under_way(&session, &recovery, &name, reason).await;
+        return nothing_under_way(&session, &recovery, reason).await;
     }
-    let plan = match plan(&recovery, &name) {
-        // Whose the machine is has to be said before there is a plan.
+    let name = recovery.name();
+    let plan = match plan(&recovery) {
+        Ok(plan) => Some(plan),
+        // Which cluster the machine belongs to can be declared before there is a plan.
         Err(NoPlan::NotYet(_)) if args.of_this_cluster => None,
         Err(NoPlan::NotYet(why) | NoPlan::Never(why)) => return Err(Fail::Other(why).into()),
-        Ok(plan) => Some(plan),
     };
-    let pinned = match (plan, args.holder.as_deref().map(str::trim)) {
-        (Some(plan), _) => plan.pins.holder.to_string(),
-        (None, Some(holder)) => holder.to_owned(),
-        (None, None) => String::new(),
-    };
-    match args.holder.as_deref().map(str::trim) {
-        None | Some("") if pinned.is_empty() => {
-            return Err(Fail::Usage(format!(
+    let Some(holder) = given(&args.holder) else {
+        return Err(Fail::Usage(match plan {
+            Some(plan) => format!(
+                "--holder is missing; name the instance that cannot write (the plan of {name} is about {})",
+                plan.pins.holder
+            ),
+            None => format!(
                 "--holder is missing; name the instance that belongs to this cluster (kubectl reattach status {name} shows it)"
-            ))
-            .into());
-        }
-        Some(holder) if holder == pinned => {}
-        None | Some("") => {
-            return Err(Fail::Usage(format!(
-                "--holder is missing; name the instance that cannot write (the plan of {name} is about {pinned})"
-            ))
-            .into());
-        }
-        Some(other) => {
-            return Err(Fail::Usage(format!(
-                "--holder {other:?} is not the instance of the plan of {name}, so nothing was declared; the plan is about {pinned}"
-            ))
-            .into());
-        }
+            ),
+        })
+        .into());
+    };
+    if let Some(plan) = plan
+        && plan.pins.holder.as_str() != holder
+    {
+        return Err(Fail::Usage(format!(
+            "--holder {holder:?} is not the instance of the plan of {name}, so nothing was declared; the plan is about {}",
+            plan.pins.holder
+        ))
+        .into());
     }
     let user = session.me().await?;
-    let at = session.server_time().await?;
     let declaration = Declaration {
-        holder: pinned,
+        holder,
         declared_by: user.name,
-        reason: plain::line(reason, 1024),
-        at: Time(at),
+        reason,
+        at: Time(session.server_time().await?),
         groups: user.groups,
         of_this_cluster: args.of_this_cluster,
     };
-    records::declare(&session, &name, &declaration).await?;
-    tell(&recovery, &name, plan, &declaration);
+    records::declare(&session, name, &declaration).await?;
+    note_effect(&recovery, plan, &declaration);
     Ok(Exit::Done)
 }
 
-/// A person's word that no order of the recovery is under way at the cloud. It counts for an aborted recovery, too.
+/// Declares that no order of the recovery is under way at the cloud. This counts for an aborted recovery, too.
 async fn nothing_under_way(
     session: &Session,
-    recovery: &VolumeRecovery,
-    name: &ObjectName,
-    reason: &str,
+    recovery: &StoredRecovery,
+    reason: String,
 ) -> Result<Exit> {
-    let begun = recovery
-        .status
-        .as_ref()
-        .is_some_and(|status| !status.journal.is_empty());
-    if recovery.phase().is_final() || !begun {
+    let name = recovery.name();
+    if !records::under_way(recovery) {
         return Err(Fail::Other(format!(
             "{name} has no run under way ({}), so no order of it can be under way",
             recovery.phase()
@@ -130,38 +122,22 @@ async fn nothing_under_way(
         .into());
     }
     let user = session.me().await?;
-    let at = session.server_time().await?;
-    let word = NothingUnderWay {
-        declared_by: user.name.clone(),
-        reason: plain::line(reason, 1024),
-        at: Time(at),
+    let declaration = NothingUnderWay {
+        declared_by: user.name,
+        reason,
+        at: Time(session.server_time().await?),
         groups: user.groups,
     };
-    let user = user.name;
-    records::nothing_under_way(session, name, &word).await?;
+    records::declare_nothing_under_way(session, name, &declaration).await?;
     note(&format!(
-        "Declared by {user}: nothing that {name} ordered is under way at the cloud ({reason})."
+        "Declared by {}: nothing that {name} ordered is under way at the cloud ({}).",
+        declaration.declared_by, declaration.reason
     ));
     note(
         "Your word counts for orders from before now. If the cloud shows a pending job, the recovery still waits for that job.",
     );
-    note(&format!(
-        "Follow it: kubectl reattach status -n {} {} --watch",
-        name.namespace, name.name
-    ));
+    note(&follow_hint(name));
     Ok(Exit::Done)
-}
-
-fn reason(given: Option<&str>) -> Result<&str, Fail> {
-    match given.map(str::trim) {
-        None | Some("") => Err(Fail::Usage(
-            "--reason is missing; say why you are sure, for the record".to_owned(),
-        )),
-        Some(reason) if reason.chars().count() > 1024 => Err(Fail::Usage(
-            "--reason may have at most 1024 characters".to_owned(),
-        )),
-        Some(reason) => Ok(reason),
-    }
 }
 
 /// Why a recovery has no plan to declare for.
@@ -172,13 +148,12 @@ enum NoPlan {
     Never(String),
 }
 
-/// The plan that the declaration is for.
-fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan, NoPlan> {
-    let status = recovery.status.clone().unwrap_or_default();
-    if recovery.phase().is_final() {
+/// Returns the plan that the declaration is for.
+fn plan(recovery: &StoredRecovery) -> Result<&Plan, NoPlan> {
+    let (name, phase) = (recovery.name(), recovery.phase());
+    if phase.is_final() {
         return Err(NoPlan::Never(format!(
-            "{name} is over already: {}, so a declaration would change nothing",
-            status.phase
+            "{name} is over already: {phase}, so a declaration would change nothing"
         )));
     }
     if let Some(abort) = &recovery.spec.abort {
@@ -198,19 +173,15 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
         .map_err(|e| NoPlan::Never(records::unreadable_sentence(&e)))?;
     plan.ok_or_else(|| {
         NoPlan::NotYet(format!(
-            "{name} has no plan, so there is no instance to declare about: {}, {}",
-            status.phase, status.message
+            "{name} has no plan, so there is no instance to declare about: {phase}, {}",
+            records::message(recovery)
         ))
     })
 }
 
-/// What it means.
-fn tell(
-    recovery: &VolumeRecovery,
-    name: &ObjectName,
-    plan: Option<&Plan>,
-    declaration: &Declaration,
-) {
+/// Says what the declaration allows, and what the user can do next.
+fn note_effect(recovery: &StoredRecovery, plan: Option<&Plan>, declaration: &Declaration) {
+    let name = recovery.name();
     let Declaration {
         holder,
         declared_by,
@@ -230,8 +201,8 @@ fn tell(
     }
     let Some(plan) = plan else {
         note(&format!(
-            "There is no plan yet. A plan that is made before {until:.0} relies on this word.\nFollow it: kubectl reattach status -n {} {} --watch",
-            name.namespace, name.name
+            "There is no plan yet. A plan that is made before {until:.0} relies on this word.\n{}",
+            follow_hint(name)
         ));
         return;
     };
@@ -243,8 +214,8 @@ fn tell(
         note(&format!(
             "Node {} is fenced as a whole: it has {} and {}.",
             plan.pins.node,
-            counted(wide.pod_count(), "pod"),
-            counted(wide.volumes.len(), "attached volume")
+            count(wide.pod_count(), "pod"),
+            count(wide.volumes.len(), "attached volume")
         ));
     }
     if recovery.phase() == Phase::AwaitingApproval {
@@ -254,12 +225,9 @@ fn tell(
         ));
     }
     note(&format!(
-        "If you were wrong, abort at once: kubectl reattach abort -n {ns} {name}\nFollow it: kubectl reattach status -n {ns} {name} --watch",
-        ns = name.namespace,
-        name = name.name
+        "If you were wrong, abort at once: kubectl reattach abort -n {} {}\n{}",
+        name.namespace,
+        name.name,
+        follow_hint(name)
     ));
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

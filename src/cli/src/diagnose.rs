@@ -1,9 +1,9 @@
-//! `diagnose`: what is wrong with a claim's volume. Reads only.
+//! `diagnose`: says what is wrong with a claim's volume. Reads only.
 
 use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
-use crate::output::{Format, line, note, out, value, width};
-use crate::session::{Global, Session, preflight, providers, who_knows_the_driver};
+use crate::output::{Format, note, print, print_line, print_value, width};
+use crate::session::{Global, Session, preflight, providers, unknown_driver_note};
 use crate::table::Table;
 use crate::watches;
 use anyhow::Result;
@@ -11,7 +11,7 @@ use clap::Args;
 use reattach_controller::{Collector, Needs, nominees};
 use reattach_core::diagnosis::{Diagnosis, Verdict, diagnose};
 use reattach_core::ids::ObjectName;
-use reattach_report::diagnosis_text;
+use reattach_report::{TEXT_WIDTH, diagnosis_text, paragraph};
 use serde_json::json;
 use std::collections::BTreeSet;
 use tokio::task::JoinSet;
@@ -47,14 +47,11 @@ pub struct DiagnoseArgs {
 
 struct Finding {
     claim: ObjectName,
+    /// Why the claim was looked at, if the user did not name it.
     why: Option<String>,
     diagnosis: Diagnosis,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// A claim that does not exist, or a read that failed: nothing may be concluded then.
 pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
@@ -101,7 +98,7 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
         });
     }
     match args.output {
-        Format::Table => tell(&findings, &args, &session)?,
+        Format::Table => show(&findings, &args, &session)?,
         format => {
             let items: Vec<_> = findings
                 .iter()
@@ -115,18 +112,19 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
                     })
                 })
                 .collect();
-            value(format, &json!({ "items": items }))?;
+            print_value(format, &json!({ "items": items }))?;
         }
     }
     let hints: BTreeSet<_> = findings
         .iter()
-        .filter_map(|f| who_knows_the_driver(&collector.providers, &f.diagnosis.verdict))
+        .filter_map(|f| unknown_driver_note(&collector.providers, &f.diagnosis.verdict))
         .collect();
     hints.iter().for_each(|hint| note(hint));
-    Ok(worst(findings.iter().map(|f| &f.diagnosis.verdict)))
+    let exits = findings.iter().map(|f| exit_code(&f.diagnosis.verdict));
+    Ok(exits.max_by_key(urgency).unwrap_or(Exit::Done))
 }
 
-fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<()> {
+fn show(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<()> {
     if findings.is_empty() {
         let place = if args.all_namespaces {
             "any namespace".to_owned()
@@ -146,17 +144,17 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
                 f.claim.namespace.clone(),
                 f.claim.name.clone(),
                 class,
-                word(&f.diagnosis.verdict).to_owned(),
+                title(&f.diagnosis.verdict).to_owned(),
                 f.diagnosis.verdict.finding(),
             ]);
         }
-        out(&table.text(width()))?;
+        print(&table.text(width()))?;
         if !args.facts {
-            let name = findings
+            let example = findings
                 .iter()
                 .find(|f| matches!(f.diagnosis.verdict, Verdict::Ours { .. }))
                 .or(findings.first());
-            if let Some(f) = name {
+            if let Some(f) = example {
                 note(&format!(
                     "\nFacts: kubectl reattach diagnose -n {} {}, or --facts for all.",
                     f.claim.namespace, f.claim.name
@@ -164,25 +162,25 @@ fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<
             }
             return Ok(());
         }
-        line("")?;
+        print_line("")?;
     }
     for (i, f) in findings.iter().enumerate() {
         let gap = if i == 0 { "" } else { "\n" };
-        out(&format!("{gap}Claim {}\n", f.claim))?;
+        print(&format!("{gap}Claim {}\n", f.claim))?;
         if let Some(why) = &f.why {
-            out(&crate::table::paragraph(
+            print(&paragraph(
                 "  looked at because of: ",
                 &one_line(why),
-                100,
+                TEXT_WIDTH,
             ))?;
         }
-        out(&diagnosis_text(&f.diagnosis))?;
+        print(&diagnosis_text(&f.diagnosis))?;
     }
     Ok(())
 }
 
-/// A verdict in one word, for tables.
-pub fn word(verdict: &Verdict) -> &'static str {
+/// Describes a verdict in one or two words, for tables.
+fn title(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Healthy { .. } => "healthy",
         Verdict::Ours { .. } => "trouble",
@@ -192,8 +190,8 @@ pub fn word(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// The exit code of one verdict.
-pub fn end(verdict: &Verdict) -> Exit {
+/// Returns the exit code for one verdict.
+pub fn exit_code(verdict: &Verdict) -> Exit {
     match verdict {
         Verdict::Healthy { .. } => Exit::Done,
         Verdict::Ours { .. } => Exit::Trouble,
@@ -202,13 +200,12 @@ pub fn end(verdict: &Verdict) -> Exit {
     }
 }
 
-/// Of several verdicts: trouble of ours, then what is undecided, then what is not ours.
-fn worst<'a>(verdicts: impl Iterator<Item = &'a Verdict>) -> Exit {
-    let rank = |e: &Exit| match e {
+/// Rank of an exit code where several claims have different ones; the highest counts.
+fn urgency(exit: &Exit) -> u8 {
+    match exit {
         Exit::Trouble => 3,
         Exit::Waiting => 2,
         Exit::NotOurs => 1,
         _ => 0,
-    };
-    verdicts.map(end).max_by_key(rank).unwrap_or(Exit::Done)
+    }
 }

@@ -1,14 +1,15 @@
-//! `kubectl reattach drill`: the embedded game day. Needs no cluster and no credentials.
+//! `drill`: plays an incident against a simulated cluster and cloud. Needs no cluster and no credentials.
 
-use anyhow::Context;
+use crate::exit::Exit;
+use crate::fail::Fail;
+use anyhow::{Context, Result};
 use clap::Args;
 use reattach_drill::timeline::{Line, paragraph, span};
 use reattach_drill::{Pace, SCENARIOS, Scenario, play};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Arguments of `drill`.
+/// Plays an incident against a simulated cluster and cloud; needs neither.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
 Examples:
@@ -21,30 +22,25 @@ Exit codes: 0 every workload came back and every safety rule held; 1 otherwise; 
 pub struct DrillArgs {
     /// List the scenarios and exit.
     #[arg(long)]
-    pub list: bool,
+    list: bool,
     /// Seed of everything random. Equal seeds give equal transcripts.
     #[arg(long, value_name = "N", default_value_t = 1)]
-    pub seed: u64,
+    seed: u64,
     /// Scenario to play.
     #[arg(long, value_name = "NAME", default_value = "incident-2021-07-11")]
-    pub scenario: String,
+    scenario: String,
     /// Also write the post-mortem as one self-contained HTML file.
     #[arg(long, value_name = "FILE")]
-    pub html: Option<PathBuf>,
+    html: Option<PathBuf>,
     /// Print one JSON document at the end instead of text.
     #[arg(long)]
-    pub json: bool,
+    json: bool,
     /// Print no timeline, only the summary and the post-mortem.
     #[arg(long, short)]
-    pub quiet: bool,
+    quiet: bool,
 }
 
-/// Plays a scenario.
-///
-/// # Errors
-/// The scenario does not exist, the simulated cluster could not be built, the scenario got stuck, or the HTML file cannot
-/// be written.
-pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: DrillArgs) -> Result<Exit> {
     if args.list {
         for scenario in SCENARIOS {
             print!(
@@ -53,22 +49,18 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
                 paragraph(22, scenario.summary).trim_start()
             );
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Exit::Done);
     }
-    #[allow(clippy::disallowed_methods)]
-    // Wall time for the last line; the drill's own time is virtual.
     if Scenario::named(&args.scenario).is_none() {
-        let known = SCENARIOS
-            .iter()
-            .map(|s| s.name)
-            .collect::<Vec<_>>()
-            .join(", ");
-        eprintln!(
-            "error: there is no scenario {:?}; there are: {known}",
-            args.scenario
-        );
-        return Ok(ExitCode::from(2));
+        let known: Vec<&str> = SCENARIOS.iter().map(|s| s.name).collect();
+        return Err(Fail::Usage(format!(
+            "there is no scenario {:?}; there are: {}",
+            args.scenario,
+            known.join(", ")
+        ))
+        .into());
     }
+    // Wall time, for the last line. The drill's own time is virtual.
     let started = tokio::time::Instant::now();
     let live = !args.json && !args.quiet;
     if live {
@@ -99,22 +91,19 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
             "== Post-mortem\n\n{}",
             reattach_report::markdown(&outcome.incident)
         );
-        let (virtual_time, wall) = (
-            outcome.incident.to.duration_since(outcome.incident.from),
-            started.elapsed(),
-        );
-        let virtual_time = span(virtual_time.as_secs_f64());
+        let cluster_time = outcome.incident.to.duration_since(outcome.incident.from);
         eprintln!(
-            "{virtual_time} of cluster time in {:.1} s.",
-            wall.as_secs_f64()
+            "{} of cluster time in {:.1} s.",
+            span(cluster_time.as_secs_f64()),
+            started.elapsed().as_secs_f64()
         );
         if let Some(file) = &args.html {
             eprintln!("The post-mortem with its picture: {}", file.display());
         }
     }
     Ok(if outcome.good() {
-        ExitCode::SUCCESS
+        Exit::Done
     } else {
-        ExitCode::FAILURE
+        Exit::Error
     })
 }

@@ -1,13 +1,13 @@
-//! `explain`: what an event, an error or a log line means. No cluster.
+//! `explain`: says what an event, an error or a log line means. Needs no cluster.
 
 use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
-use crate::output::{json_line, line, note, out, width};
-use crate::table::paragraph;
+use crate::output::{note, print, print_json_line, print_line, width};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reattach_core::plain;
 use reattach_messages::{Explanation, Message, Remedy, explain};
+use reattach_report::paragraph;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -56,10 +56,7 @@ enum Form {
     Jsonl,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// The file cannot be read; lines that cannot be read are counted in the exit code, the others are answered.
+/// Explains each message. A line that cannot be read makes the exit code 1, and the other lines are answered all the same.
 pub fn run(args: ExplainArgs) -> Result<Exit> {
     let mut sink = Sink {
         form: args.output,
@@ -86,7 +83,7 @@ pub fn run(args: ExplainArgs) -> Result<Exit> {
             break;
         }
         number += 1;
-        // Log lines may hold anything; what is no text is shown as such.
+        // A log line may contain any bytes. Invalid UTF-8 becomes U+FFFD.
         let text = String::from_utf8_lossy(&bytes);
         let text = text.trim_start_matches('\u{feff}').trim();
         if text.is_empty() {
@@ -130,7 +127,7 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn BufRead>, String)> {
     }
 }
 
-/// One line as a message. A line that begins like a JSON object must be one: a cut-off object read as text would be
+/// Reads one line as a message. A line that begins like a JSON object must be one: a cut-off object read as text would be
 /// answered as if its field names were words of the message.
 fn message_of(text: &str) -> Result<Message, String> {
     if !text.starts_with('{') {
@@ -153,8 +150,10 @@ fn message_of(text: &str) -> Result<Message, String> {
     }
 }
 
+/// Writer of the answers.
 struct Sink {
     form: Form,
+    /// Has nothing been written yet?
     first: bool,
 }
 
@@ -179,16 +178,16 @@ impl Sink {
         match self.form {
             Form::Json => {
                 let object = plain::json(&object.to_string());
-                out(&format!("{}  {object}", if first { "[\n" } else { ",\n" }))
+                print(&format!("{}  {object}", if first { "[\n" } else { ",\n" }))
             }
-            _ => json_line(object),
+            _ => print_json_line(object),
         }
     }
 
     fn close(&self) -> Result<()> {
         match self.form {
-            Form::Json if self.first => line("[]"),
-            Form::Json => out("\n]\n"),
+            Form::Json if self.first => print_line("[]"),
+            Form::Json => print("\n]\n"),
             _ => Ok(()),
         }
     }
@@ -201,41 +200,28 @@ impl Sink {
             "\n".to_owned()
         };
         text.push_str(&paragraph("", &one_line(message), width));
-        text.push_str(&paragraph(
-            "  means     ",
-            &one_line(&found.sentence),
-            width,
-        ));
-        for (i, fact) in found.deciding_facts.iter().enumerate() {
-            text.push_str(&paragraph(
-                if i == 0 {
-                    "  look at   "
-                } else {
-                    "            "
-                },
-                fact.in_words(),
-                width,
-            ));
-        }
-        for (i, remedy) in found.remedies.iter().enumerate() {
-            let words = format!("{}: {}", name(*remedy), remedy.in_words());
-            text.push_str(&paragraph(
-                if i == 0 {
-                    "  remedies  "
-                } else {
-                    "            "
-                },
-                &words,
-                width,
-            ));
-        }
-        out(&text)
+        let mut rows = |label: &str, lines: Vec<String>| {
+            let labels = std::iter::once(label).chain(std::iter::repeat(""));
+            for (label, line) in labels.zip(&lines) {
+                text.push_str(&paragraph(&format!("  {label:<9} "), line, width));
+            }
+        };
+        rows("means", vec![one_line(&found.sentence)]);
+        let facts = found.deciding_facts.iter();
+        rows("look at", facts.map(|f| f.in_words().to_owned()).collect());
+        let remedies = found.remedies.iter();
+        rows(
+            "remedies",
+            remedies
+                .map(|r| format!("{}: {}", name(*r), r.in_words()))
+                .collect(),
+        );
+        print(&text)
     }
 }
 
-/// The explanation as scripts read it.
+/// Returns the explanation as a JSON object. The meaning's own fields stand under `details`.
 fn object(found: &Explanation) -> Value {
-    // The meaning is an enum that is tagged by `kind`; what it carries besides stands under `details`.
     let mut details = match serde_json::to_value(&found.meaning) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),

@@ -12,76 +12,35 @@ pub enum Fail {
     /// Something given on the command line cannot be used.
     #[error("{0}")]
     Usage(String),
-    /// The claim does not exist.
     #[error(
         "there is no PersistentVolumeClaim {name:?} in namespace {namespace:?}; kubectl get pvc -A lists them, and -n NAMESPACE chooses another namespace"
     )]
-    NoClaim {
-        /// The namespace.
-        namespace: String,
-        /// The name asked for.
-        name: String,
-    },
-    /// Neither a recovery nor a claim with one.
+    NoClaim { namespace: String, name: String },
     #[error(
         "there is no VolumeRecovery in namespace {namespace:?} that is named {name:?} or is for a claim of that name; kubectl reattach status -A lists them"
     )]
-    NoRecovery {
-        /// The namespace.
-        namespace: String,
-        /// The name asked for.
-        name: String,
-    },
-    /// The API server does not answer.
+    NoRecovery { namespace: String, name: String },
     #[error(
         "the API server at {server} does not answer ({why}); check the network, --kubeconfig and --context"
     )]
-    Unreachable {
-        /// Its address.
-        server: String,
-        /// The innermost cause.
-        why: String,
-    },
-    /// 401.
+    Unreachable { server: String, why: String },
+    /// Status code 401.
     #[error(
         "the API server at {server} does not accept the credentials of this kubeconfig ({why}); log in again, or choose another --context"
     )]
-    Unauthorized {
-        /// Its address.
-        server: String,
-        /// Its words.
-        why: String,
-    },
-    /// 403 by RBAC.
-    #[error(
-        "{user} may not {verb} {resource} {scope}, which is needed to {doing}; ask an administrator for that right"
-    )]
-    Forbidden {
-        /// Who.
-        user: String,
-        /// The RBAC verb.
-        verb: String,
-        /// The resource with its group.
-        resource: String,
-        /// Namespace or cluster.
-        scope: String,
-        /// What the command was about to do.
-        doing: String,
-    },
-    /// Any other refusal of the API server: admission, validation.
+    Unauthorized { server: String, why: String },
+    /// Status code 403, as a sentence.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Any other refusal of the API server, such as by admission or validation.
     #[error("the API server refused to {doing}: {why}")]
-    Api {
-        /// What the command was about to do.
-        doing: String,
-        /// Its words.
-        why: String,
-    },
+    Api { doing: String, why: String },
     /// Any other error of one sentence.
     #[error("{0}")]
     Other(String),
 }
 
-/// An object that the API server gave, and that it cannot have stored so.
+/// An object of the API server that lacks a field which every stored object has.
 impl From<MissingField> for Fail {
     fn from(missing: MissingField) -> Self {
         Self::Other(format!(
@@ -91,35 +50,24 @@ impl From<MissingField> for Fail {
 }
 
 impl Fail {
-    /// The exit code that belongs to it.
-    pub fn end(&self) -> Exit {
+    /// Returns the exit code of a command that ends with this error.
+    pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
             _ => Exit::Error,
         }
     }
 
-    /// A client's error as a sentence; `doing` completes "to …".
+    /// Describes a client's error; `doing` completes "to …".
     pub fn kubernetes(error: &kube::Error, server: &str, doing: &str) -> Self {
-        let doing = doing.to_owned();
         match error {
             kube::Error::Api(status) if status.code == 401 => Self::Unauthorized {
                 server: server.to_owned(),
                 why: one_line(&status.message),
             },
-            kube::Error::Api(status) if status.code == 403 => match denied(&status.message) {
-                Some((user, verb, resource, scope)) => Self::Forbidden {
-                    user,
-                    verb,
-                    resource,
-                    scope,
-                    doing,
-                },
-                None => Self::Api {
-                    doing,
-                    why: one_line(&status.message),
-                },
-            },
+            kube::Error::Api(status) if status.code == 403 => {
+                Self::Forbidden(forbidden(&status.message, doing))
+            }
             kube::Error::Api(status) => {
                 let why = if status.message.is_empty() {
                     &status.reason
@@ -127,7 +75,7 @@ impl Fail {
                     &status.message
                 };
                 Self::Api {
-                    doing,
+                    doing: doing.to_owned(),
                     why: format!("{} ({})", one_line(why), status.code),
                 }
             }
@@ -146,7 +94,7 @@ impl Fail {
     }
 }
 
-/// The sentence of the error at the bottom, which names the cause; those above it only say who met it.
+/// Returns the text of the innermost error, which names the cause.
 fn innermost(error: &kube::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     let mut cause = error.source();
@@ -157,39 +105,44 @@ fn innermost(error: &kube::Error) -> String {
     one_line(&last.to_string())
 }
 
-/// User, verb, resource and scope out of the API server's own sentence (Kubernetes
+/// Describes a refusal with the code 403: by RBAC with the right that is missing, and by admission in the server's words.
+fn forbidden(message: &str, doing: &str) -> String {
+    match missing_right(message) {
+        Some(right) => {
+            format!("{right}, which is needed to {doing}; ask an administrator for that right")
+        }
+        None => format!("the API server refused to {doing}: {}", one_line(message)),
+    }
+}
+
+/// Reads user, verb, resource and scope from the API server's own sentence (Kubernetes
 /// `staging/src/k8s.io/apiserver/pkg/endpoints/handlers/responsewriters/errors.go`, `forbiddenMessage`).
-fn denied(message: &str) -> Option<(String, String, String, String)> {
+fn missing_right(message: &str) -> Option<String> {
     let quoted = |after: &str| {
-        let rest = &message[message.find(after)? + after.len()..];
-        Some(rest[..rest.find('"')?].to_owned())
+        let (_, rest) = message.split_once(after)?;
+        Some(rest.split_once('"')?.0)
     };
     let user = quoted("User \"")?;
     let (_, rest) = message.split_once("\" cannot ")?;
     let (verb, _) = rest.split_once(' ')?;
-    let (resource, group) = (
-        quoted("resource \"")?,
-        quoted("API group \"").unwrap_or_default(),
-    );
+    let resource = quoted("resource \"")?;
+    let resource = match (quoted("API group \""), resource.split_once('/')) {
+        (None | Some(""), _) => resource.to_owned(),
+        // A subresource stands behind the group: deployments.apps/scale.
+        (Some(group), Some((main, sub))) => format!("{main}.{group}/{sub}"),
+        (Some(group), None) => format!("{resource}.{group}"),
+    };
     let scope = match quoted("in the namespace \"") {
         Some(namespace) => format!("in namespace {namespace:?}"),
         None => "in the whole cluster".to_owned(),
     };
-    let resource = match group.as_str() {
-        "" => resource,
-        // A subresource stands behind the group: deployments.apps/scale.
-        group => match resource.split_once('/') {
-            Some((main, sub)) => format!("{main}.{group}/{sub}"),
-            None => format!("{resource}.{group}"),
-        },
-    };
-    Some((format!("user {user:?}"), verb.to_owned(), resource, scope))
+    Some(format!("user {user:?} may not {verb} {resource} {scope}"))
 }
 
 /// Maximum length of a text from outside in a sentence of this command, in characters.
 const TEXT_CHARS: usize = 4_096;
 
-/// The text on one line, without hidden characters, bounded.
+/// Returns the text on one line, without hidden characters, of at most [`TEXT_CHARS`] characters.
 pub fn one_line(text: &str) -> String {
     plain::line(text, TEXT_CHARS)
 }
@@ -251,7 +204,7 @@ mod tests {
             fail.to_string(),
             "the API server refused to ask: spec.runbook: Invalid value (422)"
         );
-        assert_eq!(fail.end(), Exit::Error);
-        assert_eq!(Fail::Usage("x".into()).end(), Exit::Usage);
+        assert_eq!(fail.exit(), Exit::Error);
+        assert_eq!(Fail::Usage("x".into()).exit(), Exit::Usage);
     }
 }

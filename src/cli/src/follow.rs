@@ -1,36 +1,35 @@
-//! Following one recovery to its end: what happens is printed as it happens, and a person is asked where one must be.
+//! Follows one recovery to its end: prints what happens, and asks the user to approve the plan.
 
 use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
 use crate::interrupt::Interrupt;
-use crate::output::{Format, note, out, prompt};
+use crate::output::{Format, note, print, print_value, prompt};
 use crate::plan::{refused, whole_plan};
 use crate::records;
 use crate::session::Session;
-use crate::table::paragraph;
 use anyhow::Result;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::rights::RecordedUser;
 use reattach_core::ids::ObjectName;
-use reattach_report::{TEXT_WIDTH, journal_text, status_line};
+use reattach_report::{TEXT_WIDTH, journal_text, paragraph, status_line};
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-/// How often the recovery is read.
-const LOOK_EVERY: Duration = Duration::from_millis(400);
-/// A read that fails is tried again for so long: an API server may be restarted in the middle of a recovery.
-const BEAR: Duration = Duration::from_secs(60);
+/// Interval of reads of the recovery.
+const READ_EVERY: Duration = Duration::from_millis(400);
+/// Time for which a failing read is retried: an API server may be restarted in the middle of a recovery.
+const RETRY_READS_FOR: Duration = Duration::from_secs(60);
 /// A recovery whose status is empty after this time has no controller that drives it.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 /// An aborted recovery that has touched nothing is over within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 
-/// What to do at the points where a person decides.
+/// How the user decides about the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consent {
-    /// Show the plan, and be done.
+    /// Show the plan only.
     ShowOnly,
     /// Approve the plan that is shown.
     Given,
@@ -38,26 +37,22 @@ pub enum Consent {
     Ask,
     /// There is no terminal to ask on: show the plan and how to approve it.
     Later,
-    /// Another person decides: only watch.
+    /// The user only watches; another person decides.
     Watch,
 }
 
-/// How to follow.
-#[derive(Clone)]
+/// Follower of one recovery.
 pub struct Follow<'a> {
-    /// The connection.
     pub session: &'a Session,
-    /// The recovery.
     pub name: ObjectName,
-    /// Who decides.
     pub consent: Consent,
-    /// The user, for approval and abort.
+    /// User at the command line, for approval and abort.
     pub user: RecordedUser,
-    /// How to print the end.
+    /// Format of the recovery at its end.
     pub format: Format,
-    /// When to stop following.
+    /// Time at which to stop following.
     pub deadline: Instant,
-    /// Whether this process drives it: a run that has begun is then followed to its end, since its steps have time
+    /// Does this process drive the recovery? Then a run that has begun is followed to its end, since its steps have time
     /// limits of their own and no other process would end it.
     pub driven_here: bool,
 }
@@ -71,12 +66,27 @@ struct Shown {
     approved: Option<String>,
 }
 
-impl Follow<'_> {
+impl<'a> Follow<'a> {
+    /// Returns a follower that only watches.
+    pub fn watching(
+        session: &'a Session,
+        name: ObjectName,
+        user: RecordedUser,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            session,
+            name,
+            consent: Consent::Watch,
+            user,
+            format: Format::Table,
+            deadline: Instant::now() + timeout,
+            driven_here: false,
+        }
+    }
+
     /// Follows until the recovery ends, a person is needed, the time is over, or `gone` turns true (the process that
     /// drives it has stopped).
-    ///
-    /// # Errors
-    /// The API server's, as a sentence.
     pub async fn run(
         &self,
         mut gone: Option<watch::Receiver<bool>>,
@@ -84,26 +94,26 @@ impl Follow<'_> {
     ) -> Result<Exit> {
         let mut shown = Shown::default();
         let started = Instant::now();
-        let mut heard = Instant::now();
+        let mut last_read = Instant::now();
         loop {
-            let read = match records::again(self.session, &self.name).await {
+            let read = match records::read(self.session, &self.name).await {
                 Ok(read) => read,
                 Err(error @ (Fail::Unauthorized { .. } | Fail::Forbidden { .. })) => {
                     return Err(error.into());
                 }
-                Err(error) if heard.elapsed() > BEAR => return Err(error.into()),
+                Err(error) if last_read.elapsed() > RETRY_READS_FOR => return Err(error.into()),
                 Err(_) => {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                    tokio::time::sleep(READ_EVERY).await;
                     continue;
                 }
             };
-            heard = Instant::now();
+            last_read = Instant::now();
             let Some(recovery) = read else {
                 return Err(
                     Fail::Other(format!("VolumeRecovery {} was deleted", self.name)).into(),
                 );
             };
-            if let Some(end) = self.look(&recovery, &mut shown, started, interrupt).await? {
+            if let Some(end) = self.step(&recovery, &mut shown, started, interrupt).await? {
                 return Ok(end);
             }
             let stopped = async {
@@ -115,15 +125,15 @@ impl Follow<'_> {
             };
             tokio::select! {
                 biased;
-                () = stopped => return self.last_look(&mut shown, interrupt).await,
+                () = stopped => return self.driver_stopped(&mut shown, interrupt).await,
                 () = interrupt.heard() => return self.interrupted().await,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(READ_EVERY) => {}
             }
         }
     }
 
-    /// One look at the recovery; `Some` when there is nothing more to follow.
-    async fn look(
+    /// Prints what is new and does what the phase asks for. Returns the exit code when there is nothing more to follow.
+    async fn step(
         &self,
         recovery: &VolumeRecovery,
         shown: &mut Shown,
@@ -133,12 +143,12 @@ impl Follow<'_> {
         let record = match recovery.record(None) {
             Ok(record) => record,
             Err(unreadable) => {
-                self.tell(&paragraph(
+                self.progress(&paragraph(
                     "",
                     &records::unreadable_sentence(&unreadable),
                     TEXT_WIDTH,
                 ));
-                self.value(recovery)?;
+                self.print_recovery(recovery)?;
                 return Ok(Some(Exit::Unhealed));
             }
         };
@@ -146,14 +156,10 @@ impl Follow<'_> {
         if let Some(plan) = record.plan.as_ref().filter(|_| !record.journal.is_empty()) {
             // The text only grows, line by line: print what is new.
             let text = journal_text(plan, &record.journal);
-            let fresh = text
-                .strip_prefix(shown.journal.as_str())
-                .unwrap_or(&text)
-                .to_owned();
             if shown.journal.is_empty() {
-                self.tell("\n");
+                self.progress("\n");
             }
-            self.tell(&fresh);
+            self.progress(text.strip_prefix(shown.journal.as_str()).unwrap_or(&text));
             shown.journal = text;
         }
         match phase {
@@ -165,11 +171,12 @@ impl Follow<'_> {
             | Phase::Stuck => self.ended(recovery, phase.into()).map(Some),
             Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
             Phase::Running | Phase::Restoring => {
-                self.late(recovery, "the run continues", false).await
+                self.check_deadline(recovery, "the run continues", false)
+                    .await
             }
             _ if self.consent == Consent::Watch => {
-                self.news(phase, &record.message, shown);
-                self.late(recovery, "the recovery continues without you", false)
+                self.phase_changed(phase, &record.message, shown);
+                self.check_deadline(recovery, "the recovery continues without you", false)
                     .await
             }
             Phase::Refused => {
@@ -178,21 +185,21 @@ impl Follow<'_> {
                     .as_ref()
                     .map(|d| d.verdict.to_string())
                     .unwrap_or_default();
-                self.tell(&refused(
+                self.progress(&refused(
                     &format!("Refused, claim {}", record.claim),
                     &trouble,
                     &record.refusals,
                 ));
-                self.end_request(recovery, "refused, nothing was touched", phase.into())
+                self.withdraw(recovery, "refused, nothing was touched", phase.into())
                     .await
             }
             Phase::NotOurs => {
-                self.tell(&paragraph(
+                self.progress(&paragraph(
                     "",
                     &format!("{}: {}", record.claim, record.message),
                     TEXT_WIDTH,
                 ));
-                self.end_request(
+                self.withdraw(
                     recovery,
                     "the trouble is not ours, nothing was touched",
                     phase.into(),
@@ -210,17 +217,18 @@ impl Follow<'_> {
                     self.name,
                     ANSWERED_WITHIN.as_secs()
                 ));
-                self.end_request(recovery, "no controller answered", Exit::Waiting)
+                self.withdraw(recovery, "no controller answered", Exit::Waiting)
                     .await
             }
             _ => {
-                self.news(phase, &record.message, shown);
-                self.late(recovery, "there is no plan yet", true).await
+                self.phase_changed(phase, &record.message, shown);
+                self.check_deadline(recovery, "there is no plan yet", true)
+                    .await
             }
         }
     }
 
-    /// There is a plan.
+    /// Shows the plan and has it approved, or withdraws the request.
     async fn planned(
         &self,
         recovery: &VolumeRecovery,
@@ -229,26 +237,24 @@ impl Follow<'_> {
         interrupt: &mut Interrupt,
     ) -> Result<Option<Exit>> {
         let Some(plan) = &record.plan else {
-            self.news(recovery.phase(), &record.message, shown);
-            return self.late(recovery, "there is no plan yet", true).await;
+            self.phase_changed(recovery.phase(), &record.message, shown);
+            return self
+                .check_deadline(recovery, "there is no plan yet", true)
+                .await;
         };
         let hash = plan.hash.to_string();
-        if let Some(approved) = recovery
-            .spec
-            .approval
-            .as_ref()
-            .map(|a| a.plan_hash.as_str())
-        {
-            if approved == hash {
+        if let Some(approval) = &recovery.spec.approval {
+            let approved = &approval.plan_hash;
+            if *approved == hash {
                 return self
-                    .late(recovery, "the plan is approved and has not begun", true)
+                    .check_deadline(recovery, "the plan is approved and has not begun", true)
                     .await;
             }
             note(&format!(
                 "The facts have changed since plan {approved} was approved, so nothing has run. The plan is now {hash}."
             ));
             return self
-                .end_request(
+                .withdraw(
                     recovery,
                     "the plan changed after its approval",
                     Exit::Refused,
@@ -257,14 +263,14 @@ impl Follow<'_> {
         }
         if shown.plan != hash {
             if !shown.plan.is_empty() {
-                self.tell("\nThe facts have changed, and the plan with them:\n\n");
+                self.progress("\nThe facts have changed, and the plan with them:\n\n");
             }
-            self.tell(&whole_plan(plan, None));
+            self.progress(&whole_plan(plan, None));
             shown.plan.clone_from(&hash);
         }
         match self.consent {
             Consent::ShowOnly => {
-                self.end_request(
+                self.withdraw(
                     recovery,
                     "dry run: the plan was shown, nothing was touched",
                     Exit::Done,
@@ -275,7 +281,7 @@ impl Follow<'_> {
             Consent::Ask => match self.ask(&hash, interrupt).await? {
                 Some(true) => self.approve(recovery, &hash, shown).await,
                 Some(false) => {
-                    self.end_request(
+                    self.withdraw(
                         recovery,
                         "not approved, nothing was touched",
                         Exit::Unhealed,
@@ -285,7 +291,7 @@ impl Follow<'_> {
                 None => self.interrupted().await.map(Some),
             },
             Consent::Later | Consent::Watch => {
-                self.later(&hash);
+                self.note_how_to_decide(&hash);
                 Ok(Some(Exit::Waiting))
             }
         }
@@ -303,11 +309,11 @@ impl Follow<'_> {
                 // To ask and to approve are rights of their own: the plan waits for a person who may approve.
                 Err(error @ (Fail::Forbidden { .. } | Fail::Api { .. })) if !self.driven_here => {
                     note(&format!("error: {error}"));
-                    self.later(hash);
+                    self.note_how_to_decide(hash);
                     return Ok(Some(Exit::Waiting));
                 }
                 Err(error) => {
-                    self.end_request(
+                    self.withdraw(
                         recovery,
                         "it could not be approved, nothing was touched",
                         Exit::Error,
@@ -322,8 +328,8 @@ impl Follow<'_> {
         Ok(None)
     }
 
-    /// Says how the plan that is shown can be run or dropped.
-    fn later(&self, hash: &str) {
+    /// Says how to approve the plan that is shown, or to abort the recovery.
+    fn note_how_to_decide(&self, hash: &str) {
         let ns = &self.name.namespace;
         note(&format!(
             "\nTo run it:  kubectl reattach approve -n {ns} {} --plan {hash}",
@@ -354,8 +360,8 @@ impl Follow<'_> {
         }
     }
 
-    /// Whether the time is over. `withdraw`: the request has no run to protect and is taken back.
-    async fn late(
+    /// Ends the following if the time is over. With `withdraw` there is no run yet, and the request is withdrawn.
+    async fn check_deadline(
         &self,
         recovery: &VolumeRecovery,
         what: &str,
@@ -367,18 +373,15 @@ impl Follow<'_> {
         note(&format!("error: the time of --timeout is over; {what}"));
         if withdraw {
             return self
-                .end_request(recovery, "timed out before it began", Exit::Waiting)
+                .withdraw(recovery, "timed out before it began", Exit::Waiting)
                 .await;
         }
-        note(&format!(
-            "Follow it with: kubectl reattach status -n {} {} --watch",
-            self.name.namespace, self.name.name
-        ));
+        note(&follow_hint(&self.name));
         Ok(Some(Exit::Waiting))
     }
 
-    /// Takes back a request that has touched nothing, so that it neither lingers nor runs later by surprise.
-    async fn end_request(
+    /// Aborts a recovery that has touched nothing, so that it does not run after this command has ended.
+    async fn withdraw(
         &self,
         recovery: &VolumeRecovery,
         why: &str,
@@ -388,27 +391,27 @@ impl Follow<'_> {
         records::abort(self.session, &self.name, &self.user.name, Some(why)).await?;
         let until = Instant::now() + SETTLED_WITHIN;
         while Instant::now() < until {
-            match records::again(self.session, &self.name).await? {
+            match records::read(self.session, &self.name).await? {
                 Some(r) if !r.phase().is_final() && r.status.is_some() => {
-                    tokio::time::sleep(LOOK_EVERY).await
+                    tokio::time::sleep(READ_EVERY).await
                 }
                 _ => break,
             }
         }
         note(&format!("\nRequest {} was withdrawn: {why}.", self.name));
-        self.value(&last)?;
+        self.print_recovery(&last)?;
         Ok(Some(end))
     }
 
     async fn interrupted(&self) -> Result<Exit> {
-        let now = records::again(self.session, &self.name).await?;
+        let now = records::read(self.session, &self.name).await?;
         match now {
             Some(recovery)
                 if !records::under_way(&recovery)
                     && !recovery.phase().is_final()
                     && self.consent != Consent::Watch =>
             {
-                self.end_request(
+                self.withdraw(
                     &recovery,
                     "interrupted before it began, nothing was touched",
                     Exit::Interrupted,
@@ -416,23 +419,24 @@ impl Follow<'_> {
                 .await?;
             }
             Some(recovery) if records::under_way(&recovery) && !self.driven_here => {
-                let (ns, name) = (&self.name.namespace, &self.name.name);
                 note("\nInterrupted. The recovery is not over.");
+                note(&follow_hint(&self.name));
                 note(&format!(
-                    "Follow it: kubectl reattach status -n {ns} {name} --watch"
+                    "End it:    kubectl reattach abort -n {} {}",
+                    self.name.namespace, self.name.name
                 ));
-                note(&format!("End it:    kubectl reattach abort -n {ns} {name}"));
             }
             _ => {}
         }
         Ok(Exit::Interrupted)
     }
 
-    async fn last_look(&self, shown: &mut Shown, interrupt: &mut Interrupt) -> Result<Exit> {
-        if let Some(recovery) = records::again(self.session, &self.name).await?
+    /// Ends the following after the process that drives the recovery has stopped.
+    async fn driver_stopped(&self, shown: &mut Shown, interrupt: &mut Interrupt) -> Result<Exit> {
+        if let Some(recovery) = records::read(self.session, &self.name).await?
             && recovery.phase().is_final()
             && let Some(end) = self
-                .look(&recovery, shown, Instant::now(), interrupt)
+                .step(&recovery, shown, Instant::now(), interrupt)
                 .await?
         {
             return Ok(end);
@@ -444,52 +448,61 @@ impl Follow<'_> {
         .into())
     }
 
+    /// Prints the end of the recovery.
     fn ended(&self, recovery: &VolumeRecovery, end: Exit) -> Result<Exit> {
         if let Ok(record) = recovery.record(None) {
-            self.tell(&format!("\n{}\n", status_line(&record)));
+            self.progress(&format!("\n{}\n", status_line(&record)));
         }
         if end != Exit::Done {
-            self.tell(&paragraph("  ", &records::message(recovery), TEXT_WIDTH));
+            self.progress(&paragraph("  ", &records::message(recovery), TEXT_WIDTH));
         }
         note(&format!(
             "Post-mortem: kubectl reattach report -n {} {}",
             self.name.namespace, self.name.name
         ));
-        self.value(recovery)?;
+        self.print_recovery(recovery)?;
         Ok(end)
     }
 
-    /// A line whenever the phase or its sentence changes.
-    fn news(&self, phase: Phase, message: &str, shown: &mut Shown) {
+    /// Prints phase and message if they have changed.
+    fn phase_changed(&self, phase: Phase, message: &str, shown: &mut Shown) {
         let text = match message {
             "" => "waiting for the first diagnosis".to_owned(),
             message => one_line(message),
         };
         let line = format!("{phase}: {text}");
         if shown.message != line {
-            self.tell(&paragraph("", &line, TEXT_WIDTH));
+            self.progress(&paragraph("", &line, TEXT_WIDTH));
             shown.message = line;
         }
     }
 
-    /// Progress: on standard output for people, beside it when scripts read that. A reader that went away stops no
-    /// recovery.
-    fn tell(&self, text: &str) {
+    /// Prints progress: on standard output for people, on standard error if scripts read the output. A closed output does not
+    /// stop the recovery.
+    fn progress(&self, text: &str) {
         match self.format {
-            Format::Table => drop(out(text)),
+            Format::Table => drop(print(text)),
             _ => note(text.trim_end_matches('\n')),
         }
     }
 
-    fn value(&self, recovery: &VolumeRecovery) -> Result<()> {
+    fn print_recovery(&self, recovery: &VolumeRecovery) -> Result<()> {
         match self.format {
             Format::Table => Ok(()),
-            format => crate::output::value(format, recovery),
+            format => print_value(format, recovery),
         }
     }
 }
 
-/// Whether a person sits at this terminal.
+/// Returns the command that follows a recovery, as a line for the user.
+pub fn follow_hint(name: &ObjectName) -> String {
+    format!(
+        "Follow it: kubectl reattach status -n {} {} --watch",
+        name.namespace, name.name
+    )
+}
+
+/// Can the user be asked on a terminal?
 pub fn interactive() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }

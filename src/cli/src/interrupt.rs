@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and a lost terminal, heard from the moment on at which a command has something to put in order.
+//! Listens for Ctrl-C, SIGTERM and a lost terminal, from the time at which a command has something to undo.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -11,11 +11,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Begins to listen; from now on the signals end nothing by themselves. `survives_hangup`: a lost terminal is no
-    /// wish to stop, and work that is half done goes on without one.
-    ///
-    /// # Errors
-    /// The handlers cannot be installed.
+    /// Starts to listen. From now on the signals do not end the process. With `survives_hangup` a lost terminal is ignored, so
+    /// that work which has begun continues without one.
     pub fn listen(survives_hangup: bool) -> std::io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -25,7 +22,7 @@ impl Interrupt {
         })
     }
 
-    /// Returns when one of the signals has come.
+    /// Returns when a signal has been received.
     pub async fn heard(&mut self) {
         tokio::select! {
             biased;

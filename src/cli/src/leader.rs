@@ -1,4 +1,4 @@
-//! The controller's leader Lease: where it is, and whether a controller holds it.
+//! Finds the controller's leader Lease, says whether a controller holds it, and takes it for `--break-glass`.
 
 use crate::fail::{Fail, one_line};
 use crate::output::note;
@@ -15,22 +15,22 @@ use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often the Lease is looked at while waiting.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A Lease whose renewal is older, by this machine's clock, may be a dead controller's: clocks differ by seconds.
-const FRESH: i64 = 20;
-/// A standby replica that watched the leader give the Lease up takes it within this time.
+/// Interval of reads of the Lease while waiting.
+const READ_EVERY: Duration = Duration::from_millis(500);
+/// Maximum age of the renewal of a living controller, in seconds by this machine's clock. Clocks differ by seconds.
+const FRESH_SECONDS: i64 = 20;
+/// Time within which a standby replica takes a Lease that the leader has released.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
-/// The first controller of an installation takes a Lease that does not exist within this time: it waits for one whole lease
+/// Time within which the first controller of an installation takes a Lease that does not exist: it waits for one whole lease
 /// duration.
 const FIRST_WITHIN: Duration = LEASE_DURATION.saturating_add(Duration::from_secs(5));
-/// The namespace that `deploy/` installs into.
+/// Namespace that `deploy/` installs into.
 const USUAL_NAMESPACE: &str = "reattach-system";
-/// The name that `deploy/` gives to the Lease.
+/// Name that `deploy/` gives to the Lease.
 const USUAL_NAME: &str = "reattach-controller";
-/// What the name of a leader Lease begins with: the writing client refuses any other.
+/// Prefix of the name of a leader Lease. The client for our own records refuses any other.
 const PREFIX: &str = "reattach-";
-/// Leases in one page of a list. Each node has one.
+/// Number of Leases in one page of a list. Each node has one.
 const PAGE: u32 = 500;
 
 /// Where the controller's leader Lease is.
@@ -38,23 +38,21 @@ const PAGE: u32 = 500;
 pub struct LeaseArgs {
     /// Namespace of the controller's leader Lease. Without it, the whole cluster is searched.
     #[arg(long, value_name = "NAME")]
-    pub controller_namespace: Option<String>,
+    controller_namespace: Option<String>,
     /// Name of the controller's leader Lease. It is `reattach-controller` unless the controller was given another.
     #[arg(long, value_name = "NAME")]
-    pub lease: Option<String>,
+    lease: Option<String>,
 }
 
-/// The name of a Lease.
+/// Namespace and name of a Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseName {
-    /// Its namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
 }
 
 impl LeaseName {
-    /// The user name of the controller as `deploy/` installs it, in the namespace of its Lease.
+    /// Returns the user name of the controller as `deploy/` installs it, in the namespace of its Lease.
     pub fn controller_user(&self) -> String {
         format!(
             "system:serviceaccount:{}:reattach-controller",
@@ -69,19 +67,15 @@ impl fmt::Display for LeaseName {
     }
 }
 
-/// What a search for the controller's leader Lease found.
+/// Result of a search for the controller's leader Lease.
 enum Found {
-    /// The flag says where it is, or the cluster has these.
-    Named(Vec<LeaseName>),
+    Leases(Vec<LeaseName>),
     /// This user may not list Leases in the whole cluster.
     Hidden,
 }
 
 impl LeaseArgs {
-    /// Makes sure that the writing client will accept the name.
-    ///
-    /// # Errors
-    /// [`Fail::Usage`].
+    /// Makes sure that the client for our own records will accept the name.
     pub fn check(&self) -> Result<(), Fail> {
         match &self.lease {
             Some(name) if !name.starts_with(PREFIX) => Err(Fail::Usage(format!(
@@ -91,19 +85,12 @@ impl LeaseArgs {
         }
     }
 
-    /// The one Lease that a controller of this cluster would take. A second Lease would be a second leader.
-    ///
-    /// # Errors
-    /// None or several were found, or they may not be listed, and no flag says which it is.
+    /// Returns the one Lease that a controller of this cluster would take. A second Lease would be a second leader, so it is an
+    /// error if none or several are found and no flag says which it is.
     pub async fn only(&self, session: &Session) -> Result<LeaseName, Fail> {
-        let refuse = |why: String| {
-            Err(Fail::Other(format!(
-                "{why}. Two leaders must never work at once, so nothing was begun. Name the namespace of the controller's Lease with --controller-namespace (deploy/ uses {USUAL_NAMESPACE})"
-            )))
-        };
         if let Some(named) = self.named() {
             // By any name: a controller may have been installed under another one.
-            if let Found::Named(all) = Self::search(session, None).await? {
+            if let Found::Leases(all) = Self::search(session, None).await? {
                 for other in all.iter().filter(|other| **other != named) {
                     note(&format!(
                         "note: Lease {other} exists too. This command ignores it, and would not notice a controller that holds it."
@@ -112,33 +99,36 @@ impl LeaseArgs {
             }
             return Ok(named);
         }
-        match Self::search(session, self.lease.as_deref()).await? {
-            Found::Named(all) => match all.as_slice() {
-                [one] => Ok(one.clone()),
-                [] => refuse(format!(
+        let why = match Self::search(session, self.lease.as_deref()).await? {
+            Found::Leases(all) => match all.as_slice() {
+                [one] => return Ok(one.clone()),
+                [] => format!(
                     "no Lease {} exists in this cluster",
-                    self.pattern()
-                )),
+                    self.lease.clone().unwrap_or_else(|| format!("{PREFIX}*"))
+                ),
                 several => {
                     let names: Vec<String> = several.iter().map(ToString::to_string).collect();
-                    refuse(format!(
+                    format!(
                         "several Leases may be the controller's: {}",
                         names.join(", ")
-                    ))
+                    )
                 }
             },
-            Found::Hidden => refuse("you may not list the Leases of the whole cluster".to_owned()),
-        }
+            Found::Hidden => "you may not list the Leases of the whole cluster".to_owned(),
+        };
+        Err(Fail::Other(format!(
+            "{why}. Two leaders must never work at once, so nothing was begun. Name the namespace of the controller's Lease with --controller-namespace (deploy/ uses {USUAL_NAMESPACE})"
+        )))
     }
 
-    /// The Leases that may be the controller's.
+    /// Returns the Leases that may be the controller's.
     async fn candidates(&self, session: &Session) -> Result<Vec<LeaseName>, Fail> {
         if let Some(named) = self.named() {
             return Ok(vec![named]);
         }
         match Self::search(session, self.lease.as_deref()).await? {
-            Found::Named(all) if !all.is_empty() => Ok(all),
-            Found::Named(_) | Found::Hidden => Ok(vec![LeaseName {
+            Found::Leases(all) if !all.is_empty() => Ok(all),
+            Found::Leases(_) | Found::Hidden => Ok(vec![LeaseName {
                 namespace: USUAL_NAMESPACE.to_owned(),
                 name: self.usual_name(),
             }]),
@@ -157,11 +147,7 @@ impl LeaseArgs {
         self.lease.clone().unwrap_or_else(|| USUAL_NAME.to_owned())
     }
 
-    fn pattern(&self) -> String {
-        self.lease.clone().unwrap_or_else(|| format!("{PREFIX}*"))
-    }
-
-    /// Every Lease of the cluster that has the name; none given: each name that a leader Lease can have.
+    /// Finds the Leases of the cluster that have the name, or without one, a name that a leader Lease can have.
     async fn search(session: &Session, wanted: Option<&str>) -> Result<Found, Fail> {
         let api: Api<Lease> = Api::all(session.clients.read.clone());
         let mut params = ListParams::default().limit(PAGE);
@@ -182,120 +168,117 @@ impl LeaseArgs {
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
-                None => return Ok(Found::Named(found)),
+                None => return Ok(Found::Leases(found)),
             }
         }
     }
 }
 
-/// What the Lease says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// State of the controller's leader Lease.
 pub enum Leader {
-    /// A controller holds it and renews it.
+    /// A controller holds the Lease and renews it.
     Live,
     /// No controller does.
-    None {
-        /// Which Lease was looked at.
-        lease: LeaseName,
-        /// What was seen, in words.
-        why: String,
-    },
-    /// This user may not read it.
-    Hidden {
-        /// Which Lease.
-        lease: LeaseName,
-    },
+    None { lease: LeaseName, why: String },
+    /// This user may not read the Lease.
+    Hidden { lease: LeaseName },
 }
 
-/// Whether the command waits for a controller to take the Lease.
+/// Does the command wait for a controller to take the Lease?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// Look once.
     None,
-    /// A holder that seems to be gone gets one lease duration to renew, and a first controller as long as it needs.
+    /// A holder that does not renew gets one lease duration, and a first controller as long as it needs.
     OneLease,
 }
 
 /// Looks for a controller that leads. Says on standard error what it waits for.
-///
-/// # Errors
-/// The API server's, as a sentence.
-pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Result<Leader, Fail> {
+pub async fn find_leader(
+    session: &Session,
+    args: &LeaseArgs,
+    patience: Patience,
+) -> Result<Leader, Fail> {
     let began = Instant::now();
     let mut first: Vec<(LeaseName, Option<String>)> = Vec::new();
-    let mut told = false;
+    let mut noted = false;
     loop {
-        let mut last = None;
-        let mut wait = Duration::ZERO;
+        let mut vacancy = None;
+        let mut limit = Duration::ZERO;
         for name in args.candidates(session).await? {
             let lease = match read(session, &name).await {
                 Err(Fail::Forbidden { .. }) => return Ok(Leader::Hidden { lease: name }),
                 other => other?,
             };
             let version = lease.as_ref().and_then(ResourceExt::resource_version);
-            let changed = match first.iter().find(|(n, _)| *n == name) {
+            let renewed = match first.iter().find(|(n, _)| *n == name) {
                 Some((_, before)) => *before != version,
                 None => {
                     first.push((name.clone(), version));
                     false
                 }
             };
-            let (why, limit) = match lease.as_ref().map(|l| (holder(l), l)) {
-                None => ("it does not exist".to_owned(), FIRST_WITHIN),
-                Some((holder, _)) if holder == VACANT => {
-                    ("no controller has held it yet".to_owned(), FIRST_WITHIN)
-                }
-                Some((holder, _)) if holder.is_empty() => {
-                    ("its last holder released it".to_owned(), TAKEN_WITHIN)
-                }
-                Some((holder, lease)) => {
-                    let renewed = lease
-                        .spec
-                        .as_ref()
-                        .and_then(|s| s.renew_time.as_ref())
-                        .map(|t| t.0);
-                    let age = renewed.map(|t| session.clock.now().duration_since(t).as_secs());
-                    if changed || age.is_some_and(|a| a.abs() < FRESH) {
-                        return Ok(Leader::Live);
-                    }
-                    let since = renewed
-                        .map(|at| format!(" since {at:.0}"))
-                        .unwrap_or_default();
-                    (
-                        format!("{} has not renewed it{since}", one_line(&holder)),
-                        LEASE_DURATION,
-                    )
-                }
+            let Some((why, filled_within)) = why_vacant(lease.as_ref(), renewed, session) else {
+                return Ok(Leader::Live);
             };
-            wait = wait.max(limit);
-            last.get_or_insert((name, why));
+            limit = limit.max(filled_within);
+            vacancy.get_or_insert((name, why));
         }
-        let limit = if patience == Patience::None {
-            Duration::ZERO
-        } else {
-            wait
-        };
-        if let Some((lease, why)) = last {
+        if patience == Patience::None {
+            limit = Duration::ZERO;
+        }
+        if let Some((lease, why)) = vacancy {
             if began.elapsed() >= limit {
                 return Ok(Leader::None { lease, why });
             }
-            if !told && limit > TAKEN_WITHIN {
-                told = true;
+            if !noted && limit > TAKEN_WITHIN {
+                noted = true;
                 note(&format!(
                     "No controller holds Lease {lease} ({why}). Waiting up to {} s for one.",
                     limit.as_secs()
                 ));
             }
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(READ_EVERY).await;
     }
+}
+
+/// Says why no controller leads by this Lease, and within which time one would take or renew it. `None`: one leads.
+/// `renewed`: the Lease has changed since its first read.
+fn why_vacant(
+    lease: Option<&Lease>,
+    renewed: bool,
+    session: &Session,
+) -> Option<(String, Duration)> {
+    let Some(lease) = lease else {
+        return Some(("it does not exist".to_owned(), FIRST_WITHIN));
+    };
+    let holder = holder(lease);
+    if holder == VACANT {
+        return Some(("no controller has held it yet".to_owned(), FIRST_WITHIN));
+    }
+    if holder.is_empty() {
+        return Some(("its last holder released it".to_owned(), TAKEN_WITHIN));
+    }
+    let renew_time = lease
+        .spec
+        .as_ref()
+        .and_then(|s| Some(s.renew_time.as_ref()?.0));
+    let age = renew_time.map(|at| session.clock.now().duration_since(at).as_secs());
+    if renewed || age.is_some_and(|age| age.abs() < FRESH_SECONDS) {
+        return None;
+    }
+    let since = match renew_time {
+        Some(at) => format!(" since {at:.0}"),
+        None => String::new(),
+    };
+    Some((
+        format!("{} has not renewed it{since}", one_line(holder)),
+        LEASE_DURATION,
+    ))
 }
 
 /// Takes the Lease for this process, or says why not. Waits at most a little more than one lease duration, to be sure that
 /// no process relies on the Lease, by this record or by a newer one that a backup has replaced.
-///
-/// # Errors
-/// A controller holds it; the namespace is missing; the API server's error.
 pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Elector, Leadership)> {
     let records = session.clients.records.clone();
     let mut elector = Elector::new(
@@ -306,49 +289,51 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
         session.clock.clone(),
     );
     let give_up = Instant::now() + LEASE_DURATION * 2;
-    let mut before: Option<(String, Option<String>)> = None;
-    let mut told = false;
+    // Holder and resource version of the last read. No holder: the Lease is released or vacant.
+    let mut before: Option<(Option<String>, Option<String>)> = None;
+    let mut noted = false;
     loop {
         let found = read(session, lease).await?;
-        if found.is_none() && !told {
-            told = true;
+        if found.is_none() && !noted {
+            noted = true;
             note(&format!(
                 "Lease {lease} does not exist. Waiting {} s to see whether a controller writes it.",
                 LEASE_DURATION.as_secs()
             ));
         }
-        if let Some(now) = found {
-            let holder = Some(holder(&now))
-                .filter(|h| h != VACANT)
-                .unwrap_or_default();
-            let seen = (holder, now.resource_version());
-            let renewed = before
-                .as_ref()
-                .is_some_and(|b| b.0 == seen.0 && b.1 != seen.1);
-            if seen.0.is_empty() && !told {
-                told = true;
-                note(&format!(
-                    "Lease {lease} has no holder. Waiting up to {} s to see whether a controller takes it.",
-                    LEASE_DURATION.as_secs()
-                ));
-            }
-            if !seen.0.is_empty() && seen.0 != me {
-                if renewed {
-                    return Err(Fail::Other(format!(
-                        "controller {:?} is alive and holds Lease {lease}, so this command does not act beside it; run recover without --break-glass",
-                        one_line(&seen.0)
-                    ))
-                    .into());
-                }
-                if before.is_none() {
+        if let Some(found) = found {
+            let holder = Some(holder(&found))
+                .filter(|holder| !holder.is_empty() && *holder != VACANT)
+                .map(str::to_owned);
+            let version = found.resource_version();
+            match &holder {
+                None if !noted => {
+                    noted = true;
                     note(&format!(
-                        "Lease {lease} was last held by {}. Waiting up to {} s to see whether that process is alive.",
-                        one_line(&seen.0),
+                        "Lease {lease} has no holder. Waiting up to {} s to see whether a controller takes it.",
                         LEASE_DURATION.as_secs()
                     ));
                 }
+                Some(other) if other != me => match &before {
+                    None => note(&format!(
+                        "Lease {lease} was last held by {}. Waiting up to {} s to see whether that process is alive.",
+                        one_line(other),
+                        LEASE_DURATION.as_secs()
+                    )),
+                    Some((old_holder, old_version))
+                        if *old_holder == holder && *old_version != version =>
+                    {
+                        return Err(Fail::Other(format!(
+                            "controller {:?} is alive and holds Lease {lease}, so this command does not act beside it; run recover without --break-glass",
+                            one_line(other)
+                        ))
+                        .into());
+                    }
+                    Some(_) => {}
+                },
+                Some(_) | None => {}
             }
-            before = Some(seen);
+            before = Some((holder, version));
         }
         let round = async {
             match elector.round().await {
@@ -371,7 +356,7 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
                 ))
                 .into());
             }
-            Some((None, _)) => tokio::time::sleep(LOOK_EVERY).await,
+            Some((None, _)) => tokio::time::sleep(READ_EVERY).await,
         }
     }
 }
@@ -386,10 +371,9 @@ async fn read(session: &Session, name: &LeaseName) -> Result<Option<Lease>, Fail
         .await
 }
 
-fn holder(lease: &Lease) -> String {
-    lease
-        .spec
-        .as_ref()
-        .and_then(|s| s.holder_identity.clone())
+/// Returns the holder. Empty: the last holder has released the Lease (client-go writes an empty name).
+fn holder(lease: &Lease) -> &str {
+    let spec = lease.spec.as_ref();
+    spec.and_then(|s| s.holder_identity.as_deref())
         .unwrap_or_default()
 }

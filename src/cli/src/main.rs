@@ -53,46 +53,41 @@ enum Verb {
     Abort(abort::AbortArgs),
     Status(status::StatusArgs),
     Report(report::ReportArgs),
-    /// Plays an incident against a simulated cluster and cloud; needs neither.
     Drill(drill::DrillArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let ended = match cli.verb {
+    let Cli { global, verb } = Cli::parse();
+    let ended = match verb {
+        Verb::Explain(args) => explain::run(args),
+        Verb::Diagnose(args) => block_on(diagnose::run(args, &global)),
+        Verb::Plan(args) => block_on(plan::run(args, &global)),
+        Verb::Recover(args) => block_on(recover::run(args, &global)),
+        Verb::Approve(args) => block_on(approve::run(args, &global)),
+        Verb::Declare(args) => block_on(declare::run(args, &global)),
+        Verb::Abort(args) => block_on(abort::run(args, &global)),
+        Verb::Status(args) => block_on(status::run(args, &global)),
+        Verb::Report(args) => block_on(report::run(args, &global)),
+        // It builds its own runtime, with virtual time.
         Verb::Drill(args) => drill::run(args),
-        verb => run(verb, &cli.global).map(ExitCode::from),
     };
-    ended.unwrap_or_else(|error| report_error(&error).into())
+    ended.unwrap_or_else(|error| report_error(&error)).into()
 }
 
-fn run(verb: Verb, global: &session::Global) -> anyhow::Result<Exit> {
+/// Runs a command that talks to the cluster, with the log of the libraries on standard error.
+fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     // What a person needs to know is printed; RUST_LOG shows the rest.
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
-    let to = || LogLines::new(std::io::stderr(), LogForm::Text);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(to)
+        .with_writer(|| LogLines::new(std::io::stderr(), LogForm::Text))
         .with_ansi(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(async {
-        match verb {
-            Verb::Explain(args) => explain::run(args),
-            Verb::Diagnose(args) => diagnose::run(args, global).await,
-            Verb::Plan(args) => plan::run(args, global).await,
-            Verb::Recover(args) => recover::run(args, global).await,
-            Verb::Approve(args) => approve::run(args, global).await,
-            Verb::Declare(args) => declare::run(args, global).await,
-            Verb::Abort(args) => abort::run(args, global).await,
-            Verb::Status(args) => status::run(args, global).await,
-            Verb::Report(args) => report::run(args, global).await,
-            Verb::Drill(args) => drill::run(args).map(|_| Exit::Done),
-        }
-    });
+    let ended = runtime.block_on(command);
     // Watches have nothing left to do.
     runtime.shutdown_background();
     ended
@@ -105,5 +100,5 @@ fn report_error(error: &anyhow::Error) -> Exit {
         return Exit::Done;
     }
     output::note(&format!("error: {}", fail::one_line(&format!("{error:#}"))));
-    error.downcast_ref::<Fail>().map_or(Exit::Error, Fail::end)
+    error.downcast_ref::<Fail>().map_or(Exit::Error, Fail::exit)
 }

@@ -6,7 +6,6 @@ use reattach_core::plain;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
-/// How to print a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Text for people.
@@ -20,10 +19,7 @@ pub enum Format {
 
 /// Writes text to standard output. No hidden character but the line break passes: names and messages in the text were
 /// written by others.
-///
-/// # Errors
-/// Standard output is closed or full.
-pub fn out(text: &str) -> Result<()> {
+pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(plain::page(text).as_bytes())?;
     stdout.flush()?;
@@ -31,33 +27,24 @@ pub fn out(text: &str) -> Result<()> {
 }
 
 /// Writes a line to standard output.
-///
-/// # Errors
-/// As [`out`].
-pub fn line(text: &str) -> Result<()> {
-    out(&format!("{text}\n"))
+pub fn print_line(text: &str) -> Result<()> {
+    print(&format!("{text}\n"))
 }
 
 /// Writes a JSON value on one line to standard output. Hidden characters stand as `\u` escapes, so that a script reads
 /// the same value and a terminal shows it as it is.
-///
-/// # Errors
-/// As [`out`].
-pub fn json_line(value: &impl Serialize) -> Result<()> {
-    line(&plain::json(&serde_json::to_string(value)?))
+pub fn print_json_line(value: &impl Serialize) -> Result<()> {
+    print_line(&plain::json(&serde_json::to_string(value)?))
 }
 
 /// Writes a line of progress or advice to standard error, so that standard output stays for the result. Hidden characters
-/// do not pass, as in [`out`].
+/// do not pass, as in [`print`].
 pub fn note(text: &str) {
     // A closed standard error loses nothing that a script relies on.
     let _ = writeln!(std::io::stderr().lock(), "{}", plain::page(text));
 }
 
 /// Writes a question to standard error, without a line break behind it.
-///
-/// # Errors
-/// Standard error is closed.
 pub fn prompt(text: &str) -> Result<()> {
     let mut stderr = std::io::stderr().lock();
     write!(stderr, "{}", plain::page(text))?;
@@ -66,19 +53,18 @@ pub fn prompt(text: &str) -> Result<()> {
 }
 
 /// Writes a value as JSON or YAML; `Format::Table` prints JSON too (callers print their own tables).
-///
-/// # Errors
-/// As [`out`].
-pub fn value(format: Format, value: &impl Serialize) -> Result<()> {
+pub fn print_value(format: Format, value: &impl Serialize) -> Result<()> {
     match format {
         // By way of JSON, so that both show the same names and number types.
-        Format::Yaml => out(&serde_saphyr::to_string(&serde_json::to_value(value)?)?),
-        Format::Json | Format::Table => line(&plain::json(&serde_json::to_string_pretty(value)?)),
+        Format::Yaml => print(&serde_saphyr::to_string(&serde_json::to_value(value)?)?),
+        Format::Json | Format::Table => {
+            print_line(&plain::json(&serde_json::to_string_pretty(value)?))
+        }
     }
 }
 
-/// The columns to print on: `COLUMNS` if set, else the terminal's; `None` when standard output is no terminal, and lines are
-/// not cut then.
+/// Returns the columns to print on: `COLUMNS` if set, otherwise the terminal's. `None` when standard output is no terminal: lines
+/// are not cut then.
 pub fn width() -> Option<usize> {
     let set = std::env::var("COLUMNS")
         .ok()

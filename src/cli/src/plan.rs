@@ -1,29 +1,28 @@
-//! `plan`: what a recovery would do, step by step, or every reason why not. Persists nothing.
+//! `plan`: shows what a recovery would do, step by step, or every reason why not. Persists nothing.
 
 use crate::diagnose;
 use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
-use crate::output::{Format, note, out, value};
+use crate::output::{Format, note, print, print_value};
 use crate::rights;
-use crate::session::{Global, Session, preflight, providers, who_knows_the_driver};
-use crate::table::paragraph;
+use crate::session::{Global, Session, preflight, providers, unknown_driver_note};
 use anyhow::Result;
 use clap::Args;
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use reattach_api::RecoveryPolicy;
 use reattach_controller::policies::{PlanRules, Subject, ruling};
 use reattach_controller::{Collector, Needs, Providers, ceiling};
 use reattach_core::authority::Ceiling;
-use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
+use reattach_core::diagnosis::{Diagnosis, Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::loss::PodLoss;
-use reattach_core::plan::Refusal;
-use reattach_core::plan::{Allowed, Plan, Request, make_vetted, may_begin};
+use reattach_core::plan::{Allowed, Plan, Refusal, Request, make_vetted, may_begin};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook};
 use reattach_core::steps::StepKind;
-use reattach_report::{TEXT_WIDTH, diagnosis_text, plan_text};
+use reattach_report::{TEXT_WIDTH, count, diagnosis_text, paragraph, plan_text};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,16 +62,12 @@ pub struct PlanArgs {
     output: Format,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// A claim, runbook or provider that cannot be used, or a read that failed.
 pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
     let runbook = match &args.runbook_file {
         Some(file) => from_file(file)?,
         None => built_in(&args.runbook)?,
     };
-    confirmation(args.confirm_workload.as_deref())?;
+    check_confirmation(args.confirm_workload.as_deref())?;
     let providers = providers(global)?;
     let session = Session::open(global).await?;
     preflight(&providers, false).await?;
@@ -92,16 +87,16 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
     let diagnosis = classify(evidence.at(now));
     let Verdict::Ours { trouble } = &diagnosis.verdict else {
         match args.output {
-            Format::Table => out(&format!(
+            Format::Table => print(&format!(
                 "No plan for claim {claim}: there is nothing to plan.\n\n{}",
                 diagnosis_text(&diagnosis)
             ))?,
-            format => value(format, &answer(&claim, &diagnosis, Value::Null, &[]))?,
+            format => print_value(format, &answer(&claim, &diagnosis, Value::Null, &[]))?,
         }
-        if let Some(hint) = who_knows_the_driver(&collector.providers, &diagnosis.verdict) {
+        if let Some(hint) = unknown_driver_note(&collector.providers, &diagnosis.verdict) {
             note(&hint);
         }
-        return Ok(diagnose::end(&diagnosis.verdict));
+        return Ok(diagnose::exit_code(&diagnosis.verdict));
     };
     let (allowed, ceiling) = allowed(&session, &args, &collector.providers, &evidence).await?;
     let by_hand = collector.providers.by_hand(&evidence);
@@ -112,80 +107,90 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
         for_show: true,
         allowed,
     };
-    let made = make_vetted(evidence.at(now), &diagnosis, &request);
-    match (made, args.output) {
+    match (
+        make_vetted(evidence.at(now), &diagnosis, &request),
+        args.output,
+    ) {
         (Ok(plan), Format::Table) => {
-            out(&whole_plan(&plan, Some(&evidence)))?;
+            print(&whole_plan(&plan, Some(&evidence)))?;
             note("");
-            if let Trouble::Phantom {
-                at,
-                confirmed: false,
-                ..
-            } = trouble
-            {
-                note(&format!(
-                    "Before anything runs, the agent on {} is asked to scan the machine again.",
-                    at.node
-                ));
-            }
-            note(&format!(
-                "Nothing was written. The API server was asked with dryRun=All whether it would accept a new pod of {}.",
-                plan.pins.workload
-            ));
-            if let Err(waits) = may_begin(&plan, evidence.at(now)) {
-                note(&format!(
-                    "The plan would wait before its first step: {waits}."
-                ));
-            }
+            note_before_run(&plan, &evidence, now);
             if let Ok(me) = session.me().await {
                 let mandate =
                     rights::own_mandate(&session, &me, &plan, ceiling, args.allow_power_off).await;
-                for stands in rights::against(&mandate, &plan, &evidence, now) {
+                for objection in rights::objections(&mandate, &plan, &evidence, now) {
                     note(&format!(
-                        "Your approval would not let the plan run: {stands}."
+                        "Your approval would not let the plan run: {objection}."
                     ));
                 }
             }
-            let power_off = plan.find(StepKind::PowerOff).is_some();
-            match &args.runbook_file {
-                Some(_) => note(
-                    "A runbook from a file can only be shown here. recover runs the built-in runbooks.",
-                ),
-                None => note(&format!(
-                    "To run it: kubectl reattach recover -n {} {}{}",
-                    claim.namespace,
-                    claim.name,
-                    if power_off { " --allow-power-off" } else { "" }
-                )),
-            }
+            note_how_to_run(&args, &claim, &plan);
             Ok(Exit::Done)
         }
         (Ok(plan), format) => {
-            value(
-                format,
-                &answer(&claim, &diagnosis, serde_json::to_value(&*plan)?, &[]),
-            )?;
+            let plan = serde_json::to_value(&*plan)?;
+            print_value(format, &answer(&claim, &diagnosis, plan, &[]))?;
             Ok(Exit::Done)
         }
         (Err(refusals), Format::Table) => {
-            out(&refused(
+            let sentences: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+            print(&refused(
                 &format!("No plan for claim {claim}"),
                 &trouble.to_string(),
-                &sentences(&refusals),
+                &sentences,
             ))?;
-            named_losses(&evidence);
-            own_rights(&session, &refusals).await;
-            report_veto(&claim, &refusals);
+            note_losses_elsewhere(&evidence);
+            note_rights_of_dry_run(&session, &refusals).await;
+            note_veto(&claim, &refusals);
             Ok(Exit::Refused)
         }
         (Err(refusals), format) => {
-            value(format, &answer(&claim, &diagnosis, Value::Null, &refusals))?;
+            print_value(format, &answer(&claim, &diagnosis, Value::Null, &refusals))?;
             Ok(Exit::Refused)
         }
     }
 }
 
-/// What the cloud can do, and the policy that rules the claim or `--allow-power-off` allows.
+/// Says what was asked for this plan, and what a run would wait for.
+fn note_before_run(plan: &Plan, evidence: &Evidence, now: Timestamp) {
+    if let Trouble::Phantom {
+        at,
+        confirmed: false,
+        ..
+    } = &plan.trouble
+    {
+        note(&format!(
+            "Before anything runs, the agent on {} is asked to scan the machine again.",
+            at.node
+        ));
+    }
+    note(&format!(
+        "Nothing was written. The API server was asked with dryRun=All whether it would accept a new pod of {}.",
+        plan.pins.workload
+    ));
+    if let Err(waits) = may_begin(plan, evidence.at(now)) {
+        note(&format!(
+            "The plan would wait before its first step: {waits}."
+        ));
+    }
+}
+
+fn note_how_to_run(args: &PlanArgs, claim: &ObjectName, plan: &Plan) {
+    if args.runbook_file.is_some() {
+        note("A runbook from a file can only be shown here. recover runs the built-in runbooks.");
+        return;
+    }
+    let power_off = match plan.find(StepKind::PowerOff) {
+        Some(_) => " --allow-power-off",
+        None => "",
+    };
+    note(&format!(
+        "To run it: kubectl reattach recover -n {} {}{power_off}",
+        claim.namespace, claim.name
+    ));
+}
+
+/// Returns what the plan may do by the cloud, the claim's policy and `--allow-power-off`, and the ceiling of that policy.
 async fn allowed(
     session: &Session,
     args: &PlanArgs,
@@ -193,24 +198,14 @@ async fn allowed(
     evidence: &Evidence,
 ) -> Result<(Allowed, Option<Ceiling>), Fail> {
     let api: Api<RecoveryPolicy> = Api::all(session.clients.read.clone());
-    let (power_off, rules, ceiling) = match api.list(&ListParams::default()).await {
-        Ok(found) => {
-            let policies: Vec<_> = found.items.into_iter().map(Arc::new).collect();
-            let subject = Subject::of(evidence);
-            let policy = subject.and_then(|s| ruling(&policies, &s));
-            let read = |p: &RecoveryPolicy| {
-                let ceiling = Some(ceiling(p.name_any(), &p.spec));
-                let rules = PlanRules::from(&p.spec);
-                (p.spec.counting_power_off(), rules, ceiling)
-            };
-            policy.map(read).unwrap_or_default()
-        }
-        // A person who sees only a namespace still sees a plan: that of a claim without a policy.
+    let policies = match api.list(&ListParams::default()).await {
+        Ok(found) => found.items.into_iter().map(Arc::new).collect(),
+        // A user who sees only a namespace still sees a plan: that of a claim without a policy.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             note(
                 "note: you may not list recoverypolicies, so the plan is shown as if no policy ruled the claim.",
             );
-            Default::default()
+            Vec::new()
         }
         Err(error) => {
             return Err(Fail::kubernetes(
@@ -220,16 +215,22 @@ async fn allowed(
             ));
         }
     };
+    let policy = Subject::of(evidence).and_then(|subject| ruling(&policies, &subject));
+    let (power_off, rules, ceiling) = match &policy {
+        Some(policy) => (
+            policy.spec.counting_power_off(),
+            PlanRules::from(&policy.spec),
+            Some(ceiling(policy.name_any(), &policy.spec)),
+        ),
+        None => Default::default(),
+    };
     Ok((
         providers.allowed(evidence, power_off, args.allow_power_off, rules),
         ceiling,
     ))
 }
 
-/// One of the compiled-in runbooks.
-///
-/// # Errors
-/// [`Fail::Usage`] with the names that there are.
+/// Returns a built-in runbook.
 pub fn built_in(name: &str) -> Result<Runbook, Fail> {
     Runbook::built_in(name).map_err(|e| Fail::Usage(format!("--runbook: {e}")))
 }
@@ -243,10 +244,7 @@ fn from_file(file: &Path) -> Result<Runbook, Fail> {
 }
 
 /// Checks the shape of `--confirm-workload`.
-///
-/// # Errors
-/// [`Fail::Usage`].
-pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
+pub fn check_confirmation(given: Option<&str>) -> Result<(), Fail> {
     let Some(text) = given else { return Ok(()) };
     match text.split_once('/') {
         Some((kind, name)) if !kind.is_empty() && !name.is_empty() && !name.contains('/') => Ok(()),
@@ -256,9 +254,9 @@ pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
     }
 }
 
-/// A plan as text, and where it fences a node, everything on that node: all of it stops. The plan names the pods of the
-/// claim's namespace and counts the others; `seen` names those, where the person's own rights have read them.
-pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
+/// Renders a plan, and if it fences a node, everything on that node: all of it stops. The plan names the pods of the
+/// claim's namespace and counts the others. `evidence` names those, where the user's own rights have read them.
+pub fn whole_plan(plan: &Plan, evidence: Option<&Evidence>) -> String {
     let mut text = plan_text(plan);
     let Some(wide) = &plan.pins.node_wide else {
         return text;
@@ -271,54 +269,52 @@ pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
     for (pod, _) in &wide.pods {
         row("pod", &pod.to_string());
     }
-    let pods = seen.and_then(|e| e.node_pods.get(node)?.shown());
-    let named: Vec<_> = pods
+    let on_node = evidence.and_then(|e| e.node_pods.get(node)?.shown());
+    let others: Vec<_> = on_node
         .into_iter()
         .flatten()
-        .filter(|p| !wide.pods.contains(p))
+        .filter(|pod| !wide.pods.contains(pod))
         .collect();
-    for (pod, _) in &named {
+    for (pod, _) in &others {
         row("pod", &pod.to_string());
     }
-    if named.len() < wide.other_pods.len() {
-        let others = wide.other_pods.len();
+    if others.len() < wide.other_pods.len() {
         row(
             "pods",
             &format!(
-                "{others} of other namespaces; with the right to see them: kubectl get pods -A --field-selector spec.nodeName={node}"
+                "{} of other namespaces; with the right to see them: kubectl get pods -A --field-selector spec.nodeName={node}",
+                wide.other_pods.len()
             ),
         );
     }
-    let attached = seen
-        .and_then(|e| e.nodes.get(node)?.shown())
-        .map(|n| n.volumes_attached.clone());
-    let names = attached.unwrap_or_else(|| wide.named_volumes().map(str::to_owned).collect());
-    names.iter().for_each(|volume| row("volume", volume));
-    if names.len() < wide.volumes.len() {
-        let others = wide.volumes.len() - names.len();
+    let attached = evidence.and_then(|e| e.nodes.get(node)?.shown());
+    let volumes = match attached {
+        Some(facts) => facts.volumes_attached.clone(),
+        None => wide.named_volumes().map(str::to_owned).collect(),
+    };
+    volumes.iter().for_each(|volume| row("volume", volume));
+    if volumes.len() < wide.volumes.len() {
         row(
             "volumes",
             &format!(
-                "{others} of other claims; with the right to see them: kubectl get node {node} -o jsonpath='{{.status.volumesAttached}}'"
+                "{} of other claims; with the right to see them: kubectl get node {node} -o jsonpath='{{.status.volumesAttached}}'",
+                wide.volumes.len() - volumes.len()
             ),
         );
     }
     for claim in &wide.claims {
-        text.push_str(&paragraph("  claim   ", &claim.to_string(), TEXT_WIDTH));
+        row("claim", &claim.to_string());
     }
     text
 }
 
-/// Refusals as text: a head, the trouble, and one reason per paragraph.
-pub fn refused(head: &str, trouble: &str, reasons: &[String]) -> String {
-    let mut text = format!(
-        "{head}: {}\n",
-        if reasons.len() == 1 {
-            "one reason against it".to_owned()
-        } else {
-            format!("{} reasons against it", reasons.len())
-        }
-    );
+/// Renders refusals: a heading, what is wrong, and one reason per paragraph.
+pub fn refused(heading: &str, trouble: &str, reasons: &[String]) -> String {
+    let reason_count = match reasons.len() {
+        1 => "one reason".to_owned(),
+        several => count(several, "reason"),
+    };
+    let mut text = format!("{heading}: {reason_count} against it\n");
     text.push_str(&paragraph("  ", trouble, TEXT_WIDTH));
     text.push('\n');
     for reason in reasons {
@@ -327,12 +323,8 @@ pub fn refused(head: &str, trouble: &str, reasons: &[String]) -> String {
     text
 }
 
-fn sentences(refusals: &[Refusal]) -> Vec<String> {
-    refusals.iter().map(ToString::to_string).collect()
-}
-
-/// Names the pods of other namespaces that a refusal only counts: this person's own rights have read them.
-fn named_losses(evidence: &Evidence) {
+/// Names the pods of other namespaces that a refusal only counts, where the user's own rights have read them.
+fn note_losses_elsewhere(evidence: &Evidence) {
     for (node, fact) in &evidence.node_losses {
         let others = fact.shown().into_iter().flatten();
         for PodLoss { pod, loss } in
@@ -344,7 +336,7 @@ fn named_losses(evidence: &Evidence) {
 }
 
 /// Says what to send where the safety checker vetoed the plan, and what to do meanwhile.
-fn report_veto(claim: &ObjectName, refusals: &[Refusal]) {
+fn note_veto(claim: &ObjectName, refusals: &[Refusal]) {
     if !refusals.iter().any(|r| matches!(r, Refusal::Vetoed { .. })) {
         return;
     }
@@ -354,24 +346,21 @@ fn report_veto(claim: &ObjectName, refusals: &[Refusal]) {
     ));
 }
 
-/// The dry run was made with the rights of the person who asks; the controller's may differ.
-async fn own_rights(session: &Session, refusals: &[Refusal]) {
+/// Says whose rights the dry run had, if it was refused for a missing right.
+async fn note_rights_of_dry_run(session: &Session, refusals: &[Refusal]) {
     let no_right = |r: &Refusal| matches!(r, Refusal::PodWouldBeRefused { no_right: true, .. });
     if refusals.iter().any(no_right)
-        && let Ok(me) = session.user().await
+        && let Ok(me) = session.me().await
     {
         note(&format!(
-            "\nnote: the dry run of that pod used the rights of {me}. The controller has its own rights."
+            "\nnote: the dry run of that pod used the rights of {}. The controller has its own rights.",
+            me.name
         ));
     }
 }
 
-fn answer(
-    claim: &ObjectName,
-    diagnosis: &reattach_core::diagnosis::Diagnosis,
-    plan: Value,
-    refusals: &[Refusal],
-) -> Value {
+/// Returns the JSON object of a diagnosis with its plan or refusals.
+fn answer(claim: &ObjectName, diagnosis: &Diagnosis, plan: Value, refusals: &[Refusal]) -> Value {
     let refusals: Vec<Value> = refusals
         .iter()
         .map(|r| {

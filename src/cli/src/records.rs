@@ -1,4 +1,4 @@
-//! VolumeRecoveries: finding them, asking for one, approving, aborting; and their content free of Kubernetes types.
+//! Reads and writes VolumeRecoveries: finds, creates, approves, aborts.
 
 use crate::fail::Fail;
 use crate::session::Session;
@@ -7,7 +7,7 @@ use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use reattach_api::metadata::MissingField;
 use reattach_api::{
     Declaration, NothingUnderWay, Phase, StoredRecovery, UnreadableField, VolumeRecovery,
-    VolumeRecoverySpec, VolumeRecoveryStatus,
+    VolumeRecoverySpec,
 };
 use reattach_cluster::rights::RecordedUser;
 use reattach_core::ids::ObjectName;
@@ -17,44 +17,37 @@ use serde_json::json;
 /// Maximum length of a reason, in characters: the bound of the custom resource's fields.
 const REASON_CHARS: usize = 1_024;
 
-/// Whether steps have been performed and it is not over.
+/// Has a run begun that is not over?
 pub fn under_way(recovery: &VolumeRecovery) -> bool {
-    let begun = |s: &VolumeRecoveryStatus| !s.journal.is_empty();
-    !recovery.phase().is_final() && recovery.status.as_ref().is_some_and(begun)
+    let status = recovery.status.as_ref();
+    !recovery.phase().is_final() && status.is_some_and(|s| !s.journal.is_empty())
 }
 
-/// One sentence on where it stands: its status', unless this version cannot read what the run goes by.
+/// Returns the message of the status, or, if this version cannot read plan and journal, what to do about that.
 pub fn message(recovery: &VolumeRecovery) -> String {
-    let said = recovery
-        .status
-        .as_ref()
-        .map(|s| s.message.clone())
-        .unwrap_or_default();
+    let message = recovery.status.as_ref().map_or("", |s| s.message.as_str());
     match recovery.history() {
-        Ok(_) => said,
-        // The controller held the recovery for this reason and says more about it.
-        Err(_) if recovery.phase() == Phase::Stuck && !said.is_empty() => said,
+        // A stuck recovery's message gives the reason in more detail.
+        Err(_) if recovery.phase() == Phase::Stuck && !message.is_empty() => message.to_owned(),
         Err(unreadable) => unreadable_sentence(&unreadable),
+        Ok(_) => message.to_owned(),
     }
 }
 
-/// What to do about a field that cannot be read.
+/// Says what to do about a field that cannot be read.
 pub fn unreadable_sentence(unreadable: &UnreadableField) -> String {
     format!(
         "{unreadable}; use the kubectl reattach of the version that wrote it, or read it as it is: kubectl get volumerecovery -o yaml"
     )
 }
 
-/// All recoveries of a namespace, or of all; sorted by namespace, claim and age, oldest first.
-///
-/// # Errors
-/// The API server's, as a sentence.
+/// Lists the recoveries of a namespace, or of all; sorted by namespace, claim and age, oldest first.
 pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<StoredRecovery>, Fail> {
     let client = session.clients.read.clone();
-    let api: Api<VolumeRecovery> = namespace.map_or_else(
-        || Api::all(client.clone()),
-        |n| Api::namespaced(client.clone(), n),
-    );
+    let api: Api<VolumeRecovery> = match namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
     let found = session
         .ask("list the recoveries", api.list(&ListParams::default()))
         .await?;
@@ -63,11 +56,8 @@ pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<Stor
     Ok(items)
 }
 
-/// The recovery of this name, or the one of the claim of this name that matters most: under way, then not over, then
-/// the newest.
-///
-/// # Errors
-/// [`Fail::NoRecovery`], or the API server's.
+/// Finds the recovery of this name, or of the claim of this name: the one that is under way, else one that is not over,
+/// else the newest.
 pub async fn find(session: &Session, name: &str) -> Result<StoredRecovery, Fail> {
     let all = list(session, Some(&session.namespace)).await?;
     let bare = name.rsplit('/').next().unwrap_or(name);
@@ -109,11 +99,8 @@ pub async fn find(session: &Session, name: &str) -> Result<StoredRecovery, Fail>
     })
 }
 
-/// Reads one again; `None` when it is gone.
-///
-/// # Errors
-/// The API server's, as a sentence.
-pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<StoredRecovery>, Fail> {
+/// Reads one recovery. `None` if it does not exist.
+pub async fn read(session: &Session, name: &ObjectName) -> Result<Option<StoredRecovery>, Fail> {
     let api: Api<VolumeRecovery> = Api::namespaced(session.clients.read.clone(), &name.namespace);
     let found = session
         .ask("read the recovery", api.get_opt(&name.name))
@@ -121,35 +108,22 @@ pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<Stored
     Ok(found.as_ref().map(made_plain).transpose()?)
 }
 
-/// The recovery as it is shown: people of its namespace wrote a part of it, so no name, reason or message in it keeps a
-/// hidden character.
-///
-/// # Errors
-/// It lacks what every stored recovery has.
+/// Replaces the hidden characters in names, reasons and messages: people of the recovery's namespace wrote a part of them.
 fn made_plain(recovery: &VolumeRecovery) -> Result<StoredRecovery, MissingField> {
     let mut shown = plain::made_plain(recovery, usize::MAX);
-    // A ticket has lines of its own. The controller wrote it, and quoted texts of others in it line by line.
-    let ticket = |r: &VolumeRecovery| {
-        r.status
-            .as_ref()?
-            .escalation
-            .as_ref()?
-            .ticket
-            .as_deref()
-            .map(plain::page)
-    };
-    if let (Some(ticket), Some(status)) = (ticket(recovery), &mut shown.status)
-        && let Some(told) = &mut status.escalation
+    // A ticket has several lines. The controller wrote it, and quoted texts of others in it line by line.
+    let status = recovery.status.as_ref();
+    let ticket = status.and_then(|s| s.escalation.as_ref()?.ticket.as_deref());
+    if let Some(ticket) = ticket
+        && let Some(status) = &mut shown.status
+        && let Some(escalation) = &mut status.escalation
     {
-        told.ticket = Some(ticket);
+        escalation.ticket = Some(plain::page(ticket));
     }
     shown.try_into()
 }
 
-/// A reason as a person gave it, on one line.
-///
-/// # Errors
-/// It is longer than the custom resource allows.
+/// Checks a reason that a person gave, and puts it on one line.
 pub fn reason(given: Option<&str>) -> Result<Option<String>, Fail> {
     let Some(given) = given else { return Ok(None) };
     if given.chars().count() > REASON_CHARS {
@@ -160,10 +134,7 @@ pub fn reason(given: Option<&str>) -> Result<Option<String>, Fail> {
     Ok(Some(plain::line(given, REASON_CHARS)))
 }
 
-/// Asks for a recovery.
-///
-/// # Errors
-/// The API server's, as a sentence; nothing was created then.
+/// Creates a recovery.
 pub async fn create(
     session: &Session,
     namespace: &str,
@@ -190,9 +161,6 @@ pub async fn create(
 }
 
 /// Approves one exact plan of a recovery.
-///
-/// # Errors
-/// The API server's, as a sentence; the plan does not run then.
 pub async fn approve(
     session: &Session,
     recovery: &ObjectName,
@@ -208,9 +176,6 @@ pub async fn approve(
 }
 
 /// Aborts a recovery. The process that drives it then undoes what the run did.
-///
-/// # Errors
-/// The API server's, as a sentence.
 pub async fn abort(
     session: &Session,
     recovery: &ObjectName,
@@ -221,49 +186,28 @@ pub async fn abort(
     if let Some(reason) = reason {
         abort["reason"] = json!(reason);
     }
-    patch(
-        session,
-        recovery,
-        "abort the recovery",
-        json!({ "abort": abort }),
-    )
-    .await
+    let spec = json!({ "abort": abort });
+    patch(session, recovery, "abort the recovery", spec).await
 }
 
-/// Records a person's word that an instance cannot write.
-///
-/// # Errors
-/// The API server's, as a sentence; the word does not count then.
+/// Records a person's declaration that an instance cannot write.
 pub async fn declare(
     session: &Session,
     recovery: &ObjectName,
     declaration: &Declaration,
 ) -> Result<(), Fail> {
-    patch(
-        session,
-        recovery,
-        "declare that",
-        json!({ "declaration": declaration }),
-    )
-    .await
+    let spec = json!({ "declaration": declaration });
+    patch(session, recovery, "declare that", spec).await
 }
 
-/// Records a person's word that nothing which the recovery ordered is under way at the cloud.
-///
-/// # Errors
-/// The API server's, as a sentence; the word does not count then.
-pub async fn nothing_under_way(
+/// Records a person's declaration that no order of the recovery is under way at the cloud.
+pub async fn declare_nothing_under_way(
     session: &Session,
     recovery: &ObjectName,
-    word: &NothingUnderWay,
+    declaration: &NothingUnderWay,
 ) -> Result<(), Fail> {
-    patch(
-        session,
-        recovery,
-        "declare that",
-        json!({ "nothingUnderWay": word }),
-    )
-    .await
+    let spec = json!({ "nothingUnderWay": declaration });
+    patch(session, recovery, "declare that", spec).await
 }
 
 async fn patch(

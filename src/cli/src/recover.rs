@@ -5,21 +5,17 @@ use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::follow::interactive;
 use crate::interrupt::Interrupt;
-use crate::leader::{Leader, LeaseArgs, Patience, look};
-use crate::output::{Format, note, value};
-use crate::plan::{built_in, confirmation};
+use crate::leader::{Leader, LeaseArgs, Patience, find_leader};
+use crate::output::{Format, note, print_line, print_value};
+use crate::plan::{built_in, check_confirmation};
 use crate::records;
-use crate::request::{RecoverArgs, follow, running, say_rights, spec};
+use crate::request::{RecoverArgs, check_rights, follow, spec, under_way};
 use crate::session::{Global, Session};
 use anyhow::Result;
 
-/// Runs the verb.
-///
-/// # Errors
-/// What stands against asking for the recovery at all; nothing was created then.
 pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     built_in(&args.runbook)?;
-    confirmation(args.confirm_workload.as_deref())?;
+    check_confirmation(args.confirm_workload.as_deref())?;
     args.lease.check()?;
     let args = RecoverArgs {
         reason: records::reason(args.reason.as_deref())?,
@@ -34,8 +30,8 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     let session = Session::open(global).await?;
     let claim = session.claim(&args.claim)?;
     session.require_claim(&claim).await?;
-    if let Some(running) = running(&session, &claim).await? {
-        let name = &running.name().name;
+    if let Some(other) = under_way(&session, &claim).await? {
+        let name = &other.name().name;
         return Err(Fail::Other(format!(
             "recovery {name} of this claim is under way, so no other one was created; follow it: kubectl reattach status -n {} {name} --watch",
             claim.namespace
@@ -44,15 +40,15 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     }
     require_controller(&session, &args.lease).await?;
     let user = session.me().await?;
-    say_rights(&args, &session, &claim, &user).await?;
-    // From here on there is a request to take back when the user thinks better of it.
+    check_rights(&args, &session, &claim, &user).await?;
+    // From here on an interrupt must withdraw the request.
     let mut interrupt = Interrupt::listen(false)?;
     let recovery = records::create(&session, &claim.namespace, spec(&args, &claim, &user)).await?;
     let name = recovery.name().clone();
     if args.no_wait {
         match args.output {
-            Format::Table => crate::output::line(&format!("VolumeRecovery {name} was created."))?,
-            format => value(format, &recovery)?,
+            Format::Table => print_line(&format!("VolumeRecovery {name} was created."))?,
+            format => print_value(format, &recovery)?,
         }
         note(&format!(
             "See its plan: kubectl reattach status -n {} {}",
@@ -67,7 +63,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
 }
 
 async fn require_controller(session: &Session, lease: &LeaseArgs) -> Result<(), Fail> {
-    match look(session, lease, Patience::OneLease).await? {
+    match find_leader(session, lease, Patience::OneLease).await? {
         Leader::Live => Ok(()),
         Leader::Hidden { lease } => {
             note(&format!(

@@ -1,8 +1,8 @@
-//! `report`: the post-mortem of recoveries.
+//! `report`: writes the post-mortem of recoveries.
 
 use crate::exit::Exit;
 use crate::fail::Fail;
-use crate::output::{line, note, out};
+use crate::output::{note, print, print_line};
 use crate::records;
 use crate::session::{Global, Session};
 use anyhow::Result;
@@ -54,10 +54,6 @@ enum Form {
     Json,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// No such recovery, a file that cannot be written, or the API server's error.
 pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
     let session = Session::open(global).await?;
     let now = session.clock.now();
@@ -111,10 +107,10 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
         note(&format!("{} was written.", file.display()));
     }
     match args.output {
-        Form::Markdown => out(&markdown(&incident))?,
-        Form::Json => line(&json(&incident))?,
+        Form::Markdown => print(&markdown(&incident))?,
+        Form::Json => print_line(&json(&incident))?,
     }
-    // What is missing is no post-mortem that a script may take for whole.
+    // A script must not take an incomplete post-mortem for a whole one.
     Ok(if left_out.is_empty() {
         Exit::Done
     } else {
@@ -122,7 +118,7 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
     })
 }
 
-/// From the first creation to the last line of a journal; to now, while something is not over.
+/// Makes the incident, from the first creation to the last line of a journal, or to now while a recovery is not over.
 fn incident(title: String, records: Vec<Record>, now: Timestamp) -> Incident {
     let from = records.iter().map(|r| r.created).min().unwrap_or(now);
     let last = records

@@ -1,5 +1,4 @@
-//! The request for a recovery: its arguments, the record that they make, and how the command follows it. Shared by `recover` with
-//! and without a controller.
+//! The arguments of `recover`, and the steps that are the same with and without a controller.
 
 use crate::fail::Fail;
 use crate::follow::{Consent, Follow, interactive};
@@ -75,11 +74,8 @@ pub struct RecoverArgs {
     pub node_lock_namespace: Option<String>,
 }
 
-/// Says what the user's rights are worth here.
-///
-/// # Errors
-/// A right without which the request would be refused.
-pub async fn say_rights(
+/// Checks the user's rights for the request.
+pub async fn check_rights(
     args: &RecoverArgs,
     session: &Session,
     claim: &ObjectName,
@@ -89,12 +85,12 @@ pub async fn say_rights(
         rights::require_power_off(session, claim, user).await?;
     }
     if !args.dry_run {
-        rights::tell_of_approval(session, claim, user).await;
+        rights::note_approval(session, claim, user).await;
     }
     Ok(())
 }
 
-/// How this command follows its recovery.
+/// Returns the follower of the recovery that these arguments create.
 pub fn follow<'a>(
     session: &'a Session,
     args: &RecoverArgs,
@@ -118,7 +114,7 @@ pub fn follow<'a>(
     }
 }
 
-/// The request.
+/// Returns the spec of the recovery that these arguments create.
 pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &RecordedUser) -> VolumeRecoverySpec {
     let mode = if args.dry_run {
         Mode::DryRun
@@ -137,11 +133,8 @@ pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &RecordedUser) -> Volu
     }
 }
 
-/// The recovery of this claim that has begun and is not over.
-///
-/// # Errors
-/// The API server's, as a sentence.
-pub async fn running(
+/// Returns the recovery of this claim that is under way.
+pub async fn under_way(
     session: &Session,
     claim: &ObjectName,
 ) -> Result<Option<StoredRecovery>, Fail> {
@@ -151,7 +144,7 @@ pub async fn running(
         .find(|r| r.spec.claim_name == claim.name && records::under_way(r)))
 }
 
-/// `90s`, `15m`, `1h`.
+/// Parses a duration of at most a day: `90s`, `15m`, `1h`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text
         .parse()

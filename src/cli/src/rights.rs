@@ -1,4 +1,4 @@
-//! How far the user's own rights reach, said before anything is asked for.
+//! Checks the user's own rights, before a recovery is created or approved.
 
 use crate::fail::Fail;
 use crate::output::note;
@@ -12,8 +12,8 @@ use reattach_core::ids::ObjectName;
 use reattach_core::plan::{Plan, may_touch_node};
 use reattach_core::policy::Mode;
 
-/// Says what the user's right to let plans run is worth for this recovery or claim.
-pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &RecordedUser) {
+/// Says whether the user may approve a plan of this recovery or claim, and how far such a plan may go.
+pub async fn note_approval(session: &Session, about: &ObjectName, me: &RecordedUser) {
     let ns = &about.namespace;
     match reach(&session.clients.records, &me.name, me, "approve", about).await {
         Reach::Cluster => {}
@@ -23,16 +23,11 @@ pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Record
         Reach::Nowhere => note(&format!(
             "note: you do not have the verb approve on volumerecoveries in namespace {ns}, so the plan waits for an approval. A person with ClusterRole reattach-approver can approve it."
         )),
-        Reach::Unknown { why } => note(&format!(
-            "note: the scope of your rights could not be read: {why}"
-        )),
+        Reach::Unknown { why } => note_unknown(&why),
     }
 }
 
 /// Makes sure that the user may allow a power-off.
-///
-/// # Errors
-/// [`Fail::Other`] without the right.
 pub async fn require_power_off(
     session: &Session,
     about: &ObjectName,
@@ -51,15 +46,19 @@ pub async fn require_power_off(
             "--allow-power-off needs the verb poweroff on volumerecoveries, which you do not have in namespace {ns}. No recovery was created. Run recover without it, or ask a person with ClusterRole reattach-power-off"
         ))),
         Reach::Unknown { why } => {
-            note(&format!(
-                "note: the scope of your rights could not be read: {why}"
-            ));
+            note_unknown(&why);
             Ok(())
         }
     }
 }
 
-/// What a recovery that the user asks for and approves could do.
+fn note_unknown(why: &str) {
+    note(&format!(
+        "note: the scope of your rights could not be read: {why}"
+    ));
+}
+
+/// Returns the mandate of a recovery that the user requests and approves.
 pub async fn own_mandate(
     session: &Session,
     me: &RecordedUser,
@@ -76,10 +75,9 @@ pub async fn own_mandate(
         }
     };
     let by = person("approve").await;
-    let power_off = if allow_power_off {
-        Some(person("poweroff").await)
-    } else {
-        None
+    let power_off = match allow_power_off {
+        true => Some(person("poweroff").await),
+        false => None,
     };
     Mandate {
         mode: Mode::Approve,
@@ -95,8 +93,13 @@ pub async fn own_mandate(
     }
 }
 
-/// What stands against running the plan under this mandate.
-pub fn against(mandate: &Mandate, plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<String> {
+/// Returns the reasons why the plan may not run under this mandate.
+pub fn objections(
+    mandate: &Mandate,
+    plan: &Plan,
+    evidence: &Evidence,
+    now: Timestamp,
+) -> Vec<String> {
     if let Err(denial) = mandate.may_act(&plan.hash) {
         return vec![denial.to_string()];
     }

@@ -1,4 +1,4 @@
-//! A connection to the cluster and to the clouds, with every failure as one sentence.
+//! The connection of a command to the cluster and to the clouds. Each error is one sentence.
 
 use crate::fail::{Fail, one_line};
 use crate::output::note;
@@ -20,9 +20,9 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// An API server that is there accepts a connection within this time.
+/// Maximum time until the API server accepts a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// One request of a command; beyond it the API server does not answer.
+/// Maximum time of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The custom resources of the group, by plural name.
 const RESOURCES: [&str; 3] = ["volumerecoveries", "recoverypolicies", "nodevolumereports"];
@@ -33,37 +33,31 @@ const RESOURCES: [&str; 3] = ["volumerecoveries", "recoverypolicies", "nodevolum
 pub struct Global {
     /// Kubeconfig file. Without it: KUBECONFIG, ~/.kube/config, or the service account of the pod.
     #[arg(long, global = true, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig.
     #[arg(long, global = true, value_name = "NAME")]
-    pub context: Option<String>,
+    context: Option<String>,
     /// Namespace. Without it: the namespace of the context.
     #[arg(long, short, global = true, value_name = "NAME")]
-    pub namespace: Option<String>,
+    namespace: Option<String>,
     /// Cloud that has the volumes. linode reads LINODE_TOKEN and, if set, LINODE_URL. aws (in a build with that
     /// feature) reads AWS_REGION and the usual settings of AWS tools.
     #[arg(long, global = true, value_name = "NAME", default_value = "linode")]
-    pub provider: String,
+    provider: String,
 }
 
-/// The cluster as one command sees it.
-#[derive(Clone)]
+/// Connection of one command to the cluster.
 pub struct Session {
-    /// The clients.
     pub clients: Clients,
-    /// The clock.
     pub clock: Clock,
-    /// The namespace that was asked for, or the context's.
+    /// Namespace of `--namespace`, or of the context.
     pub namespace: String,
-    /// The API server's address, for error texts.
+    /// Address of the API server, for error texts.
     pub server: String,
 }
 
 impl Session {
-    /// Connects, and makes sure that the custom resources are there.
-    ///
-    /// # Errors
-    /// No usable kubeconfig, no answer, wrong credentials, missing custom resources: a [`Fail`].
+    /// Connects, and makes sure that the custom resources are installed.
     pub async fn open(global: &Global) -> Result<Self> {
         let config = load(global.kubeconfig.as_deref(), global.context.as_deref()).await;
         let mut config = config.map_err(|e| Fail::Other(one_line(&e.to_string())))?;
@@ -85,10 +79,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Runs one request under a time limit; `doing` completes "to …" in the error.
-    ///
-    /// # Errors
-    /// The client's error as a [`Fail`], or no answer in time.
+    /// Makes one request within [`REQUEST_TIMEOUT`]; `doing` completes "to …" in the error.
     pub async fn ask<T>(
         &self,
         doing: &str,
@@ -105,60 +96,40 @@ impl Session {
     }
 
     async fn require_resources(&self) -> Result<(), Fail> {
-        let missing = |what: &str| {
-            Fail::Other(format!(
-                "{what} is not installed in the cluster at {}; apply deploy/crds first",
-                self.server
-            ))
-        };
         let group = async {
-            match self
-                .clients
-                .read
-                .list_api_group_resources("reattach.dev/v1alpha1")
-                .await
-            {
+            let read = &self.clients.read;
+            match read.list_api_group_resources("reattach.dev/v1alpha1").await {
                 // A real API server answers an unknown group with a bare 404 and no Status.
                 Err(kube::Error::Api(s)) if s.code == 404 => Ok(None),
                 other => other.map(Some),
             }
         };
-        let Some(group) = self.ask("read the API group reattach.dev", group).await? else {
-            return Err(missing("the API group reattach.dev/v1alpha1"));
+        let group = self.ask("read the API group reattach.dev", group).await?;
+        let missing = match &group {
+            None => "the API group reattach.dev/v1alpha1".to_owned(),
+            Some(group) => {
+                let is_there = |plural: &str| group.resources.iter().any(|r| r.name == plural);
+                match RESOURCES.into_iter().find(|plural| !is_there(plural)) {
+                    None => return Ok(()),
+                    Some(plural) => format!("the custom resource {plural}.reattach.dev"),
+                }
+            }
         };
-        match RESOURCES
-            .iter()
-            .find(|plural| !group.resources.iter().any(|r| r.name == **plural))
-        {
-            Some(plural) => Err(missing(&format!(
-                "the custom resource {plural}.reattach.dev"
-            ))),
-            None => Ok(()),
-        }
+        Err(Fail::Other(format!(
+            "{missing} is not installed in the cluster at {}; apply deploy/crds first",
+            self.server
+        )))
     }
 
-    /// The user name that the API server knows this command by.
-    ///
-    /// # Errors
-    /// The API server does not say: nothing may be asked for or approved then.
-    pub async fn user(&self) -> Result<String, Fail> {
-        Ok(self.me().await?.name)
-    }
-
-    /// The same with the groups, by which the controller asks later whether the right is still there.
-    ///
-    /// # Errors
-    /// The API server does not say: nothing may be asked for or approved then.
+    /// Returns user name and groups by which the API server knows this command. The controller asks with both later whether
+    /// the user still has the right.
     pub async fn me(&self) -> Result<RecordedUser, Fail> {
         self.ask("find out who you are", whoami(&self.clients.records))
             .await
     }
 
-    /// The time by the API server's clock, which is more likely the controller's too than this machine's is; by ours
-    /// where its answer carries none.
-    ///
-    /// # Errors
-    /// No answer.
+    /// Returns the time by the API server's clock, which is closer to the controller's than this machine's. Where the answer
+    /// has no time, this machine's.
     pub async fn server_time(&self) -> Result<Timestamp, Fail> {
         let request = http::Request::get("/version").body(kube::client::Body::empty());
         let request = request.map_err(|e| Fail::Other(format!("cannot ask for the time: {e}")))?;
@@ -168,25 +139,16 @@ impl Session {
         let date = answer
             .headers()
             .get(http::header::DATE)
-            .and_then(|d| d.to_str().ok());
-        let told = date
-            .and_then(|d| jiff::fmt::rfc2822::parse(d).ok())
-            .map(|d| d.timestamp());
-        Ok(told.unwrap_or_else(|| self.clock.now()))
+            .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
+        Ok(date.map_or_else(|| self.clock.now(), |date| date.timestamp()))
     }
 
-    /// The claim that a person names: `NAME` or `pvc/NAME`, in the session's namespace.
-    ///
-    /// # Errors
-    /// An empty name, or another kind.
+    /// Parses a claim of the session's namespace: `NAME` or `pvc/NAME`.
     pub fn claim(&self, name: &str) -> Result<ObjectName, Fail> {
         Ok(ObjectName::new(self.namespace.as_str(), claim_name(name)?))
     }
 
     /// Makes sure that a claim exists.
-    ///
-    /// # Errors
-    /// [`Fail::NoClaim`], or no answer.
     pub async fn require_claim(&self, claim: &ObjectName) -> Result<(), Fail> {
         let api: Api<PersistentVolumeClaim> =
             Api::namespaced(self.clients.read.clone(), &claim.namespace);
@@ -219,9 +181,6 @@ fn claim_name(name: &str) -> Result<&str, Fail> {
 }
 
 /// Sets the providers up from the environment. Makes no request.
-///
-/// # Errors
-/// An unknown provider, a missing or malformed setting.
 pub fn providers(global: &Global) -> Result<Providers, Fail> {
     let mut providers = Providers::default();
     for name in global.provider.split(',').map(str::trim) {
@@ -236,8 +195,8 @@ pub fn providers(global: &Global) -> Result<Providers, Fail> {
     Ok(providers)
 }
 
-/// What to do about a volume whose driver belongs to a cloud that is not asked.
-pub fn who_knows_the_driver(providers: &Providers, verdict: &Verdict) -> Option<String> {
+/// Returns a note that names the provider to add, if the volume's driver belongs to a cloud that was not asked.
+pub fn unknown_driver_note(providers: &Providers, verdict: &Verdict) -> Option<String> {
     let Verdict::NotOurs {
         reason: NotOurs::UnknownProvider { driver, .. },
     } = verdict
@@ -249,10 +208,7 @@ pub fn who_knows_the_driver(providers: &Providers, verdict: &Verdict) -> Option<
         .map(|why| format!("note: {why}"))
 }
 
-/// Asks every provider what the credential may do: reading, and `detach` too where it will be needed.
-///
-/// # Errors
-/// The provider does not answer, does not accept the credential, or it lacks a scope that is needed.
+/// Makes sure that each provider's credential may read and, with `detach`, also detach.
 pub async fn preflight(providers: &Providers, detach: bool) -> Result<(), Fail> {
     for found in reattach_controller::setup::preflight(providers).await {
         let name = &found.provider;
@@ -275,17 +231,17 @@ pub async fn preflight(providers: &Providers, detach: bool) -> Result<(), Fail> 
         let detaching = found.missing_to_detach.join(", ");
         if detach {
             return Err(Fail::Other(format!(
-                "provider {name}: the credential lacks {detaching}, which a detach needs; give it these"
+                "provider {name}: the credential lacks {detaching}, which a detach needs. Grant these rights to the credential"
             )));
         }
         note(&format!(
-            "note: provider {name}: the credential lacks {detaching}; enough to look, not to detach"
+            "note: provider {name}: the credential lacks {detaching}. It suffices to look, and not to detach"
         ));
     }
     Ok(())
 }
 
-/// What to look at when a provider cannot be used at all.
+/// Says what to check when a provider cannot be used.
 fn advice(provider: &str, failure: &ProviderError) -> String {
     match (provider, failure) {
         ("linode", ProviderError::Denied { .. }) => "; check LINODE_TOKEN".to_owned(),

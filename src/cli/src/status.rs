@@ -1,23 +1,25 @@
-//! `status`: where recoveries stand.
+//! `status`: shows phase, diagnosis, plan and journal of recoveries.
 
 use crate::exit::Exit;
 use crate::fail::Fail;
-use crate::output::{Format, json_line, line, note, out, value, width};
+use crate::output::{Format, note, print, print_json_line, print_line, print_value, width};
 use crate::plan::{refused, whole_plan};
 use crate::records;
 use crate::session::{Global, Session};
 use crate::table::{Table, age};
 use anyhow::Result;
 use clap::Args;
-use reattach_api::{Declaration, Phase, StoredRecovery, UnreadableField, VolumeRecovery};
+use reattach_api::{Phase, StoredRecovery, UnreadableField, VolumeRecovery};
 use reattach_core::ids::Uid;
-use reattach_report::{diagnosis_text, journal_text, status_line, support_ticket};
+use reattach_report::{
+    TEXT_WIDTH, diagnosis_text, journal_text, paragraph, status_line, support_ticket,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How often a watch looks.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Interval of reads of `--watch`.
+const READ_EVERY: Duration = Duration::from_millis(500);
 
 /// Shows where recoveries stand.
 ///
@@ -44,10 +46,6 @@ pub struct StatusArgs {
     output: Format,
 }
 
-/// Runs the verb.
-///
-/// # Errors
-/// No such recovery, or the API server's error.
 pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
     if args.watch && args.output == Format::Yaml {
         return Err(Fail::Usage(
@@ -67,17 +65,17 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
         Some(name) => {
             let recovery = records::find(&session, name).await?;
             match args.output {
-                Format::Table => out(&text(&recovery))?,
-                format => value(format, &recovery)?,
+                Format::Table => print(&text(&recovery))?,
+                format => print_value(format, &recovery)?,
             }
-            Ok(ended(&recovery))
+            Ok(exit_code(&recovery))
         }
         None => {
-            let all = wanted(&args, &session).await?;
+            let all = list(&args, &session).await?;
             match args.output {
-                Format::Table if all.is_empty() => note(&nothing(&args, &session)),
+                Format::Table if all.is_empty() => note(&no_recoveries(&args, &session)),
                 Format::Table => {
-                    out(&table(&all, args.all_namespaces, &session).text(width()))?;
+                    print(&table(&all, args.all_namespaces, &session).text(width()))?;
                     // The table is cut where it does not fit, and this sentence must not be.
                     for recovery in all.iter().filter(|r| r.history().is_err()) {
                         note(&format!(
@@ -87,7 +85,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
                         ));
                     }
                 }
-                format => value(
+                format => print_value(
                     format,
                     &json!({ "apiVersion": "v1", "kind": "List", "items": all }),
                 )?,
@@ -97,7 +95,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
     }
 }
 
-async fn wanted(args: &StatusArgs, session: &Session) -> Result<Vec<StoredRecovery>, Fail> {
+async fn list(args: &StatusArgs, session: &Session) -> Result<Vec<StoredRecovery>, Fail> {
     records::list(
         session,
         (!args.all_namespaces).then_some(session.namespace.as_str()),
@@ -105,7 +103,7 @@ async fn wanted(args: &StatusArgs, session: &Session) -> Result<Vec<StoredRecove
     .await
 }
 
-fn nothing(args: &StatusArgs, session: &Session) -> String {
+fn no_recoveries(args: &StatusArgs, session: &Session) -> String {
     match args.all_namespaces {
         true => "No recoveries in any namespace.".to_owned(),
         false => format!(
@@ -139,20 +137,14 @@ fn table(recoveries: &[StoredRecovery], all_namespaces: bool, session: &Session)
     table
 }
 
-/// Everything about one recovery.
+/// Describes one recovery.
 fn text(recovery: &StoredRecovery) -> String {
     let record = match recovery.record(None) {
         Ok(record) => record,
         Err(unreadable) => return unreadable_text(recovery, &unreadable),
     };
     let mut text = format!("{}\n", status_line(&record));
-    let mut row = |label: &str, words: &str| {
-        text.push_str(&crate::table::paragraph(
-            &format!("  {label:<10} "),
-            words,
-            100,
-        ))
-    };
+    let mut row = |label: &str, words: &str| text.push_str(&property(label, words));
     row("recovery", &record.recovery.to_string());
     row(
         "mode",
@@ -167,10 +159,13 @@ fn text(recovery: &StoredRecovery) -> String {
     if let Some(left_out) = recovery.status.as_ref().and_then(|s| s.left_out.as_ref()) {
         row("left out", left_out);
     }
-    if let Some(told) = &record.escalation {
+    if let Some(escalation) = &record.escalation {
         row(
             "escalated",
-            &format!("it has waited since {:.0}: {}", told.since, told.summary),
+            &format!(
+                "it has waited since {:.0}: {}",
+                escalation.since, escalation.summary
+            ),
         );
     }
     if let Some(approval) = &recovery.spec.approval {
@@ -179,16 +174,8 @@ fn text(recovery: &StoredRecovery) -> String {
             &format!("plan {} by {}", approval.plan_hash, approval.approver),
         );
     }
-    if let Some(said) = &recovery.spec.declaration {
-        let Declaration {
-            holder,
-            declared_by,
-            reason,
-            at,
-            of_this_cluster,
-            ..
-        } = said;
-        let ours = if *of_this_cluster {
+    if let Some(declaration) = &recovery.spec.declaration {
+        let ours = if declaration.of_this_cluster {
             " and is this cluster's"
         } else {
             ""
@@ -196,33 +183,32 @@ fn text(recovery: &StoredRecovery) -> String {
         row(
             "declared",
             &format!(
-                "instance {holder} cannot write{ours}, by {declared_by} at {:.0}: {reason}",
-                at.0
+                "instance {} cannot write{ours}, by {} at {:.0}: {}",
+                declaration.holder, declaration.declared_by, declaration.at.0, declaration.reason
             ),
         );
     }
-    if let Some(word) = &recovery.spec.nothing_under_way {
-        let said = format!(
-            "nothing is under way at the cloud, by {} at {:.0}: {}",
-            word.declared_by, word.at.0, word.reason
+    if let Some(declaration) = &recovery.spec.nothing_under_way {
+        row(
+            "declared",
+            &format!(
+                "nothing is under way at the cloud, by {} at {:.0}: {}",
+                declaration.declared_by, declaration.at.0, declaration.reason
+            ),
         );
-        row("declared", &said);
     }
     if let Some(allowed) = &recovery.spec.power_off {
         row("power-off", &format!("allowed by {}", allowed.allowed_by));
     }
     if let Some(abort) = &recovery.spec.abort {
-        let why = abort
-            .reason
-            .as_ref()
-            .map(|r| format!(": {r}"))
-            .unwrap_or_default();
+        let why = match &abort.reason {
+            Some(reason) => format!(": {reason}"),
+            None => String::new(),
+        };
         row("abort", &format!("by {}{why}", abort.by));
     }
-    if let Some(diagnosis) = record
-        .diagnosis
-        .as_ref()
-        .filter(|_| record.journal.is_empty())
+    if let Some(diagnosis) = &record.diagnosis
+        && record.journal.is_empty()
     {
         text.push_str(&format!("\n{}", diagnosis_text(diagnosis)));
     }
@@ -242,16 +228,15 @@ fn text(recovery: &StoredRecovery) -> String {
     text
 }
 
-/// What is known of one that cannot be read as a whole.
+/// Writes one property of a recovery.
+fn property(label: &str, words: &str) -> String {
+    paragraph(&format!("  {label:<10} "), words, TEXT_WIDTH)
+}
+
+/// Describes a recovery with a field that this version cannot read.
 fn unreadable_text(recovery: &StoredRecovery, unreadable: &UnreadableField) -> String {
     let mut text = format!("{}: {}\n", recovery.claim(), recovery.phase());
-    let mut row = |label: &str, words: &str| {
-        text.push_str(&crate::table::paragraph(
-            &format!("  {label:<10} "),
-            words,
-            100,
-        ))
-    };
+    let mut row = |label: &str, words: &str| text.push_str(&property(label, words));
     row("recovery", &recovery.name().name);
     row(
         "mode",
@@ -267,14 +252,14 @@ fn unreadable_text(recovery: &StoredRecovery, unreadable: &UnreadableField) -> S
     text
 }
 
-/// Prints what changes, until the one recovery is over or the user ends it.
+/// Prints what changes, until the named recovery is over or the user interrupts.
 async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
     let mut shown: BTreeMap<Uid, String> = BTreeMap::new();
     let mut first = true;
     loop {
         let now = match &args.name {
             Some(name) => vec![records::find(session, name).await?],
-            None => wanted(args, session).await?,
+            None => list(args, session).await?,
         };
         let fresh: Vec<&StoredRecovery> = now
             .iter()
@@ -285,22 +270,22 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
             .collect();
         if args.output == Format::Json {
             for recovery in fresh {
-                json_line(recovery)?;
+                print_json_line(recovery)?;
             }
         } else if !fresh.is_empty() {
-            // All of them decide the widths, so that later lines stay under the head.
+            // The widths are those of all recoveries, so that later lines stay under the head.
             let lines = table(&now, args.all_namespaces, session).lines(width());
             if first {
-                line(&lines[0])?;
+                print_line(&lines[0])?;
             }
             let is_fresh = |r: &StoredRecovery| fresh.iter().any(|f| f.uid() == r.uid());
             for (recovery, text) in now.iter().zip(&lines[1..]) {
                 if is_fresh(recovery) {
-                    line(text)?;
+                    print_line(text)?;
                 }
             }
         } else if first && now.is_empty() {
-            note(&nothing(args, session));
+            note(&no_recoveries(args, session));
         }
         first &= now.is_empty();
         if let (Some(_), [one]) = (&args.name, now.as_slice())
@@ -310,17 +295,17 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
                 .record(None)
                 .map_or_else(|_| records::message(one), |record| status_line(&record));
             note(&format!("\n{last}"));
-            return Ok(ended(one));
+            return Ok(exit_code(one));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(READ_EVERY).await;
     }
 }
 
-/// The exit code of one recovery.
-fn ended(recovery: &VolumeRecovery) -> Exit {
+/// Returns the exit code for one recovery.
+fn exit_code(recovery: &VolumeRecovery) -> Exit {
     let phase = recovery.phase();
-    match recovery.history() {
-        Err(_) if !phase.is_final() => Exit::Unhealed,
-        Ok(_) | Err(_) => phase.into(),
+    if recovery.history().is_err() && !phase.is_final() {
+        return Exit::Unhealed;
     }
+    phase.into()
 }

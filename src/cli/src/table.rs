@@ -1,14 +1,14 @@
 //! Aligned tables as kubectl prints them: three spaces between columns, no lines, no colour.
 
-/// Rows under a head.
-#[derive(Clone, Debug)]
+use crate::fail::one_line;
+use reattach_report::shortened;
+
 pub struct Table {
     head: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// An empty table.
     pub fn new(head: &[&'static str]) -> Self {
         Self {
             head: head.to_vec(),
@@ -16,102 +16,43 @@ impl Table {
         }
     }
 
-    /// Adds a row; missing cells are empty.
+    /// Adds a row.
     pub fn row(&mut self, cells: Vec<String>) {
         // A control character from a name or a message must not move the cursor.
-        self.rows
-            .push(cells.iter().map(|c| crate::fail::one_line(c)).collect());
+        self.rows.push(cells.iter().map(|c| one_line(c)).collect());
     }
 
-    /// The table as text. With a width the last column is cut with `…` where it does not fit.
+    /// Returns the table as text: [`Self::lines`], each with a line break.
     pub fn text(&self, width: Option<usize>) -> String {
-        let mut lines = self.lines(width);
-        lines.push(String::new());
-        lines.join("\n")
+        self.lines(width)
+            .iter()
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 
-    /// Head and rows, one line each.
+    /// Returns head and rows, one line each. With a width, a longer line is cut with `…`.
     pub fn lines(&self, width: Option<usize>) -> Vec<String> {
-        let columns = self.head.len();
-        let widths: Vec<usize> = (0..columns)
-            .map(|c| {
-                self.rows
-                    .iter()
-                    .map(|r| cell(r, c).chars().count())
-                    .chain([self.head[c].len()])
-                    .max()
-                    .unwrap_or(0)
-            })
-            .collect();
         let head: Vec<String> = self.head.iter().map(|h| (*h).to_owned()).collect();
-        let print = |row: &Vec<String>| {
-            let mut line = String::new();
-            for (c, width) in widths.iter().enumerate() {
-                if c > 0 {
-                    line.push_str("   ");
-                }
-                let text = cell(row, c);
-                line.push_str(text);
-                if c + 1 < columns {
-                    line.extend(std::iter::repeat_n(
-                        ' ',
-                        width.saturating_sub(text.chars().count()),
-                    ));
-                }
-            }
-            cut(line.trim_end(), width)
-        };
-        std::iter::once(&head)
-            .chain(&self.rows)
-            .map(print)
+        let rows = || std::iter::once(&head).chain(&self.rows);
+        let widths: Vec<usize> = (0..head.len())
+            .map(|c| rows().map(|row| row[c].chars().count()).max().unwrap_or(0))
+            .collect();
+        rows()
+            .map(|row| {
+                let cells: Vec<String> = row
+                    .iter()
+                    .zip(&widths)
+                    .map(|(cell, &width)| format!("{cell:<width$}"))
+                    .collect();
+                let line = cells.join("   ");
+                let line = line.trim_end();
+                width.map_or_else(|| line.to_owned(), |width| shortened(line, width))
+            })
             .collect()
     }
 }
 
-fn cell(row: &[String], column: usize) -> &str {
-    row.get(column).map_or("", String::as_str)
-}
-
-fn cut(line: &str, width: Option<usize>) -> String {
-    match width {
-        Some(width) if line.chars().count() > width => {
-            let mut cut: String = line.chars().take(width - 1).collect();
-            cut.push('…');
-            cut
-        }
-        _ => line.to_owned(),
-    }
-}
-
-/// Text in lines of at most `width` columns, the first behind `prefix` and the others as far in.
-pub fn paragraph(prefix: &str, text: &str, width: usize) -> String {
-    let indent = " ".repeat(prefix.chars().count());
-    let mut lines = vec![prefix.to_owned()];
-    let mut fresh = true;
-    for word in text.split_whitespace() {
-        let used = lines.last().map_or(0, |l| l.chars().count());
-        if !fresh && used + 1 + word.chars().count() > width {
-            lines.push(indent.clone());
-            fresh = true;
-        }
-        if let Some(line) = lines.last_mut() {
-            if !fresh {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-        fresh = false;
-    }
-    let mut text: String = lines
-        .iter()
-        .map(|l| l.trim_end())
-        .collect::<Vec<_>>()
-        .join("\n");
-    text.push('\n');
-    text
-}
-
-/// An age as kubectl prints it: `45s`, `12m`, `3h`, `2d`.
+/// Formats an age as kubectl prints it: `45s`, `12m`, `3h`, `2d`.
 pub fn age(from: jiff::Timestamp, now: jiff::Timestamp) -> String {
     let seconds = now.duration_since(from).as_secs().max(0);
     match seconds {
@@ -134,7 +75,7 @@ mod tests {
             "Recovered".into(),
             "StatefulSet/redis runs\nagain".into(),
         ]);
-        table.row(vec!["é".into(), "Waiting".into()]);
+        table.row(vec!["é".into(), "Waiting".into(), String::new()]);
         assert_eq!(
             table.text(None),
             "CLAIM          PHASE       MESSAGE\n\
@@ -145,12 +86,6 @@ mod tests {
             table.lines(Some(40))[1],
             "data-redis-0   Recovered   StatefulSet/…"
         );
-    }
-
-    #[test]
-    fn paragraphs_hang_behind_their_prefix() {
-        assert_eq!(paragraph("- ", "aa bb cc", 7), "- aa bb\n  cc\n");
-        assert_eq!(paragraph("", "averylongword b", 4), "averylongword\nb\n");
     }
 
     #[test]

@@ -13,28 +13,25 @@ use reattach_cluster::cache::{Cache, Cached};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// The first lists of a large cluster take seconds, not minutes.
+/// Maximum time until each watch has its first list. In a large cluster they take seconds, not minutes.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// Starts every watch and waits until each has its first list. A watch that lacks a right would be tried again for
-/// ever, so every kind is listed once before.
-///
-/// # Errors
-/// The right that is missing, or no answer.
+/// Starts every watch and waits until each has its first list. A watch without the right to it would be retried for ever, so
+/// every kind is listed once before.
 pub async fn start(session: &Session, tasks: &mut JoinSet<()>) -> Result<Cache, Fail> {
     tokio::try_join!(
-        probe::<Pod>(session),
-        probe::<PersistentVolumeClaim>(session),
-        probe::<PersistentVolume>(session),
-        probe::<VolumeAttachment>(session),
-        probe::<Node>(session),
-        probe::<CSINode>(session),
-        probe::<CSIDriver>(session),
-        probe::<Namespace>(session),
-        probe::<Event>(session),
-        probe::<VolumeRecovery>(session),
-        probe::<RecoveryPolicy>(session),
-        probe::<NodeVolumeReport>(session),
+        require_right_to_list::<Pod>(session),
+        require_right_to_list::<PersistentVolumeClaim>(session),
+        require_right_to_list::<PersistentVolume>(session),
+        require_right_to_list::<VolumeAttachment>(session),
+        require_right_to_list::<Node>(session),
+        require_right_to_list::<CSINode>(session),
+        require_right_to_list::<CSIDriver>(session),
+        require_right_to_list::<Namespace>(session),
+        require_right_to_list::<Event>(session),
+        require_right_to_list::<VolumeRecovery>(session),
+        require_right_to_list::<RecoveryPolicy>(session),
+        require_right_to_list::<NodeVolumeReport>(session),
     )?;
     let cache = Cache::start(&session.clients.read, session.clock.clone(), tasks);
     match tokio::time::timeout(READY_WITHIN, cache.ready()).await {
@@ -49,11 +46,11 @@ pub async fn start(session: &Session, tasks: &mut JoinSet<()>) -> Result<Cache, 
     }
 }
 
-async fn probe<K: Cached>(session: &Session) -> Result<(), Fail> {
+async fn require_right_to_list<K: Cached>(session: &Session) -> Result<(), Fail> {
     let api: Api<K> = Api::all(session.clients.read.clone());
     let doing = format!("watch the {} of the cluster", K::plural(&()));
     session
         .ask(&doing, api.list(&ListParams::default().limit(1)))
-        .await
-        .map(|_| ())
+        .await?;
+    Ok(())
 }

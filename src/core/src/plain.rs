@@ -354,6 +354,16 @@ mod tests {
             assert_eq!(quoted(text), want);
             assert_eq!(quoted(want), want, "masking twice changes nothing");
         }
+        let hash = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+        for name in [
+            "volume 1042 (pvcbb1d06139b334c1f) on lke13311-16405-5fafd1b46dcf, uid 6f1d2c3b-0000-4000-8000-000000000001",
+            &format!("VolumeAttachment csi-{hash}: attached"),
+            &format!("/var/lib/kubelet/plugins/kubernetes.io/csi/driver/{hash}/globalmount"),
+            "secret \"site-config\" not found; a token bucket",
+            "(persistentVolumeClaimRetentionPolicy.whenScaled is Delete)",
+        ] {
+            assert_eq!(quoted(name), name);
+        }
     }
 
     #[test]

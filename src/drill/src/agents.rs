@@ -65,7 +65,9 @@ impl Agents {
         };
         let clock = self.server.clock();
         let client = machine.over_its_network(self.server.client_as(AGENT_USER));
-        let run = reattach_agent::run(client, config, move || clock.now(), std::future::pending());
+        let events = futures::stream::pending();
+        let stop = std::future::pending();
+        let run = reattach_agent::run(client, config, move || clock.now(), events, stop);
         tokio::spawn(run).abort_handle()
     }
 

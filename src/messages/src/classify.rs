@@ -4,13 +4,13 @@ use crate::Message;
 use crate::driver::StorageKind;
 use crate::families;
 use crate::meaning::Meaning;
-use crate::phrase::{Word, occurs};
+use crate::phrase::occurs;
 use crate::structure::{GrpcCode, Operation, Structure};
 
 /// Returns the meaning of a message. It is decided in this order: subject of the message, phrases, kind of storage, gRPC
 /// status, operation.
 pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
-    if is_success(message, &s.all) {
+    if is_success(message, s) {
         return Meaning::Succeeded;
     }
     if let Some(umbrella) = umbrella(s) {
@@ -53,7 +53,7 @@ pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
 
 /// Is the message about containers, images, probes or pod networks, by its reason or its words?
 fn is_about_other_things(message: &Message, s: &Structure) -> bool {
-    let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
+    let reason = message.lower_reason();
     let other_reason = ["unhealthy", "backoff", "sandbox", "probe", "pull", "oom"]
         .iter()
         .any(|r| reason.contains(r));
@@ -67,8 +67,8 @@ fn is_about_other_things(message: &Message, s: &Structure) -> bool {
         && (other_reason || other_words.iter().any(|phrase| occurs(phrase, &s.all)))
 }
 
-fn is_success(message: &Message, all: &[Word]) -> bool {
-    let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
+fn is_success(message: &Message, s: &Structure) -> bool {
+    let reason = message.lower_reason();
     let good = [
         "successful",
         "provisioningsucceeded",
@@ -79,10 +79,10 @@ fn is_success(message: &Message, all: &[Word]) -> bool {
     ];
     good.iter().any(|part| reason.starts_with(part))
         || reason == "scheduled"
-        || occurs("successfully assigned|attached|mounted|detached", all)
+        || occurs("successfully assigned|attached|mounted|detached", &s.all)
         || occurs(
             "attach|detach|mount|setup|up|device succeeded for volume",
-            all,
+            &s.all,
         )
 }
 

@@ -3,29 +3,31 @@
 use crate::advice::Remedy::{self, DeleteVolumeattachment, Escalate, ForceDetach};
 use crate::driver::StorageKind;
 use crate::meaning::{Meaning, MultiAttachUsers};
-use crate::structure::Operation;
-use crate::{Explanation, Message, Symptom, read};
+use crate::structure::{Operation, Structure, structure};
+use crate::{Explanation, Message, classify};
 
 /// Explains a message to a person: its meaning, the facts that decide, and the remedies.
 pub fn explain(message: &Message) -> Explanation {
-    let symptom = read(message);
-    let row = symptom.meaning.row(symptom.operation);
+    let structure = structure(message);
+    let meaning = classify::meaning(message, &structure);
+    let row = meaning.row(structure.operation);
     Explanation {
-        sentence: sentence(row.sentence, &symptom),
-        deciding_facts: row.facts.to_vec(),
-        remedies: without_cloud(symptom.storage, row.remedies),
-        meaning: symptom.meaning,
+        sentence: fill(row.sentence, &meaning, &structure),
+        deciding_facts: row.facts,
+        remedies: without_cloud(structure.storage, row.remedies),
+        meaning,
     }
 }
 
 /// Fills the placeholders of a row's sentence in one pass, so that a brace inside a name is never read as a placeholder.
-fn sentence(row: &str, symptom: &Symptom) -> String {
+fn fill(sentence: &str, meaning: &Meaning, structure: &Structure) -> String {
     let mut out = String::new();
-    let mut rest = row;
+    let mut rest = sentence;
     while let Some((before, after)) = rest.split_once('{') {
         let (placeholder, after) = after.split_once('}').unwrap_or((after, ""));
         out.push_str(before);
-        out.push_str(&value(placeholder, symptom).unwrap_or_else(|| format!("{{{placeholder}}}")));
+        let text = placeholder_text(placeholder, meaning, structure);
+        out.push_str(&text.unwrap_or_else(|| format!("{{{placeholder}}}")));
         rest = after;
     }
     out.push_str(rest);
@@ -41,17 +43,15 @@ fn sentence(row: &str, symptom: &Symptom) -> String {
 }
 
 /// Returns the text for a placeholder; `None` if no such placeholder exists.
-fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
-    let named =
-        |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
-    Some(match (placeholder, &symptom.meaning) {
-        ("volume", _) => volume(symptom),
-        ("node", _) => named("node", &symptom.node).unwrap_or_else(|| "the node".to_owned()),
-        ("driver", _) => symptom
+fn placeholder_text(placeholder: &str, meaning: &Meaning, structure: &Structure) -> Option<String> {
+    Some(match (placeholder, meaning) {
+        ("volume", _) => volume(structure),
+        ("node", _) => named("node", structure.node.as_deref()),
+        ("driver", _) => structure
             .driver
             .clone()
             .unwrap_or_else(|| "its driver".to_owned()),
-        ("doing", _) => doing(symptom.operation).to_owned(),
+        ("doing", _) => doing(structure.operation).to_owned(),
         ("at paths", Meaning::DevicePathMissing { paths }) if paths.is_empty() => String::new(),
         ("at paths", Meaning::DevicePathMissing { paths }) => format!(" at {}", paths.join(", ")),
         ("holder", Meaning::AttachedElsewhere { holder, .. }) => holder.as_ref().map_or_else(
@@ -59,22 +59,17 @@ fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
             |holder| format!("\"{holder}\""),
         ),
         ("instance", Meaning::InstanceNotFound { instance }) => {
-            named("instance", instance).unwrap_or_else(|| "the instance".to_owned())
+            named("instance", instance.as_deref())
         }
         (
             "pods",
             Meaning::MultiAttach {
                 users: MultiAttachUsers::Pods { pods },
             },
-        ) if pods.is_empty() => "a pod".to_owned(),
-        (
-            "pods",
-            Meaning::MultiAttach {
-                users: MultiAttachUsers::Pods { pods },
-            },
-        ) => {
-            format!("pod {}", pods.join(", "))
-        }
+        ) => match pods.as_slice() {
+            [] => "a pod".to_owned(),
+            pods => format!("pod {}", pods.join(", ")),
+        },
         ("volumes of the pod", Meaning::Umbrella { volumes }) if volumes.is_empty() => {
             "volumes of the pod".to_owned()
         }
@@ -86,13 +81,18 @@ fn value(placeholder: &str, symptom: &Symptom) -> Option<String> {
     })
 }
 
+/// "node n1", or "the node" without a name.
+fn named(kind: &str, name: Option<&str>) -> String {
+    match name {
+        Some(name) => format!("{kind} {name}"),
+        None => format!("the {kind}"),
+    }
+}
+
 /// Names the volume with its driver: "volume pvc-1 (linodebs.csi.linode.com)".
-fn volume(symptom: &Symptom) -> String {
-    let name = symptom
-        .volume
-        .as_ref()
-        .map_or_else(|| "the volume".to_owned(), |v| format!("volume {v}"));
-    match &symptom.driver {
+fn volume(structure: &Structure) -> String {
+    let name = named("volume", structure.volume.as_deref());
+    match &structure.driver {
         Some(driver) => format!("{name} ({driver})"),
         None => name,
     }
@@ -155,23 +155,12 @@ mod tests {
             .collect()
     }
 
-    fn symptom(meaning: Meaning) -> Symptom {
-        Symptom {
-            operation: None,
-            volume: Some("{node}".to_owned()),
-            node: None,
-            driver: None,
-            storage: StorageKind::Unknown,
-            meaning,
-        }
-    }
-
     #[test]
     fn every_placeholder_is_filled_once() {
+        let mut structure = structure(&Message::default());
+        structure.volume = Some("{node}".to_owned());
         for meaning in meanings() {
-            let symptom = symptom(meaning);
-            let row = symptom.meaning.row(None);
-            let text = sentence(row.sentence, &symptom);
+            let text = fill(meaning.row(None).sentence, &meaning, &structure);
             assert!(!text.replace("olume {node}", "").contains('{'), "{text}");
         }
     }

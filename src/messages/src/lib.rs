@@ -1,8 +1,8 @@
 //! Explains one Kubernetes Event, VolumeAttachment error or log line.
 //!
 //! A text never decides. Kubernetes prints the same words for a phantom attachment and for a lost one, and for the
-//! rollout of a healthy workload and for a dead node. A text can only nominate: it names a volume to look at, the facts
-//! that would decide, and, most often, that no attachment is at fault.
+//! rollout of a healthy workload and for a dead node. A text only says which facts would decide and, most often, that no
+//! attachment is at fault.
 //!
 //! Messages are read by meaning: structure (operation, volume, gRPC status), the storage behind the driver, and families
 //! of phrases (`families`). So the wordings of other versions and other drivers are understood as well.
@@ -21,14 +21,12 @@ mod families;
 mod meaning;
 mod phrase;
 mod structure;
-mod symptom;
 
 use serde::{Deserialize, Serialize};
 
 pub use advice::{DecidingFact, Remedy};
 pub use explain::explain;
 pub use meaning::{Meaning, MultiAttachUsers};
-pub use symptom::{Symptom, read};
 
 /// One event, error field or log line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,39 +55,27 @@ impl Message {
             ..Self::default()
         })
     }
+
+    /// Returns the event's reason in lower case; empty if there is none.
+    pub(crate) fn lower_reason(&self) -> String {
+        self.reason.as_deref().unwrap_or_default().to_lowercase()
+    }
+}
+
+/// Finds the meaning of a message. Never fails: every text has a meaning, if only [`Meaning::Unknown`].
+pub fn meaning(message: &Message) -> Meaning {
+    classify::meaning(message, &structure::structure(message))
 }
 
 /// Explanation of a message for a person, with the facts to look at next.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// What the message means.
     pub meaning: Meaning,
     /// The meaning in sentences for a person, with the names that the message gave.
     pub sentence: String,
     /// Facts that decide between the remedies, most telling first.
-    pub deciding_facts: Vec<DecidingFact>,
+    pub deciding_facts: &'static [DecidingFact],
     /// One to three remedies, best first; exactly `[NotOurs]` where no attachment is at fault.
     pub remedies: Vec<Remedy>,
-}
-
-/// What a message is to the controller: a reason to gather facts, or none.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "verdict", content = "why", rename_all = "kebab-case")]
-pub enum Nomination {
-    /// A volume may be stuck. The controller gathers the facts.
-    Candidate(Meaning),
-    /// No attachment is at fault.
-    NotOurs(Meaning),
-    /// The text does not say whether an attachment is at fault.
-    Unknown(Meaning),
-}
-
-/// Decides whether a message is a reason to gather facts about a volume, and nothing more than that.
-pub fn nominate(message: &Message) -> Nomination {
-    let meaning = read(message).meaning;
-    match meaning {
-        Meaning::Unknown | Meaning::Umbrella { .. } => Nomination::Unknown(meaning),
-        ours if ours.is_ours() => Nomination::Candidate(ours),
-        other => Nomination::NotOurs(other),
-    }
 }

@@ -272,7 +272,7 @@ fn plain_text(text: &str) -> String {
 }
 
 fn operation_of_event(message: &Message) -> Option<Operation> {
-    let reason = message.reason.as_deref().unwrap_or_default().to_lowercase();
+    let reason = message.lower_reason();
     let component = message
         .source_component
         .as_deref()
@@ -469,7 +469,7 @@ impl Structure {
     }
 
     /// Returns the first name within four words after a phrase in the body, in lower case.
-    pub(crate) fn name_after(&self, phrase: &str) -> Option<String> {
+    pub(crate) fn name_after_phrase(&self, phrase: &str) -> Option<String> {
         let rest = after(phrase, &self.body)?;
         rest.iter()
             .take(4)

@@ -1,7 +1,7 @@
 //! Explains the catalogue of reported events, as written and as other clusters would write it, and texts that are no
 //! messages.
 
-use reattach_messages::{Explanation, Message, Nomination, Remedy, explain, nominate, read};
+use reattach_messages::{Explanation, Meaning, Message, Remedy, explain};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -83,11 +83,14 @@ fn explanations_are_complete() {
         assert!(!explanation.deciding_facts.is_empty(), "{explanation:?}");
         let ours = !explanation.remedies.contains(&Remedy::NotOurs);
         assert_eq!(ours, explanation.meaning.is_ours(), "{explanation:?}");
-        match nominate(&row.message) {
-            Nomination::NotOurs(_) => assert_eq!(row.remedy, Remedy::NotOurs, "{row:?}"),
-            Nomination::Candidate(_) => assert_ne!(row.remedy, Remedy::NotOurs, "{row:?}"),
-            Nomination::Unknown(_) => panic!("no row of the catalogue is unreadable: {row:?}"),
-        }
+        assert_eq!(ours, row.remedy != Remedy::NotOurs, "{row:?}");
+        assert!(
+            !matches!(
+                explanation.meaning,
+                Meaning::Unknown | Meaning::Umbrella { .. }
+            ),
+            "no row of the catalogue is unreadable: {row:?}"
+        );
     }
 }
 
@@ -175,7 +178,8 @@ fn names_and_numbers_may_differ() {
         "nfs",
     ] {
         assert_right_after(name, |m| {
-            let volume = read(m).volume.unwrap_or_default();
+            let (_, rest) = m.message.split_once("volume \"").unwrap_or_default();
+            let (volume, _) = rest.split_once('"').unwrap_or_default();
             let named = format!("\"{volume}\"");
             with_text(m, |t| t.replacen(&named, &format!("\"{name}\""), 1))
         });
@@ -334,11 +338,6 @@ fn assert_well_formed(message: &Message) {
         "{remedies:?} for {message:?}"
     );
     assert!(!explanation.sentence.is_empty());
-    let line = serde_json::to_string(&explanation).expect("serialises");
-    assert_eq!(
-        serde_json::from_str::<Explanation>(&line).expect("deserialises"),
-        explanation
-    );
 }
 
 #[test]

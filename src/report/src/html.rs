@@ -44,7 +44,13 @@ fn render(block: &Block, incident: &Incident, out: &mut String) {
                 .collect();
             let rows: String = rows
                 .iter()
-                .map(|r| format!("<tr>{}</tr>\n", cells(r)))
+                .map(|row| {
+                    let cells: String = row
+                        .iter()
+                        .map(|c| format!("<td>{}</td>", inline(c)))
+                        .collect();
+                    format!("<tr>{cells}</tr>\n")
+                })
                 .collect();
             writeln!(
                 out,
@@ -64,12 +70,6 @@ fn render(block: &Block, incident: &Incident, out: &mut String) {
             Ok(())
         }
     };
-}
-
-fn cells(row: &[Line]) -> String {
-    row.iter()
-        .map(|c| format!("<td>{}</td>", inline(c)))
-        .collect()
 }
 
 fn inline(line: &Line) -> String {

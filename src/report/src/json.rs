@@ -1,13 +1,14 @@
 //! Renders the post-mortem as JSON, for scripts.
 
+use crate::postmortem::{TimelineLine, needs_human, timeline};
 use crate::summary::{CloudDetach, RecoverySummary};
-use crate::timing::{Timing, own_share, timings};
-use crate::{Incident, Record, postmortem, support_ticket};
+use crate::timing::{Timing, timings};
+use crate::{Incident, Record, support_ticket};
 use jiff::Timestamp;
 use reattach_core::diagnosis::Class;
 use reattach_core::ids::ObjectName;
 use reattach_core::phase::Standing;
-use reattach_core::plain::{self, clean};
+use reattach_core::plain;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -43,44 +44,18 @@ struct Volume<'a> {
     support_ticket: Option<String>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TimelineLine {
-    at: Timestamp,
-    claim: Option<String>,
-    by: Option<String>,
-    text: String,
-}
-
 /// Renders the post-mortem as JSON: derived values (`volumes`, `timeline`) and the records that they are derived from.
 ///
 /// Durations are in milliseconds, times in RFC 3339. `downTo` is null while the pod is not known to run again. Hidden
 /// characters are written as `\u` escapes.
 pub fn json(incident: &Incident) -> String {
-    let volumes = incident.records.iter().map(volume).collect();
-    let timeline = postmortem::timeline(incident)
-        .into_iter()
-        .map(|item| TimelineLine {
-            at: item.at,
-            claim: item.claim.map(|s| s.to_string()),
-            by: item.by.map(clean),
-            text: item.text,
-        })
-        .collect();
-    let Incident {
-        title,
-        from,
-        to,
-        records,
-        ..
-    } = incident;
     let post_mortem = PostMortem {
-        title,
-        from: *from,
-        to: *to,
-        volumes,
-        timeline,
-        records,
+        title: &incident.title,
+        from: incident.from,
+        to: incident.to,
+        volumes: incident.records.iter().map(volume).collect(),
+        timeline: timeline(incident),
+        records: &incident.records,
     };
     // No error can occur: strings, numbers and maps with string keys always serialise.
     plain::json(&serde_json::to_string_pretty(&post_mortem).unwrap_or_default())
@@ -88,7 +63,12 @@ pub fn json(incident: &Incident) -> String {
 
 fn volume(record: &Record) -> Volume<'_> {
     let recovery = RecoverySummary::of(record);
-    let plan = record.plan.as_ref();
+    let timings = record
+        .plan
+        .as_ref()
+        .map(|plan| timings(plan, &record.journal))
+        .unwrap_or_default();
+    let ran = recovery.accepted.is_some() && record.plan.is_some();
     Volume {
         claim: &record.claim,
         recovery: &record.recovery,
@@ -98,15 +78,11 @@ fn volume(record: &Record) -> Volume<'_> {
         accepted_at: recovery.accepted.map(|(at, _)| at),
         authority: recovery.accepted.map(|(_, authority)| authority),
         heal_millis: recovery.heal_millis(),
-        own_share_millis: plan
-            .filter(|_| recovery.accepted.is_some())
-            .map(|p| own_share(p, &record.journal)),
+        own_share_millis: ran.then(|| timings.iter().map(|t| t.ours_millis).sum()),
         cloud_detach: recovery.cloud_detach,
         touched: recovery.touched(),
-        timings: plan
-            .map(|p| timings(p, &record.journal))
-            .unwrap_or_default(),
-        needs_human: postmortem::needs_human(&recovery),
+        timings,
+        needs_human: needs_human(&recovery),
         support_ticket: support_ticket(record),
         why: recovery.why(),
         standing: recovery.standing,

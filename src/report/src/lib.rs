@@ -28,14 +28,16 @@ use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use serde::{Deserialize, Serialize};
 
-pub use format::proof_in_words;
+pub use format::{count, proof_in_words};
 pub use html::html;
 pub use json::json;
 pub use markdown::markdown;
 pub use summary::{standing, title};
-pub use text::{TEXT_WIDTH, diagnosis_text, journal_text, plan_text, status_line};
+pub use text::{
+    TEXT_WIDTH, diagnosis_text, journal_text, paragraph, plan_text, shortened, status_line,
+};
 pub use ticket::{Escalation, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
-pub use timing::{Timing, own_share, timings};
+pub use timing::{Timing, timings};
 
 /// Content of one VolumeRecovery, without Kubernetes types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

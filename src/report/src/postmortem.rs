@@ -7,74 +7,77 @@ use crate::format::{
 };
 use crate::summary::{CloudDetach, RecoverySummary, StepSummary, is_provider_lock, outstanding};
 use crate::text::next_step;
+use crate::timing::Stretch;
 use crate::{Incident, Record, support_ticket};
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict};
-use reattach_core::ids::{ObjectName, StepIx};
+use reattach_core::ids::StepIx;
 use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plain::{clean, quoted};
 use reattach_core::plan::{Plan, PlannedStep};
 use reattach_core::policy::Mode;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Line of the merged timeline.
-pub(crate) struct Item<'a> {
-    pub(crate) at: Timestamp,
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TimelineLine {
+    at: Timestamp,
     /// `None` for a note.
-    pub(crate) claim: Option<&'a ObjectName>,
-    pub(crate) by: Option<&'a str>,
-    pub(crate) text: String,
+    claim: Option<String>,
+    by: Option<String>,
+    text: String,
 }
 
 /// Merges the notes, creations and journal lines of all records in order of time. Lines of one journal keep their order
 /// even if the clocks of two writers disagree.
-pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
-    let mut items: Vec<(Timestamp, Item<'_>)> = Vec::new();
+pub(crate) fn timeline(incident: &Incident) -> Vec<TimelineLine> {
+    // Each line with the time by which it is sorted. The time that is shown is the writer's own.
+    let mut lines: Vec<(Timestamp, TimelineLine)> = Vec::new();
     for note in &incident.notes {
-        items.push((
-            note.at,
-            Item {
-                at: note.at,
-                claim: None,
-                by: None,
-                text: quoted(&note.text),
-            },
-        ));
+        let line = TimelineLine {
+            at: note.at,
+            claim: None,
+            by: None,
+            text: quoted(&note.text),
+        };
+        lines.push((note.at, line));
     }
     for record in &incident.records {
-        let reason = record
-            .reason
-            .as_ref()
-            .map(|r| format!(", because: {r}"))
-            .unwrap_or_default();
-        let opened = quoted(&format!(
-            "problem detected; recovery {} created in mode {}{reason}",
-            record.recovery.name, record.mode
+        let line = |at: Timestamp, by: &str, text: String| TimelineLine {
+            at,
+            claim: Some(record.claim.to_string()),
+            by: Some(clean(by)),
+            text,
+        };
+        let created = quoted(&format!(
+            "problem detected; recovery {} created in mode {}{}",
+            record.recovery.name,
+            record.mode,
+            because(record)
         ));
-        items.push((
+        lines.push((
             record.created,
-            Item {
-                at: record.created,
-                claim: Some(&record.claim),
-                by: Some(&record.requester),
-                text: opened,
-            },
+            line(record.created, &record.requester, created),
         ));
-        for (sorted, entry) in RecoverySummary::of(record).ordered() {
-            let text = event_in_words(record.plan.as_ref(), &entry.event);
-            items.push((
-                sorted.max(record.created),
-                Item {
-                    at: entry.at,
-                    claim: Some(&record.claim),
-                    by: Some(&entry.by),
-                    text,
-                },
-            ));
+        let mut last = record.created;
+        for entry in &record.journal {
+            last = last.max(entry.at);
+            let event = event_in_words(record.plan.as_ref(), &entry.event);
+            lines.push((last, line(entry.at, &entry.by, event)));
         }
     }
-    items.sort_by_key(|(at, _)| *at);
-    items.into_iter().map(|(_, item)| item).collect()
+    lines.sort_by_key(|(at, _)| *at);
+    lines.into_iter().map(|(_, line)| line).collect()
+}
+
+/// Returns the requester's reason as the end of a sentence; empty if there is none.
+fn because(record: &Record) -> String {
+    match &record.reason {
+        Some(reason) => format!(", because: {reason}"),
+        None => String::new(),
+    }
 }
 
 /// Describes what is the case, what reattach does and what a person has to do. `None` if a person has nothing to do.
@@ -94,9 +97,9 @@ pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
         },
         (Phase::Failed, _) => format!(
             "{why}. The run restored what it had changed, and the pod is still without its volume. Find the cause. {}",
-            again(recovery.record)
+            next_attempt(recovery.record)
         ),
-        (Phase::Withdrawn, _) => format!("{why}. Nothing was changed. {}", again(recovery.record)),
+        (Phase::Withdrawn, _) => format!("{why}. Nothing was changed. {}", next_attempt(recovery.record)),
         (Phase::Waiting, _) if is_provider_lock(standing) => {
             "the provider has locked the volume. reattach goes on by itself once the lock is gone. Send the support ticket: only the provider can lift the lock"
                 .to_owned()
@@ -146,8 +149,8 @@ pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
     Some(quoted(&text))
 }
 
-/// What makes the next attempt after one that did not heal the volume.
-fn again(record: &Record) -> String {
+/// Says when reattach makes the next attempt, or how a person makes one.
+fn next_attempt(record: &Record) -> String {
     match record.next_attempt {
         Some(at) => format!(
             "reattach makes the next attempt by itself at {}; to forbid that: kubectl reattach abort {} -n {}",
@@ -196,10 +199,10 @@ pub(crate) fn document(incident: &Incident) -> Vec<Block> {
     }
     out.push(Block::Picture);
     people(&recoveries, &mut out);
-    let items = timeline(incident);
-    if !items.is_empty() {
+    let lines = timeline(incident);
+    if !lines.is_empty() {
         out.push(Block::Heading(2, "Timeline".into()));
-        out.push(timeline_table(incident, &items));
+        out.push(timeline_table(incident, &lines));
     }
     left_alone(&recoveries, &mut out);
     if !recoveries.is_empty() {
@@ -222,84 +225,15 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
         ))));
         return;
     }
-    // A list and no map: the titles keep the order of the records.
-    let mut titles: Vec<(&str, usize)> = Vec::new();
-    for title in recoveries.iter().map(RecoverySummary::title) {
-        match titles.iter_mut().find(|(t, _)| *t == title) {
-            Some((_, n)) => *n += 1,
-            None => titles.push((title, 1)),
-        }
-    }
-    let listed: Vec<String> = titles
-        .iter()
-        .map(|(title, n)| format!("{n} {title}"))
-        .collect();
     let were = if recoveries.len() == 1 { "was" } else { "were" };
     out.push(Block::Para(text(format!(
         "{window}, {} {were} in trouble: {}.",
         count(recoveries.len(), "claim"),
-        listed.join(", ")
+        counted_titles(recoveries)
     ))));
-    let mut lines = Vec::new();
-    let names = |of: &dyn Fn(&&RecoverySummary<'_>) -> bool| {
-        recoveries
-            .iter()
-            .filter(of)
-            .map(|s| s.claim())
-            .collect::<Vec<_>>()
-    };
-    let classes: BTreeSet<_> = recoveries
-        .iter()
-        .filter_map(RecoverySummary::class)
-        .collect();
-    for class in classes {
-        let which = names(&|s| s.class() == Some(class));
-        lines.push(labelled(
-            "Why",
-            format!(
-                "{} of {}: {}. ({})",
-                count(which.len(), "claim"),
-                class_name(class),
-                class_in_words(class),
-                which.join(", ")
-            ),
-        ));
-    }
-    let mut times: Vec<i64> = recoveries
-        .iter()
-        .filter_map(RecoverySummary::heal_millis)
-        .collect();
-    times.sort_unstable();
-    if let (Some(upper), Some(lower), Some(longest)) = (
-        times.get(times.len() / 2),
-        times.get(times.len().saturating_sub(1) / 2),
-        times.last(),
-    ) {
-        let median = (upper + lower) / 2;
-        let longest_down = recoveries
-            .iter()
-            .filter_map(RecoverySummary::down_millis)
-            .max()
-            .unwrap_or(0);
-        let healed = if times.len() == 1 {
-            format!("Healed {} after its plan was accepted", span(median))
-        } else {
-            format!(
-                "{} healed: median {}, longest {} after the plan was accepted",
-                times.len(),
-                span(median),
-                span(*longest)
-            )
-        };
-        lines.push(labelled(
-            "How long",
-            format!(
-                "{healed}. The longest downtime was {}, waiting included.",
-                span(longest_down)
-            ),
-        ));
-    }
-    let down = names(&|s| s.still_down());
+    let mut lines = causes(recoveries);
+    lines.extend(time_to_heal(recoveries));
+    let down = claims(recoveries, |s| s.still_down());
     if !down.is_empty() {
         lines.push(labelled(
             "Still down",
@@ -311,18 +245,107 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
         ));
     }
     authority(recoveries, &mut lines);
-    let detached = names(&|s| s.cloud_detach == CloudDetach::Used);
-    let tried = names(&|s| s.cloud_detach == CloudDetach::Tried);
+    cloud_detaches(recoveries, &mut lines);
+    out.push(Block::List(lines));
+}
+
+/// Counts the recoveries of each title: "3 recovered, 1 not ours".
+fn counted_titles(recoveries: &[RecoverySummary<'_>]) -> String {
+    // A list and no map: the titles keep the order of the records.
+    let mut titles: Vec<(&str, usize)> = Vec::new();
+    for title in recoveries.iter().map(RecoverySummary::title) {
+        match titles.iter_mut().find(|(t, _)| *t == title) {
+            Some((_, n)) => *n += 1,
+            None => titles.push((title, 1)),
+        }
+    }
+    let counted: Vec<String> = titles
+        .iter()
+        .map(|(title, n)| format!("{n} {title}"))
+        .collect();
+    counted.join(", ")
+}
+
+/// Returns the claims of the recoveries for which `of` is true.
+fn claims(
+    recoveries: &[RecoverySummary<'_>],
+    of: impl Fn(&RecoverySummary<'_>) -> bool,
+) -> Vec<String> {
+    recoveries
+        .iter()
+        .filter(|s| of(s))
+        .map(RecoverySummary::claim)
+        .collect()
+}
+
+/// Says for each class what was wrong and with which claims.
+fn causes(recoveries: &[RecoverySummary<'_>]) -> Vec<Line> {
+    let classes: BTreeSet<_> = recoveries
+        .iter()
+        .filter_map(RecoverySummary::class)
+        .collect();
+    let cause = |class| {
+        let which = claims(recoveries, |s| s.class() == Some(class));
+        labelled(
+            "Why",
+            format!(
+                "{} of {}: {}. ({})",
+                count(which.len(), "claim"),
+                class_name(class),
+                class_in_words(class),
+                which.join(", ")
+            ),
+        )
+    };
+    classes.into_iter().map(cause).collect()
+}
+
+/// Says how long the healed claims took. `None` if no claim was healed.
+fn time_to_heal(recoveries: &[RecoverySummary<'_>]) -> Option<Line> {
+    let mut times: Vec<i64> = recoveries
+        .iter()
+        .filter_map(RecoverySummary::heal_millis)
+        .collect();
+    times.sort_unstable();
+    let longest = times.last()?;
+    let median = (times[times.len() / 2] + times[(times.len() - 1) / 2]) / 2;
+    let longest_down = recoveries
+        .iter()
+        .filter_map(|s| Some(millis(s.record.created, s.healed_at()?)))
+        .max()?;
+    let healed = if times.len() == 1 {
+        format!("Healed {} after its plan was accepted", span(median))
+    } else {
+        format!(
+            "{} healed: median {}, longest {} after the plan was accepted",
+            times.len(),
+            span(median),
+            span(*longest)
+        )
+    };
+    Some(labelled(
+        "How long",
+        format!(
+            "{healed}. The longest downtime was {}, waiting included.",
+            span(longest_down)
+        ),
+    ))
+}
+
+/// Adds which claims needed a detach at the cloud, and whether each rested on a proof.
+fn cloud_detaches(recoveries: &[RecoverySummary<'_>], lines: &mut Vec<Line>) {
+    let detached = claims(recoveries, |s| s.cloud_detach == CloudDetach::Used);
+    let tried = claims(recoveries, |s| s.cloud_detach == CloudDetach::Tried);
     let all_proven = recoveries
         .iter()
         .filter(|s| s.cloud_detach == CloudDetach::Used)
         .all(|s| s.proof().is_some());
-    let proven = if all_proven {
-        " Each detach rested on a proof that the old holder could not write."
-    } else {
-        ""
-    };
     if !detached.is_empty() {
+        let proven = if all_proven {
+            " Each detach rested on a proof that the old holder could not write."
+        } else {
+            ""
+        };
         lines.push(labelled(
             "Cloud detach",
             format!(
@@ -343,7 +366,6 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
             "Not needed: Kubernetes did each detach itself.",
         ));
     }
-    out.push(Block::List(lines));
 }
 
 /// Adds the writers of the journals, and the policies and persons that allowed the runs.
@@ -356,7 +378,7 @@ fn authority(recoveries: &[RecoverySummary<'_>], lines: &mut Vec<Line>) {
                 .entry(clean(authority))
                 .or_default()
                 .push(recovery.claim());
-            writers.extend(recovery.writers());
+            writers.extend(recovery.record.journal.iter().map(|e| clean(&e.by)));
         }
     }
     for (authority, claims) in &by_authority {
@@ -424,24 +446,18 @@ fn overview(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> Block {
     }
 }
 
-fn timeline_table(incident: &Incident, items: &[Item<'_>]) -> Block {
-    let one_day = items.iter().all(|i| same_day(incident.from, i.at));
-    let rows = items
+fn timeline_table(incident: &Incident, lines: &[TimelineLine]) -> Block {
+    let one_day = lines.iter().all(|l| same_day(incident.from, l.at));
+    let time = if one_day { clock } else { date_clock };
+    let rows = lines
         .iter()
-        .map(|item| {
-            let claim = item
-                .claim
-                .map_or_else(|| text("–"), |c| code(clean(&c.to_string())));
-            let time = if one_day {
-                clock(item.at)
-            } else {
-                date_clock(item.at)
-            };
+        .map(|line| {
+            let claim = line.claim.as_ref();
             vec![
-                text(time),
-                text(relative(incident.from, item.at)),
-                claim,
-                text(sentence(&item.text)),
+                text(time(line.at)),
+                text(relative(incident.from, line.at)),
+                claim.map_or_else(|| text("–"), |c| code(clean(c))),
+                text(sentence(&line.text)),
             ]
         })
         .collect();
@@ -534,7 +550,6 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
 }
 
 fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
-    let record = recovery.record;
     out.push(Block::Heading(3, recovery.claim()));
     let mut head = vec![Inline::Badge(
         tone(&recovery.standing),
@@ -544,6 +559,34 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
         head.push(Inline::Text(format!(": {}", sentence(&why))));
     }
     out.push(Block::Para(head));
+    out.push(Block::List(course(recovery)));
+    let facts = recovery.record.facts();
+    if !facts.is_empty() {
+        out.push(Block::Heading(4, "Facts found".into()));
+        out.push(Block::List(facts.iter().map(|f| text(quoted(f))).collect()));
+    }
+    let Some(plan) = &recovery.record.plan else {
+        return;
+    };
+    if !plan.losses.is_empty() {
+        out.push(Block::Heading(4, "What the plan loses for good".into()));
+        let lost = plan
+            .losses
+            .iter()
+            .map(|l| text(sentence(&clean(&l.to_string()))));
+        out.push(Block::List(lost.collect()));
+    }
+    let (heading, steps) = match recovery.accepted {
+        Some(_) => ("Steps", steps_done(recovery, plan)),
+        None => ("What it would do", steps_planned(plan)),
+    };
+    out.push(Block::Heading(4, format!("{heading} (plan {})", plan.hash)));
+    out.push(steps);
+}
+
+/// Says who requested and allowed the recovery, what was wrong, what happens next, and which proof there was.
+fn course(recovery: &RecoverySummary<'_>) -> Vec<Line> {
+    let record = recovery.record;
     let by = |label: &str, words: String| labelled(label, sentence(&quoted(&words)));
     let mut lines = vec![by(
         "Requested",
@@ -552,11 +595,7 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
             date_clock(record.created),
             record.requester,
             record.mode,
-            record
-                .reason
-                .as_ref()
-                .map(|r| format!(", because: {r}"))
-                .unwrap_or_default()
+            because(record)
         ),
     )];
     if let Some((at, authority)) = recovery.accepted {
@@ -571,78 +610,43 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
     }
     // The plan comes first: once the volume is healed, the last diagnosis says that nothing is wrong. A verdict without a
     // class stands above already, as the reason for the standing.
-    let diagnosed = record.verdict();
-    match (&record.plan, diagnosed) {
+    match (&record.plan, record.verdict()) {
         (Some(Plan { trouble, .. }), _) | (None, Some(Verdict::Ours { trouble })) => {
             lines.push(by("Diagnosis", trouble.to_string()));
         }
         _ => {}
     }
-    let open = matches!(
-        recovery.standing.reason,
-        Some(Reason::Wait(_) | Reason::NotOurs(_) | Reason::Missing(_) | Reason::NoPlan)
-    );
-    if let Some(verdict) = diagnosed.filter(|_| open) {
+    if let Some(verdict) = record.verdict()
+        && let Some(Reason::Wait(_) | Reason::NotOurs(_) | Reason::Missing(_) | Reason::NoPlan) =
+            recovery.standing.reason
+    {
         lines.push(labelled("Next", clean(&next_step(verdict))));
     }
-    if let Some(proof) = recovery.proof() {
-        lines.push(by(
-            "Proof that the old holder could not write",
-            proof_in_words(proof),
-        ));
-    } else if recovery.touched() {
-        lines.push(by(
-            "Proof that the old holder could not write",
-            "not needed: reattach itself detached nothing".to_owned(),
-        ));
-    }
-    out.push(Block::List(lines));
-    let facts = record.facts();
-    if !facts.is_empty() {
-        out.push(Block::Heading(4, "Facts found".into()));
-        out.push(Block::List(facts.iter().map(|f| text(quoted(f))).collect()));
-    }
-    if let Some(plan) = &record.plan {
-        let done = if recovery.accepted.is_some() {
-            "Steps"
-        } else {
-            "What it would do"
-        };
-        if !plan.losses.is_empty() {
-            let heading = "What the plan loses for good";
-            out.push(Block::Heading(4, heading.to_owned()));
-            let lost = plan
-                .losses
-                .iter()
-                .map(|l| text(sentence(&clean(&l.to_string()))));
-            out.push(Block::List(lost.collect()));
+    let proof = match recovery.proof() {
+        Some(proof) => Some(proof_in_words(proof)),
+        None if recovery.touched() => {
+            Some("not needed: reattach itself detached nothing".to_owned())
         }
-        out.push(Block::Heading(4, format!("{done} (plan {})", plan.hash)));
-        out.push(if recovery.accepted.is_some() {
-            steps_done(recovery, plan)
-        } else {
-            steps_planned(plan)
-        });
-    }
+        None => None,
+    };
+    lines.extend(proof.map(|words| by("Proof that the old holder could not write", words)));
+    lines
 }
 
 fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
+    let unwinds = recovery.stretches.iter().any(|s| s.step.is_none());
     let row = |(i, step): (u32, &PlannedStep)| {
         let (outcome, stretch) = recovery.step(StepIx(i));
         let how = match outcome {
             StepSummary::NotBegun => "not begun".to_owned(),
             StepSummary::Done(seen) => format!("done: {seen}"),
             StepSummary::Skipped(why) => format!("skipped: {why}"),
-            StepSummary::Unfinished
-                if recovery.ended.is_none() && recovery.unwind_started.is_none() =>
-            {
+            StepSummary::Unfinished if recovery.ended.is_none() && !unwinds => {
                 "under way".to_owned()
             }
             StepSummary::Unfinished => "not finished".to_owned(),
         };
-        let took = |of: fn(&crate::timing::Stretch) -> i64| {
-            text(stretch.map_or("–".to_owned(), |s| span(of(s))))
-        };
+        let took = |of: fn(&Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
         vec![
             text(StepIx(i).to_string()),
             text(step.kind.spec().title),

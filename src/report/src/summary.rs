@@ -9,13 +9,11 @@ use reattach_core::ids::StepIx;
 use reattach_core::journal::{End, Entry, Event, Outcome, is_withheld};
 use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plain::{clean, quoted};
-use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
 use reattach_core::run::open_steps;
 use reattach_core::steps::StepKind;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
 /// Derives phase and reason of a recovery: from the journal first, then from the verdict, the plan and the mode. The
 /// stored phase decides what these leave open.
@@ -79,41 +77,43 @@ fn run_in_progress(record: &Record) -> Option<Standing> {
 
 /// Derives the standing of a recovery whose plan was not accepted.
 fn before_the_run(record: &Record) -> Standing {
+    match record.verdict() {
+        None if record.refusals.is_empty() => return Standing::of(Phase::Diagnosing),
+        Some(Verdict::Healthy { .. }) => {
+            return Standing::because(Phase::Resolved, Reason::Healthy);
+        }
+        Some(Verdict::NotOurs { reason }) => {
+            return Standing::because(Phase::NotOurs, Reason::NotOurs(reason.clone()));
+        }
+        Some(Verdict::Wait { reason }) => {
+            return Standing::because(Phase::Waiting, Reason::Wait(reason.clone()));
+        }
+        Some(Verdict::Unclassified { missing }) => {
+            return Standing::because(Phase::Diagnosing, Reason::Missing(missing.clone()));
+        }
+        Some(Verdict::Ours { .. }) | None => {}
+    }
     let waits = record.phase == Phase::Waiting;
-    let refused = || {
+    if !record.refusals.is_empty() {
         // A refusal that passes by itself leaves the recovery waiting.
         let phase = if waits {
             Phase::Waiting
         } else {
             Phase::Refused
         };
-        Standing::because(phase, Reason::Refusals(record.refusals.clone()))
-    };
-    match record.verdict() {
-        None if record.refusals.is_empty() => Standing::of(Phase::Diagnosing),
-        Some(Verdict::Healthy { .. }) => Standing::because(Phase::Resolved, Reason::Healthy),
-        Some(Verdict::NotOurs { reason }) => {
-            Standing::because(Phase::NotOurs, Reason::NotOurs(reason.clone()))
+        return Standing::because(phase, Reason::Refusals(record.refusals.clone()));
+    }
+    if record.plan.is_none() {
+        return Standing::because(Phase::Diagnosing, Reason::NoPlan);
+    }
+    if waits {
+        return Standing::because(Phase::Waiting, Reason::Sentence(record.message.clone()));
+    }
+    match record.mode {
+        Mode::Approve => Standing::of(Phase::AwaitingApproval),
+        mode @ (Mode::Observe | Mode::DryRun | Mode::Auto) => {
+            Standing::because(Phase::Planned, Reason::Mode(mode))
         }
-        Some(Verdict::Wait { reason }) => {
-            Standing::because(Phase::Waiting, Reason::Wait(reason.clone()))
-        }
-        Some(Verdict::Unclassified { missing }) => {
-            Standing::because(Phase::Diagnosing, Reason::Missing(missing.clone()))
-        }
-        Some(Verdict::Ours { .. }) | None if !record.refusals.is_empty() => refused(),
-        Some(Verdict::Ours { .. }) | None if record.plan.is_none() => {
-            Standing::because(Phase::Diagnosing, Reason::NoPlan)
-        }
-        Some(Verdict::Ours { .. }) | None if waits => {
-            Standing::because(Phase::Waiting, Reason::Sentence(record.message.clone()))
-        }
-        Some(Verdict::Ours { .. }) | None => match record.mode {
-            Mode::Approve => Standing::of(Phase::AwaitingApproval),
-            mode @ (Mode::Observe | Mode::DryRun | Mode::Auto) => {
-                Standing::because(Phase::Planned, Reason::Mode(mode))
-            }
-        },
     }
 }
 
@@ -139,30 +139,6 @@ pub fn title(standing: &Standing) -> &'static str {
         (Phase::Diagnosing, Some(Reason::Missing(_))) => "not classified",
         (Phase::Diagnosing, Some(Reason::NoPlan)) => "diagnosed",
         (Phase::Diagnosing, _) => "being diagnosed",
-    }
-}
-
-/// Describes the reason for a standing in one sentence without its full stop. `None` if the title says it all.
-pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
-    match standing.reason.as_ref()? {
-        Reason::Healthy | Reason::NoPlan | Reason::Mode(Mode::Auto | Mode::Approve) => None,
-        Reason::NotOurs(reason) => Some(quoted(&reason.to_string())),
-        Reason::Wait(reason) => Some(quoted(&reason.to_string())),
-        Reason::Missing(missing) => Some(quoted(
-            &missing
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; "),
-        )),
-        Reason::Refusals(refusals) => Some(quoted(&refusals.join("; "))),
-        Reason::Mode(Mode::Observe | Mode::DryRun) => {
-            Some("nothing was done, because the mode does not allow it".to_owned())
-        }
-        Reason::Step(Some(step)) => Some(step_name(plan, *step)),
-        Reason::Step(None) => Some("the journal cannot be read".to_owned()),
-        Reason::Unwinding(why) => Some(quoted(&why.to_string())),
-        Reason::Sentence(sentence) => Some(quoted(sentence)),
     }
 }
 
@@ -201,7 +177,6 @@ pub(crate) struct RecoverySummary<'a> {
     pub(crate) standing: Standing,
     /// Time of acceptance of the plan, and the policy or person that allowed it.
     pub(crate) accepted: Option<(Timestamp, &'a str)>,
-    pub(crate) unwind_started: Option<Timestamp>,
     pub(crate) ended: Option<Timestamp>,
     pub(crate) cloud_detach: CloudDetach,
     pub(crate) stretches: Vec<Stretch>,
@@ -209,13 +184,10 @@ pub(crate) struct RecoverySummary<'a> {
 
 impl<'a> RecoverySummary<'a> {
     pub(crate) fn of(record: &'a Record) -> Self {
-        let at = |wanted: fn(&Event) -> bool| {
-            record
-                .journal
-                .iter()
-                .find(|e| wanted(&e.event))
-                .map(|e| e.at)
-        };
+        let ended = record
+            .journal
+            .iter()
+            .find(|e| matches!(e.event, Event::Ended { .. }));
         let accepted = record.journal.iter().find_map(|e| match &e.event {
             Event::Accepted { authority, .. } => Some((e.at, authority.as_str())),
             _ => None,
@@ -224,8 +196,7 @@ impl<'a> RecoverySummary<'a> {
             record,
             standing: standing(record),
             accepted,
-            unwind_started: at(|m| matches!(m, Event::UnwindStarted { .. })),
-            ended: at(|m| matches!(m, Event::Ended { .. })),
+            ended: ended.map(|e| e.at),
             cloud_detach: cloud_detach(record),
             stretches: record
                 .plan
@@ -240,9 +211,28 @@ impl<'a> RecoverySummary<'a> {
         title(&self.standing)
     }
 
-    /// Describes the reason for the standing in one sentence without its full stop.
+    /// Describes the reason for the standing in one sentence without its full stop. `None` if the title says it all.
     pub(crate) fn why(&self) -> Option<String> {
-        why(&self.standing, self.record.plan.as_ref())
+        let why = match self.standing.reason.as_ref()? {
+            Reason::Healthy | Reason::NoPlan | Reason::Mode(Mode::Auto | Mode::Approve) => {
+                return None;
+            }
+            Reason::Mode(Mode::Observe | Mode::DryRun) => {
+                "nothing was done, because the mode does not allow it".to_owned()
+            }
+            Reason::NotOurs(reason) => reason.to_string(),
+            Reason::Wait(reason) => reason.to_string(),
+            Reason::Missing(missing) => {
+                let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                missing.join("; ")
+            }
+            Reason::Refusals(refusals) => refusals.join("; "),
+            Reason::Step(Some(step)) => step_name(self.record.plan.as_ref(), *step),
+            Reason::Step(None) => "the journal cannot be read".to_owned(),
+            Reason::Unwinding(why) => why.to_string(),
+            Reason::Sentence(sentence) => sentence.clone(),
+        };
+        Some(quoted(&why))
     }
 
     pub(crate) fn claim(&self) -> String {
@@ -265,11 +255,6 @@ impl<'a> RecoverySummary<'a> {
     /// Returns the milliseconds from the acceptance of the plan until the pod ran again.
     pub(crate) fn heal_millis(&self) -> Option<i64> {
         Some(millis(self.accepted?.0, self.healed_at()?))
-    }
-
-    /// Returns the milliseconds from the creation of the VolumeRecovery until the pod ran again.
-    pub(crate) fn down_millis(&self) -> Option<i64> {
-        Some(millis(self.record.created, self.healed_at()?))
     }
 
     /// Was any effect issued, or may one have been?
@@ -297,11 +282,6 @@ impl<'a> RecoverySummary<'a> {
             })
     }
 
-    /// Returns the writers of the journal.
-    pub(crate) fn writers(&self) -> BTreeSet<String> {
-        self.record.journal.iter().map(|e| clean(&e.by)).collect()
-    }
-
     /// Returns the course of a step, with its stretch of the journal if it was begun.
     pub(crate) fn step(&self, step: StepIx) -> (StepSummary, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
@@ -320,19 +300,6 @@ impl<'a> RecoverySummary<'a> {
             StepSummary::NotBegun
         };
         (closing.unwrap_or(open), stretch)
-    }
-
-    /// Returns the journal's lines with times that never run backwards, for sorting. A shown time is the writer's own.
-    pub(crate) fn ordered(&self) -> Vec<(Timestamp, &'a Entry)> {
-        let mut last = Timestamp::MIN;
-        self.record
-            .journal
-            .iter()
-            .map(|e| {
-                last = last.max(e.at);
-                (last, e)
-            })
-            .collect()
     }
 }
 

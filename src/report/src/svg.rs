@@ -2,12 +2,12 @@
 
 use crate::Incident;
 use crate::escape::escape;
-use crate::format::{clock, date_clock, millis, relative, same_day, span};
+use crate::format::{clock, millis, relative, same_day, span};
 use crate::scale::Axis;
 use crate::summary::{RecoverySummary, StepSummary, is_provider_lock};
 use crate::timing::Stretch;
 use jiff::Timestamp;
-use reattach_core::phase::{Phase, Reason};
+use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plain::{cut, quoted};
 use reattach_core::policy::Mode;
 use reattach_core::steps::StepKind;
@@ -55,13 +55,11 @@ pub(crate) fn pictures(incident: &Incident) -> String {
     if recoveries.is_empty() {
         return String::new();
     }
-    let mut out = whole(incident, &recoveries);
-    out.push_str(&healings(&recoveries));
-    out
+    incident_picture(incident, &recoveries) + &runs_picture(&recoveries)
 }
 
 /// Draws the whole incident in absolute time.
-fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
+fn incident_picture(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
     let moments = recoveries
         .iter()
         .flat_map(|s| {
@@ -77,25 +75,18 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
         (from, to) = (from.min(at), to.max(at));
     }
     let axis = Axis::new(from.as_millisecond(), to.as_millisecond(), LEFT, RIGHT);
-    let lanes: Vec<Lane> = recoveries.iter().map(|s| lane(s, to)).collect();
-    let seconds = axis.step(7) < 60_000;
+    let lanes: Vec<Lane> = recoveries.iter().map(|s| volume_lane(s, to)).collect();
+    let format = match (same_day(from, to), axis.step(7) < 60_000) {
+        (true, true) => "%H:%M:%S",
+        (true, false) => "%H:%M",
+        (false, true) => "%m-%d %H:%M:%S",
+        (false, false) => "%m-%d %H:%M",
+    };
     let ticks = axis.ticks(7).into_iter().filter_map(|t| {
         let at = Timestamp::from_millisecond(t).ok()?;
-        let long = if same_day(from, to) {
-            clock(at)
-        } else {
-            date_clock(at).chars().skip(5).collect()
-        };
-        Some((
-            t,
-            if seconds {
-                long
-            } else {
-                long.chars().take(long.chars().count() - 3).collect()
-            },
-        ))
+        Some((t, at.strftime(format).to_string()))
     });
-    let mut used: Vec<(&str, &str)> = vec![
+    let mut legend = vec![
         ("down", "down: being diagnosed or waiting"),
         ("heal", "being healed"),
         ("up", "running with its volume"),
@@ -103,12 +94,7 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
         ("human", "needs a person"),
         ("rest", "left alone"),
     ];
-    used.retain(|(class, _)| {
-        lanes
-            .iter()
-            .flat_map(|l| &l.bars)
-            .any(|b| b.class == *class)
-    });
+    legend.retain(|(class, _)| has_bar(&lanes, class));
     let notes: Vec<_> = incident
         .notes
         .iter()
@@ -126,87 +112,50 @@ fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
         ticks: ticks.collect(),
         axis,
         notes,
-        legend: used,
+        legend,
     }
     .draw(&lanes)
 }
 
+fn has_bar(lanes: &[Lane], class: &str) -> bool {
+    let mut bars = lanes.iter().flat_map(|lane| &lane.bars);
+    bars.any(|bar| bar.class == class)
+}
+
 /// Makes the lane of one volume, up to the end of the picture.
-fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
-    let mut bars = Vec::new();
-    let mut bar = |from: Timestamp, to: Timestamp, class, what: &str| {
-        let title = format!(
-            "{what}: {} to {} UTC ({})",
-            clock(from),
-            clock(to),
-            span(millis(from, to))
-        );
-        bars.push(Bar {
-            from: from.as_millisecond(),
-            to: to.as_millisecond(),
-            class,
-            title,
-            inside: String::new(),
-        });
-    };
+fn volume_lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     let created = recovery.record.created;
-    let Some((accepted, _)) = recovery.accepted else {
-        let standing = &recovery.standing;
-        let (class, what) = match (standing.phase, &standing.reason) {
-            (Phase::Waiting, _) if is_provider_lock(standing) => ("lock", "locked by the provider"),
-            (Phase::Stuck | Phase::Failed, _) => ("human", "needs a person"),
-            (Phase::Resolved, _) => ("up", "nothing to do"),
-            (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => ("down", "waiting"),
-            (Phase::NotOurs | Phase::Planned | Phase::Refused | Phase::Aborted, _)
-            | (Phase::Diagnosing, Some(Reason::Missing(_) | Reason::NoPlan)) => {
-                ("rest", "left alone")
-            }
-            (
-                Phase::Diagnosing
-                | Phase::Waiting
-                | Phase::AwaitingApproval
-                | Phase::Running
-                | Phase::Restoring
-                | Phase::Withdrawn
-                | Phase::Recovered,
-                _,
-            ) => ("down", "waiting"),
-        };
-        bar(created, end, class, what);
-        return Lane {
-            label: recovery.claim(),
-            summary: recovery.title().to_owned(),
-            bars,
-        };
-    };
-    if accepted > created {
-        bar(
-            created,
-            accepted,
-            "down",
-            "down, being diagnosed or waiting",
-        );
+    let mut bars = Vec::new();
+    if let Some((accepted, _)) = recovery.accepted {
+        if accepted > created {
+            bars.push(bar(
+                created,
+                accepted,
+                ("down", "down, being diagnosed or waiting"),
+            ));
+        }
+        // A stuck run may have no end in its journal. Then its last line counts as the end.
+        let stopped = recovery
+            .record
+            .journal
+            .last()
+            .map(|e| e.at)
+            .filter(|_| recovery.standing.phase == Phase::Stuck);
+        let over = recovery.ended.or(stopped);
+        if let Some(over) = over {
+            let kind = match recovery.standing.phase {
+                Phase::Recovered => ("up", "running with its volume"),
+                Phase::Aborted => ("rest", "restored after an abort"),
+                Phase::Withdrawn => ("down", "waiting"),
+                _ => ("human", "needs a person"),
+            };
+            bars.push(bar(over, end, kind));
+        }
+        // This bar is drawn last, because a run of seconds in an incident of hours would disappear under the next bar.
+        bars.push(bar(accepted, over.unwrap_or(end), ("heal", "being healed")));
+    } else {
+        bars.push(bar(created, end, without_run(&recovery.standing)));
     }
-    // A stuck run may have no end in its journal. Then its last line counts as the end.
-    let stopped = recovery
-        .record
-        .journal
-        .last()
-        .map(|e| e.at)
-        .filter(|_| recovery.standing.phase == Phase::Stuck);
-    let left = recovery.ended.or(stopped);
-    let over = left.unwrap_or(end);
-    if left.is_some() {
-        let (class, what) = match recovery.standing.phase {
-            Phase::Recovered => ("up", "running with its volume"),
-            Phase::Aborted => ("rest", "restored after an abort"),
-            Phase::Withdrawn => ("down", "waiting"),
-            _ => ("human", "needs a person"),
-        };
-        bar(over, end, class, what);
-    }
-    // This bar is drawn last, because a run of seconds in an incident of hours would disappear under the next bar.
-    bar(accepted, over, "heal", "being healed");
     let summary = match recovery.heal_millis() {
         Some(took) => format!("{} in {}", recovery.title(), span(took)),
         None => recovery.title().to_owned(),
@@ -218,8 +167,46 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     }
 }
 
+/// Makes a bar of a kind: CSS class and description.
+fn bar(from: Timestamp, to: Timestamp, (class, what): (&'static str, &str)) -> Bar {
+    Bar {
+        from: from.as_millisecond(),
+        to: to.as_millisecond(),
+        class,
+        title: format!(
+            "{what}: {} to {} UTC ({})",
+            clock(from),
+            clock(to),
+            span(millis(from, to))
+        ),
+        inside: String::new(),
+    }
+}
+
+/// Returns the kind of the bar of a recovery whose plan was not accepted.
+fn without_run(standing: &Standing) -> (&'static str, &'static str) {
+    match (standing.phase, &standing.reason) {
+        (Phase::Waiting, _) if is_provider_lock(standing) => ("lock", "locked by the provider"),
+        (Phase::Stuck | Phase::Failed, _) => ("human", "needs a person"),
+        (Phase::Resolved, _) => ("up", "nothing to do"),
+        (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => ("down", "waiting"),
+        (Phase::NotOurs | Phase::Planned | Phase::Refused | Phase::Aborted, _)
+        | (Phase::Diagnosing, Some(Reason::Missing(_) | Reason::NoPlan)) => ("rest", "left alone"),
+        (
+            Phase::Diagnosing
+            | Phase::Waiting
+            | Phase::AwaitingApproval
+            | Phase::Running
+            | Phase::Restoring
+            | Phase::Withdrawn
+            | Phase::Recovered,
+            _,
+        ) => ("down", "waiting"),
+    }
+}
+
 /// Draws each run in seconds since its plan was accepted.
-fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
+fn runs_picture(recoveries: &[RecoverySummary<'_>]) -> String {
     let runs: Vec<(&RecoverySummary<'_>, Timestamp)> = recoveries
         .iter()
         .filter_map(|s| Some((s, s.accepted?.0)))
@@ -233,7 +220,7 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
     };
     let lanes: Vec<Lane> = runs
         .iter()
-        .map(|(recovery, from)| steps(recovery, *from))
+        .map(|(recovery, from)| run_lane(recovery, *from))
         .collect();
     let axis = Axis::new(0, longest, LEFT, RIGHT);
     let zero = Timestamp::UNIX_EPOCH;
@@ -252,11 +239,7 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
             legend.push(entry);
         }
     }
-    if lanes
-        .iter()
-        .flat_map(|l| &l.bars)
-        .any(|b| b.class == "back")
-    {
+    if has_bar(&lanes, "back") {
         legend.push(("back", "unwind"));
     }
     Frame {
@@ -273,7 +256,7 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
     .draw(&lanes)
 }
 
-fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
+fn run_lane(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
     let bars = recovery.stretches.iter().map(|stretch| {
         let took = span(millis(stretch.from, stretch.to));
         let (class, title, inside) = match (stretch.step, kind_of(recovery, stretch)) {

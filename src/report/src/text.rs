@@ -20,7 +20,7 @@ pub const TEXT_WIDTH: usize = 100;
 pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     let mut out = Page::default();
     out.line(&headline(&diagnosis.verdict));
-    out.para("  ", &sentence(&quoted(&diagnosis.verdict.to_string())));
+    out.para("  ", &sentence(&quoted(&diagnosis.verdict.finding())));
     if let Verdict::Wait { reason } = &diagnosis.verdict
         && let Some(class) = reason.class()
     {
@@ -34,18 +34,18 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
         );
     }
     if let Verdict::Unclassified { missing } = &diagnosis.verdict {
-        out.gap("Missing");
+        out.heading("Missing");
         for m in missing {
             out.para("  - ", &quoted(&m.to_string()));
         }
     }
     if !diagnosis.facts.is_empty() {
-        out.gap("Seen");
+        out.heading("Seen");
         for fact in &diagnosis.facts {
             out.para("  - ", &quoted(fact));
         }
     }
-    out.gap("Next");
+    out.heading("Next");
     out.para("  ", &next_step(&diagnosis.verdict));
     out.text
 }
@@ -87,7 +87,6 @@ pub(crate) fn next_step(verdict: &Verdict) -> String {
 /// would type, and what could go wrong.
 pub fn plan_text(plan: &Plan) -> String {
     let mut out = Page::default();
-    let pins = &plan.pins;
     out.line(&format!(
         "Plan {} for claim {}",
         plan.hash,
@@ -102,9 +101,40 @@ pub fn plan_text(plan: &Plan) -> String {
             plan.runbook_hash
         ),
     );
-    out.gap(&format!("What is wrong: {}", class_name(plan.class())));
-    out.para("  ", &sentence(&clean(&plan.trouble.to_string())));
-    out.gap("What the plan touches or relies on; the run stops if one of these changes");
+    out.heading(&format!("What is wrong: {}", class_name(plan.class())));
+    out.para("  ", &sentence(&clean(&plan.trouble.finding())));
+    out.heading("What the plan touches or relies on; the run stops if one of these changes");
+    pinned(&mut out, plan);
+    if !plan.losses.is_empty() {
+        out.heading("What is lost for good");
+        for loss in &plan.losses {
+            out.para("  - ", &sentence(&clean(&loss.to_string())));
+        }
+    }
+    if !plan.budgets.is_empty() {
+        out.heading("PodDisruptionBudgets that would refuse the eviction of the stuck pod now");
+        for budget in &plan.budgets {
+            out.para("  - ", &sentence(&clean(&budget.to_string())));
+        }
+        out.para("  ", &after_refused_eviction(plan.stuck_pods));
+        out.para("  ", &sentence(&clean(&way_out(plan))));
+    }
+    out.heading("Expected downtime");
+    let (typical, long) = (
+        plan.downtime.typical_seconds,
+        plan.downtime.with_cloud_detach_seconds,
+    );
+    out.para("  ", &format!("About {typical} s from the first step; about {long} s if Kubernetes cannot detach and the cloud has to. The pod is down already."));
+    out.heading("Steps");
+    for (i, step) in plan.steps.iter().enumerate() {
+        planned(&mut out, i + 1, step);
+    }
+    out.text
+}
+
+/// Writes each object that the plan is pinned to, with its identity.
+fn pinned(out: &mut Page, plan: &Plan) {
+    let pins = &plan.pins;
     out.row(
         "workload",
         &format!(
@@ -125,11 +155,10 @@ pub fn plan_text(plan: &Plan) -> String {
             pins.volume, pins.size_gib, pins.identity, pins.pv
         ),
     );
-    let boot = pins
-        .boot_id
-        .as_ref()
-        .map(|boot| format!(", boot {boot}"))
-        .unwrap_or_default();
+    let boot = match &pins.boot_id {
+        Some(boot) => format!(", boot {boot}"),
+        None => String::new(),
+    };
     out.row(
         "holder",
         &format!("instance {}, node {}{boot}", pins.holder, pins.node),
@@ -143,38 +172,14 @@ pub fn plan_text(plan: &Plan) -> String {
             ),
         );
     }
-    if !plan.losses.is_empty() {
-        out.gap("What is lost for good");
-        for loss in &plan.losses {
-            out.para("  - ", &sentence(&clean(&loss.to_string())));
-        }
-    }
-    if !plan.budgets.is_empty() {
-        out.gap("PodDisruptionBudgets that would refuse the eviction of the stuck pod now");
-        for budget in &plan.budgets {
-            out.para("  - ", &sentence(&clean(&budget.to_string())));
-        }
-        out.para("  ", &sentence(&refusal_is_followed_by(plan)));
-        out.para("  ", &sentence(&clean(&way_out(plan))));
-    }
-    out.gap("Expected downtime");
-    let (typical, long) = (
-        plan.downtime.typical_seconds,
-        plan.downtime.with_cloud_detach_seconds,
-    );
-    out.para("  ", &format!("About {typical} s from the first step; about {long} s if Kubernetes cannot detach and the cloud has to. The pod is down already."));
-    out.gap("Steps");
-    for (i, step) in plan.steps.iter().enumerate() {
-        planned(&mut out, i + 1, step);
-    }
-    out.text
 }
 
-fn refusal_is_followed_by(plan: &Plan) -> String {
-    match plan.stuck_pods {
-        StuckPods::Evict => "reattach asks again until the step's time limit is over, and then unwinds; with stuckPods: DeleteByUid in the RecoveryPolicy it deletes the pod".to_owned(),
+/// Says what reattach does when a PodDisruptionBudget refuses the eviction.
+fn after_refused_eviction(stuck_pods: StuckPods) -> String {
+    match stuck_pods {
+        StuckPods::Evict => "reattach asks again until the step's time limit is over, and then unwinds; with stuckPods: DeleteByUid in the RecoveryPolicy it deletes the pod.".to_owned(),
         StuckPods::DeleteByUid { after_seconds } => format!(
-            "reattach asks again, and deletes the pod by its UID after {after_seconds} s, with the pod's own grace period"
+            "reattach asks again, and deletes the pod by its UID after {after_seconds} s, with the pod's own grace period."
         ),
     }
 }
@@ -252,12 +257,7 @@ pub fn status_line(record: &Record) -> String {
         recovery.claim(),
         recovery.title()
     ));
-    if line.chars().count() <= TEXT_WIDTH {
-        return line;
-    }
-    let mut cut: String = line.chars().take(TEXT_WIDTH - 1).collect();
-    cut.push('…');
-    cut
+    shortened(&line, TEXT_WIDTH)
 }
 
 /// Text under construction.
@@ -273,22 +273,15 @@ impl Page {
     }
 
     /// Writes an empty line and a heading.
-    fn gap(&mut self, heading: &str) {
+    fn heading(&mut self, heading: &str) {
         self.text.push('\n');
         self.line(heading);
     }
 
     /// Writes a paragraph behind a prefix. Its further lines are indented by the prefix's width.
     fn para(&mut self, prefix: &str, words: &str) {
-        let indent = prefix.chars().count();
-        for (i, line) in wrap(words, TEXT_WIDTH - indent).into_iter().enumerate() {
-            let lead = if i == 0 {
-                prefix.to_owned()
-            } else {
-                " ".repeat(indent)
-            };
-            self.line(&format!("{lead}{line}"));
-        }
+        self.text
+            .push_str(&paragraph(prefix, &clean(words), TEXT_WIDTH));
     }
 
     fn row(&mut self, label: &str, words: &str) {
@@ -322,24 +315,40 @@ fn detail_prefix(label: &str) -> String {
     format!("     {label:<15} ")
 }
 
-/// Breaks text at spaces into lines of at most `width` characters. Longer words stay whole.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
+/// Breaks text at spaces into lines of at most `width` columns, the first behind `prefix` and the others indented by the
+/// prefix's width. Longer words stay whole.
+pub fn paragraph(prefix: &str, text: &str, width: usize) -> String {
+    let indent = " ".repeat(prefix.chars().count());
+    let mut out = String::new();
+    let mut line = prefix.to_owned();
+    let mut has_word = false;
     for word in text.split_whitespace() {
-        let Some(line) = lines.last_mut() else {
-            continue;
-        };
-        let used = line.chars().count();
-        if used == 0 {
-            line.push_str(word);
-        } else if used + 1 + word.chars().count() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
+        if has_word && line.chars().count() + 1 + word.chars().count() > width {
+            out.push_str(line.trim_end());
+            out.push('\n');
+            line.clone_from(&indent);
+            has_word = false;
         }
+        if has_word {
+            line.push(' ');
+        }
+        line.push_str(word);
+        has_word = true;
     }
-    lines
+    out.push_str(line.trim_end());
+    out.push('\n');
+    out
+}
+
+/// Returns the line, or its beginning with an ellipsis: at most `width` characters.
+pub fn shortened(line: &str, width: usize) -> String {
+    if line.chars().count() <= width {
+        return line.to_owned();
+    }
+    line.chars()
+        .take(width.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 /// Breaks a shell command with backslashes at spaces outside quotes and brackets, so that it can still be pasted.
@@ -391,9 +400,9 @@ mod tests {
 
     #[test]
     fn words_wrap_and_long_words_stay_whole() {
-        assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
-        assert_eq!(wrap("a verylongword b", 6), ["a", "verylongword", "b"]);
-        assert_eq!(wrap("", 6), [""]);
+        assert_eq!(paragraph("- ", "aa bb cc", 7), "- aa bb\n  cc\n");
+        assert_eq!(paragraph("", "a verylongword b", 6), "a\nverylongword\nb\n");
+        assert_eq!(paragraph("  ", "", 6), "\n");
     }
 
     #[test]

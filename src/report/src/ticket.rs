@@ -6,11 +6,12 @@ use crate::summary::{refused_detach, standing, unfinished_detach};
 use jiff::Timestamp;
 use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
-use reattach_core::journal::{Event, is_withheld};
+use reattach_core::journal::{Entry, Event, Outcome, is_withheld};
 use reattach_core::phase::Phase;
 use reattach_core::plain::{cut, quoted};
+use reattach_core::plan::Plan;
 use reattach_core::steps::StepKind;
-use reattach_messages::{Meaning, Message, read};
+use reattach_messages::{Meaning, Message, meaning};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -20,7 +21,7 @@ pub const TICKET_CHARS: usize = 16_384;
 /// Maximum length of an [`Escalation`]'s summary in characters. The CRD has the same bound.
 pub const SUMMARY_CHARS: usize = 1_024;
 /// Maximum number of lines of one list in a ticket. A diagnosis has about ten facts, and a run sends the cloud few orders.
-const LINES: usize = 14;
+const MAX_LINES: usize = 14;
 /// Maximum length of one text from outside in a ticket, in characters.
 const TEXT_CHARS: usize = 400;
 /// Maximum length of one name from outside in a ticket, in characters.
@@ -47,6 +48,40 @@ struct Obstacle {
     ask: &'static str,
 }
 
+impl Obstacle {
+    fn locked(reason: &str) -> Self {
+        Self {
+            title: "is locked",
+            words: format!("it is locked ({reason})"),
+            ask: "lift the lock, or detach the volume from the instance on your side, and tell us when it is done.",
+        }
+    }
+
+    fn busy(doing: &str) -> Self {
+        Self {
+            title: "is held by a job",
+            words: format!("it is busy ({doing})"),
+            ask: "let the pending job finish or cancel it, so that the volume can be detached, and tell us when it is done.",
+        }
+    }
+
+    fn detaching(words: String) -> Self {
+        Self {
+            title: "does not finish detaching",
+            words,
+            ask: "finish the detach, or cancel it so that it can be asked for again, and tell us when it is done.",
+        }
+    }
+
+    fn refused(why: &str) -> Self {
+        Self {
+            title: "cannot be detached",
+            words: why.to_owned(),
+            ask: "make the volume detachable again, or detach it from the instance on your side, and tell us when it is done.",
+        }
+    }
+}
+
 /// Writes a support ticket that can be sent as it stands. `None` if nothing at the provider stands in the way, or if the
 /// pod runs with its volume already.
 ///
@@ -55,38 +90,40 @@ struct Obstacle {
 /// A ticket names the volume, the instance and what was tried. It leaves out requesters, authorities, workloads and
 /// policies, which do not concern the provider. Text that looks like a credential is masked.
 pub fn support_ticket(record: &Record) -> Option<String> {
-    let called = record.escalation.as_ref();
-    match called
-        .and_then(|e| e.ticket.as_ref())
-        .filter(|_| record.cloud_volume.is_none())
-    {
-        Some(ticket) => still_down(record).then(|| ticket.clone()),
-        None => ticket(
-            record,
-            &obstacle(record, called.is_some())?,
-            called.map(|e| e.since),
-        ),
+    if !still_down(record) {
+        return None;
     }
+    let escalation = record.escalation.as_ref();
+    if record.cloud_volume.is_none()
+        && let Some(ticket) = escalation.and_then(|e| e.ticket.as_ref())
+    {
+        return Some(ticket.clone());
+    }
+    let obstacle = obstacle(record, escalation.is_some())?;
+    let since = escalation.map_or(record.created, |e| e.since);
+    Some(ticket(record, &obstacle, since))
 }
 
 /// Makes the call for a person about a recovery that has waited for too long, since `since`. After such a wait even a
 /// normal state, such as a detach that was accepted, counts as an obstacle at the provider.
 pub fn escalation(record: &Record, since: Timestamp) -> Escalation {
-    let obstacle = obstacle(record, true).filter(|_| still_down(record));
-    let summary = match &obstacle {
-        Some(o) => format!(
-            "{} {} on the provider's side. reattach goes on by itself once this is over. Send the ticket to the provider's support; its API says: {}",
-            name(record),
-            o.title,
-            quoted(&o.words)
-        ),
-        None => quoted(&record.message),
+    let Some(obstacle) = obstacle(record, true).filter(|_| still_down(record)) else {
+        return Escalation {
+            since,
+            summary: cut(&quoted(&record.message), SUMMARY_CHARS),
+            ticket: None,
+        };
     };
-    let ticket = obstacle.and_then(|o| ticket(record, &o, Some(since)));
+    let summary = format!(
+        "{} {} on the provider's side. reattach goes on by itself once this is over. Send the ticket to the provider's support; its API says: {}",
+        volume_name(record),
+        obstacle.title,
+        quoted(&obstacle.words)
+    );
     Escalation {
         since,
         summary: cut(&summary, SUMMARY_CHARS),
-        ticket,
+        ticket: Some(ticket(record, &obstacle, since)),
     }
 }
 
@@ -98,19 +135,18 @@ fn still_down(record: &Record) -> bool {
 }
 
 /// Names the volume by its ID, where the ID is known.
-fn name(record: &Record) -> String {
-    volume(record).first().map_or_else(
-        || "a volume".to_owned(),
-        |(_, v)| format!("volume {}", cut(v, NAME_CHARS)),
-    )
+fn volume_name(record: &Record) -> String {
+    let id = match (&record.cloud_volume, &record.plan) {
+        (Some(volume), _) => &volume.id,
+        (None, Some(plan)) => &plan.pins.volume,
+        (None, None) => return "a volume".to_owned(),
+    };
+    format!("volume {}", cut(id.as_str(), NAME_CHARS))
 }
 
-fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Option<String> {
-    if !still_down(record) {
-        return None;
-    }
+fn ticket(record: &Record, obstacle: &Obstacle, since: Timestamp) -> String {
     let bounded = |text: &str| cut(&quoted(text), TEXT_CHARS);
-    let name = capital(&name(record));
+    let name = capitalised(&volume_name(record));
     let title = obstacle.title;
     let mut out = String::new();
     // Writing to a String cannot fail.
@@ -124,7 +160,7 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
         bounded(obstacle.words.trim_end_matches('.'))
     );
     let _ = writeln!(out, "A service of ours is down until it is released.\n");
-    for (label, value) in &volume(record) {
+    for (label, value) in &volume_properties(record) {
         let _ = writeln!(
             out,
             "{:<16}{}",
@@ -136,19 +172,19 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
         out,
         "{:<16}{} UTC (when we first saw it; it may have begun earlier)",
         "Since:",
-        date_clock(since.unwrap_or(record.created))
+        date_clock(since)
     );
     let facts = record.facts();
     if !facts.is_empty() {
         let _ = writeln!(out, "\nWhat we see:");
-        for fact in facts.iter().take(LINES) {
+        for fact in facts.iter().take(MAX_LINES) {
             let _ = writeln!(out, "- {}", bounded(fact));
         }
     }
     let _ = writeln!(out, "\nWhat we tried:");
     let tried = tried(record);
     // Only the last lines are kept: they show the present state.
-    for line in &tried[tried.len().saturating_sub(LINES)..] {
+    for line in &tried[tried.len().saturating_sub(MAX_LINES)..] {
         let _ = writeln!(out, "- {line}");
     }
     let _ = writeln!(out, "\nWhat we ask: {}", obstacle.ask);
@@ -156,32 +192,17 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
         out,
         "Please also tell us what caused it and whether our other volumes may be affected.\n\nThank you."
     );
-    Some(out)
+    out
 }
 
 /// Finds the obstacle at the provider. With `long` the recovery has waited for too long, so that a state that is normal for
 /// a while is an obstacle, too.
 fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
-    let locked = |words: &str| Obstacle {
-        title: "is locked",
-        words: format!("it is locked ({words})"),
-        ask: "lift the lock, or detach the volume from the instance on your side, and tell us when it is done.",
-    };
-    let busy = |words: &str| Obstacle {
-        title: "is held by a job",
-        words: format!("it is busy ({words})"),
-        ask: "let the pending job finish or cancel it, so that the volume can be detached, and tell us when it is done.",
-    };
-    let detaching = |words: String| Obstacle {
-        title: "does not finish detaching",
-        words,
-        ask: "finish the detach, or cancel it so that it can be asked for again, and tell us when it is done.",
-    };
     match record.cloud_volume.as_ref().map(|v| &v.state) {
-        Some(VolumeState::Locked { reason }) => return Some(locked(reason)),
-        Some(VolumeState::Busy { doing }) => return Some(busy(doing)),
+        Some(VolumeState::Locked { reason }) => return Some(Obstacle::locked(reason)),
+        Some(VolumeState::Busy { doing }) => return Some(Obstacle::busy(doing)),
         Some(VolumeState::Detaching) if long => {
-            return Some(detaching("it is detaching".to_owned()));
+            return Some(Obstacle::detaching("it is detaching".to_owned()));
         }
         _ => {}
     }
@@ -189,27 +210,22 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
         Some(Verdict::Wait {
             reason: WaitReason::ProviderLock { reason, .. },
         }) => {
-            return Some(locked(reason));
+            return Some(Obstacle::locked(reason));
         }
         Some(Verdict::Wait {
             reason: WaitReason::CloudBusy { doing },
-        }) => return Some(busy(doing)),
+        }) => return Some(Obstacle::busy(doing)),
         _ => {}
     }
-    let refused = |words: &str| Obstacle {
-        title: "cannot be detached",
-        words: words.to_owned(),
-        ask: "make the volume detachable again, or detach it from the instance on your side, and tell us when it is done.",
-    };
     // The provider did not accept the last detach of the run.
     if let Some((_, words)) = refused_detach(record) {
-        return Some(refused(words));
+        return Some(Obstacle::refused(words));
     }
     if !long {
         return None;
     }
     if let Some((at, words)) = unfinished_detach(record) {
-        return Some(detaching(format!(
+        return Some(Obstacle::detaching(format!(
             "it accepted the detach at {} UTC ({words})",
             date_clock(at)
         )));
@@ -222,7 +238,7 @@ fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
                     cause: StuckCause::DetachError { error, .. },
                     ..
                 },
-        }) if is_cloud_side(error) => Some(refused(error)),
+        }) if is_cloud_side(error) => Some(Obstacle::refused(error)),
         _ => None,
     }
 }
@@ -237,7 +253,7 @@ fn is_cloud_side(error: &str) -> bool {
         ..Message::default()
     };
     matches!(
-        read(&message).meaning,
+        meaning(&message),
         Meaning::Locked
             | Meaning::DetachBusy
             | Meaning::DetachNotFinished
@@ -247,8 +263,8 @@ fn is_cloud_side(error: &str) -> bool {
     )
 }
 
-/// Returns the lines that identify the volume to the provider, its ID first where it is known.
-fn volume(record: &Record) -> Vec<(&'static str, String)> {
+/// Returns the lines that identify the volume to the provider.
+fn volume_properties(record: &Record) -> Vec<(&'static str, String)> {
     let pins = record.plan.as_ref().map(|p| &p.pins);
     let mut out = Vec::new();
     match (&record.cloud_volume, pins) {
@@ -280,48 +296,15 @@ fn volume(record: &Record) -> Vec<(&'static str, String)> {
     out
 }
 
+/// Returns the orders to detach and the provider's answers, one line each.
 fn tried(record: &Record) -> Vec<String> {
-    let step = record
-        .plan
-        .as_ref()
-        .and_then(|p| p.find(StepKind::CloudDetach));
     let mut out: Vec<String> = record
-        .journal
+        .plan
         .iter()
-        .enumerate()
-        .filter_map(|(ix, e)| {
-            let words = match &e.event {
-                Event::Started { step: s, .. } if Some(*s) == step => {
-                    if is_withheld(&record.journal, ix) {
-                        return None;
-                    }
-                    let pins = record.plan.as_ref().map(|p| &p.pins)?;
-                    format!(
-                        "we asked your API to detach volume {} from instance {}",
-                        pins.volume, pins.holder
-                    )
-                }
-                Event::Outcome { step: s, outcome } if Some(*s) == step => {
-                    use reattach_core::journal::Outcome as O;
-                    match outcome {
-                        O::Applied { detail } => format!("it answered: {detail}"),
-                        O::NotApplied { why, .. } => format!("it did not accept: {why}"),
-                        // Neither was about the cloud.
-                        O::Withheld { .. } | O::RefusedByBudget { .. } => return None,
-                        O::Unknown { why } => format!("we got no usable answer: {why}"),
-                        O::ObservedApplied { seen } | O::ObservedNotApplied { seen } => {
-                            format!("we then saw: {seen}")
-                        }
-                        O::Repeatable { why } => format!("we got no usable answer: {why}"),
-                    }
-                }
-                _ => return None,
-            };
-            Some(format!(
-                "{} UTC: {}",
-                date_clock(e.at),
-                cut(&quoted(&words), TEXT_CHARS)
-            ))
+        .flat_map(|plan| detach_orders(plan, &record.journal))
+        .map(|(at, words)| {
+            let words = cut(&quoted(&words), TEXT_CHARS);
+            format!("{} UTC: {words}", date_clock(at))
         })
         .collect();
     if out.is_empty() {
@@ -333,7 +316,42 @@ fn tried(record: &Record) -> Vec<String> {
     out
 }
 
-fn capital(text: &str) -> String {
+fn detach_orders(plan: &Plan, journal: &[Entry]) -> Vec<(Timestamp, String)> {
+    let Some(detach) = plan.find(StepKind::CloudDetach) else {
+        return Vec::new();
+    };
+    let words = |ix: usize, event: &Event| match event {
+        Event::Started { step, .. } if *step == detach && !is_withheld(journal, ix) => {
+            Some(format!(
+                "we asked your API to detach volume {} from instance {}",
+                plan.pins.volume, plan.pins.holder
+            ))
+        }
+        Event::Outcome { step, outcome } if *step == detach => answer(outcome),
+        _ => None,
+    };
+    let lines = journal.iter().enumerate();
+    lines
+        .filter_map(|(ix, e)| Some((e.at, words(ix, &e.event)?)))
+        .collect()
+}
+
+/// Describes what the provider answered to an order. `None` if the order was not sent.
+fn answer(outcome: &Outcome) -> Option<String> {
+    Some(match outcome {
+        Outcome::Applied { detail } => format!("it answered: {detail}"),
+        Outcome::NotApplied { why, .. } => format!("it did not accept: {why}"),
+        Outcome::Withheld { .. } | Outcome::RefusedByBudget { .. } => return None,
+        Outcome::Unknown { why } | Outcome::Repeatable { why } => {
+            format!("we got no usable answer: {why}")
+        }
+        Outcome::ObservedApplied { seen } | Outcome::ObservedNotApplied { seen } => {
+            format!("we then saw: {seen}")
+        }
+    })
+}
+
+fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |c| {
         format!("{}{}", c.to_uppercase(), chars.as_str())

@@ -8,7 +8,7 @@ use reattach_core::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 /// Name of the unwinding in [`Timing::name`]. The custom resource documents it, so it keeps its spelling.
-const PUT_BACK: &str = "PutBack";
+const UNWINDING: &str = "PutBack";
 
 /// Duration of one step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,16 @@ pub struct Timing {
     /// Milliseconds from `started` to the line that closed the step. A step that was never closed counts to the line that
     /// started unwinding or ended the run, and in a run that goes on to the last line of the journal.
     pub millis: i64,
-    /// Share of it that reattach itself caused, in milliseconds: see [`own_share`].
+    /// Share of it that reattach itself caused, in milliseconds: over all effects of the step, the sum of
+    ///
+    /// * the *lead*: `Started` − the line that made the effect's turn come (the closing line of the step before it, the
+    ///   line that accepted the plan, or the line that started unwinding), for the first attempt of an effect only,
+    ///   because the target delays each further attempt; and
+    /// * the *call*: the first `Outcome` after it − `Started`. An effect that has no outcome yet has no call.
+    ///
+    /// The share is an upper bound: the call contains the target's own time to answer, and the lead contains any wait for
+    /// a precondition of the effect (a proof, a pending job). How long a step's end condition held before reattach saw it
+    /// is not in the journal; tests measure that from the outside.
     pub ours_millis: i64,
 }
 
@@ -34,7 +43,27 @@ pub(crate) struct Stretch {
     pub(crate) to: Timestamp,
     /// Did a line close it?
     pub(crate) closed: bool,
+    /// See [`Timing::ours_millis`].
     pub(crate) ours: i64,
+}
+
+impl Stretch {
+    fn begun(step: Option<StepIx>, at: Timestamp) -> Self {
+        Self {
+            step,
+            from: at,
+            to: at,
+            closed: false,
+            ours: 0,
+        }
+    }
+
+    /// `None` if the plan has no such step.
+    fn of_step(plan: &Plan, index: usize, at: Timestamp) -> Option<Self> {
+        plan.steps.get(index)?;
+        let step = StepIx(u32::try_from(index).ok()?);
+        Some(Self::begun(Some(step), at))
+    }
 }
 
 /// Returns the duration of each step that was begun, in the plan's order, and of unwinding if it started.
@@ -47,7 +76,7 @@ pub fn timings(plan: &Plan, journal: &[Entry]) -> Vec<Timing> {
         .map(|s| Timing {
             name: s
                 .step
-                .map_or_else(|| PUT_BACK.to_owned(), |step| name(plan, step)),
+                .map_or_else(|| UNWINDING.to_owned(), |step| step_kind(plan, step)),
             started: s.from,
             millis: millis(s.from, s.to),
             ours_millis: s.ours,
@@ -55,24 +84,7 @@ pub fn timings(plan: &Plan, journal: &[Entry]) -> Vec<Timing> {
         .collect()
 }
 
-/// Returns the share of a run that reattach itself caused, in milliseconds: the sum over all effects of
-///
-/// * the *lead*: `Started` − the line that made the effect's turn come (the closing line of the step before it, the line
-///   that accepted the plan, or the line that started unwinding), for the first attempt of an effect only, because the
-///   target delays each further attempt; and
-/// * the *call*: the first `Outcome` after it − `Started`.
-///
-/// An effect that has no outcome yet counts with its lead only.
-///
-/// # Caveats
-/// The share is an upper bound: the call contains the target's own time to answer, and the lead contains any wait for a
-/// precondition of the effect (a proof, a pending job). How long a step's end condition held before reattach saw it is not
-/// in the journal; tests measure that from the outside.
-pub fn own_share(plan: &Plan, journal: &[Entry]) -> i64 {
-    stretches(plan, journal).iter().map(|s| s.ours).sum()
-}
-
-fn name(plan: &Plan, step: StepIx) -> String {
+fn step_kind(plan: &Plan, step: StepIx) -> String {
     let Some(planned) = plan.steps.get(step.index()) else {
         return format!("step {step}");
     };
@@ -92,23 +104,10 @@ pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
     // `in_flight`: start of the effect without an outcome. `issued`: the current stretch has had an effect already.
     let mut in_flight: Option<Timestamp> = None;
     let mut issued = false;
-    let begin = |index: usize, at: Timestamp| {
-        let step = u32::try_from(index)
-            .ok()
-            .filter(|_| index < plan.steps.len())
-            .map(StepIx);
-        step.map(|step| Stretch {
-            step: Some(step),
-            from: at,
-            to: at,
-            closed: false,
-            ours: 0,
-        })
-    };
     for entry in journal {
         let Some(current) = open.as_mut() else {
             if matches!(entry.event, Event::Accepted { .. }) {
-                open = begin(0, entry.at);
+                open = Stretch::of_step(plan, 0, entry.at);
             }
             continue;
         };
@@ -131,18 +130,12 @@ pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
             {
                 current.closed = true;
                 done.extend(open.take());
-                open = begin(step.index() + 1, entry.at);
+                open = Stretch::of_step(plan, step.index() + 1, entry.at);
                 (in_flight, issued) = (None, false);
             }
             Event::UnwindStarted { .. } => {
                 done.extend(open.take());
-                open = Some(Stretch {
-                    step: None,
-                    from: entry.at,
-                    to: entry.at,
-                    closed: false,
-                    ours: 0,
-                });
+                open = Some(Stretch::begun(None, entry.at));
                 (in_flight, issued) = (None, false);
             }
             Event::Ended { .. } => {

@@ -47,7 +47,7 @@ impl Scan {
             .flat_map(|family| &family.devs)
             .copied()
             .collect();
-        let mut users = self.users_of(&found, users::Detail::Everything);
+        let mut users = self.users(&found, users::Detail::Everything);
         let (dead, live): (Vec<&MountView>, Vec<&MountView>) = self
             .of_volume(challenge)
             .into_iter()
@@ -57,11 +57,11 @@ impl Scan {
             .iter()
             .filter(|view| view.devs.is_disjoint(&devs))
             .map(|view| view.label());
-        users.mounts = users::bounded_set(users.mounts.into_iter().chain(elsewhere).collect());
+        users.mounts = users::first_entries(users.mounts.into_iter().chain(elsewhere).collect());
         if !found.is_empty() {
             self.add_close_findings(challenge, &disks, &devs, &mut users);
         }
-        let paths = users::bounded_set(dead.iter().map(|view| view.label()).collect());
+        let paths = users::first_entries(dead.iter().map(|view| view.label()).collect());
         if !users.is_empty() {
             return ScanResult::InUse { users };
         }
@@ -108,19 +108,11 @@ impl Scan {
     ) {
         let Some(close) = &self.close else { return };
         let key = (challenge.driver.clone(), challenge.handle.clone());
-        let is_own_place = |path: &String| {
-            csi::place(path).is_some_and(|place| {
-                self.folders.owner(&place) == Some(&key)
-                    || place
-                        == Place::Staging(
-                            challenge.driver.to_string(),
-                            csi::staging_hash(&challenge.handle),
-                        )
-            })
-        };
+        let is_own_path =
+            |path: &String| csi::place(path).is_some_and(|place| self.is_own(&place, challenge));
         let mut openers: BTreeSet<String> = users.openers.drain(..).collect();
         for program in &close.processes.programs {
-            if !program.devs.is_disjoint(devs) || program.arguments.iter().any(is_own_place) {
+            if !program.devs.is_disjoint(devs) || program.arguments.iter().any(is_own_path) {
                 openers.insert(program.name.clone());
             }
         }
@@ -137,7 +129,7 @@ impl Scan {
                     .map(|process| format!("{process} (of pod {pod})")),
             );
         }
-        users.openers = users::bounded_set(openers);
+        users.openers = users::first_entries(openers);
         let traffic = |disk: &&String| close.after.since(&close.before, disk);
         users.active = disks.iter().any(|disk| traffic(disk) == Traffic::Active);
     }
@@ -197,13 +189,9 @@ impl Scan {
     /// Returns the mounts of the challenge's volume: those at kubelet's paths for it and, if such a mount is dead, all
     /// further mounts of that vanished device.
     fn of_volume(&self, challenge: &Challenge) -> Vec<&MountView> {
-        let key = (challenge.driver.clone(), challenge.handle.clone());
-        let staging = Place::Staging(
-            challenge.driver.to_string(),
-            csi::staging_hash(&challenge.handle),
-        );
         let is_own = |view: &&MountView| {
-            self.owner(view) == Some(&key) || view.place.as_ref() == Some(&staging)
+            let place = view.place.as_ref();
+            place.is_some_and(|place| self.is_own(place, challenge))
         };
         let own: Vec<&MountView> = self.views.iter().filter(is_own).collect();
         let gone: BTreeSet<Dev> = own
@@ -215,6 +203,14 @@ impl Scan {
             .iter()
             .filter(|view| is_own(view) || gone.contains(&view.mount.dev))
             .collect()
+    }
+
+    /// Returns whether a path is of the challenge's volume: a `vol_data.json` says so, or it has the hash of the handle.
+    fn is_own(&self, place: &Place, challenge: &Challenge) -> bool {
+        let Challenge { driver, handle, .. } = challenge;
+        let owner = self.folders.owner(place);
+        owner.is_some_and(|key| (&key.0, &key.1) == (driver, handle))
+            || matches!(place, Place::Staging(of, hash) if of == driver.as_str() && *hash == csi::staging_hash(handle))
     }
 
     /// Returns whether an unexplained mount certainly belongs to another volume: its path has the hash of another handle, or

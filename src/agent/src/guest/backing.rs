@@ -4,7 +4,7 @@ use super::MountView;
 use super::block::{Backing, Blocks};
 use super::mountinfo::Dev;
 use super::process::opened_by;
-use super::root::{Reader, is_block, stat};
+use super::root::{Reader, file_type, filesystem_dev, stat, without_deleted_mark};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +43,7 @@ fn behind(
     views: &[MountView],
     path: &str,
 ) -> (BTreeSet<Dev>, bool) {
-    let file = path.strip_suffix(" (deleted)").unwrap_or(path);
+    let file = without_deleted_mark(path);
     let host = || views.iter().filter(|view| view.process.is_none());
     let node = host()
         .find(|view| view.mount.point == file)
@@ -67,13 +67,13 @@ fn behind(
         .resolve(file)
         .and_then(|place| stat(&place, false))
         .ok();
-    let number = found.as_ref().map(|stat| Dev {
-        major: stat.stx_dev_major,
-        minor: stat.stx_dev_minor,
-    });
+    let number = found.as_ref().map(filesystem_dev);
     devs.extend(number.filter(|dev| blocks.has(*dev)));
-    let is_file = |stat: &rustix::fs::Statx| {
-        FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile || is_block(stat)
-    };
-    (devs, file == path && found.as_ref().is_some_and(is_file))
+    let exists = found.as_ref().is_some_and(|stat| {
+        matches!(
+            file_type(stat),
+            FileType::RegularFile | FileType::BlockDevice
+        )
+    });
+    (devs, file == path && exists)
 }

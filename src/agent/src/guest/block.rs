@@ -1,7 +1,7 @@
 //! Reads block devices from sysfs: numbers, identities, and how they are stacked.
 
 use super::mountinfo::Dev;
-use super::root::{Reader, is_block, stat};
+use super::root::{Reader, node_dev, stat, without_deleted_mark};
 use super::vpd;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -208,7 +208,7 @@ impl Blocks {
     /// Returns the device of a path: by its kernel name or device-mapper name, otherwise by the number of the node at that
     /// path.
     pub(crate) fn by_path(&self, reader: &mut Reader<'_>, path: &str) -> Option<Dev> {
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+        let path = without_deleted_mark(path);
         if let Some(name) = path.strip_prefix("/dev/mapper/")
             && let Some(node) = self
                 .nodes
@@ -217,18 +217,13 @@ impl Blocks {
         {
             return Some(node.dev);
         }
-        if let Some(node) = path
-            .strip_prefix("/dev/")
-            .and_then(|name| self.by_name(name))
+        if let Some(name) = path.strip_prefix("/dev/")
+            && let Some(dev) = self.by_name(name)
         {
-            return Some(node);
+            return Some(dev);
         }
         let place = reader.root.resolve(path).ok()?;
-        let stat = stat(&place, false).ok().filter(is_block)?;
-        Some(Dev {
-            major: stat.stx_rdev_major,
-            minor: stat.stx_rdev_minor,
-        })
+        node_dev(&stat(&place, false).ok()?)
     }
 
     /// Returns the device with a kernel name. sysfs writes `!` for a slash in a name.
@@ -271,9 +266,7 @@ impl Blocks {
                 .iter()
                 .filter(|(_, devs)| devs.contains(&node.dev))
                 .map(|(name, _)| name);
-            for name in loops.clone() {
-                family.loops.insert(name.clone());
-            }
+            family.loops.extend(loops.clone().cloned());
             todo.extend(
                 node.partitions
                     .iter()

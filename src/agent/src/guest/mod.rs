@@ -44,16 +44,14 @@ use mountinfo::{Dev, Mount, parse_swaps};
 use process::Openers;
 use process_scan::ProcessScan;
 use reattach_core::cloud::DeviceIdentity;
-use reattach_core::guest::{
-    Answer, Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount,
-};
+use reattach_core::guest::{Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount};
 use reattach_core::ids::BootId;
 use root::Reader;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum number of entries in a list of a report (see [`reattach_core::guest::DeviceUsers`]). Lists of devices and volumes
 /// have no maximum, because a missing entry counts as absent.
-pub const MAX_ENTRIES: usize = 16;
+const MAX_ENTRIES: usize = 16;
 
 /// A scan without a result. A result without a known boot would prove nothing.
 #[derive(Debug, thiserror::Error)]
@@ -126,29 +124,6 @@ pub struct Scan {
     unreadable: Vec<String>,
 }
 
-/// Scans a host and returns the inventory.
-///
-/// # Errors
-/// [`ScanError`] if the host's boot is not known. All other items that cannot be read are listed in the inventory.
-pub fn scan(root: &HostRoot) -> Result<GuestInventory, ScanError> {
-    Ok(Scan::new(root)?.inventory())
-}
-
-/// Scans a host for one challenge and returns the answer. `scanned_at` is the node's time at the call.
-///
-/// # Errors
-/// [`ScanError`] if the host's boot is not known. All other items that cannot be read are listed in the answer.
-pub fn answer(
-    root: &HostRoot,
-    challenge: &Challenge,
-    scanned_at: Timestamp,
-) -> Result<Answer, ScanError> {
-    Ok(
-        Scan::for_challenges(root, Counters::read(root), std::slice::from_ref(challenge))?
-            .answer(challenge, scanned_at),
-    )
-}
-
 impl Scan {
     /// Scans a host for the inventory. Takes some tens of milliseconds on a busy node, and blocks the calling thread.
     ///
@@ -181,28 +156,7 @@ impl Scan {
         let reader = &mut reader;
         let blocks = block::read(reader);
         let pids = process::pids(reader);
-        let namespaces = process::namespaces(reader, &pids);
-        let mut views = Vec::new();
-        for namespace in namespaces {
-            for mount in namespace.mounts {
-                // In its own namespace a tenant may mount a tmpfs anywhere, but no block device.
-                let trusted = namespace.process.is_none() || mount.dev.major != 0;
-                let place = if trusted {
-                    csi::place(&mount.point)
-                } else {
-                    None
-                };
-                let devs = devices_of(reader, &blocks, &mount);
-                if place.is_some() || !devs.is_empty() {
-                    views.push(MountView {
-                        mount,
-                        devs,
-                        place,
-                        process: namespace.process.clone(),
-                    });
-                }
-            }
-        }
+        let views = mount_views(reader, &pids, &blocks);
         let folders = csi::read(reader);
         let (backing, unresolved_loops) = backing::resolve(reader, &blocks, &views);
         let disks = blocks
@@ -219,28 +173,9 @@ impl Scan {
             .collect();
         let openers = process::openers(reader, &pids, &watched, &blocks);
         let swaps = swaps(reader, &blocks);
-        let mounted: BTreeSet<Dev> = views
-            .iter()
-            .map(|view| view.mount.dev)
-            .filter(|dev| dev.major != 0)
-            .collect();
-        // Read again, because a device may have been added since `blocks` was read.
-        let gone = |dev: &Dev| {
-            !blocks.has(*dev)
-                && std::fs::symlink_metadata(root.join(&format!("/sys/dev/block/{dev}"))).is_err()
-        };
-        let dead = mounted.into_iter().filter(gone).collect();
+        let dead = dead_devices(root, &views, &blocks);
         let close = challenges.map(|(before, challenges)| {
-            let wanted: BTreeSet<&str> = challenges
-                .iter()
-                .map(|c| c.identity.serial.as_str())
-                .collect();
-            let is_there = blocks
-                .nodes
-                .values()
-                .any(|n| n.identities.iter().any(|i| wanted.contains(&**i)));
-            // A device that does not exist has no writers, and a process that hangs because of it must not block the answer.
-            let processes = if is_there {
+            let processes = if is_any_attached(challenges, &blocks) {
                 let pods = folders
                     .volumes
                     .values()
@@ -249,6 +184,8 @@ impl Scan {
                     .collect();
                 process_scan::run(root, &blocks, &watched, pods)
             } else {
+                // A device that does not exist has no writers, and a process that hangs because of it must not block the
+                // answer.
                 ProcessScan::default()
             };
             CloseScan {
@@ -285,7 +222,7 @@ impl Scan {
                     serial: node.identities.first()?.clone(),
                 },
                 size_bytes: node.size_bytes,
-                users: self.users(family, users::Detail::Stable),
+                users: self.users(&[family], users::Detail::Stable),
             })
         });
         let csi_volumes = self
@@ -360,6 +297,50 @@ impl Scan {
         mounts.sort();
         mounts
     }
+}
+
+/// Reads the mounts of CSI volumes and of devices, in all mount namespaces.
+fn mount_views(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<MountView> {
+    let mut views = Vec::new();
+    for namespace in process::namespaces(reader, pids) {
+        for mount in namespace.mounts {
+            // In its own namespace a tenant may mount a tmpfs anywhere, but no block device.
+            let is_trusted = namespace.process.is_none() || mount.dev.major != 0;
+            let place = csi::place(&mount.point).filter(|_| is_trusted);
+            let devs = devices_of(reader, blocks, &mount);
+            if place.is_some() || !devs.is_empty() {
+                views.push(MountView {
+                    mount,
+                    devs,
+                    place,
+                    process: namespace.process.clone(),
+                });
+            }
+        }
+    }
+    views
+}
+
+/// Returns the device numbers that are mounted and do not exist in /sys.
+fn dead_devices(root: &HostRoot, views: &[MountView], blocks: &Blocks) -> BTreeSet<Dev> {
+    let mounted: BTreeSet<Dev> = views.iter().map(|view| view.mount.dev).collect();
+    // /sys is read again, because a device may have been added since `blocks` was read.
+    let exists = |dev: &Dev| {
+        blocks.has(*dev)
+            || std::fs::symlink_metadata(root.join(&format!("/sys/dev/block/{dev}"))).is_ok()
+    };
+    mounted
+        .into_iter()
+        .filter(|dev| dev.major != 0 && !exists(dev))
+        .collect()
+}
+
+/// Returns whether the device of any of the challenges exists.
+fn is_any_attached(challenges: &[Challenge], blocks: &Blocks) -> bool {
+    challenges.iter().any(|challenge| {
+        let mut nodes = blocks.nodes.values();
+        nodes.any(|node| node.identities.contains(&challenge.identity.serial))
+    })
 }
 
 /// Returns the devices of a mount: the one with its number; for a multi-device filesystem with an anonymous number, its

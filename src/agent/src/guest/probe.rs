@@ -2,7 +2,7 @@
 //! device, in any mount namespace, and also after a lazy unmount. It does not detect raw opens and loop devices.
 
 use super::mountinfo::Dev;
-use super::root::{HostRoot, is_block, stat};
+use super::root::{HostRoot, node_dev, stat};
 use super::with_timeout;
 use rustix::fs::{Mode, OFlags, fstat, open};
 use rustix::io::Errno;
@@ -41,9 +41,7 @@ fn try_open(root: &HostRoot, name: &str, dev: Dev) -> Claim {
     let place = root.join(&path);
     let unknown = |why: &dyn std::fmt::Display| Claim::Unknown(format!("{path}: {why}"));
     match stat(&place, false) {
-        Ok(stat)
-            if is_block(&stat)
-                && (stat.stx_rdev_major, stat.stx_rdev_minor) == (dev.major, dev.minor) => {}
+        Ok(stat) if node_dev(&stat) == Some(dev) => {}
         Ok(_) => return unknown(&format!("is not the device {dev}")),
         Err(e) => return unknown(&e),
     }

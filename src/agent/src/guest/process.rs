@@ -2,7 +2,7 @@
 
 use super::block::Blocks;
 use super::mountinfo::{Dev, Mount, parse, parse_maps};
-use super::root::{Reader, is_block, is_gone, names, stat};
+use super::root::{Reader, filesystem_dev, is_gone, names, node_dev, stat, without_deleted_mark};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 
@@ -204,13 +204,8 @@ fn mapped(
     watched: &BTreeSet<Dev>,
     blocks: &Blocks,
 ) -> BTreeSet<(Dev, bool)> {
-    let table = match std::fs::read(reader.root.join(&format!("/proc/{pid}/maps"))) {
-        Ok(table) => table,
-        Err(e) if is_gone(&e) => return BTreeSet::new(),
-        Err(e) => {
-            reader.unreadable_process(pid, "maps", e);
-            return BTreeSet::new();
-        }
+    let Some(table) = reader.read_process(pid, "maps") else {
+        return BTreeSet::new();
     };
     let (mappings, all_good) = parse_maps(&table);
     if let Err(e) = all_good {
@@ -226,11 +221,7 @@ fn mapped(
             let place = reader
                 .root
                 .join(&format!("/proc/{pid}/root{}", mapping.path));
-            let number = stat(&place, true).ok().filter(is_block);
-            let dev = number.map(|s| Dev {
-                major: s.stx_rdev_major,
-                minor: s.stx_rdev_minor,
-            });
+            let dev = stat(&place, true).ok().and_then(|stat| node_dev(&stat));
             let dev = dev.or_else(|| blocks.by_name(&mapping.path["/dev/".len()..]));
             found.extend(
                 dev.filter(|dev| watched.contains(dev))
@@ -263,24 +254,14 @@ fn opened(
         return None;
     }
     match stat(&place, true) {
-        Ok(stat) if is_block(&stat) => Some((
-            Dev {
-                major: stat.stx_rdev_major,
-                minor: stat.stx_rdev_minor,
-            },
-            true,
-        )),
-        Ok(stat) => Some((
-            Dev {
-                major: stat.stx_dev_major,
-                minor: stat.stx_dev_minor,
-            },
-            false,
-        )),
+        Ok(stat) => Some(match node_dev(&stat) {
+            Some(dev) => (dev, true),
+            None => (filesystem_dev(&stat), false),
+        }),
         // Closed meanwhile, or a link that the kernel cannot follow: only the path remains.
         Err(e) if is_gone(&e) => {
-            let target = target.strip_suffix(" (deleted)").unwrap_or(&target);
-            Some((blocks.by_name(target.strip_prefix("/dev/")?)?, true))
+            let name = without_deleted_mark(&target).strip_prefix("/dev/")?;
+            Some((blocks.by_name(name)?, true))
         }
         Err(e) => {
             reader.unreadable_process(pid, what, e);
@@ -297,45 +278,53 @@ pub(crate) fn name(reader: &Reader<'_>, pid: u32) -> String {
         .to_owned()
 }
 
-/// Returns whether a process or thread is a zombie, exiting, or gone. The name in parentheses may contain any text, so the
-/// fields after its end are parsed.
-fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
-    /// `PF_EXITING`: the process gives up its namespaces before its state shows the exit.
+/// The state of a process or thread.
+#[derive(PartialEq, Eq)]
+enum TaskState {
+    /// It runs, or its state cannot be read.
+    Alive,
+    /// It gives up its namespaces, and may still wait for its last writes.
+    Exiting,
+    /// It is a zombie, or does not exist.
+    Ended,
+}
+
+/// Reads the state of a process or thread. The name in parentheses may contain any text, so the fields after its end are
+/// parsed.
+fn task_state(reader: &Reader<'_>, dir: &str) -> TaskState {
+    /// `PF_EXITING`: set before the state shows the exit.
     const EXITING: u64 = 0x4;
     let stat = match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
         Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
-        Err(e) => return is_gone(&e),
+        Err(e) if is_gone(&e) => return TaskState::Ended,
+        Err(_) => return TaskState::Alive,
     };
     let Some((_, after)) = stat.rsplit_once(") ") else {
-        return false;
+        return TaskState::Alive;
     };
     // proc_pid_stat(5): state, ppid, pgrp, session, tty_nr, tpgid, flags.
     let mut fields = after.split(' ');
-    let state = fields.next().unwrap_or_default();
-    let flags = fields
-        .nth(5)
-        .and_then(|flags| flags.parse::<u64>().ok())
-        .unwrap_or_default();
-    is_over(state) || flags & EXITING != 0
+    if matches!(fields.next(), Some("Z" | "X" | "x")) {
+        return TaskState::Ended;
+    }
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok());
+    match flags {
+        Some(flags) if flags & EXITING != 0 => TaskState::Exiting,
+        _ => TaskState::Alive,
+    }
 }
 
-/// Returns whether all threads of a process have ended. An exiting thread may still wait for its last writes.
+/// Returns whether a process or thread has ended or has begun to exit.
+fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
+    task_state(reader, dir) != TaskState::Alive
+}
+
+/// Returns whether all threads of a process have ended.
 pub(crate) fn has_ended(reader: &Reader<'_>, pid: u32) -> bool {
-    let state = |dir: String| match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
-        Ok(stat) => {
-            let stat = String::from_utf8_lossy(&stat).into_owned();
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, after)| is_over(after.split(' ').next().unwrap_or_default()))
-        }
-        Err(e) => is_gone(&e),
-    };
+    let ended = |dir: String| task_state(reader, &dir) == TaskState::Ended;
     let threads = names(&reader.root.join(&format!("/proc/{pid}/task"))).unwrap_or_default();
-    state(format!("/proc/{pid}"))
+    ended(format!("/proc/{pid}"))
         && threads
             .iter()
-            .all(|tid| state(format!("/proc/{pid}/task/{tid}")))
-}
-
-fn is_over(state: &str) -> bool {
-    matches!(state, "Z" | "X" | "x")
+            .all(|tid| ended(format!("/proc/{pid}/task/{tid}")))
 }

@@ -3,7 +3,7 @@
 use super::block::Blocks;
 use super::mountinfo::Dev;
 use super::process::{Openers, has_ended, hidden_openers, name};
-use super::root::{HostRoot, Reader, is_gone};
+use super::root::{HostRoot, Reader};
 use super::{process, with_timeout};
 use reattach_core::guest::Level;
 use reattach_core::ids::Uid;
@@ -101,13 +101,8 @@ fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Progr
         {
             continue;
         }
-        let line = match std::fs::read(reader.root.join(&format!("/proc/{pid}/cmdline"))) {
-            Ok(line) => line,
-            Err(e) if is_gone(&e) => continue,
-            Err(e) => {
-                reader.unreadable_process(*pid, "cmdline", e);
-                continue;
-            }
+        let Some(line) = reader.read_process(*pid, "cmdline") else {
+            continue;
         };
         let words = line
             .split(|byte| *byte == 0)
@@ -151,14 +146,10 @@ fn in_pods(
         return found;
     }
     for pid in pids {
-        let groups = match std::fs::read(reader.root.join(&format!("/proc/{pid}/cgroup"))) {
-            Ok(groups) => String::from_utf8_lossy(&groups).into_owned(),
-            Err(e) if is_gone(&e) => continue,
-            Err(e) => {
-                reader.unreadable_process(*pid, "cgroup", e);
-                continue;
-            }
+        let Some(groups) = reader.read_process(*pid, "cgroup") else {
+            continue;
         };
+        let groups = String::from_utf8_lossy(&groups);
         let is_in = |pod: &&Uid| {
             let uid = pod.as_str();
             groups.contains(&format!("pod{uid}"))

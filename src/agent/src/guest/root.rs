@@ -1,5 +1,6 @@
 //! The host's file tree. All paths and all failures to read one pass through here.
 
+use super::mountinfo::Dev;
 use reattach_core::guest::Level;
 use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
 use std::collections::BTreeMap;
@@ -150,6 +151,18 @@ impl<'a> Reader<'a> {
         *first = pid.min(*first);
     }
 
+    /// Reads a file of a process. `None`: it does not exist, or could not be read, which is recorded.
+    pub(crate) fn read_process(&mut self, pid: u32, what: &'static str) -> Option<Vec<u8>> {
+        match std::fs::read(self.root.join(&format!("/proc/{pid}/{what}"))) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if is_gone(&e) => None,
+            Err(e) => {
+                self.unreadable_process(pid, what, e);
+                None
+            }
+        }
+    }
+
     /// Reads a file. `None`: it does not exist, or could not be read, which is recorded.
     pub(crate) fn read(&mut self, path: &str) -> Option<Vec<u8>> {
         match std::fs::read(self.root.join(path)) {
@@ -219,7 +232,28 @@ pub(crate) fn stat(path: &Path, follow: bool) -> std::io::Result<Statx> {
     statx(CWD, path, flags, StatxFlags::TYPE).map_err(Error::from)
 }
 
-/// Returns whether a stat result is of a block device node.
-pub(crate) fn is_block(stat: &Statx) -> bool {
-    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice
+/// Returns the kind of a file.
+pub(crate) fn file_type(stat: &Statx) -> FileType {
+    FileType::from_raw_mode(stat.stx_mode.into())
+}
+
+/// Returns the number of a block device by its node. `None`: it is no block device node.
+pub(crate) fn node_dev(stat: &Statx) -> Option<Dev> {
+    (file_type(stat) == FileType::BlockDevice).then_some(Dev {
+        major: stat.stx_rdev_major,
+        minor: stat.stx_rdev_minor,
+    })
+}
+
+/// Returns the number of the device of a file's filesystem.
+pub(crate) fn filesystem_dev(stat: &Statx) -> Dev {
+    Dev {
+        major: stat.stx_dev_major,
+        minor: stat.stx_dev_minor,
+    }
+}
+
+/// Returns a path of the kernel without its mark of a deleted file.
+pub(crate) fn without_deleted_mark(path: &str) -> &str {
+    path.strip_suffix(" (deleted)").unwrap_or(path)
 }

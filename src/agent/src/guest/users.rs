@@ -16,18 +16,14 @@ pub(super) enum Detail {
     Everything,
 }
 
-/// Returns at most [`MAX_ENTRIES`] entries, sorted.
-pub(super) fn bounded_set(entries: BTreeSet<String>) -> Vec<String> {
+/// Returns the first [`MAX_ENTRIES`] entries, sorted.
+pub(super) fn first_entries(entries: BTreeSet<String>) -> Vec<String> {
     entries.into_iter().take(MAX_ENTRIES).collect()
 }
 
 impl Scan {
-    pub(super) fn users(&self, family: &Family, detail: Detail) -> DeviceUsers {
-        self.users_of(&[family], detail)
-    }
-
     /// Returns the users of these disks and of all devices on top of them.
-    pub(super) fn users_of(&self, families: &[&Family], detail: Detail) -> DeviceUsers {
+    pub(super) fn users(&self, families: &[&Family], detail: Detail) -> DeviceUsers {
         let devs: BTreeSet<Dev> = families
             .iter()
             .flat_map(|family| &family.devs)
@@ -76,22 +72,22 @@ impl Scan {
             })
             .flatten();
         DeviceUsers {
-            mounts: bounded_set(mounts),
-            holders: bounded_set(
+            mounts: first_entries(mounts),
+            holders: first_entries(
                 families
                     .iter()
                     .flat_map(|family| &family.holders)
                     .cloned()
                     .collect(),
             ),
-            loops: bounded_set(
+            loops: first_entries(
                 families
                     .iter()
                     .flat_map(|family| &family.loops)
                     .cloned()
                     .collect(),
             ),
-            openers: bounded_set(raw.chain(files).chain(hidden).flatten().cloned().collect()),
+            openers: first_entries(raw.chain(files).chain(hidden).flatten().cloned().collect()),
             swap: devs.iter().any(|dev| self.swaps.contains(dev)),
             ..DeviceUsers::default()
         }

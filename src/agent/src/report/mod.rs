@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, utils::Backoff, watcher};
 use kube::{Client, ResourceExt};
-use object::{Scanned, Task, answer_to, challenges_of, status, status_of};
+use object::{ScanTask, Scanned, answer_to, challenges_of, status, status_of};
 use pace::Pace;
-use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, metadata};
+use reattach_api::{NodeVolumeReport, NodeVolumeReportStatus, metadata};
 use reattach_core::guest::{Challenge, Level};
 use reattach_core::ids::NodeName;
 use reattach_core::product::Product;
@@ -77,18 +77,6 @@ struct Agent<C> {
     scan_cost: Duration,
 }
 
-/// Runs the agent as [`run_with_events`] does, without events: it scans for challenges and every [`AgentConfig::rescan`].
-pub async fn run<C>(
-    client: Client,
-    config: AgentConfig,
-    clock: C,
-    shutdown: impl Future<Output = ()>,
-) where
-    C: Fn() -> Timestamp,
-{
-    run_with_events(client, config, clock, stream::pending(), shutdown).await;
-}
-
 /// Runs the agent of one node until `shutdown` ends.
 ///
 /// # Expected flow
@@ -110,7 +98,7 @@ pub async fn run<C>(
 /// # Errors
 /// None are returned. A failure, also of a write whose reply was lost, is logged as one sentence and retried after a growing
 /// pause of at most 30 s and a jitter.
-pub async fn run_with_events<C>(
+pub async fn run<C>(
     client: Client,
     config: AgentConfig,
     clock: C,
@@ -270,7 +258,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
     ) -> Result<Scanned, RoundError> {
         let root = self.config.root.clone();
         let task = self
-            .blocking(move || Task::new(&root, old.as_ref(), &challenges))
+            .blocking(move || ScanTask::new(&root, old.as_ref(), &challenges))
             .await??;
         if task.has_open_challenge() && self.config.root.level() == Level::Full {
             sleep(COUNTER_INTERVAL).await;
@@ -311,11 +299,10 @@ impl<C: Fn() -> Timestamp> Agent<C> {
     /// Creates the report. `None`: it exists already, and has been read.
     async fn create(&mut self) -> Result<Option<DynamicObject>, RoundError> {
         let name = self.config.node.to_string();
-        let spec = NodeVolumeReportSpec::default();
         let object = DynamicObject::new(&name, &self.resource)
-            .data(serde_json::json!({ "spec": { "challenges": spec.challenges } }));
+            .data(serde_json::json!({ "spec": { "challenges": [] } }));
         let params = PostParams {
-            field_manager: Some(manager()),
+            field_manager: Some(field_manager()),
             ..PostParams::default()
         };
         match within(self.reports.create(&params, &object)).await {
@@ -343,7 +330,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             serde_json::json!({ "metadata": { "resourceVersion": version }, "status": status });
         let name = self.config.node.as_str();
         let params = PatchParams {
-            field_manager: Some(manager()),
+            field_manager: Some(field_manager()),
             ..PatchParams::default()
         };
         match within(
@@ -391,7 +378,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
 }
 
 /// Returns the field manager of the agent's writes.
-fn manager() -> String {
+fn field_manager() -> String {
     Product::Agent.user_agent().to_owned()
 }
 

@@ -11,9 +11,9 @@ use reattach_core::ids::BootId;
 /// moves by seconds while the clock is adjusted.
 const BOOT_TIME_NOISE: jiff::SignedDuration = jiff::SignedDuration::from_secs(5);
 
-/// The purpose of a scan. Made after the challenges were read.
+/// A scan to come. Made after the challenges were read.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(super) struct ScanTask {
     /// Challenges without an answer of this boot.
     open: Vec<Challenge>,
     /// The disks' counters, read if there is an open challenge.
@@ -28,7 +28,7 @@ pub(super) struct Scanned {
     answers: Vec<Answer>,
 }
 
-impl Task {
+impl ScanTask {
     /// Finds the open challenges and, if there are any, reads the counters for the first time.
     pub(super) fn new(
         root: &HostRoot,

@@ -1,9 +1,9 @@
 //! A real block device for one test, in its own process and mount namespaces. They contain no other processes and mounts,
 //! and end with the test.
 
-use super::{LABEL, Tree, challenge, device, page83};
+use super::{LABEL, Tree, answer, challenge, device, page83, scan};
 use reattach_agent::guest::Counters;
-use reattach_agent::{HostRoot, Scan, answer, scan};
+use reattach_agent::{HostRoot, Scan};
 use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use std::fs;
 use std::io::Write;

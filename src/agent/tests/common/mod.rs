@@ -5,9 +5,11 @@ pub mod api;
 pub mod disk;
 pub mod world;
 
-use reattach_agent::HostRoot;
+use jiff::Timestamp;
+use reattach_agent::guest::Counters;
+use reattach_agent::{HostRoot, Scan, ScanError};
 use reattach_core::cloud::DeviceIdentity;
-use reattach_core::guest::{Challenge, GuestDevice, GuestInventory};
+use reattach_core::guest::{Answer, Challenge, GuestDevice, GuestInventory};
 use reattach_core::ids::{DriverName, Uid, VolumeHandle};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,22 @@ pub const POD: &str = "0aa0-pod";
 pub const HASH: &str = "274612167a21f29ec6d32883f630397bbf2b82273f394d25077fe8287dc0d52a";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Scans a host and returns the inventory.
+pub fn scan(root: &HostRoot) -> Result<GuestInventory, ScanError> {
+    Ok(Scan::new(root)?.inventory())
+}
+
+/// Scans a host for one challenge and returns the answer. `scanned_at` is the node's time at the call.
+pub fn answer(
+    root: &HostRoot,
+    challenge: &Challenge,
+    scanned_at: Timestamp,
+) -> Result<Answer, ScanError> {
+    let challenges = std::slice::from_ref(challenge);
+    let scan = Scan::for_challenges(root, Counters::read(root), challenges)?;
+    Ok(scan.answer(challenge, scanned_at))
+}
 
 /// A folder that is removed when the test ends.
 pub struct Tree(pub PathBuf);
@@ -77,7 +95,7 @@ impl Tree {
     }
 
     pub fn scan(&self) -> GuestInventory {
-        reattach_agent::scan(&self.root()).unwrap()
+        scan(&self.root()).unwrap()
     }
 
     pub fn dir(&self, path: &str) {

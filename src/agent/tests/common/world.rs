@@ -72,8 +72,7 @@ impl World {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            reattach_agent::run_with_events(client, config, move || clock.now(), news, shutdown)
-                .await;
+            reattach_agent::run(client, config, move || clock.now(), news, shutdown).await;
         }));
     }
 

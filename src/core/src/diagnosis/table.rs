@@ -10,7 +10,7 @@ use crate::fact::{MissingFact, known};
 use crate::identity::{self, binding};
 use crate::ids::{NodeName, PvName};
 use jiff::SignedDuration;
-use reattach_messages::{Message, Nomination, nominate};
+use reattach_messages::{Message, meaning};
 
 /// A device that its guest does not have yet is no phantom: from the beginning of an attach, whose job takes seconds
 /// (Linode), the device has this long to appear.
@@ -403,7 +403,7 @@ impl Table<'_> {
             message: event.message.clone(),
             driver: self.evidence.csi().map(|c| c.driver.to_string()),
         };
-        matches!(nominate(&message), Nomination::NotOurs { .. }).then(|| event.message.clone())
+        (!meaning(&message).is_ours()).then(|| event.message.clone())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Family, ReportedBy};
 use crate::meaning::Meaning;
-use crate::structure::{Structure, name_after};
+use crate::structure::{Operation, Structure, name_after};
 
 /// Refusals that no detach would end: rates, rights, limits, keys.
 pub(super) const REFUSALS: &[Family] = &[
@@ -11,7 +11,6 @@ pub(super) const REFUSALS: &[Family] = &[
         phrases: &[
             "request limit exceeded|reached",
             "rate limit~",
-            "rate exceeded",
             "rate * exceeded|too|quota",
             "throttl~",
             "too many requests",
@@ -19,7 +18,6 @@ pub(super) const REFUSALS: &[Family] = &[
             "429 too|error",
             "requests per second|minute|hour",
             "queries per minute",
-            "request * throttled",
             "quota exceeded ** per minute|second",
             "slow down",
         ],
@@ -65,20 +63,16 @@ pub(super) const REFUSALS: &[Family] = &[
     Family {
         phrases: &[
             "unauthorized~",
-            "unauthorized operation",
             "not authorized",
             "authorization failed|failure",
             "not * permission~|authorization|access|rights|privilege",
             "missing|insufficient|lack~|no * permission~|privilege~|scope~|rights",
             "required ** permission~|privilege|scope",
-            "not * permission~ to",
             "status|code|http|error 401|403",
             "401|403 unauthorized|forbidden",
-            "response code 401|403",
             "but got 401|403",
             "invalid|expired|bad|revoked|missing * token|credential~|credentials",
             "token|credential~ * invalid|expired|revoked",
-            "token * invalid|expired",
             "no * credential~",
             "auth failure|failed",
             "authentication failed|failure|required|error",
@@ -100,7 +94,6 @@ pub(super) const REFUSALS: &[Family] = &[
     // No room: slots of an instance, limits of a node, quota of an account.
     Family {
         phrases: &[
-            "attachment limit",
             "max|maximum * number|count|limit * volume~|disk~|attach~|device~|storage|data",
             "max|maximum volume~|disk~|attach~ * count|limit|number|exceeded|reached",
             "max|maximum * attached|attachment|attachable * volume~|disk~|reached|exceeded",
@@ -113,13 +106,10 @@ pub(super) const REFUSALS: &[Family] = &[
             "too many * volume~|disk~|attach~|device~",
             "cannot * attach * more|additional|another",
             "no * free|available|more|unused|remaining * slot~|device|lun|port~|controller~|letters",
-            "no free|available|more|remaining slot~|device|lun|port~",
-            "slot~ * exhausted|full|available|left",
             "no device~ available",
             "quota",
             "resource exhausted",
             "insufficient capacity|resources|instance",
-            "volume limit",
             "capacity exceeded",
             "attachment|attach|attached|volume|disk ** limit",
             "pcie? slot~|ports",
@@ -157,8 +147,6 @@ pub(super) const JOBS: &[Family] = &[
             "already|still being processed|executed|staged|published|handled",
             "already processing|executing|attempting",
             "in flight",
-            "operation executing",
-            "operation pending",
             "pending * lock|operation",
         ],
         unless: &["external attacher", "operation * fulfilled"],
@@ -184,7 +172,6 @@ pub(super) const JOBS: &[Family] = &[
     // Locks of the provider, jobs of a server, and lost races on an object.
     Family {
         phrases: &[
-            "server|instance|volume|disk|resource|linode|droplet|vm|node|image|machine|service|datastore * locked",
             "locked",
             "task state",
             "linode|server|instance|droplet|vm|machine|api|host|service busy",
@@ -194,7 +181,6 @@ pub(super) const JOBS: &[Family] = &[
             "resource not ready",
             "object modified",
             "modified * latest|try|apply",
-            "provisioning state",
             "concurrent modification|update~|operation~",
             "preempted",
             "pending event",
@@ -236,7 +222,7 @@ pub(super) const JOBS: &[Family] = &[
         ],
         reported_by: ReportedBy::Controller,
         meaning: |s| match s.operation {
-            Some(crate::structure::Operation::Detach) => Meaning::DetachNotFinished,
+            Some(Operation::Detach) => Meaning::DetachNotFinished,
             _ => Meaning::DetachInProgress,
         },
     },
@@ -249,7 +235,6 @@ pub(super) const JOBS: &[Family] = &[
             "stuck * attaching",
             "attach * pending|started|running",
             "expected * attached * but|got|found",
-            "actual detached desired attached",
             "desired attached",
             "not attached * yet|in|within",
         ],
@@ -320,7 +305,6 @@ pub(super) const HOLDERS: &[Family] = &[
             "volume|disk|resource|storage|image|lun|# in use",
             "volume|disk # attached",
             "state|status * in use",
-            "used by another|different|other|instance|vm|server|node|#",
             "used|held|owned|locked|claimed|reserved|leased by * vm|instance|node|server|machine|host|linode|droplet|another|other|different|#",
             "status must available",
             "not available",
@@ -357,7 +341,6 @@ pub(super) const EXISTENCE: &[Family] = &[
         phrases: &[
             "instance|linode|server|droplet|vm|vms|node|compute|machine|host|hypervisor|virtualmachine id|for|with|named? * not found|exist~|registered|known",
             "instance|linode|server|droplet|vm|machine|node|host|instances|servers * not found|exist~",
-            "virtual machine * not found|exist~|registered",
             "instance|linode|server|droplet|vm|machine|node * no longer exist~",
             "no such instance|server|linode|droplet|vm|node|machine",
             "no * instance|server|linode|droplet|vm|machine * found|with|for|matching",
@@ -365,7 +348,6 @@ pub(super) const EXISTENCE: &[Family] = &[
             "cannot|failed|error * find|get|getting|resolve|lookup|locate|finding|discover|retrieve|describe * instance|linode|server|droplet|vm|node|machine|virtual|host|compute",
             "instance * terminated|deleted|gone|removed",
             "node * deleted|gone|removed",
-            "node not found",
             "invalid * instance id",
         ],
         unless: &["volume|disk * not found on", "no such host"],
@@ -375,7 +357,9 @@ pub(super) const EXISTENCE: &[Family] = &[
                 "instance|linode|server|droplet|vm|machine|node",
                 &s.body_text,
             )
-            .or_else(|| s.name_after("instance|linode|server|droplet|vm|machine|node|nodes")),
+            .or_else(|| {
+                s.name_after_phrase("instance|linode|server|droplet|vm|machine|node|nodes")
+            }),
         },
     },
     // The provider has no such volume: deleted, renamed, or never made.
@@ -391,7 +375,6 @@ pub(super) const EXISTENCE: &[Family] = &[
             "unknown volume|disk",
             "cannot|failed|error * find|get|locate|lookup * volume|disk|image|vmdk",
             "not registered as",
-            "item not found",
             "not found",
         ],
         unless: &[],
@@ -450,7 +433,7 @@ fn volume(structure: &Structure) -> Option<String> {
     structure
         .volume
         .clone()
-        .or_else(|| structure.name_after("volume|disk"))
+        .or_else(|| structure.name_after_phrase("volume|disk"))
 }
 
 /// Returns the holder as the message names it: the name after "attached to", "used by", "in use by" and the like.

@@ -27,7 +27,6 @@ pub(super) const RECORDS: &[Family] = &[
     // The CSI controller's own rights. A service account is refused, not a kubelet.
     Family {
         phrases: &[
-            "forbidden user system:serviceaccount~",
             "forbidden user system service account",
             "forbidden ** system:serviceaccount~",
             "volume attachment|volumeattachments.storage.k8s.io|volumeattachments.storage.k8s.io/status ** forbidden ** patch|update",
@@ -79,7 +78,6 @@ pub(super) const RECORDS: &[Family] = &[
     // The PersistentVolume is being deleted while an attach is wanted: external-attacher refuses to add its finalizer.
     Family {
         phrases: &[
-            "pv * marked for deletion",
             "pv * being deleted",
             "pv * deletion timestamp",
             "marked for deletion",

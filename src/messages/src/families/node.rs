@@ -64,7 +64,6 @@ pub(super) const DEVICES: &[Family] = &[
         phrases: &[
             "wrong fs type",
             "unknown fs type",
-            "unsupported fs type",
             "unrecognized fs type",
             "fs not support~",
             "fs type * not support~|valid|allowed|match|recognized",
@@ -108,9 +107,6 @@ pub(super) const DEVICES: &[Family] = &[
         phrases: &[
             "resource|device|target|mountpoint busy",
             "mount point * busy",
-            "device or resource busy",
-            "already mounted or",
-            "already mounted * busy",
             "busy * device|mount|target",
             "apparently in use",
             "device|disk * still? in use",
@@ -150,7 +146,6 @@ pub(super) const DEVICES: &[Family] = &[
             "missing * device",
             "device * never|failed * appear~|show~",
             "nvme|lun path",
-            "device|disk not found",
             "iscsi ** no session~|record~",
             "scsi|iscsi ** failed",
             "verifying * attached",
@@ -208,7 +203,6 @@ pub(super) const GENERAL: &[Family] = &[
             "i o timeout",
             "tls handshake",
             "handshake timeout",
-            "service unavailable",
             "server|api|endpoint|service * unavailable|unreachable",
             "internal server error",
             "bad gateway",
@@ -249,7 +243,6 @@ pub(super) const GENERAL: &[Family] = &[
     Family {
         phrases: &[
             "timeout",
-            "deadline exceeded",
             "deadline",
             "context canceled|cancelled",
             "took too long",

@@ -2,7 +2,7 @@
 
 use super::{Family, ReportedBy};
 use crate::meaning::Meaning;
-use crate::structure::{Structure, name_after};
+use crate::structure::name_after;
 
 /// Secrets, ConfigMaps and tokens that a volume is made from.
 pub(super) const REFERENCES: &[Family] = &[
@@ -12,7 +12,6 @@ pub(super) const REFERENCES: &[Family] = &[
             "fetch|request|get|create|obtain|refresh * token",
             "token request",
             "service account * not found|exist~",
-            "service account token",
             "failed|cannot|error * token ** service account",
             "service account token",
             "kube root ca|crt",
@@ -29,7 +28,6 @@ pub(super) const REFERENCES: &[Family] = &[
     Family {
         phrases: &[
             "config map * not found|exist~",
-            "config map # not found|forbidden",
             "config map|config ** forbidden",
             "non existent config",
             "nonexistent config",
@@ -70,7 +68,6 @@ pub(super) const REFERENCES: &[Family] = &[
     // kubelet's cache does not hold the named Secret or ConfigMap yet, or a key of one is missing.
     Family {
         phrases: &[
-            "object # not registered",
             "object ** not registered",
             "not find key",
             "cannot find key",
@@ -121,7 +118,6 @@ pub(super) const POD: &[Family] = &[
             "not file|regular",
             "not block|character|char device",
             "local volume * not|missing|path",
-            "local path * not exist",
             "mnt|local ** path * not exist",
             "mkdir * read only fs",
         ],
@@ -219,13 +215,12 @@ pub(super) const POD: &[Family] = &[
     // Growth fails on the way to a mount.
     Family {
         phrases: &[
-            "while expanding volume",
             "expand~ volume|fs|pvc",
             "resize fs|volume",
             "failed|cannot * resize|expand|grow",
         ],
         unless: &[],
         reported_by: ReportedBy::Any,
-        meaning: |_: &Structure| Meaning::ResizePath,
+        meaning: |_| Meaning::ResizePath,
     },
 ];
