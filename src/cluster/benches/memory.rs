@@ -126,6 +126,7 @@ fn pod(number: u64, node: u64) -> Value {
             "state": {"running": {"startedAt": "2026-03-02T03:00:30Z"}}})
     };
     let condition = |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-03-02T03:00:30Z"});
+    let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(condition);
     let mut volumes = vec![json!({"name": "kube-api-access", "projected": {"sources": [
         {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
         {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
@@ -142,7 +143,7 @@ fn pod(number: u64, node: u64) -> Value {
             "serviceAccountName": "default", "restartPolicy": "Always", "schedulerName": "default-scheduler",
             "tolerations": [toleration("node.kubernetes.io/not-ready"), toleration("node.kubernetes.io/unreachable")]},
         "status": {"phase": "Running", "podIP": "10.1.2.3", "hostIP": "10.0.0.1", "qosClass": "Burstable",
-            "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(condition),
+            "conditions": conditions,
             "containerStatuses": [status("app"), status("proxy")]},
     })
 }
@@ -184,10 +185,11 @@ fn node(number: u64) -> Value {
         json!({"type": kind, "status": "False", "lastHeartbeatTime": "2026-03-02T03:00:00Z", "lastTransitionTime": "2026-03-02T02:00:00Z",
             "reason": "KubeletHasSufficientMemory", "message": "kubelet has sufficient memory available"})
     };
+    let conditions = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"].map(condition);
     json!({
         "metadata": metadata("node", &format!("node-{number:05}"), None, &[("kubelet", 60), ("kube-controller-manager", 10)]),
         "spec": {"providerID": format!("linode://{number}"), "podCIDR": "10.0.0.0/24"},
-        "status": {"conditions": ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"].map(condition),
+        "status": {"conditions": conditions,
             "images": (0..50).map(image).collect::<Vec<_>>(), "capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"},
             "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}, "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
             "volumesInUse": (0..10).map(|n| format!("kubernetes.io/csi/linodebs.csi.linode.com^{n}")).collect::<Vec<_>>(),
