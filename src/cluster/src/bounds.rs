@@ -2,7 +2,7 @@
 //!
 //! RBAC gives the controller more than it needs: it cannot say "pods as a dry run only" or "taints only". Admission policies
 //! take the rest away, from the user name that they are written for. Under another ServiceAccount or namespace they bind
-//! nobody, and nothing would show it.
+//! no account, and nothing would show it.
 
 use crate::rights::review_self;
 use k8s_openapi::api::admissionregistration::v1::{

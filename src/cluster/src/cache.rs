@@ -222,7 +222,7 @@ impl Spawner<'_> {
         self.follow(config, is_whole, |_| None)
     }
 
-    /// Follows one kind. After an error everything of it is listed anew: a watch that is merely opened again says
+    /// Follows one kind. After an error everything of it is listed again: a watch that is merely opened again says
     /// nothing until an object changes, and what was missed meanwhile would look fresh. An object that is not whole is such an
     /// error, because without the object the cache would say that it does not exist.
     ///

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// A clock: a moment of wall-clock time plus what tokio's clock has counted since.
 ///
 /// # Caveats
-/// A wall clock that is set anew while the process runs is not followed: durations stay right, which is what leases and
+/// A wall clock that is set while the process runs is not followed: durations stay right, which is what leases and
 /// deadlines need.
 #[derive(Clone, Debug)]
 pub struct Clock {

@@ -24,12 +24,12 @@ pub struct EffectPass {
     locks: String,
 }
 
-/// The permission to take away once what reattach itself put there: a taint, a gate, a label, a stamp, a lock. The
+/// The permission to remove, once, what reattach itself put there: a taint, a gate, a label, a stamp, a lock. The
 /// functions of [`crate::tidy`] take it, and nothing else does. Made by [`Gate::tidy`] only.
 pub struct TidyPass(EffectPass);
 
 impl TidyPass {
-    /// As a pass for those effects that take something of ours away.
+    /// As a pass for those effects that remove something of ours.
     pub(crate) fn as_effect(&self) -> &EffectPass {
         &self.0
     }
@@ -138,8 +138,7 @@ impl Gate {
         Ok(pass)
     }
 
-    /// Lets something of ours be taken away, in any mode: what is left behind by a mode that allowed it goes under every
-    /// other.
+    /// Lets through the removal of something of ours, in any mode: it may have been left behind by a mode that allowed it.
     ///
     /// # Errors
     /// [`Shut::NotLeader`]: nothing may be issued.

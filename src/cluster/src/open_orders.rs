@@ -2,12 +2,12 @@
 //!
 //! # Expected flow
 //! An effect that is an order to the cloud writes a note right before the order is sent ([`note`]), in the same passage of
-//! the gate. The run takes it away once the journal has the outcome, and at its end ([`settle`]). Where a VolumeRecovery was
+//! the gate. The run deletes it once the journal has the outcome, and at its end ([`settle`]). Where a VolumeRecovery was
 //! deleted by force in between, the note is all that tells of the order: the janitor ([`list`]) leaves what the recovery put
 //! there in force until the provider's history accounts for the order, or a person deletes the note.
 //!
 //! # Guarantees
-//! No order is sent whose note is not stored. A note is taken away by recovery and step, never by age.
+//! No order is sent whose note is not stored. A note is deleted by recovery and step, never by age.
 //!
 //! # Assumptions
 //! Notes are Leases beside the locks of nodes: the controller may write Leases there, and people of other namespaces may not.

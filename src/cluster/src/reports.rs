@@ -8,7 +8,7 @@ use reattach_core::evidence::SeenMachine;
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, Uid};
 
-/// How often a lost compare-and-swap is tried again before the caller looks anew.
+/// Maximum number of compare-and-swap attempts per change.
 const TRIES: u32 = 5;
 
 /// Puts `challenge` into the node's report, in place of an older one of the same recovery.

@@ -1,8 +1,8 @@
 //! The journal's store: a VolumeRecovery's status, written by compare-and-swap.
 //!
 //! # Expected flow
-//! [`save`] replaces the status of exactly the version that was read. On [`SaveError::Conflict`] the caller reads again
-//! and decides anew; it never merges.
+//! [`save`] replaces the status of exactly the version that was read. On [`SaveError::Conflict`] the caller reads and
+//! decides again; it never merges.
 //!
 //! # Guarantees
 //! Every text of a stored status is plain and bounded. A status that is too large is cut and says so; one that the API

@@ -539,8 +539,8 @@ fn template_facts(spec: &PodSpec) -> TemplateFacts {
     }
 }
 
-/// Why a taint of ours would not keep such pods from a node. Only a toleration without a key tolerates a key that nobody
-/// knows (`ToleratesTaint` in Kubernetes `k8s.io/api/core/v1/toleration.go`), and a pod that names its node passes by the
+/// Why a taint of ours would not keep such pods from a node. Only a toleration without a key tolerates a key that its
+/// author does not know (`ToleratesTaint` in Kubernetes `k8s.io/api/core/v1/toleration.go`), and a pod that names its node passes by the
 /// scheduler.
 fn ignores_taints(spec: &PodSpec) -> Option<String> {
     if let Some(node) = spec.node_name.as_deref().filter(|n| !n.is_empty()) {

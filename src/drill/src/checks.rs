@@ -270,14 +270,14 @@ fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecove
     all
 }
 
-/// S3: effects that no journal announced when they were sent. What only takes away something of ours needs no line.
+/// S3: effects that no journal announced when they were sent. The removal of something of ours needs no line.
 fn unjournaled(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
     let mut broken = Vec::new();
     for (n, effect) in entries.iter().enumerate().filter(|(_, e)| !e.is_a_record()) {
         let announced = latest(stored, effect.sent)
             .values()
             .any(|r| announces(stage, r, effect));
-        if !announced && !proofs::takes_away(effect, &entries[..n], stored) {
+        if !announced && !proofs::only_removes(effect, &entries[..n], stored) {
             broken.push(format!("not announced: {}", effect.line()));
         }
     }

@@ -225,8 +225,8 @@ fn keeps_a_lock(entry: &Entry, name: &str, before: &[Entry]) -> bool {
         && last.is_some_and(|e| holder(e).is_string() && holder(e) == holder(entry))
 }
 
-/// Whether a request only takes away what is ours: the janitor's, and the end's, without a line in the journal.
-pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bool {
+/// Whether a request only removes what is ours. The janitor and the end of a run do that without a line in the journal.
+pub(crate) fn only_removes(entry: &Entry, before: &[Entry], stored: &Stored) -> bool {
     match entry.resource() {
         // The lock of a node.
         ("coordination.k8s.io", "leases", name) if name.starts_with("node-") => {

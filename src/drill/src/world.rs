@@ -3,7 +3,8 @@
 use crate::agents::Agents;
 use crate::app::App;
 use crate::cloud_profile::CloudProfile;
-pub use crate::names::{AGENT_USER, APPS, PERSON};
+use crate::names::AGENT_USER;
+pub use crate::names::{APPS, PERSON};
 use crate::replica::{CrashPoint, Replica, TOKEN};
 use crate::request_log::RequestLog;
 use crate::scratch::Scratch;
@@ -182,11 +183,6 @@ impl World {
     /// The cloud under the stage.
     pub(crate) fn profile(&self) -> &CloudProfile {
         &self.profile
-    }
-
-    /// The seed.
-    pub fn seed(&self) -> u64 {
-        self.seed
     }
 
     /// Virtual time.
@@ -418,23 +414,6 @@ impl World {
         all.iter()
             .filter_map(|v| VolumeRecovery::deserialize(&**v).ok())
             .collect()
-    }
-
-    /// Waits until `condition` holds, looking every 50 ms of virtual time; how long it took.
-    ///
-    /// # Errors
-    /// [`WorldError::TooLate`].
-    pub async fn until(
-        &self,
-        what: &str,
-        limit: Duration,
-        condition: impl Fn(&Self) -> bool,
-    ) -> Result<Duration, WorldError> {
-        let found = self.cluster.until(limit, |_| condition(self)).await;
-        found.ok_or_else(|| WorldError::TooLate {
-            what: what.to_owned(),
-            seconds: limit.as_secs(),
-        })
     }
 
     /// Pods of an app (label `app`), sorted by name.

@@ -1,4 +1,4 @@
-//! Holding new pods of a claim away by admission, evicting the stuck one, and letting pods come again.
+//! Holding new pods of a claim away by admission, evicting the stuck one, and lifting the hold.
 //!
 //! # Expected flow
 //! [`hold`] labels the VolumeRecovery; the MutatingAdmissionPolicy of `deploy/` then gates new pods of its claim. [`release`]
@@ -129,7 +129,7 @@ pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome 
         .create_subresource::<_, Value>("eviction", &pod.name, &params, &eviction)
         .await
     {
-        // It is gone, or another pod has its name: what is there now is looked at anew.
+        // It is gone, or another pod has its name: the run reads again what is there now.
         Err(kube::Error::Api(s)) if s.is_not_found() => applied("the pod is gone"),
         Err(kube::Error::Api(s)) if is_by_a_budget(&s) => Outcome::RefusedByBudget {
             why: budget_said(&s),

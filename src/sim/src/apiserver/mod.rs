@@ -101,12 +101,6 @@ impl ApiServer {
         self.inner.clock
     }
 
-    /// The server as a `tower` service with the identity `system:admin`.
-    #[must_use]
-    pub fn service(&self) -> ApiService {
-        self.service_as("system:admin")
-    }
-
     /// The server as a `tower` service; requests are recorded as those of `user`.
     #[must_use]
     pub fn service_as(&self, user: &str) -> ApiService {

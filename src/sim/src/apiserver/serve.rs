@@ -127,7 +127,7 @@ fn reply(code: u16, body: &impl Serialize) -> Result<http::Response<ReplyBody>, 
 /// A refusal before any resource was found. A path that no handler serves is answered in plain text by the real server's
 /// router, without a Status.
 fn refuse(e: &ApiStatus) -> Result<http::Response<ReplyBody>, BoxError> {
-    if *e != ApiStatus::no_such_path() {
+    if e.code != 404 {
         return reply(e.code, &e.body());
     }
     let body = Full::new(Bytes::from_static(b"404 page not found\n"))
@@ -147,21 +147,12 @@ impl ApiServer {
         body: &Bytes,
         user: &str,
     ) -> Result<http::Response<ReplyBody>, BoxError> {
-        let target = match parse_path(head.uri.path()) {
-            Ok(Target::Meta(segments)) => {
-                let (types, older) = {
-                    let state = lock(&self.inner.state);
-                    (state.types.clone(), !state.has_mutating_policies())
-                };
-                return match discovery::answer(&types, older, &segments) {
-                    Ok(found) => reply(200, &found),
-                    Err(e) => refuse(&e),
-                };
-            }
-            Ok(target) => target,
-            Err(e) => return refuse(&e),
+        let req = match parse_path(head.uri.path()) {
+            Ok(Target::Meta(segments)) => return self.discover(&segments),
+            Ok(target) => self.resource_request(head, target, user),
+            Err(e) => Err(e),
         };
-        let req = match self.resource_request(head, target, user) {
+        let req = match req {
             Ok(req) => req,
             Err(e) => return refuse(&e),
         };
@@ -197,40 +188,55 @@ impl ApiServer {
             }
         }
         if req.verb == Verb::Watch {
-            return match watch::open(self, req.clone()) {
-                Ok(stream) => {
-                    self.record(&req, &Value::Null, 200, "");
-                    let body = StreamBody::new(stream).boxed_unsync();
-                    Ok(http::Response::builder()
-                        .status(200)
-                        .header("content-type", "application/json")
-                        .body(body)?)
-                }
-                Err(e) => {
-                    self.record(&req, &Value::Null, e.code, "");
-                    reply(e.code, &e.body())
-                }
-            };
+            return self.watch(&req);
         }
-        let (code, answer) = {
-            let mut state = lock(&self.inner.state);
-            let before = state.store.rv();
-            let result = dispatch(&mut state, &req, &parsed, self.inner.clock.now());
-            let changed = state.store.rv() != before;
-            drop(state);
-            if changed {
-                self.inner.changed.notify_waiters();
-            }
-            match result {
-                Ok((code, answer)) => (code, answer),
-                Err(e) => (e.code, Answer::Made(e.body())),
-            }
-        };
+        let (code, answer) = self.act(&req, &parsed);
         if let Some(fault) = after {
             return self.fail(&req, &parsed, &fault);
         }
         self.record(&req, &parsed, code, answer.name());
         reply(code, &answer)
+    }
+
+    fn discover(&self, segments: &[String]) -> Result<http::Response<ReplyBody>, BoxError> {
+        let (types, older) = {
+            let state = lock(&self.inner.state);
+            (state.types.clone(), !state.has_mutating_policies())
+        };
+        match discovery::answer(&types, older, segments) {
+            Ok(found) => reply(200, &found),
+            Err(e) => refuse(&e),
+        }
+    }
+
+    fn watch(&self, req: &ApiRequest) -> Result<http::Response<ReplyBody>, BoxError> {
+        match watch::open(self, req.clone()) {
+            Ok(stream) => {
+                self.record(req, &Value::Null, 200, "");
+                let body = StreamBody::new(stream).boxed_unsync();
+                Ok(http::Response::builder()
+                    .status(200)
+                    .header("content-type", "application/json")
+                    .body(body)?)
+            }
+            Err(e) => {
+                self.record(req, &Value::Null, e.code, "");
+                reply(e.code, &e.body())
+            }
+        }
+    }
+
+    /// Carries the request out and wakes the watches if it changed something.
+    fn act(&self, req: &ApiRequest, body: &Value) -> (u16, Answer) {
+        let mut state = lock(&self.inner.state);
+        let before = state.store.rv();
+        let result = dispatch(&mut state, req, body, self.inner.clock.now());
+        let changed = state.store.rv() != before;
+        drop(state);
+        if changed {
+            self.inner.changed.notify_waiters();
+        }
+        result.unwrap_or_else(|e| (e.code, Answer::Made(e.body())))
     }
 
     fn fail(
