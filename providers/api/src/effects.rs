@@ -76,6 +76,8 @@ pub enum Optional {
     ForceDetach,
     /// Powering instances off and on.
     Power,
+    /// Switching the automatic restart of instances off and on.
+    KeepOff,
     /// Making and listing snapshots of volumes.
     Snapshot,
     /// Identifying the account that answers.
@@ -89,6 +91,7 @@ impl fmt::Display for Optional {
         f.write_str(match self {
             Self::ForceDetach => "force a detach",
             Self::Power => "power instances off or on",
+            Self::KeepOff => "switch the automatic restart of instances",
             Self::Snapshot => "make snapshots of volumes",
             Self::Scope => "tell which account answers",
             Self::PowerHistory => "tell the history of an instance's power",

@@ -28,6 +28,9 @@ pub struct Capabilities {
     pub can_force: bool,
     /// Instances can be powered off and on ([`Provider::power_off`], [`Provider::power_on`]).
     pub can_fence: bool,
+    /// The automatic restart of an instance can be switched off and on ([`Provider::set_restart`]). `false` also where the
+    /// cloud never boots an instance by itself.
+    pub can_keep_off: bool,
     /// Snapshots of volumes can be made ([`Provider::snapshot`]).
     pub can_snapshot: bool,
     /// The API has dry-runs of its effects.
@@ -262,6 +265,12 @@ pub trait Provider: Send + Sync {
         format!("(power instance {instance} {way} in the cloud's console)")
     }
 
+    /// Returns the command that a person would type to switch an instance's automatic restart on or off, as `detach_command`.
+    fn restart_command(&self, instance: &InstanceId, on: bool) -> String {
+        let way = if on { "on" } else { "off" };
+        format!("(switch the automatic restart of instance {instance} {way} in the cloud's console)")
+    }
+
     /// Returns the command that a person would type to make a snapshot of `volume`, as `detach_command`.
     fn snapshot_command(&self, volume: &VolumeId) -> String {
         format!("(make a snapshot of volume {volume} in the cloud's console)")
@@ -295,6 +304,18 @@ pub trait Provider: Send + Sync {
         _timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
         unsupported(self.name(), Optional::Power)
+    }
+
+    /// Sets whether the cloud boots an instance by itself after it stopped without a shutdown job
+    /// ([`Capabilities::can_keep_off`]). Nothing is sent when the setting is as wanted already
+    /// ([`PowerOutcome::AlreadyThere`]). An accepted request is read back by `describe_instances`.
+    fn set_restart<'a>(
+        &'a self,
+        _instance: &'a InstanceId,
+        _on: bool,
+        _timeout: Duration,
+    ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
+        unsupported(self.name(), Optional::KeepOff)
     }
 
     /// Reads an identifier of the account and region whose objects this provider reads. It is constant for one account and

@@ -141,6 +141,7 @@ impl Client {
                 Method::GET,
                 path,
                 filter,
+                Bytes::new(),
                 Deadline::after(self.config.read_timeout),
             )
             .await;
@@ -225,14 +226,40 @@ impl Client {
         ))
     }
 
-    /// Sends one mutation, without a body, and never repeats it. This is the only place of this crate that sends one.
+    /// Sends one order without a body, and never repeats it.
     pub(crate) async fn post(
         &self,
         operation: &str,
         path: &str,
         deadline: Deadline,
     ) -> Result<(), PostFailure> {
-        let sent = self.send(Method::POST, path, None, deadline).await;
+        self.mutate(operation, Method::POST, path, Bytes::new(), deadline)
+            .await
+    }
+
+    /// Sends one change of an object's fields, and never repeats it.
+    pub(crate) async fn put(
+        &self,
+        operation: &str,
+        path: &str,
+        fields: &Value,
+        deadline: Deadline,
+    ) -> Result<(), PostFailure> {
+        let body = Bytes::from(fields.to_string());
+        self.mutate(operation, Method::PUT, path, body, deadline)
+            .await
+    }
+
+    /// Sends one mutation and never repeats it. This is the only place of this crate that sends one.
+    async fn mutate(
+        &self,
+        operation: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        deadline: Deadline,
+    ) -> Result<(), PostFailure> {
+        let sent = self.send(method, path, None, body, deadline).await;
         let answer =
             sent.map_err(|error| classify::transport(operation, Kind::Mutation, &error))?;
         if !answer.status().is_success() {
@@ -242,7 +269,7 @@ impl Client {
                 refusal: Some(answer),
             });
         }
-        // The documented answer is an empty JSON object. Another success, such as a proxy's page, proves nothing.
+        // The documented answer is a JSON object: an empty one after an order, the object after a change. Another success, such as a proxy's page, proves nothing.
         match serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(answer.body()) {
             Ok(_) if classify::is_json(answer.headers()) => Ok(()),
             _ => Err(classify::unusable(
@@ -260,6 +287,7 @@ impl Client {
         method: Method,
         path: &str,
         filter: Option<&Value>,
+        body: Bytes,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, TransportError> {
         let unsendable = |why: String| TransportError::new(TransportErrorKind::BeforeSend, why);
@@ -274,9 +302,12 @@ impl Client {
                 .map_err(|e| unsendable(e.to_string()))?;
             request = request.header("x-filter", value);
         }
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
         let request = request
             .extension(self.purpose)
-            .body(Bytes::new())
+            .body(body)
             .map_err(|e| unsendable(e.to_string()))?;
         let allowed = deadline.left();
         match deadline

@@ -9,6 +9,7 @@ use crate::{
 use http::StatusCode;
 use reattach_core::{cloud::InstanceState, ids::InstanceId};
 use reattach_provider_api::{Deadline, EffectError, PowerOffRequest, PowerOutcome, ProviderError};
+use serde_json::json;
 use std::time::Duration;
 
 /// Path of the instances.
@@ -46,6 +47,38 @@ pub(crate) async fn on(
     Ok(change
         .request(client, &operation, instance, timeout)
         .await?)
+}
+
+/// Switches the watchdog of an instance (Lassie) on or off: the field `watchdog_enabled`, which "Update a Linode" writes.
+/// The answer is the instance as it is after the change.
+pub(crate) async fn watchdog(
+    client: &Client,
+    instance: &InstanceId,
+    on: bool,
+    timeout: Duration,
+) -> Result<PowerOutcome, EffectError> {
+    let way = if on { "on" } else { "off" };
+    let operation = format!("switch the watchdog of instance {instance} {way}");
+    let deadline = Deadline::after(timeout);
+    let number = handle::require_number(&operation, instance.as_str())?;
+    let reading = client.get_object::<Instance>(&operation, INSTANCES, number);
+    let found = deadline
+        .read_first(&operation, "the instance", reading)
+        .await?
+        .into_cloud();
+    if found.auto_restart == on {
+        return Ok(PowerOutcome::AlreadyThere);
+    }
+    deadline.check_time_to_send(&operation, "the instance")?;
+    let body = json!({ "watchdog_enabled": on });
+    let path = format!("{INSTANCES}/{number}");
+    match client.put(&operation, &path, &body, deadline).await {
+        Ok(()) => Ok(PowerOutcome::Accepted),
+        Err(failure) => match busy(&failure) {
+            Some(detail) => Ok(PowerOutcome::Busy { detail }),
+            None => Err(failure.error.into()),
+        },
+    }
 }
 
 /// A change of an instance's power.

@@ -233,6 +233,7 @@ impl Provider for LinodeProvider {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             can_fence: true,
+            can_keep_off: true,
             ..Capabilities::default()
         }
     }
@@ -342,6 +343,10 @@ impl Provider for LinodeProvider {
         )
     }
 
+    fn restart_command(&self, instance: &InstanceId, on: bool) -> String {
+        format!("linode-cli linodes update {instance} --watchdog_enabled {on}")
+    }
+
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
         preflight::run(&self.client).boxed()
     }
@@ -359,6 +364,16 @@ impl Provider for LinodeProvider {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
         async move { power::on(&self.client.for_effects(), instance, timeout).await }.boxed()
+    }
+
+    fn set_restart<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        on: bool,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
+        async move { power::watchdog(&self.client.for_effects(), instance, on, timeout).await }
+            .boxed()
     }
 
     fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {

@@ -3,10 +3,10 @@
 mod support;
 
 use reattach_cloud_simulator::{
-    ErrorBody, Fault, FaultRule, InstanceStatus, Operation, Timings, When,
+    DeadHost, ErrorBody, Fault, FaultRule, InstanceStatus, Operation, Timings, When,
 };
 use reattach_core::{
-    cloud::{CloudScope, JobStatus, PowerChange, PowerFacts, PowerJob},
+    cloud::{CloudScope, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob},
     ids::InstanceId,
 };
 use reattach_linode::{LinodeConfig, LinodeProvider, Token};
@@ -280,6 +280,57 @@ async fn the_watchdog_boots_only_after_a_stop_without_a_job() {
     pass(600).await;
     assert_eq!(status(), InstanceStatus::Offline);
     assert!(facts(&linode).await.jobs.iter().all(|j| !j.is_pending()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watchdog_is_switched_off_and_on_again() {
+    let linode = Linode::new();
+    linode.sim.set_dead_host(DeadHost::Silent);
+    linode.sim.kill(HOLDER).expect("killed");
+    assert_eq!(watchdog(&linode, false).await, Ok(PowerOutcome::Accepted));
+    assert_eq!(
+        watchdog(&linode, false).await,
+        Ok(PowerOutcome::AlreadyThere)
+    );
+    let read = linode.provider.describe_instances(&[holder()]).await;
+    let shown = read[&holder()].clone().found().expect("an instance");
+    assert_eq!((shown.state, shown.auto_restart), (InstanceState::Off, false));
+    linode.sim.host_is_back(HOLDER).expect("back");
+    pass(600).await;
+    let instance = || linode.sim.instance(HOLDER).expect("an instance");
+    assert_eq!(instance().status, InstanceStatus::Offline);
+    assert_eq!(watchdog(&linode, true).await, Ok(PowerOutcome::Accepted));
+    assert!(instance().watchdog_enabled);
+    let sent = linode.sim.requests().into_iter();
+    let changes = sent.filter(|r| r.operation == Some(Operation::UpdateInstance));
+    assert_eq!(changes.count(), 2, "nothing is sent without a change");
+    linode.contract.assert_kept();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_watchdog_is_sent_once() {
+    let linode = Linode::new();
+    let cut = Fault::Cut {
+        when: When::AfterEffect,
+    };
+    linode
+        .sim
+        .add_fault(FaultRule::new([Operation::UpdateInstance], cut).times(1));
+    let lost = watchdog(&linode, false).await;
+    assert!(
+        matches!(
+            lost,
+            Err(EffectError::Failed(ProviderError::Unknown { .. }))
+        ),
+        "{lost:?}"
+    );
+    let sent = linode.sim.requests().into_iter();
+    let changes = sent.filter(|r| r.operation == Some(Operation::UpdateInstance));
+    assert_eq!(changes.count(), 1);
+}
+
+async fn watchdog(linode: &Linode, on: bool) -> Result<PowerOutcome, EffectError> {
+    linode.provider.set_restart(&holder(), on, TIMEOUT).await
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use crate::{
     faults::{FaultNo, FaultRule},
     model::{DetachBehaviour, InstanceNo, InstanceStatus, OpError, Timings, VolumeNo},
     sim::{NewInstance, NewVolume},
-    state::UnattachedDetach,
+    state::{DeadHost, UnattachedDetach},
 };
 use axum::{
     Json, Router,
@@ -236,6 +236,8 @@ async fn clear_faults(State(sim): State<CloudSim>) -> Answer {
 struct Settings {
     timings: Option<Timings>,
     unattached_detach: Option<UnattachedDetach>,
+    dead_host: Option<DeadHost>,
+    watchdog_looks_back: Option<bool>,
     freeze_reads_ms: Option<u64>,
     /// Requests per minute. 0: no limit.
     rate_limit: Option<u32>,
@@ -257,6 +259,12 @@ async fn settings(State(sim): State<CloudSim>, Json(settings): Json<Settings>) -
     }
     if let Some(unattached) = settings.unattached_detach {
         sim.set_unattached_detach(unattached);
+    }
+    if let Some(dead_host) = settings.dead_host {
+        sim.set_dead_host(dead_host);
+    }
+    if let Some(looks_back) = settings.watchdog_looks_back {
+        sim.set_watchdog_looks_back(looks_back);
     }
     if let Some(milliseconds) = settings.freeze_reads_ms {
         sim.freeze_reads(Duration::from_millis(milliseconds));

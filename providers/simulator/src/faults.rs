@@ -30,6 +30,8 @@ pub enum Operation {
     ShutdownInstance,
     /// Reboot an instance.
     RebootInstance,
+    /// Change the fields of an instance.
+    UpdateInstance,
     /// Read the job history.
     ListJobs,
     /// Begin a snapshot.
@@ -48,6 +50,7 @@ impl Operation {
                 | Self::BootInstance
                 | Self::ShutdownInstance
                 | Self::RebootInstance
+                | Self::UpdateInstance
                 | Self::CreateSnapshot
         )
     }

@@ -32,7 +32,7 @@ pub use model::{
     OpError, Snapshot, SnapshotNo, Timings, Volume, VolumeNo,
 };
 pub use sim::{CloudSim, NewInstance, NewVolume};
-pub use state::UnattachedDetach;
+pub use state::{DeadHost, UnattachedDetach};
 pub use transport::{in_memory, over};
 
 /// The simulated cloud's HTTP APIs: Linode's API v4 under `/v4` and `/v4beta`, EC2's Query API at `/`, the control

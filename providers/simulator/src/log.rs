@@ -18,6 +18,13 @@ pub enum Effect {
         /// The volume.
         volume: VolumeNo,
     },
+    /// The watchdog of an instance was switched.
+    Watchdog {
+        /// The instance.
+        instance: InstanceNo,
+        /// Whether the watchdog is on now.
+        on: bool,
+    },
     /// A job was accepted.
     Accepted {
         /// The kind of the job.

@@ -9,7 +9,7 @@ use crate::{
         DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot,
         Timings, Volume, VolumeNo,
     },
-    state::State,
+    state::{DeadHost, State},
 };
 use jiff::Timestamp;
 use std::{
@@ -386,6 +386,26 @@ impl CloudSim {
     /// Cuts the power of a running instance. A watchdog boots it again after [`Timings::watchdog_ms`].
     pub fn kill(&self, instance: InstanceNo) -> Result<(), OpError> {
         self.with(|state, now| state.kill(instance, now))
+    }
+
+    /// Sets what the API shows of instances whose power is cut from now on.
+    pub fn set_dead_host(&self, dead_host: DeadHost) {
+        self.with(|state, _| state.dead_host = dead_host);
+    }
+
+    /// Sets whether the watchdog boots an instance that lost its power earlier, once the watchdog is switched on.
+    pub fn set_watchdog_looks_back(&self, looks_back: bool) {
+        self.with(|state, _| state.watchdog_looks_back = looks_back);
+    }
+
+    /// Brings the host of an instance that lost its power back. The watchdog boots the instance, if it is on.
+    pub fn host_is_back(&self, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| state.host_is_back(instance, now))
+    }
+
+    /// Switches the watchdog of an instance, as a person would.
+    pub fn set_watchdog(&self, instance: InstanceNo, on: bool) -> Result<(), OpError> {
+        self.with(|state, now| state.set_watchdog(instance, on, now))
     }
 
     /// Deletes an instance and detaches its volumes.

@@ -30,6 +30,20 @@ pub enum UnattachedDetach {
     BadRequest,
 }
 
+/// What the API shows of an instance whose host died. Linode's real answer is not documented, so clients must handle each
+/// of these. (A host that hangs while the API shows its instances as running is no loss of power.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadHost {
+    /// The host is back at once: the watchdog's boot is under way from the loss of power on.
+    #[default]
+    BacksUp,
+    /// "offline", without a job, until the host is back.
+    Silent,
+    /// "offline", with one boot of the watchdog, which fails.
+    BootsFail,
+}
+
 /// Rights of the callers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Access {
@@ -44,6 +58,13 @@ pub(crate) struct Access {
 /// The account's only user. All jobs that the cloud does not start by itself name it.
 const USER: &str = "simulated";
 
+/// State of the host of an instance that lost its power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostIs {
+    Down,
+    Back,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) view: View,
@@ -56,6 +77,12 @@ pub(crate) struct State {
     /// Durations of the power jobs of single instances. `timings` holds for all others.
     pub(crate) power_timings: BTreeMap<InstanceNo, Timings>,
     pub(crate) unattached_detach: UnattachedDetach,
+    pub(crate) dead_host: DeadHost,
+    /// Whether the watchdog boots an instance that lost its power earlier, once the watchdog is switched on. Linode does not
+    /// document that.
+    pub(crate) watchdog_looks_back: bool,
+    /// Instances that lost their power without a shutdown job, and whether their host is still down.
+    pub(crate) lost_power: BTreeMap<InstanceNo, HostIs>,
     pub(crate) access: Access,
     pub(crate) faults: Faults,
     pub(crate) history: History,
@@ -401,25 +428,73 @@ impl State {
     /// Cuts the instance's power. A watchdog boots it again. An instance that is off stays as it is, since a watchdog does
     /// not boot after an ordered shutdown.
     pub(crate) fn kill(&mut self, instance: InstanceNo, now: Timestamp) -> Result<(), OpError> {
-        let found = self.instance(instance)?;
-        if found.status == InstanceStatus::Offline {
+        if self.instance(instance)?.status == InstanceStatus::Offline {
             return Ok(());
         }
-        let watchdog = found.watchdog_enabled;
         self.cancel_power_job(instance, now);
         self.unplug_all(instance, now);
         self.set_status(instance, InstanceStatus::Offline, now);
-        if watchdog {
-            let lasting = self.power_timings(instance).of(JobAction::WatchdogBoot);
-            self.start(
-                JobAction::WatchdogBoot,
-                None,
-                Some(instance),
-                now,
-                Some(lasting),
-            );
+        let host = match self.dead_host {
+            DeadHost::BacksUp => HostIs::Back,
+            DeadHost::Silent | DeadHost::BootsFail => HostIs::Down,
+        };
+        self.lost_power.insert(instance, host);
+        if self.dead_host != DeadHost::Silent {
+            self.watchdog_boots(instance, now);
         }
         Ok(())
+    }
+
+    /// The host of an instance that lost its power is back. The watchdog boots the instance.
+    pub(crate) fn host_is_back(
+        &mut self,
+        instance: InstanceNo,
+        now: Timestamp,
+    ) -> Result<(), OpError> {
+        self.instance(instance)?;
+        if let Some(host) = self.lost_power.get_mut(&instance) {
+            *host = HostIs::Back;
+            self.watchdog_boots(instance, now);
+        }
+        Ok(())
+    }
+
+    /// Switches the watchdog of an instance.
+    pub(crate) fn set_watchdog(
+        &mut self,
+        instance: InstanceNo,
+        on: bool,
+        now: Timestamp,
+    ) -> Result<(), OpError> {
+        let found = self.instance_mut(instance)?;
+        let was_on = std::mem::replace(&mut found.watchdog_enabled, on);
+        found.updated = now;
+        if on
+            && !was_on
+            && self.watchdog_looks_back
+            && self.lost_power.get(&instance) == Some(&HostIs::Back)
+        {
+            self.watchdog_boots(instance, now);
+        }
+        Ok(())
+    }
+
+    /// Begins the watchdog's boot of an instance that is off, if its watchdog is on and no job is under way.
+    fn watchdog_boots(&mut self, instance: InstanceNo, now: Timestamp) {
+        let boots = self
+            .instance(instance)
+            .is_ok_and(|i| i.watchdog_enabled && i.status == InstanceStatus::Offline);
+        if !boots || self.power_job_of(instance).is_some() {
+            return;
+        }
+        let lasting = self.power_timings(instance).of(JobAction::WatchdogBoot);
+        self.start(
+            JobAction::WatchdogBoot,
+            None,
+            Some(instance),
+            now,
+            Some(lasting),
+        );
     }
 
     /// Deletes an instance; the cloud detaches its volumes.
@@ -550,6 +625,10 @@ impl State {
         if self.instance(instance).is_err() {
             return false;
         }
+        if self.lost_power.get(&instance) == Some(&HostIs::Down) && action != JobAction::Shutdown {
+            return false;
+        }
+        self.lost_power.remove(&instance);
         if action == JobAction::Shutdown {
             self.unplug_all(instance, at);
             self.set_status(instance, InstanceStatus::Offline, at);

@@ -29,6 +29,11 @@ pub struct EffectPass {
 pub struct TidyPass(EffectPass);
 
 impl TidyPass {
+    /// When the effect must be over.
+    pub fn deadline(&self) -> Instant {
+        self.0.deadline
+    }
+
     /// As a pass for those effects that take something of ours away.
     pub(crate) fn as_effect(&self) -> &EffectPass {
         &self.0

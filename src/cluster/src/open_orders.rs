@@ -45,6 +45,8 @@ pub enum Ordered {
     Detach,
     /// To change the power of the holder.
     Power(PowerChange),
+    /// To switch the automatic restart of the holder off. Its note stays until the restart is on again.
+    KeepOff,
 }
 
 /// An order to the cloud, with everything that its fate is found by when nothing else of its recovery is left.

@@ -408,7 +408,9 @@ impl Collector {
         let mut ids = unspoken_for(e, now());
         // What became of the power is asked for after the volume is free, too.
         if let Needs::Execute { plan, .. } = needs
-            && (plan.find(StepKind::PowerOff).is_some() || plan.find(StepKind::PowerOn).is_some())
+            && [StepKind::PowerOff, StepKind::PowerOn, StepKind::KeepOff]
+                .into_iter()
+                .any(|kind| plan.find(kind).is_some())
             && !ids.contains(&plan.pins.holder)
         {
             ids.push(plan.pins.holder.clone());

@@ -10,6 +10,7 @@ use reattach_cluster::{open_orders, reports, tidy};
 use reattach_core::ids::StepIx;
 use reattach_core::journal::{Entry, Event};
 use reattach_core::plan::SoundPlan;
+use reattach_core::steps::StepKind;
 use serde_json::json;
 
 /// The finalizer that keeps a VolumeRecovery while its run may have a workload at zero replicas.
@@ -68,7 +69,7 @@ pub(crate) async fn remove(
             .steps
             .iter()
             .enumerate()
-            .filter(|(_, step)| step.kind.spec().is_order())
+            .filter(|(_, step)| step.kind.spec().is_order() || step.kind == StepKind::KeepOff)
         {
             let step = StepIx(u32::try_from(at).unwrap_or(u32::MAX));
             let ordered = |e: &&Opaque<Entry>| {

@@ -73,6 +73,8 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
             Effect::CloudForce { proof } => stage.detach(proof, true).await,
             Effect::PowerOff { instance, node } => stage.power(instance, node, false).await,
             Effect::PowerOn { instance, node } => stage.power(instance, node, true).await,
+            Effect::KeepOff { instance, node } => stage.restart(instance, Some(node), false).await,
+            Effect::LetBoot { instance, .. } => stage.restart(instance, None, true).await,
             Effect::TaintOutOfService {
                 proof,
                 node: name,
@@ -207,6 +209,33 @@ impl Stage<'_> {
         outcome
     }
 
+    /// Switches an instance's automatic restart off, under its node's lock, or on again. The note that is stored before tells the
+    /// janitor what to switch on again if the record is deleted.
+    async fn restart(&self, instance: &InstanceId, lock: Option<&NodeName>, on: bool) -> Outcome {
+        let Some(volume) = &self.volume else {
+            let why = format!(
+                "no provider knows the volume, so none can be asked about instance {instance}"
+            );
+            return Outcome::NotApplied { why, retry: on };
+        };
+        let now = self.executor.collector.clock.now();
+        if let Some(node) = lock {
+            if let Err(outcome) =
+                node_lock::take(self.pass, node, self.recovery.name(), now).await
+            {
+                return outcome;
+            }
+            if let Err(outcome) = self.noted().await {
+                return outcome;
+            }
+        }
+        let reply = volume
+            .provider()
+            .set_restart(instance, on, self.left())
+            .await;
+        restarts(reply, on)
+    }
+
     /// Asks the question whose number the recovery's status has.
     async fn ask(&self, node: &NodeName) -> Outcome {
         let not_applied = |why: &str| Outcome::NotApplied {
@@ -245,6 +274,29 @@ fn powered(reply: Result<PowerOutcome, EffectError>, wanted: &str) -> Outcome {
         },
         Ok(PowerOutcome::AlreadyThere) => Outcome::Applied {
             detail: format!("the instance was {wanted} already"),
+        },
+        Ok(PowerOutcome::Busy { detail }) => Outcome::NotApplied {
+            why: format!("busy: {detail}"),
+            retry: true,
+        },
+        Err(error) => failed(error),
+    }
+}
+
+/// What a provider's answer to switching an instance's automatic restart says about the effect.
+pub(crate) fn restarts(reply: Result<PowerOutcome, EffectError>, on: bool) -> Outcome {
+    let way = if on { "on" } else { "off" };
+    match reply {
+        Ok(PowerOutcome::Accepted) => Outcome::Applied {
+            detail: format!("the cloud switched the automatic restart {way}"),
+        },
+        Ok(PowerOutcome::AlreadyThere) if on => Outcome::Applied {
+            detail: "the automatic restart was on already".to_owned(),
+        },
+        // This run did not do it, and does not switch on what others switched off.
+        Ok(PowerOutcome::AlreadyThere) => Outcome::NotApplied {
+            why: "the automatic restart was off already, and not by this run".to_owned(),
+            retry: false,
         },
         Ok(PowerOutcome::Busy { detail }) => Outcome::NotApplied {
             why: format!("busy: {detail}"),

@@ -472,6 +472,7 @@ impl Providers {
         Allowed {
             power_off: can.can_fence && (by_a_person || rule != PowerOffRule::Never),
             power_on: can.can_fence && rule == PowerOffRule::AllowedAndOn,
+            keep_off: can.can_keep_off,
             // Where a snapshot is required and cannot be made, nothing is detached by force.
             force: can.can_force && (can.can_snapshot || snapshot != SnapshotRule::Required),
             snapshot: match snapshot {
@@ -503,6 +504,8 @@ impl Providers {
                     detach: provider.detach_command(&l.id, holder),
                     power_off: provider.power_command(holder, false),
                     power_on: provider.power_command(holder, true),
+                    keep_off: provider.restart_command(holder, false),
+                    let_boot: provider.restart_command(holder, true),
                     snapshot: provider.snapshot_command(&l.id),
                 }
             }
@@ -512,6 +515,8 @@ impl Providers {
                     detach: console("detach the volume"),
                     power_off: console("power the instance off"),
                     power_on: console("power the instance on"),
+                    keep_off: console("switch the instance's automatic restart off"),
+                    let_boot: console("switch the instance's automatic restart on"),
                     snapshot: console("make a snapshot of the volume"),
                 }
             }
@@ -525,6 +530,8 @@ pub struct ByHand {
     detach: String,
     power_off: String,
     power_on: String,
+    keep_off: String,
+    let_boot: String,
     snapshot: String,
 }
 
@@ -535,6 +542,8 @@ impl ByHand {
             detach: &self.detach,
             power_off: &self.power_off,
             power_on: &self.power_on,
+            keep_off: &self.keep_off,
+            let_boot: &self.let_boot,
             snapshot: &self.snapshot,
         }
     }

@@ -120,6 +120,14 @@ fn shape(plan: &Plan, found: &mut Findings) {
         taint.is_none_or(|t| first(StepKind::Prove).is_some_and(|p| p < t)),
         Violation::FenceWithoutProof,
     );
+    let (keep, boot) = (first(StepKind::KeepOff), first(StepKind::LetBoot));
+    found.require(
+        keep.is_none() == boot.is_none()
+            && boot >= keep
+            && last(StepKind::KeepOff) == keep
+            && keep.is_none_or(|k| first(StepKind::Prove).is_some_and(|p| k < p)),
+        Violation::RestartUnpaired,
+    );
     let whole_node = [
         taint,
         first(StepKind::PowerOff),

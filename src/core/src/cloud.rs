@@ -308,6 +308,17 @@ pub struct PowerFacts {
     pub off_stays_off: bool,
 }
 
+/// What a reading of an instance that is off with its automatic restart off was made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptOff {
+    /// The term of the leader that read it: the time between two readings counts on one clock alone.
+    pub term: u64,
+    /// The newest job in the history of its power. None: the history was empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_job: Option<String>,
+}
+
 /// What this recovery saw of the holder before, journaled: "not found" and "off" mean something only after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -318,6 +329,9 @@ pub struct InstanceObservation {
     pub scope: CloudScope,
     /// Its power state then; none if only its volume was described.
     pub state: Option<InstanceState>,
+    /// It was off, and its automatic restart too. None: it was not off, or the cloud might have booted it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_off: Option<KeptOff>,
     /// When.
     pub at: Timestamp,
 }

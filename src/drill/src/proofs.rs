@@ -114,7 +114,7 @@ fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Opti
     }
     let power = cloud.power_at(holder, at);
     let true_ = match proof {
-        ProofKind::Off { .. } => {
+        ProofKind::Off { .. } | ProofKind::KeptOff { .. } => {
             power == Some(InstanceStatus::Offline) && !has(&cloud.holder_intervals(volume))
         }
         ProofKind::Gone { .. } => power.is_none(),

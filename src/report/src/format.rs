@@ -162,6 +162,17 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
                 clock(*first_seen)
             )
         }
+        ProofKind::KeptOff {
+            first_seen,
+            newest_job,
+        } => format!(
+            "the instance is off without a shutdown job; its automatic restart was switched off, and after that it was read as off twice (first at {}) with {}",
+            clock(*first_seen),
+            match newest_job {
+                Some(job) => format!("nothing that boots after job {job}"),
+                None => "an empty history".to_owned(),
+            }
+        ),
         ProofKind::RebootedAndClean { node, boot, epoch } => format!(
             "{node} has rebooted (boot {boot}), and its agent answered challenge {epoch}: no such device, and no mount of it"
         ),

@@ -75,6 +75,7 @@ pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof
         instance: holder.clone(),
         scope,
         state: Some(InstanceState::Off),
+        kept_off: None,
         at: now - SignedDuration::from_secs(20),
     };
     proof::off(evidence.at(now), holder, Some(&first))

@@ -116,8 +116,9 @@ const READS: [Operation; 5] = [
     Operation::ListJobs,
 ];
 
-const MUTATIONS: [Operation; 3] = [
+const MUTATIONS: [Operation; 4] = [
     Operation::DetachVolume,
+    Operation::UpdateInstance,
     Operation::ShutdownInstance,
     Operation::BootInstance,
 ];

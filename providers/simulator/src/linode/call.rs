@@ -24,6 +24,7 @@ pub(super) enum Call {
     GetInstance(InstanceNo),
     ListInstanceVolumes(InstanceNo, Page),
     Power(InstanceNo, JobAction),
+    SetWatchdog(InstanceNo, bool),
     ListEvents(Page),
 }
 
@@ -88,6 +89,13 @@ struct PowerBody {
     _config_id: Option<u64>,
 }
 
+/// The only field of an instance that a client may change here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateBody {
+    watchdog_enabled: bool,
+}
+
 impl Call {
     pub(super) fn parse(
         method: &Method,
@@ -130,6 +138,9 @@ impl Call {
                 };
                 Self::Power(number(id)?, action)
             }
+            ["linode", "instances", id] if method == Method::PUT => {
+                Self::SetWatchdog(number(id)?, body::<UpdateBody>(incoming)?.watchdog_enabled)
+            }
             ["account", "events"] if get => Self::ListEvents(Page::parse(query)?),
             _ => return Err(Reply::not_found()),
         };
@@ -169,6 +180,7 @@ impl Call {
             Self::Power(_, JobAction::Boot) => Operation::BootInstance,
             Self::Power(_, JobAction::Reboot) => Operation::RebootInstance,
             Self::Power(..) => Operation::ShutdownInstance,
+            Self::SetWatchdog(..) => Operation::UpdateInstance,
             Self::ListEvents(_) => Operation::ListJobs,
         }
     }
@@ -187,6 +199,7 @@ impl Call {
             Self::GetInstance(instance)
             | Self::ListInstanceVolumes(instance, _)
             | Self::Power(instance, _)
+            | Self::SetWatchdog(instance, _)
             | Self::Attach { instance, .. } => Some(*instance),
             _ => None,
         }
@@ -202,7 +215,7 @@ impl Call {
             Self::ListInstances(_) | Self::GetInstance(_) | Self::ListInstanceVolumes(..) => {
                 vec![Scope::read("linodes")]
             }
-            Self::Power(..) => vec![Scope::write("linodes")],
+            Self::Power(..) | Self::SetWatchdog(..) => vec![Scope::write("linodes")],
             Self::ListEvents(_) => vec![Scope::read("events")],
         }
     }

@@ -123,13 +123,8 @@ fn serve(
         None => (call, incoming.filter.as_deref()),
     };
     let reply = match perform(state, now, incoming, call, filter) {
-        Ok((reply, job)) => {
-            if let Some(job) = job {
-                let effect = Effect::Accepted {
-                    action: job.action,
-                    volume: job.volume,
-                    instance: job.instance,
-                };
+        Ok((reply, effect)) => {
+            if let Some(effect) = effect {
                 http::note_effect(state, number, effect);
             }
             reply
@@ -233,14 +228,23 @@ fn fault_after(fault: &Fault, reply: &Reply) -> Option<Reply> {
     }
 }
 
-/// Does the work. Returns the job that the request started, if any.
+/// The effect of a request that started a job.
+fn accepted(job: &Job) -> Effect {
+    Effect::Accepted {
+        action: job.action,
+        volume: job.volume,
+        instance: job.instance,
+    }
+}
+
+/// Does the work. Returns the effect of the request, if it had one.
 fn perform(
     state: &mut State,
     now: Timestamp,
     incoming: &Incoming,
     call: &Call,
     filter: Option<&str>,
-) -> Result<(Reply, Option<Job>), Reply> {
+) -> Result<(Reply, Option<Effect>), Reply> {
     let read = |reply| Ok((reply, None));
     let nothing = View::default();
     let foreign = bearer(incoming).is_some_and(|token| state.access.foreign.contains(token));
@@ -294,17 +298,31 @@ fn perform(
                 .attach(*volume, *instance, *persist, now)
                 .map_err(|e| refusal(&e))?;
             let shown = encode::volume(&state.view, found(state.view.volumes.get(volume))?);
-            Ok((Reply::ok(shown), Some(job)))
+            Ok((Reply::ok(shown), Some(accepted(&job))))
         }
         Call::Detach(volume) => {
             let job = state.detach(*volume, now).map_err(|e| refusal(&e))?;
-            Ok((Reply::ok(serde_json::json!({})), job))
+            Ok((
+                Reply::ok(serde_json::json!({})),
+                job.as_ref().map(accepted),
+            ))
         }
         Call::Power(instance, action) => {
             let job = state
                 .power(*instance, *action, now)
                 .map_err(|e| refusal(&e))?;
-            Ok((Reply::ok(serde_json::json!({})), Some(job)))
+            Ok((Reply::ok(serde_json::json!({})), Some(accepted(&job))))
+        }
+        Call::SetWatchdog(instance, on) => {
+            state
+                .set_watchdog(*instance, *on, now)
+                .map_err(|e| refusal(&e))?;
+            let shown = encode::instance(found(state.view.instances.get(instance))?);
+            let effect = Effect::Watchdog {
+                instance: *instance,
+                on: *on,
+            };
+            Ok((Reply::ok(shown), Some(effect)))
         }
     }
 }

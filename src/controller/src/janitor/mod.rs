@@ -17,6 +17,7 @@
 //! | scheduling gate, label of a hold | no recovery of the claim is under way with the label, or about to end its hold; gate: no job of the volume is pending at the cloud |
 //! | stamp | its recovery is over or gone, reattach did scale the workload, and no job of its volumes is pending at the cloud: a workload that is still at 0 is restored to the journal's count, or without a journal within its own past ([`reattach_core::stamp`]) |
 //! | note of an order to the cloud | its recovery is over, or gone and the provider's history accounts for the order |
+//! | automatic restart of a machine that is off | its recovery is gone, and no other order of it is noted: it is switched on again by the note |
 //! | question to an agent | its recovery is gone |
 //!
 //! While an order of a recovery that is gone is noted and not accounted for, everything else that the recovery put there stays.

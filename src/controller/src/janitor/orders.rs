@@ -3,6 +3,8 @@
 use super::{Sweep, is_over};
 use crate::collect::HISTORY;
 use crate::notify;
+use crate::providers::Located;
+use crate::recovery::let_boot;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -12,6 +14,7 @@ use reattach_cluster::tidy;
 use reattach_core::cloud::InstanceState;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{ObjectName, Uid};
+use reattach_core::journal::Outcome;
 use reattach_core::plain;
 use reattach_core::policy::Mode;
 use reattach_core::run::{History, Sent, accounted_for};
@@ -79,15 +82,66 @@ impl Sweep<'_> {
                 // Its run has ended, and it does not before it knows what became of what it ordered.
                 Some(own) if is_over(own) => self.executor.take_note_away(&note.name).await,
                 Some(_) => {}
-                None => self.orphan(note, &records).await,
+                None => self.orphan(note, &notes, &records).await,
             }
         }
     }
 
+    /// Switches the automatic restart of a machine on again whose recovery is gone.
+    ///
+    /// # Errors
+    /// Why not, as one sentence.
+    async fn let_boot(&self, order: &OpenOrder) -> Result<String, String> {
+        let volume = self.located(order).await?;
+        let pass = self
+            .executor
+            .gate
+            .tidy()
+            .map_err(|shut| shut.to_string())?;
+        let outcome = let_boot(&pass, &volume, &order.holder).await;
+        self.tell(
+            &format!("the automatic restart of instance {}", order.holder),
+            &outcome,
+        );
+        match outcome {
+            Outcome::Applied { detail } => {
+                tidy::give_back(&pass, &order.node, &order.recovery).await;
+                Ok(detail)
+            }
+            Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Err(why),
+            Outcome::RefusedByBudget { why: seen }
+            | Outcome::ObservedApplied { seen }
+            | Outcome::ObservedNotApplied { seen }
+            | Outcome::Repeatable { why: seen } => Err(seen),
+            Outcome::Withheld { shut } => Err(shut.to_string()),
+        }
+    }
+
+    /// What became of an order whose recovery is gone: the automatic restart is switched on again, anything else is found out.
+    /// While another order of the recovery is open, the machine is not let boot.
+    async fn account_for(&self, note: &Note, order: &OpenOrder, notes: &[Note]) -> Result<String, String> {
+        if !matches!(order.ordered, Ordered::KeepOff) {
+            return self.fate(order).await;
+        }
+        let other = |n: &&Note| n.recovery == note.recovery && n.name != note.name;
+        match notes.iter().find(other) {
+            Some(open) => Err(format!(
+                "the automatic restart of instance {} stays off until the order {} is accounted for",
+                order.holder, open.name
+            )),
+            None => self.let_boot(order).await,
+        }
+    }
+
     /// An order whose record was deleted by force.
-    async fn orphan(&self, note: &Note, records: &BTreeMap<Uid, VolumeRecovery>) {
+    async fn orphan(
+        &self,
+        note: &Note,
+        notes: &[Note],
+        records: &BTreeMap<Uid, VolumeRecovery>,
+    ) {
         let why = match &note.order {
-            Ok(order) => match self.fate(order).await {
+            Ok(order) => match self.account_for(note, order, notes).await {
                 Ok(seen) => {
                     tracing::warn!(
                         note = note.name,
@@ -151,21 +205,8 @@ impl Sweep<'_> {
     /// # Errors
     /// What is not known, as one sentence.
     async fn fate(&self, order: &OpenOrder) -> Result<String, String> {
-        let collector = &self.executor.collector;
-        let now = || collector.clock.now();
-        let by_handle = order
-            .csi
-            .as_ref()
-            .and_then(|csi| collector.providers.locate(csi).ok().flatten());
-        let located = match by_handle.filter(|l| l.id == order.volume) {
-            Some(located) => located,
-            None => collector
-                .providers
-                .locate_again(&order.volume, &[], now(), now)
-                .await
-                .map(|(located, _)| located)
-                .ok_or_else(|| "it is not known which provider got the order".to_owned())?,
-        };
+        let now = || self.executor.collector.clock.now();
+        let located = self.located(order).await?;
         let expires = located.provider().orders_expire_after();
         let sent = Sent {
             at: order.sent,
@@ -183,6 +224,8 @@ impl Sweep<'_> {
                 let jobs = jobs.shown().ok_or_else(unread)?;
                 accounted_for(&sent, History::Detach(jobs), read)
             }
+            // It is switched on again instead (`account_for`).
+            Ordered::KeepOff => Err("the automatic restart is off".to_owned()),
             Ordered::Power(change) => {
                 let holder = std::slice::from_ref(&order.holder);
                 let (power, instances) = tokio::join!(
@@ -199,6 +242,28 @@ impl Sweep<'_> {
                     .ok_or_else(unread)?;
                 accounted_for(&sent, History::Power(&facts.jobs, change), read)
             }
+        }
+    }
+
+    /// The volume of an order at its provider.
+    ///
+    /// # Errors
+    /// That it is not known, as one sentence.
+    async fn located(&self, order: &OpenOrder) -> Result<Located, String> {
+        let collector = &self.executor.collector;
+        let now = || collector.clock.now();
+        let by_handle = order
+            .csi
+            .as_ref()
+            .and_then(|csi| collector.providers.locate(csi).ok().flatten());
+        match by_handle.filter(|l| l.id == order.volume) {
+            Some(located) => Ok(located),
+            None => collector
+                .providers
+                .locate_again(&order.volume, &[], now(), now)
+                .await
+                .map(|(located, _)| located)
+                .ok_or_else(|| "it is not known which provider got the order".to_owned()),
         }
     }
 

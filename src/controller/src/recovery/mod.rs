@@ -35,6 +35,7 @@ pub use mandate::Rights;
 pub use reserve::Reservations;
 #[cfg(test)]
 pub(crate) use run::note_of;
+pub(crate) use undo::let_boot;
 
 use crate::collect::Collector;
 use crate::metrics::Metrics;

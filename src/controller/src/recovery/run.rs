@@ -435,7 +435,8 @@ impl Executor {
         mut recovery: StoredRecovery,
         evidence: &Evidence,
     ) -> Result<StoredRecovery, TurnError> {
-        if !sightings::note(&mut recovery, evidence) {
+        let term = self.gate.leadership().map_or(0, |l| l.term);
+        if !sightings::note(&mut recovery, evidence, term) {
             return Ok(recovery);
         }
         Ok(store::save(&self.collector.clients.records, &recovery).await?)
@@ -566,6 +567,7 @@ pub(crate) fn note_of(
         Effect::CloudDetach { .. } | Effect::CloudForce { .. } => Ordered::Detach,
         Effect::PowerOff { .. } => Ordered::Power(PowerChange::Off),
         Effect::PowerOn { .. } => Ordered::Power(PowerChange::On),
+        Effect::KeepOff { .. } => Ordered::KeepOff,
         Effect::ScaleToZero { .. }
         | Effect::Restore { .. }
         | Effect::Hold
@@ -575,6 +577,7 @@ pub(crate) fn note_of(
         | Effect::CloseNode { .. }
         | Effect::OpenNode { .. }
         | Effect::Snapshot { .. }
+        | Effect::LetBoot { .. }
         | Effect::TaintOutOfService { .. }
         | Effect::Untaint { .. }
         | Effect::Quarantine { .. }

@@ -1,7 +1,9 @@
 //! What a recovery saw of instances: "not found" and "off" mean something only after it was seen there before.
 
 use reattach_api::VolumeRecovery;
-use reattach_core::cloud::{InstanceObservation, InstanceState, JobStatus, PowerChange};
+use reattach_core::cloud::{
+    InstanceObservation, InstanceState, JobStatus, KeptOff, PowerChange,
+};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::InstanceId;
 use reattach_core::plain;
@@ -13,7 +15,7 @@ const KEPT: usize = 32;
 /// Writes down what the evidence shows of instances and was not seen so before. Returns whether it wrote anything.
 ///
 /// A sighting is as old as the request that brought it, so that the same answer never counts twice.
-pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
+pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence, term: u64) -> bool {
     let Some(scope) = &evidence.cloud_scope else {
         return false;
     };
@@ -37,6 +39,7 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
             instance: instance.clone(),
             scope: scope.clone(),
             state,
+            kept_off: kept_off(evidence, instance, term),
             at,
         };
         // As it is stored: a word of the cloud that would be stored otherwise must not be news each time.
@@ -55,6 +58,7 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
             last.at < new.at
                 && (last.state != new.state
                     || last.scope != new.scope
+                    || last.kept_off != new.kept_off
                     || is_of_before(last, &new, evidence))
         });
         if news {
@@ -65,6 +69,18 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
     let too_many = status.sightings.len().saturating_sub(KEPT);
     status.sightings.drain(..too_many);
     wrote
+}
+
+/// What a reading of an instance that is off with its automatic restart off was made with. None: it was not off, the cloud might
+/// have booted it, or off is final at this cloud.
+fn kept_off(evidence: &Evidence, instance: &InstanceId, term: u64) -> Option<KeptOff> {
+    let shown = evidence.instances.get(instance)?.shown()?;
+    let facts = evidence.power.get(instance)?.shown()?;
+    let off = shown.state == InstanceState::Off && !shown.auto_restart && !facts.off_stays_off;
+    off.then(|| KeptOff {
+        term,
+        newest_job: facts.jobs.last().map(|j| j.id.clone()),
+    })
 }
 
 /// Off both times, and a shutdown job ended in between: only a reading from after it counts as the first of two.
@@ -161,11 +177,11 @@ mod tests {
     #[test]
     fn a_changed_sighting_is_written_once() {
         let mut r = recovery();
-        assert!(note(&mut r, &evidence(0, Some(InstanceState::Running))));
-        assert!(!note(&mut r, &evidence(5, Some(InstanceState::Running))));
-        assert!(note(&mut r, &evidence(10, Some(InstanceState::Off))));
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Running)), 1));
+        assert!(!note(&mut r, &evidence(5, Some(InstanceState::Running)), 1));
+        assert!(note(&mut r, &evidence(10, Some(InstanceState::Off)), 1));
         assert!(
-            !note(&mut r, &evidence(10, Some(InstanceState::Running))),
+            !note(&mut r, &evidence(10, Some(InstanceState::Running)), 1),
             "an answer of the same age"
         );
         assert_eq!(
@@ -180,8 +196,8 @@ mod tests {
     #[test]
     fn an_instance_that_is_not_found_was_seen_as_the_holder() {
         let mut r = recovery();
-        assert!(note(&mut r, &evidence(0, None)));
-        assert!(!note(&mut r, &evidence(5, None)));
+        assert!(note(&mut r, &evidence(0, None), 1));
+        assert!(!note(&mut r, &evidence(5, None), 1));
         assert_eq!(seen(&r), [(None, 0)]);
         let mut unheld = evidence(10, None);
         unheld.cloud_volume = Case::deployment()
@@ -189,20 +205,20 @@ mod tests {
             .evidence
             .cloud_volume;
         let mut r = recovery();
-        assert!(!note(&mut r, &unheld), "nobody has shown it");
+        assert!(!note(&mut r, &unheld, 1), "nobody has shown it");
     }
 
     #[test]
     fn without_a_scope_nothing_was_seen() {
         let mut nobody = evidence(0, Some(InstanceState::Off));
         nobody.cloud_scope = None;
-        assert!(!note(&mut recovery(), &nobody));
+        assert!(!note(&mut recovery(), &nobody, 1));
         let mut r = recovery();
-        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off)), 1));
         let mut other = evidence(5, Some(InstanceState::Off));
         other.cloud_scope = Some(CloudScope("another".to_owned()));
         assert!(
-            note(&mut r, &other),
+            note(&mut r, &other, 1),
             "another account's word is another sighting"
         );
     }
@@ -210,19 +226,19 @@ mod tests {
     #[test]
     fn off_is_observed_again_after_the_shutdown_ended() {
         let mut r = recovery();
-        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off)), 1));
         let mut later = evidence(19, Some(InstanceState::Off));
         shut_down(&mut later, 20);
         assert!(
-            !note(&mut r, &later),
+            !note(&mut r, &later, 1),
             "this reading is from before the end, too"
         );
         let mut later = evidence(25, Some(InstanceState::Off));
         shut_down(&mut later, 20);
-        assert!(note(&mut r, &later));
+        assert!(note(&mut r, &later, 1));
         let mut later = evidence(30, Some(InstanceState::Off));
         shut_down(&mut later, 20);
-        assert!(!note(&mut r, &later));
+        assert!(!note(&mut r, &later, 1));
         assert_eq!(
             seen(&r),
             [
@@ -233,13 +249,46 @@ mod tests {
     }
 
     #[test]
+    fn a_reading_with_the_restart_off_is_news_in_each_term() {
+        let mut r = recovery();
+        let kept = |seconds| {
+            let mut evidence = evidence(seconds, Some(InstanceState::Off));
+            let id = InstanceId::from(INSTANCE);
+            let source = || Source::Cloud("test".to_owned());
+            let facts = PowerFacts {
+                jobs: Vec::new(),
+                off_stays_off: false,
+            };
+            let fact = Fact::present(facts, source(), at(seconds));
+            evidence.power.insert(id.clone(), fact);
+            let mut instance = evidence.instances[&id].shown().unwrap().clone();
+            instance.auto_restart = false;
+            evidence
+                .instances
+                .insert(id, Fact::present(instance, source(), at(seconds)));
+            evidence
+        };
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off)), 1));
+        assert!(note(&mut r, &kept(5), 1), "the restart is off now");
+        assert!(!note(&mut r, &kept(10), 1));
+        assert!(note(&mut r, &kept(15), 2), "another leader's clock");
+        let all = &r.status.as_ref().unwrap().sightings;
+        let terms: Vec<_> = all
+            .iter()
+            .map(|s| s.get().unwrap().kept_off.as_ref().map(|k| k.term))
+            .collect();
+        assert_eq!(terms, [None, Some(1), Some(2)]);
+    }
+
+    #[test]
     fn the_oldest_sighting_is_dropped() {
         let mut r = recovery();
         let states = [InstanceState::Running, InstanceState::Stopping];
         for i in 0..40 {
             assert!(note(
                 &mut r,
-                &evidence(i, Some(states[usize::try_from(i % 2).unwrap()].clone()))
+                &evidence(i, Some(states[usize::try_from(i % 2).unwrap()].clone())),
+                1
             ));
         }
         assert_eq!(seen(&r).len(), KEPT);

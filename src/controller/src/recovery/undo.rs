@@ -3,6 +3,8 @@
 
 use super::run::doubt;
 use super::{DriverState, Executor, Turn, TurnError};
+use crate::perform::restarts;
+use crate::providers::Located;
 use crate::{attempts, notify};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -11,10 +13,11 @@ use reattach_api::{Phase, StoredRecovery, VolumeRecovery};
 use reattach_cluster::gate::TidyPass;
 use reattach_cluster::tidy;
 use reattach_core::hold::HOLD_LABEL;
-use reattach_core::ids::ObjectName;
+use reattach_core::ids::{InstanceId, ObjectName};
 use reattach_core::journal::{Entry, Outcome};
 use reattach_core::plan::SoundPlan;
 use reattach_core::run::{Effect, Left, State, without_journal};
+use tokio::time::Instant;
 
 /// Time for which a status may be refused before the changes of the run are undone. A right that is being renewed, or a CRD that is
 /// being applied, comes back sooner.
@@ -147,7 +150,21 @@ impl Executor {
             Left::Act(action) => action,
         };
         let pass = self.gate.tidy().map_err(|_| TurnError::NotLeader)?;
-        let outcome = undo(&pass, recovery, &action.effect).await;
+        let outcome = match &action.effect {
+            Effect::LetBoot { instance, .. } => {
+                let located = self.collector.locate(&live, Some(&plan.pins)).await;
+                match located.ok().flatten() {
+                    Some((volume, _)) => let_boot(&pass, &volume, instance).await,
+                    None => Outcome::NotApplied {
+                        why: format!(
+                            "no provider knows the volume, so none can be asked about instance {instance}"
+                        ),
+                        retry: true,
+                    },
+                }
+            }
+            effect => undo(&pass, recovery, effect).await,
+        };
         self.metrics.count_effect("PutBack".to_owned(), &outcome);
         tracing::warn!(recovery = %recovery.claim(), intent = action.intent, ?outcome, "restored without a journal");
         if outcome.applied() {
@@ -185,6 +202,15 @@ enum Undone {
     },
 }
 
+/// Switches the automatic restart of an instance on again, within the pass's deadline.
+pub(crate) async fn let_boot(pass: &TidyPass, volume: &Located, instance: &InstanceId) -> Outcome {
+    let left = pass.deadline().duration_since(Instant::now());
+    restarts(
+        volume.provider().set_restart(instance, true, left).await,
+        true,
+    )
+}
+
 /// Removes one mark of ours.
 async fn undo(pass: &TidyPass, recovery: &StoredRecovery, effect: &Effect) -> Outcome {
     match effect {
@@ -215,6 +241,8 @@ async fn undo(pass: &TidyPass, recovery: &StoredRecovery, effect: &Effect) -> Ou
         | Effect::CloudForce { .. }
         | Effect::PowerOff { .. }
         | Effect::PowerOn { .. }
+        | Effect::KeepOff { .. }
+        | Effect::LetBoot { .. }
         | Effect::TaintOutOfService { .. }
         | Effect::Quarantine { .. }
         | Effect::Challenge { .. }

@@ -170,6 +170,10 @@ pub enum Violation {
     // S9: nobody else is at work.
     #[error("S9: an out-of-service taint without exactly one end of it")]
     FenceUnpaired,
+    #[error(
+        "S9: KeepOff and LetBoot do not stand once each, KeepOff first and before the wait for the proof"
+    )]
+    RestartUnpaired,
     #[error("S9: someone else is at work on the node (taint {taint})")]
     OthersAtWork { taint: String },
     // S10: whose the claim, the volume and the machine are.
@@ -251,7 +255,7 @@ impl Violation {
             | Self::NodeNotPinned { .. }
             | Self::AttachmentNotPinned { .. }
             | Self::WorkloadNotPinned { .. } => Rule::S8,
-            Self::FenceUnpaired | Self::OthersAtWork { .. } => Rule::S9,
+            Self::FenceUnpaired | Self::RestartUnpaired | Self::OthersAtWork { .. } => Rule::S9,
             Self::NotBound
             | Self::HandleNotCanonical
             | Self::SharedCloudVolume

@@ -2,6 +2,7 @@
 
 use super::Plan;
 use super::build::advice;
+use super::nodes::may_keep_off;
 use crate::diagnosis::Class;
 use crate::evidence::EvidenceAt;
 use crate::plan::Refusal;
@@ -15,6 +16,9 @@ use crate::steps::StepKind;
 /// The refusal to wait for.
 pub fn may_begin(plan: &Plan, evidence: EvidenceAt<'_>) -> Result<(), Refusal> {
     if matches!(plan.class(), Class::B | Class::C) || plan.find(StepKind::PowerOff).is_some() {
+        return Ok(());
+    }
+    if plan.find(StepKind::KeepOff).is_some() && may_keep_off(plan, evidence).is_empty() {
         return Ok(());
     }
     let holder = &plan.pins.holder;

@@ -8,10 +8,12 @@ use crate::budget::{BudgetFacts, StuckPods};
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
 use crate::evidence::{CsiSource, EvidenceAt, PodFacts};
 use crate::fact::Missing;
-use crate::ids::PlanHash;
+use crate::cloud::InstanceState;
+use crate::ids::{InstanceId, PlanHash};
 use crate::loss::EmptyDirs;
 use crate::plain;
 use crate::plan::{Accepting, Refusal, accepted_losses, losses};
+use crate::proof::is_off_for_good;
 use crate::runbook::{Holding, Runbook, RunbookStep};
 use crate::steps::StepKind;
 use crate::steps::{Available, Describe};
@@ -40,6 +42,10 @@ pub struct Commands<'a> {
     pub power_off: &'a str,
     /// To power it on.
     pub power_on: &'a str,
+    /// Switches the holder's automatic restart off.
+    pub keep_off: &'a str,
+    /// Switches the holder's automatic restart on.
+    pub let_boot: &'a str,
     /// To make a snapshot of the volume.
     pub snapshot: &'a str,
 }
@@ -51,6 +57,8 @@ pub struct Allowed {
     pub power_off: bool,
     /// Powering it on again afterwards.
     pub power_on: bool,
+    /// The cloud's automatic restart of an instance can be switched.
+    pub keep_off: bool,
     /// Detaching by force.
     pub force: bool,
     /// A snapshot of the volume before that.
@@ -109,7 +117,8 @@ pub(crate) fn make(
     }
     let target = Target::of(evidence, trouble).map_err(|r| vec![r])?;
     let closes_node = closes_node(order, evidence, trouble);
-    let steps = possible(order, evidence, request.allowed, closes_node);
+    let off = off_without_proof(evidence, &target.holder);
+    let steps = possible(order, evidence, request.allowed, closes_node, off);
     let mut refusals = general(evidence, &target.scope());
     let has = |kind| steps.iter().any(|s| s.step == kind);
     refusals.extend(match (Holding::by(closes_node, has), trouble.releases()) {
@@ -207,6 +216,7 @@ fn possible(
     evidence: EvidenceAt<'_>,
     allowed: Allowed,
     closes_node: bool,
+    off_without_proof: bool,
 ) -> Vec<RunbookStep> {
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
     let policy = evidence.hold_policy();
@@ -215,12 +225,21 @@ fn possible(
         allowed,
         gates,
         detaches: gates && !closes_node,
+        off_without_proof,
     };
     order
         .iter()
         .filter(|s| (s.step.spec().available_if)(&available))
         .copied()
         .collect()
+}
+
+/// Whether the cloud reads the holder as off, and might boot it by itself: no shutdown job keeps it off.
+fn off_without_proof(evidence: EvidenceAt<'_>, holder: &InstanceId) -> bool {
+    evidence
+        .instance(holder)
+        .is_ok_and(|i| i.state == InstanceState::Off)
+        && evidence.power(holder).is_ok_and(|f| !is_off_for_good(f))
 }
 
 /// What a person can do about a class that the runbook does not heal.

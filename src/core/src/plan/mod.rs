@@ -26,6 +26,7 @@ pub(crate) use build::make;
 pub use build::{Allowed, Commands, Request, Snapshots};
 pub use identity::refusals as identity_refusals;
 pub(crate) use losses::{Accepting, accepted_losses, losses};
+pub(crate) use nodes::may_keep_off;
 pub use nodes::{may_touch_node, may_touch_node_later};
 pub use refusal::Refusal;
 pub use refusals::{before_fencing, before_holding, before_scaling, general};

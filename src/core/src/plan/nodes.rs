@@ -4,6 +4,7 @@
 
 use super::Plan;
 use crate::authority::{NodeRules, NodeWord};
+use crate::cloud::{JobStatus, PowerChange};
 use crate::evidence::{EvidenceAt, NodeFacts};
 use crate::fact::Missing;
 use crate::outage::down_together;
@@ -40,25 +41,7 @@ pub fn may_touch_node(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
         Err(denial) => return vec![Refusal::Denied { denial }],
     };
     let mut out = Vec::new();
-    let rules = match &word {
-        NodeWord::Rules { policy, rules } => {
-            if !rules.select(&node.labels) {
-                let denial = crate::authority::Denial::NodeNotSelected {
-                    node: name.to_string(),
-                    policy: policy.clone(),
-                };
-                out.push(Refusal::Denied { denial });
-            }
-            rules.clone()
-        }
-        NodeWord::Person { .. } => NodeRules::default(),
-    };
-    if let Some(annotation) = &node.maintenance {
-        out.push(Refusal::Maintenance {
-            node: name.to_string(),
-            annotation: annotation.clone(),
-        });
-    }
+    let rules = spared_by_rules(node, &word, &mut out);
     if plan.fences() {
         if !rules.override_opt_outs {
             opt_outs(plan, evidence, &mut out);
@@ -77,6 +60,66 @@ pub fn may_touch_node(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
         }
     }
     out
+}
+
+/// Every refusal of keeping the plan's machine off now. The machine is off and no pod runs there, so opt-outs of claims on
+/// the node do not count; a machine of a Node that does not exist is kept off by a person's word alone.
+pub fn may_keep_off(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
+    let name = &plan.pins.node;
+    let missing = |what: String, why: String| vec![Refusal::Missing { what, why }];
+    let mandate = match evidence.mandate() {
+        Ok(mandate) => mandate,
+        Err(why) => return missing("what this recovery may do".to_owned(), why.to_string()),
+    };
+    if let Err(denial) = mandate.may_power_off() {
+        return vec![Refusal::Denied { denial }];
+    }
+    let word = match mandate.over_node(name, &plan.hash) {
+        Ok(word) => word,
+        Err(denial) => return vec![Refusal::Denied { denial }],
+    };
+    let node = match evidence.node(name) {
+        Ok(node) => node,
+        Err(Missing::Absent) => return Vec::new(),
+        Err(why) => return missing(format!("Node {name}"), why.to_string()),
+    };
+    let mut out = Vec::new();
+    let rules = spared_by_rules(node, &word, &mut out);
+    let judged = matches!(
+        word,
+        NodeWord::Person {
+            saw_the_plan: true,
+            ..
+        }
+    );
+    if !judged {
+        brakes(plan, node, &rules, evidence, &mut out);
+    }
+    out
+}
+
+/// The rules for the node by this word, after the refusals that they and a maintenance make.
+fn spared_by_rules(node: &NodeFacts, word: &NodeWord, out: &mut Vec<Refusal>) -> NodeRules {
+    let rules = match word {
+        NodeWord::Rules { policy, rules } => {
+            if !rules.select(&node.labels) {
+                let denial = crate::authority::Denial::NodeNotSelected {
+                    node: node.name.to_string(),
+                    policy: policy.clone(),
+                };
+                out.push(Refusal::Denied { denial });
+            }
+            rules.clone()
+        }
+        NodeWord::Person { .. } => NodeRules::default(),
+    };
+    if let Some(annotation) = &node.maintenance {
+        out.push(Refusal::Maintenance {
+            node: node.name.to_string(),
+            annotation: annotation.clone(),
+        });
+    }
+    rules
 }
 
 /// Claims on the node that nobody may move.
@@ -145,6 +188,7 @@ fn brakes(
         .find(|d| d.name == node.name)
         .filter(|_| !node.ready);
     let down_for = own.map_or(0, |d| d.down_for(evidence.now).as_secs());
+    let down_for = down_for.min(since_the_boot(plan, evidence).unwrap_or(i64::MAX));
     if down_for < i64::from(rules.patience_seconds) {
         out.push(Refusal::MayBeBooting {
             node: name.to_string(),
@@ -170,6 +214,22 @@ fn brakes(
             limit: rules.most_together,
         });
     }
+}
+
+/// Seconds since the newest boot of the plan's machine in the cloud's own history; 0 while one is under way. The Node of a machine
+/// that was just booted has been down for longer than the boot. None: the cloud shows no boot.
+fn since_the_boot(plan: &Plan, evidence: EvidenceAt<'_>) -> Option<i64> {
+    let facts = evidence.power(&plan.pins.holder).ok()?;
+    let boots = facts.jobs.iter().filter(|j| j.change == PowerChange::On);
+    // A boot that failed boots nothing.
+    let newest = boots
+        .filter(|j| j.status != JobStatus::Failed)
+        .max_by_key(|j| j.created)?;
+    if newest.is_pending() {
+        return Some(0);
+    }
+    let ended = newest.finished.unwrap_or(newest.created);
+    Some(evidence.now.duration_since(ended).as_secs().max(0))
 }
 
 /// The same before the first step: the patience may run out while the run's own first wait lasts, so that both are not waited

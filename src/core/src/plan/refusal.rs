@@ -281,6 +281,14 @@ impl From<MissingFact> for Refusal {
 }
 
 impl Refusal {
+    /// Whether it is about what only looks like a dead node: a boot, a kubelet that still posts, an outage.
+    pub fn is_brake(&self) -> bool {
+        matches!(
+            self,
+            Self::MayBeBooting { .. } | Self::DownTogether { .. } | Self::KubeletPosts { .. }
+        )
+    }
+
     /// Whether waiting may remove the refusal without anyone's help.
     pub fn may_pass(&self) -> bool {
         matches!(

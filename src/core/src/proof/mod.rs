@@ -7,6 +7,7 @@
 //! | answered clean | [`answered_clean`] | the holder's agent, asked when the last mount attempt had to be over |
 //! | gone | [`gone`] | the cloud: deleted, or not found where it was seen before |
 //! | off | [`off`] | the cloud: off twice, by a shutdown job that finished |
+//! | kept off | [`kept_off`] | the cloud: off twice, with the automatic restart off, and no job that boots |
 //! | rebooted and clean | [`rebooted_and_clean`] | another boot, whose agent answered this recovery's challenge |
 //! | declared | [`declared`] | a named human's word, which no fact contradicts |
 //!
@@ -33,7 +34,8 @@ mod veto;
 
 pub use declared::declared;
 pub use handshake::{ATTEMPT, UnusedSince, answered_clean, kubelet_handshake};
-pub use power::{gone, off};
+pub(crate) use power::is_off_for_good;
+pub use power::{gone, kept_off, off};
 pub use reboot::{ANSWER_GOOD_FOR, Before, answers_clean, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;
@@ -116,6 +118,13 @@ pub enum ProofKind {
         job: Option<String>,
         /// The first of the two readings.
         first_seen: Timestamp,
+    },
+    /// The instance is off without a shutdown job, and its automatic restart is off, too.
+    KeptOff {
+        /// The first of the two readings.
+        first_seen: Timestamp,
+        /// The newest job in the history of its power, at both readings. None: the history was empty.
+        newest_job: Option<String>,
     },
     /// The node runs another boot, in which nothing uses the volume and nothing can begin to.
     RebootedAndClean {
@@ -219,7 +228,7 @@ impl ProofKind {
     /// Whether it shows that the instance does not run at all. A human's word does not: it may be about the disk only.
     pub fn shows_off_or_gone(&self) -> bool {
         match self {
-            Self::Gone { .. } | Self::Off { .. } => true,
+            Self::Gone { .. } | Self::Off { .. } | Self::KeptOff { .. } => true,
             Self::KubeletHandshake { .. }
             | Self::AnsweredClean { .. }
             | Self::RebootedAndClean { .. }
@@ -329,6 +338,14 @@ pub enum NoProof {
     SeenOnce {
         /// The instance.
         holder: InstanceId,
+    },
+    /// The cloud may boot the instance by itself at any moment.
+    #[error("instance {holder} is off, but the cloud may boot it: {why}")]
+    MayBoot {
+        /// The instance.
+        holder: InstanceId,
+        /// What was read.
+        why: String,
     },
     /// Neither is the boot another one nor did it begin after the attach.
     #[error("node {node} has not rebooted since the volume was attached to it (boot {boot})")]

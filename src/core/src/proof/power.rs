@@ -11,7 +11,11 @@ use crate::cloud::{
 use crate::evidence::EvidenceAt;
 use crate::fact::{Fact, Missing};
 use crate::ids::InstanceId;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+
+/// Minimum time between the two readings of an instance that is kept off. Linode's API shows a new job within seconds (recorded
+/// answers of its events show `created` in the second of the request), and the run reads the cloud every 5 s.
+const READINGS_APART: SignedDuration = SignedDuration::from_secs(10);
 
 /// Makes the *gone* proof: the cloud reports the instance deleted or terminated, or does not find it with the very
 /// credential that described it (or its volume) earlier in this recovery. Where a Node stands for the instance, that its volume
@@ -127,7 +131,92 @@ pub fn off(
     ))
 }
 
-/// What both rest on: the volume with this holder alone, no living node of it, and the cloud's word on the instance.
+/// Makes the *kept off* proof: the instance lost its power without a shutdown job, its automatic restart was switched off, and
+/// after that it reads off twice with nothing in its history that boots. The first reading names the newest job of the history,
+/// so that a boot after it is known by its place and by no clock.
+///
+/// The caller makes sure that this run settled the automatic restart under the node's lock, so that nobody of ours switches it
+/// on meanwhile.
+///
+/// # Errors
+/// One [`NoProof`]: the first missing piece, in the order volume, living nodes, state, restart, first reading, history.
+pub fn kept_off(
+    evidence: EvidenceAt<'_>,
+    holder: &InstanceId,
+    before: &InstanceObservation,
+    term: u64,
+) -> Result<FenceProof, NoProof> {
+    let Basis {
+        volume,
+        mut grounds,
+        fact,
+        instance,
+    } = basis(evidence, holder)?;
+    let instance =
+        instance.ok_or_else(|| missing(said_of(holder), "the cloud does not find it"))?;
+    if instance.state != InstanceState::Off {
+        return Err(running(holder, "off", &instance.state));
+    }
+    let may_boot = |why: String| NoProof::MayBoot {
+        holder: holder.clone(),
+        why,
+    };
+    if instance.auto_restart {
+        return Err(may_boot("its automatic restart is on".to_owned()));
+    }
+    let seen_once = || NoProof::SeenOnce {
+        holder: holder.clone(),
+    };
+    let first = before.kept_off.as_ref().filter(|k| {
+        before.instance == *holder
+            && before.state == Some(InstanceState::Off)
+            && k.term == term
+            && Some(&before.scope) == evidence.cloud_scope.as_ref()
+            && fact.at.duration_since(before.at) >= READINGS_APART
+    });
+    let first = first.ok_or_else(seen_once)?;
+    let history = format!("the history of instance {holder}'s power");
+    let power = evidence
+        .power
+        .get(holder)
+        .ok_or_else(|| missing(history.clone(), "it was not read"))?;
+    let facts = fresh(evidence.power(holder), &history)?
+        .ok_or_else(|| missing(history, "the cloud has none"))?;
+    if power.at <= before.at {
+        return Err(seen_once());
+    }
+    let later = match &first.newest_job {
+        None => &facts.jobs[..],
+        // A history that shows the job no more may have lost later ones, too: all that it shows counts as later.
+        Some(id) => match facts.jobs.iter().position(|j| j.id == *id) {
+            Some(at) => facts.jobs.get(at + 1..).unwrap_or_default(),
+            None => &facts.jobs[..],
+        },
+    };
+    let boots = |j: &&crate::cloud::PowerJob| j.change == PowerChange::On;
+    let pending = facts.jobs.iter().filter(|j| j.is_pending()).find(boots);
+    if let Some(job) = pending.or_else(|| later.iter().find(boots)) {
+        return Err(may_boot(format!("job {} boots or booted it", job.id)));
+    }
+    grounds.push(ground(
+        fact,
+        format!("instance {holder} is off, and so is its automatic restart"),
+    ));
+    grounds.push(ground(power, "no job boots it"));
+    Ok(FenceProof::new(
+        volume,
+        holder,
+        ProofKind::KeptOff {
+            first_seen: before.at,
+            newest_job: first.newest_job.clone(),
+        },
+        grounds,
+        for_a_while(evidence.now),
+        evidence.now,
+    ))
+}
+
+/// What all rest on: the volume with this holder alone, no living node of it, and the cloud's word on the instance.
 struct Basis<'a> {
     volume: &'a CloudVolume,
     grounds: Vec<Ground>,
@@ -151,6 +240,11 @@ fn basis<'a>(evidence: EvidenceAt<'a>, holder: &InstanceId) -> Result<Basis<'a>,
         fact,
         instance,
     })
+}
+
+/// Whether the cloud does not boot an instance that is off: a shutdown job keeps it off, or this cloud never boots one by itself.
+pub(crate) fn is_off_for_good(facts: &PowerFacts) -> bool {
+    stays_off(facts).is_ok()
 }
 
 /// The shutdown job that keeps the instance off, with the time of its end; `None` where none is needed.

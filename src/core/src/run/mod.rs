@@ -162,6 +162,20 @@ pub enum Effect {
         /// Its Node.
         node: NodeName,
     },
+    /// Switch the automatic restart of an instance that reads off without a shutdown job off, under the node's lock.
+    KeepOff {
+        /// The instance.
+        instance: InstanceId,
+        /// Its Node.
+        node: NodeName,
+    },
+    /// Switch the automatic restart on again.
+    LetBoot {
+        /// The instance.
+        instance: InstanceId,
+        /// Its Node.
+        node: NodeName,
+    },
     /// Put the out-of-service taint on a Node that is not Ready, under the node's lock. Cannot be made without a proof.
     TaintOutOfService {
         /// The proof, which names the instance.
@@ -218,7 +232,8 @@ impl Effect {
             | Self::Lift { .. }
             | Self::OpenNode { .. }
             | Self::Untaint { .. }
-            | Self::PowerOn { .. } => true,
+            | Self::PowerOn { .. }
+            | Self::LetBoot { .. } => true,
             Self::ScaleToZero { .. }
             | Self::Hold
             | Self::Release { .. }
@@ -228,6 +243,7 @@ impl Effect {
             | Self::Snapshot { .. }
             | Self::CloudForce { .. }
             | Self::PowerOff { .. }
+            | Self::KeepOff { .. }
             | Self::TaintOutOfService { .. }
             | Self::Quarantine { .. }
             | Self::Challenge { .. }
@@ -260,6 +276,8 @@ pub fn newest_job(effect: &Effect, evidence: &Evidence) -> Option<NewestJob> {
         | Effect::CloseNode { .. }
         | Effect::OpenNode { .. }
         | Effect::Snapshot { .. }
+        | Effect::KeepOff { .. }
+        | Effect::LetBoot { .. }
         | Effect::TaintOutOfService { .. }
         | Effect::Untaint { .. }
         | Effect::Quarantine { .. }

@@ -395,7 +395,12 @@ impl State {
             ended: None,
             ..self.clone()
         };
-        for kind in [StepKind::Restore, StepKind::Lift, StepKind::Untaint] {
+        for kind in [
+            StepKind::Restore,
+            StepKind::Lift,
+            StepKind::Untaint,
+            StepKind::LetBoot,
+        ] {
             let Some(ix) = plan.find(kind) else { continue };
             for counts in [&mut state.attempts, &mut state.withheld] {
                 if let Some(count) = counts.get_mut(ix.index()) {
@@ -497,6 +502,33 @@ impl State {
                 StepState::Closed { skipped } => !skipped && self.tries(ix) > 0,
                 StepState::Pending | StepState::Started { .. } => false,
             })
+    }
+
+    /// Whether the automatic restart of the holder may be off by this run. A request that was refused, or that found the
+    /// restart off, is none of it, unless the reply to an earlier one was lost.
+    pub fn keeps_off(&self, plan: &Plan) -> bool {
+        plan.find(StepKind::KeepOff)
+            .is_some_and(|ix| match self.step(ix) {
+                StepState::Pending | StepState::Closed { skipped: true } => false,
+                StepState::Started { .. } | StepState::Closed { skipped: false } => true,
+                StepState::Issued { outcome, .. } => {
+                    let refused = matches!(
+                        outcome,
+                        Outcome::NotApplied { .. }
+                            | Outcome::RefusedByBudget { .. }
+                            | Outcome::Withheld { .. }
+                    );
+                    !refused || self.unheard_since(ix).is_some()
+                }
+            })
+    }
+
+    /// Whether this run is done with the automatic restart of the holder, and found it off or switched it off under the node's
+    /// lock: what the cloud reads after that may be a proof.
+    pub fn settled_the_restart(&self, plan: &Plan) -> bool {
+        plan.find(StepKind::KeepOff).is_some_and(|ix| {
+            self.tries(ix) > 0 && matches!(self.step(ix), StepState::Closed { .. })
+        })
     }
 
     /// Whether this run powered the holder off and did not get it powered on again.

@@ -41,6 +41,9 @@ impl RunCx<'_> {
 
     /// The end of a run that turned back for this reason and has nothing left to put back.
     fn end(self, why: &UnwindReason) -> Next {
+        if let Some(next) = self.unwind_kept_off() {
+            return next;
+        }
         let end = match why {
             UnwindReason::Aborted { .. }
             | UnwindReason::Withdrawn { .. }
@@ -282,6 +285,36 @@ impl RunCx<'_> {
         }))
     }
 
+    /// The automatic restart that this run switched off is on again before the run ends. `None`: nothing is left to do about
+    /// it.
+    fn unwind_kept_off(self) -> Option<Next> {
+        let step = self
+            .plan
+            .find(StepKind::LetBoot)
+            .filter(|_| self.state.keeps_off(self.plan))?;
+        if matches!(self.state.step(step), StepState::Closed { .. }) {
+            return None;
+        }
+        let by_hand = self
+            .plan
+            .steps
+            .get(step.index())
+            .map_or("", |planned| planned.command.as_str());
+        let holder = &self.plan.pins.holder;
+        if self.is_unreachable() {
+            return Some(stuck(format!(
+                "the automatic restart of instance {holder} is off and the cloud cannot be asked, since the PersistentVolume is gone; by hand: {by_hand}"
+            )));
+        }
+        match self.let_boot_next(step)? {
+            Next::Act(_) if self.state.tries(step) >= MOST_RESTORES => Some(stuck(format!(
+                "the automatic restart of instance {holder} could not be switched on in {MOST_RESTORES} tries{}; reattach goes on trying; by hand: {by_hand}",
+                self.answer(step)
+            ))),
+            next => Some(next),
+        }
+    }
+
     /// The answer to the last try of a step, for a sentence about it.
     fn answer(self, step: StepIx) -> String {
         match self.state.step(step) {
@@ -296,8 +329,14 @@ impl RunCx<'_> {
 
 /// The API server's answer to the last restoring write of a run, if it refused that write for good.
 pub fn refused_to_put_back<'a>(plan: &Plan, state: &'a State) -> Option<&'a str> {
-    let steps = [StepKind::Restore, StepKind::Lift, StepKind::Untaint].into_iter();
+    let steps = [
+        StepKind::Restore,
+        StepKind::Lift,
+        StepKind::Untaint,
+        StepKind::LetBoot,
+    ];
     steps
+        .into_iter()
         .filter_map(|kind| plan.find(kind))
         .find_map(|ix| match state.step(ix) {
             StepState::Issued {
@@ -419,6 +458,8 @@ fn is_off(
         Effect::Untaint { node: name, .. } => {
             Some(node(name).is_ok_and(|n| !n.out_of_service_by_us))
         }
+        // It is proposed only while the cloud reads the restart as off.
+        Effect::LetBoot { .. } => Some(false),
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }
@@ -427,6 +468,7 @@ fn is_off(
         | Effect::CloudDetach { .. }
         | Effect::Snapshot { .. }
         | Effect::CloudForce { .. }
+        | Effect::KeepOff { .. }
         | Effect::PowerOff { .. }
         | Effect::PowerOn { .. }
         | Effect::TaintOutOfService { .. }

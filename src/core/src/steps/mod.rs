@@ -14,6 +14,7 @@ mod delete_attachment;
 mod handshake;
 mod held;
 mod hold;
+pub(crate) mod keep_off;
 mod lift;
 mod node;
 mod pins;
@@ -68,6 +69,11 @@ pub enum StepKind {
     Untaint,
     /// Power the holder on again. Planned only where a policy asks for it.
     PowerOn,
+    /// Switch the automatic restart of a machine off that lost its power without a shutdown job. Planned only where a policy
+    /// or a person allows powering off, and the cloud reads the machine as off without a proof.
+    KeepOff,
+    /// Switch the automatic restart on again.
+    LetBoot,
     /// Keep new pods off the fenced node until its agent answers clean.
     Quarantine,
     /// Ask the holder's agent to scan the machine again.
@@ -84,7 +90,7 @@ pub enum StepKind {
 
 impl StepKind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::ScaleToZero,
         Self::Hold,
         Self::Release,
@@ -99,6 +105,8 @@ impl StepKind {
         Self::TaintOutOfService,
         Self::Untaint,
         Self::PowerOn,
+        Self::KeepOff,
+        Self::LetBoot,
         Self::Quarantine,
         Self::Challenge,
         Self::DeleteAttachment,
@@ -124,6 +132,8 @@ impl StepKind {
             Self::TaintOutOfService => &taint::TAINT_SPEC,
             Self::Untaint => &taint::UNTAINT_SPEC,
             Self::PowerOn => &power::ON,
+            Self::KeepOff => &keep_off::KEEP_SPEC,
+            Self::LetBoot => &keep_off::LET_SPEC,
             Self::Quarantine => &quarantine::SPEC,
             Self::Challenge => &challenge::SPEC,
             Self::DeleteAttachment => &delete_attachment::SPEC,

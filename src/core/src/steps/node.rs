@@ -51,7 +51,8 @@ impl StepCx<'_> {
         };
         // What came to the node after this run had powered the machine off never ran there: a DaemonSet's pod is made anew for
         // a node that is not Ready, and anybody may bind a pod to it.
-        if self.state.powered_off(self.plan) && self.proof().is_ok_and(|p| p.shows_off_or_gone()) {
+        let off = self.state.powered_off(self.plan) || self.state.settled_the_restart(self.plan);
+        if off && self.proof().is_ok_and(|p| p.shows_off_or_gone()) {
             return None;
         }
         let Ok(pods) = self.evidence.node_pods(&pins.node) else {
@@ -127,7 +128,13 @@ impl StepCx<'_> {
         if let Some(Next::Record(_)) = self.not_to_be_fenced() {
             return None;
         }
-        let refusals = may_touch_node(self.plan, self.evidence);
+        let mut refusals = may_touch_node(self.plan, self.evidence);
+        // A machine that this run proved off is not booting, and no partition explains that.
+        if self.state.settled_the_restart(self.plan)
+            && self.proof().is_ok_and(|p| p.shows_off_or_gone())
+        {
+            refusals.retain(|r| !r.is_brake());
+        }
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
         }

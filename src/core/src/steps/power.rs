@@ -91,6 +91,13 @@ impl StepCx<'_> {
         if let Some(other) = refused.or_else(|| self.power_off_denied()) {
             return other;
         }
+        // A shutdown of a machine that is off changes nothing, and no job comes of it that could be a proof.
+        let off = self.evidence.instance(&self.plan.pins.holder);
+        if self.plan.find(StepKind::KeepOff).is_some()
+            && off.is_ok_and(|i| i.state == InstanceState::Off)
+        {
+            return self.skipped("the instance is off already, and not by this run");
+        }
         let pins = &self.plan.pins;
         Next::Act(Action {
             step: self.ix,

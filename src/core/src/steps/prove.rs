@@ -9,8 +9,8 @@ use crate::evidence::NodeFacts;
 use crate::loss::PodsGo;
 use crate::plan::identity_refusals;
 use crate::proof::{
-    ATTEMPT, Before, FenceProof, UnusedSince, answered_clean, answers_clean, kubelet_handshake,
-    of_the_machine, of_the_whole_machine, rebooted_and_clean,
+    ATTEMPT, Before, FenceProof, UnusedSince, answered_clean, answers_clean, kept_off,
+    kubelet_handshake, of_the_machine, of_the_whole_machine, rebooted_and_clean,
 };
 use crate::run::Next;
 use crate::run::pace::later;
@@ -49,7 +49,7 @@ fn describe(d: &Describe<'_>) -> Words {
             d.pins.holder
         ),
         risk: "none; without a proof nothing is freed, and the run unwinds at the deadline",
-        observed_by: "gone, off by a finished shutdown (read twice), rebooted and clean, kubelet's report, or a named person's declaration",
+        observed_by: "gone, off by a finished shutdown or with its automatic restart off (read twice), rebooted and clean, kubelet's report, or a named person's declaration",
     }
 }
 
@@ -137,6 +137,20 @@ impl StepCx<'_> {
             Ok(proof) => return Ok(proof),
             Err(why) if node.is_none_or(|n| !n.ready) => lacks.push(why.to_string()),
             Err(_) => {}
+        }
+        if self.state.settled_the_restart(self.plan) {
+            for seen in &e.sightings {
+                if let Ok(proof) = kept_off(e, &pins.holder, seen, self.cx.term) {
+                    return Ok(proof);
+                }
+            }
+            if let Some(Err(why)) = e
+                .sightings
+                .last()
+                .map(|seen| kept_off(e, &pins.holder, seen, self.cx.term))
+            {
+                lacks.push(why.to_string());
+            }
         }
         // What the agent answered before the last mount attempt was over says nothing about that attempt.
         if node.is_some()

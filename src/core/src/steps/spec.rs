@@ -141,6 +141,8 @@ pub(crate) struct Available {
     pub(crate) gates: bool,
     /// The cloud's detach may be in the plan.
     pub(crate) detaches: bool,
+    /// The cloud reads the holder as off, and that alone is no proof there.
+    pub(crate) off_without_proof: bool,
 }
 
 /// What a plan's steps are about, for their words.

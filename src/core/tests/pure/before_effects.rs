@@ -114,6 +114,7 @@ fn no_effect_begins_after_its_deadline() {
         | Effect::OpenNode { .. }
         | Effect::Untaint { .. }
         | Effect::PowerOn { .. }
+        | Effect::LetBoot { .. }
         | Effect::Requeue { .. } => true,
         Effect::ScaleToZero { .. }
         | Effect::Hold
@@ -123,6 +124,7 @@ fn no_effect_begins_after_its_deadline() {
         | Effect::CloudDetach { .. }
         | Effect::Snapshot { .. }
         | Effect::CloudForce { .. }
+        | Effect::KeepOff { .. }
         | Effect::PowerOff { .. }
         | Effect::TaintOutOfService { .. }
         | Effect::Quarantine { .. }

@@ -105,6 +105,7 @@ fn fixture(kind: Kind) -> Fixture {
         instance: INSTANCE.into(),
         scope: CloudScope("a".into()),
         state,
+        kept_off: None,
         at: ago(20),
     };
     Fixture {

@@ -25,6 +25,7 @@ mod hash;
 mod holding;
 mod identity;
 mod journal;
+mod kept_off;
 mod late;
 mod losses;
 mod lost_replies;

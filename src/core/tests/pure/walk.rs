@@ -108,6 +108,7 @@ pub struct Walk {
 pub const ALL: Allowed = Allowed {
     power_off: true,
     power_on: true,
+    keep_off: true,
     force: true,
     snapshot: Snapshots::Never,
     empty_dirs: EmptyDirs::Lose,
@@ -143,6 +144,7 @@ pub fn sighting(state: Option<InstanceState>, at: Timestamp) -> InstanceObservat
         instance: INSTANCE.into(),
         scope: CloudScope("account".into()),
         state,
+        kept_off: None,
         at,
     }
 }
@@ -467,6 +469,11 @@ impl Walk {
                     }));
             }
             Effect::PowerOn { .. } | Effect::Requeue { .. } => {}
+            Effect::KeepOff { .. } | Effect::LetBoot { .. } => {
+                let on = matches!(effect, Effect::LetBoot { .. });
+                let instance = e.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+                change(instance, |i| i.auto_restart = on);
+            }
             Effect::ScaleToZero { .. } | Effect::Restore { .. } => {
                 panic!("nothing is scaled: {effect:?}")
             }

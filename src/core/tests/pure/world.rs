@@ -385,6 +385,8 @@ impl World {
             | Effect::Snapshot { .. }
             | Effect::PowerOff { .. }
             | Effect::PowerOn { .. }
+            | Effect::KeepOff { .. }
+            | Effect::LetBoot { .. }
             | Effect::TaintOutOfService { .. }
             | Effect::Untaint { .. }
             | Effect::Quarantine { .. }

@@ -17,6 +17,7 @@ fn sighting(e: &Evidence, instance: &InstanceId) -> InstanceObservation {
         instance: instance.clone(),
         scope: e.cloud_scope.clone().expect("a scope"),
         state: fact.shown().map(|i| i.state.clone()),
+        kept_off: None,
         at: fact.at,
     }
 }
