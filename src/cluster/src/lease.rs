@@ -1,7 +1,7 @@
 //! The leader Lease, with a term.
 //!
 //! # Expected flow
-//! [`Elector::run`] keeps trying: read the Lease, [`decide`], compare-and-swap it with the `resourceVersion` that was
+//! [`Elector::run`] keeps trying: read the Lease, decide, compare-and-swap it with the `resourceVersion` that was
 //! read. Being leader is published as a [`Leadership`], which says until when it may be relied on.
 //!
 //! # Guarantees
