@@ -38,7 +38,7 @@ pub fn print_json_line(value: &impl Serialize) -> Result<()> {
 }
 
 /// Writes a line of progress or advice to standard error, so that standard output stays for the result. Hidden characters
-/// do not pass, as in [`print`].
+/// do not pass, as in [`print()`].
 pub fn note(text: &str) {
     // A closed standard error loses nothing that a script relies on.
     let _ = writeln!(std::io::stderr().lock(), "{}", plain::page(text));

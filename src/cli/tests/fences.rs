@@ -110,7 +110,7 @@ async fn plans_of_the_other_classes() {
             &ran,
             0,
             &[
-                &format!("Class {class}"),
+                &format!("class {class}"),
                 "To run it: kubectl reattach recover -n cache data-redis-0",
             ],
         );
