@@ -268,7 +268,9 @@ pub trait Provider: Send + Sync {
     /// Returns the command that a person would type to switch an instance's automatic restart on or off, as `detach_command`.
     fn restart_command(&self, instance: &InstanceId, on: bool) -> String {
         let way = if on { "on" } else { "off" };
-        format!("(switch the automatic restart of instance {instance} {way} in the cloud's console)")
+        format!(
+            "(switch the automatic restart of instance {instance} {way} in the cloud's console)"
+        )
     }
 
     /// Returns the command that a person would type to make a snapshot of `volume`, as `detach_command`.

@@ -294,7 +294,10 @@ async fn the_watchdog_is_switched_off_and_on_again() {
     );
     let read = linode.provider.describe_instances(&[holder()]).await;
     let shown = read[&holder()].clone().found().expect("an instance");
-    assert_eq!((shown.state, shown.auto_restart), (InstanceState::Off, false));
+    assert_eq!(
+        (shown.state, shown.auto_restart),
+        (InstanceState::Off, false)
+    );
     linode.sim.host_is_back(HOLDER).expect("back");
     pass(600).await;
     let instance = || linode.sim.instance(HOLDER).expect("an instance");

@@ -220,8 +220,7 @@ impl Stage<'_> {
         };
         let now = self.executor.collector.clock.now();
         if let Some(node) = lock {
-            if let Err(outcome) =
-                node_lock::take(self.pass, node, self.recovery.name(), now).await
+            if let Err(outcome) = node_lock::take(self.pass, node, self.recovery.name(), now).await
             {
                 return outcome;
             }

@@ -67,8 +67,14 @@ pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -
     let pins = &plan.pins;
     if effect.target == Target::Cloud {
         let power = ["shutdown", "boot"].map(|verb| format!("/instances/{}/{verb}", pins.holder));
+        let restart = effect
+            .path
+            .ends_with(&format!("/instances/{}", pins.holder))
+            && effect.method == "PUT"
+            && keys(&effect.body) == ["watchdog_enabled"];
         return effect.path.contains(&format!("/volumes/{}/", pins.volume))
-            || power.iter().any(|p| effect.path.ends_with(p));
+            || power.iter().any(|p| effect.path.ends_with(p))
+            || restart;
     }
     let (_, resource, name) = effect.resource();
     let workload = &pins.workload;

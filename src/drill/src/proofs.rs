@@ -218,6 +218,13 @@ fn keeps_a_lock(entry: &Entry, name: &str, before: &[Entry]) -> bool {
 
 /// Whether a request only takes away what is ours: the janitor's, and the end's, without a line in the journal.
 pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bool {
+    if entry.target == Target::Cloud {
+        // The automatic restart that an earlier request of ours switched off.
+        let ours = |e: &Entry| e.path == entry.path && e.body["watchdog_enabled"] == false;
+        return entry.method == "PUT"
+            && entry.body["watchdog_enabled"] == true
+            && before.iter().any(ours);
+    }
     match entry.resource() {
         // The lock of a node.
         ("coordination.k8s.io", "leases", name) if name.starts_with("node-") => {

@@ -67,7 +67,11 @@ pub fn run_dead_node(seed: u64, setup: DeadNodeSetup) -> RunResult {
 /// The automatic restart of a node's machine, if it was left off.
 fn restart_is_off(s: &Stage, node: &str) -> Result<Option<String>, WorldError> {
     let instance = s.world.instance(node)?;
-    let on = s.world.cloud.instance(instance).is_some_and(|i| i.watchdog_enabled);
+    let on = s
+        .world
+        .cloud
+        .instance(instance)
+        .is_some_and(|i| i.watchdog_enabled);
     Ok((!on).then(|| format!("the watchdog of {node} was left off")))
 }
 

@@ -4,11 +4,11 @@
 use reattach_cloud_simulator::{DeadHost, Effect, InstanceStatus};
 use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::{Expect, Stage, phases_of};
-use reattach_drill::world::{APPS, World, WorldError};
-use reattach_tests_simulation::dead_node::{Death, DeadNodeSetup, run_dead_node};
+use reattach_drill::world::{World, WorldError};
+use reattach_tests_simulation::dead_node::{DeadNodeSetup, Death, run_dead_node};
 use reattach_tests_simulation::fixture::{abort_before, on_first_node, policy, recovery_path};
 use reattach_tests_simulation::{
-    NODES, Part, RunResult, broken_rules, parts, redis, secs, seeds, simulate,
+    NODES, Part, RunResult, broken_rules, parts, redis, secs, seeds, simulate, story,
 };
 use serde_json::json;
 use std::sync::Arc;
@@ -60,7 +60,10 @@ fn class_a_heals_after_a_loss_of_power() {
                 at_the_end: switched_once,
                 ..lost(shown)
             };
-            good(&format!("{shown:?}, seed {seed}"), &run_dead_node(seed, setup));
+            good(
+                &format!("{shown:?}, seed {seed}"),
+                &run_dead_node(seed, setup),
+            );
         }
     }
 }
@@ -132,48 +135,47 @@ async fn stage(seed: u64) -> Result<Stage, WorldError> {
 
 fn watchdog(w: &World) -> bool {
     let first = w.instance(NODES[0].0).expect("an instance");
-    w.cloud.instance(first).expect("an instance").watchdog_enabled
+    w.cloud
+        .instance(first)
+        .expect("an instance")
+        .watchdog_enabled
 }
 
-/// Class D: the pod was deleted by force, its successor waits, and the driver cannot detach.
+/// Class D: the Node was deleted after its machine had lost its power, and the driver cannot detach.
 #[test]
 fn class_d_heals_after_a_loss_of_power() {
     simulate(|| async {
         let mut s = stage(1).await?;
         s.world.csi.set_unpublish_fails(true);
+        s.start_replica("reattach-controller-0", None);
+        s.pass(secs(5)).await;
         let (first, _) = NODES[0];
         s.world.cloud.kill(s.world.instance(first)?)?;
-        s.until("the node not Ready", secs(120), |w| !w.cluster.node_ready(first))
+        s.until("the node not Ready", secs(120), |w| {
+            !w.cluster.node_ready(first)
+        })
+        .await?;
+        let node = format!("/api/v1/nodes/{first}");
+        s.world
+            .request("oncall", "DELETE", &node, "application/json", &json!({}))
             .await?;
-        delete_by_force(&s, "redis").await?;
-        // Kubernetes deletes the VolumeAttachment after six minutes.
-        s.pass(secs(480)).await;
-        s.start_replica("reattach-controller-0", None);
-        let healed = s.running(&["redis"], secs(900)).await?;
-        println!("class D healed {} s after the start", healed.as_secs());
+        let healed = s.running(&["redis"], secs(1200)).await;
         s.until_stored("every recovery over", secs(900), |w| {
             phases_of(w).iter().all(|p| p.is_final())
         })
         .await?;
-        assert!(watchdog(&s.world), "the watchdog is on again");
-        assert_eq!(switches(&s), [false, true]);
-        assert_eq!(broken_rules(&s), Vec::<String>::new());
+        let told = story(&s);
+        let healed = healed.unwrap_or_else(|error| panic!("{error}\n{told}"));
+        println!(
+            "class D healed {} s after the Node was deleted",
+            healed.as_secs()
+        );
+        assert!(told.contains("class D (stuck record)"), "{told}");
+        assert!(watchdog(&s.world), "the watchdog is on again\n{told}");
+        assert_eq!(switches(&s), [false, true], "{told}");
+        assert_eq!(broken_rules(&s), Vec::<String>::new(), "{told}");
         Ok(())
     });
-}
-
-async fn delete_by_force(s: &Stage, app: &str) -> Result<(), WorldError> {
-    for pod in s.world.server().list("", "pods", Some(APPS)) {
-        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        if name.starts_with(app) {
-            let path = format!("/api/v1/namespaces/{APPS}/pods/{name}");
-            let body = json!({"gracePeriodSeconds": 0});
-            s.world
-                .request("oncall", "DELETE", &path, "application/json", &body)
-                .await?;
-        }
-    }
-    Ok(())
 }
 
 /// The record is deleted by force while the watchdog is off: the note tells the janitor to switch it on again.
@@ -184,19 +186,29 @@ fn a_deleted_record_leaves_no_watchdog_off() {
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(5)).await;
         s.world.cloud.kill(s.world.instance(NODES[0].0)?)?;
-        s.until("the watchdog off", secs(300), |w| !watchdog(w)).await?;
+        s.until("the watchdog off", secs(300), |w| !watchdog(w))
+            .await?;
         let everything = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
         let observe = json!({"spec": {"mode": "Observe"}});
-        s.world.merge("sre@example.org", everything, &observe).await?;
+        s.world
+            .merge("sre@example.org", everything, &observe)
+            .await?;
         let path = recovery_path(&s);
         let body = json!({"metadata": {"finalizers": null}});
         s.world
-            .request("oncall", "PATCH", &path, "application/merge-patch+json", &body)
+            .request(
+                "oncall",
+                "PATCH",
+                &path,
+                "application/merge-patch+json",
+                &body,
+            )
             .await?;
         s.world
             .request("oncall", "DELETE", &path, "application/json", &json!({}))
             .await?;
-        s.until("the watchdog on again", secs(300), watchdog).await?;
+        s.until("the watchdog on again", secs(300), watchdog)
+            .await?;
         Ok(())
     });
 }
@@ -211,17 +223,32 @@ fn a_boot_after_the_readings_voids_the_proof() {
             s.pass(secs(5)).await;
             let first = s.world.instance(NODES[0].0)?;
             s.world.cloud.kill(first)?;
-            s.until("the watchdog off", secs(300), |w| !watchdog(w)).await?;
+            s.until("the watchdog off", secs(300), |w| !watchdog(w))
+                .await?;
             s.pass(Duration::from_secs(2 * after)).await;
             s.world.cloud.host_is_back(first)?;
             s.world.cloud.boot(first)?;
             s.until("the machine on", secs(300), move |w| {
-                w.cloud.instance(first).is_some_and(|i| i.status == InstanceStatus::Running)
+                w.cloud
+                    .instance(first)
+                    .is_some_and(|i| i.status == InstanceStatus::Running)
             })
             .await?;
             s.running(&["redis"], secs(1200)).await?;
-            s.until("the watchdog on again", secs(1200), watchdog).await?;
-            assert_eq!(broken_rules(&s), Vec::<String>::new(), "{} s", 2 * after);
+            s.until("the watchdog on again", secs(1200), watchdog)
+                .await?;
+            s.until("the quarantine over", secs(600), |w| {
+                !w.is_quarantined(NODES[0].0)
+            })
+            .await?;
+            s.pass(secs(60)).await;
+            assert_eq!(
+                broken_rules(&s),
+                Vec::<String>::new(),
+                "{} s\n{}",
+                2 * after,
+                story(&s)
+            );
             Ok(())
         });
     }

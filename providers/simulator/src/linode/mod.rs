@@ -302,10 +302,7 @@ fn perform(
         }
         Call::Detach(volume) => {
             let job = state.detach(*volume, now).map_err(|e| refusal(&e))?;
-            Ok((
-                Reply::ok(serde_json::json!({})),
-                job.as_ref().map(accepted),
-            ))
+            Ok((Reply::ok(serde_json::json!({})), job.as_ref().map(accepted)))
         }
         Call::Power(instance, action) => {
             let job = state

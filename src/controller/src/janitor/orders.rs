@@ -93,11 +93,7 @@ impl Sweep<'_> {
     /// Why not, as one sentence.
     async fn let_boot(&self, order: &OpenOrder) -> Result<String, String> {
         let volume = self.located(order).await?;
-        let pass = self
-            .executor
-            .gate
-            .tidy()
-            .map_err(|shut| shut.to_string())?;
+        let pass = self.executor.gate.tidy().map_err(|shut| shut.to_string())?;
         let outcome = let_boot(&pass, &volume, &order.holder).await;
         self.tell(
             &format!("the automatic restart of instance {}", order.holder),
@@ -119,7 +115,12 @@ impl Sweep<'_> {
 
     /// What became of an order whose recovery is gone: the automatic restart is switched on again, anything else is found out.
     /// While another order of the recovery is open, the machine is not let boot.
-    async fn account_for(&self, note: &Note, order: &OpenOrder, notes: &[Note]) -> Result<String, String> {
+    async fn account_for(
+        &self,
+        note: &Note,
+        order: &OpenOrder,
+        notes: &[Note],
+    ) -> Result<String, String> {
         if !matches!(order.ordered, Ordered::KeepOff) {
             return self.fate(order).await;
         }
@@ -134,12 +135,7 @@ impl Sweep<'_> {
     }
 
     /// An order whose record was deleted by force.
-    async fn orphan(
-        &self,
-        note: &Note,
-        notes: &[Note],
-        records: &BTreeMap<Uid, VolumeRecovery>,
-    ) {
+    async fn orphan(&self, note: &Note, notes: &[Note], records: &BTreeMap<Uid, VolumeRecovery>) {
         let why = match &note.order {
             Ok(order) => match self.account_for(note, order, notes).await {
                 Ok(seen) => {

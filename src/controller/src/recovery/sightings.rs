@@ -1,9 +1,7 @@
 //! What a recovery saw of instances: "not found" and "off" mean something only after it was seen there before.
 
 use reattach_api::VolumeRecovery;
-use reattach_core::cloud::{
-    InstanceObservation, InstanceState, JobStatus, KeptOff, PowerChange,
-};
+use reattach_core::cloud::{InstanceObservation, InstanceState, JobStatus, KeptOff, PowerChange};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::InstanceId;
 use reattach_core::plain;

@@ -5,10 +5,10 @@ use super::{
     before_fencing, before_holding, before_scaling, general,
 };
 use crate::budget::{BudgetFacts, StuckPods};
+use crate::cloud::InstanceState;
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
 use crate::evidence::{CsiSource, EvidenceAt, PodFacts};
 use crate::fact::Missing;
-use crate::cloud::InstanceState;
 use crate::ids::{InstanceId, PlanHash};
 use crate::loss::EmptyDirs;
 use crate::plain;

@@ -11,6 +11,7 @@ use crate::outage::down_together;
 use crate::plan::Refusal;
 use crate::proof;
 use crate::steps::StepKind;
+use std::collections::BTreeMap;
 
 impl Plan {
     /// Does the plan stop every pod of the node?
@@ -63,7 +64,7 @@ pub fn may_touch_node(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
 }
 
 /// Every refusal of keeping the plan's machine off now. The machine is off and no pod runs there, so opt-outs of claims on
-/// the node do not count; a machine of a Node that does not exist is kept off by a person's word alone.
+/// the node do not count. A Node that does not exist has no labels, so only rules for every node select its machine.
 pub fn may_keep_off(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
     let name = &plan.pins.node;
     let missing = |what: String, why: String| vec![Refusal::Missing { what, why }];
@@ -80,7 +81,19 @@ pub fn may_keep_off(plan: &Plan, evidence: EvidenceAt<'_>) -> Vec<Refusal> {
     };
     let node = match evidence.node(name) {
         Ok(node) => node,
-        Err(Missing::Absent) => return Vec::new(),
+        Err(Missing::Absent) => {
+            let NodeWord::Rules { policy, rules } = &word else {
+                return Vec::new();
+            };
+            if rules.select(&BTreeMap::new()) {
+                return Vec::new();
+            }
+            let denial = crate::authority::Denial::NodeNotSelected {
+                node: name.to_string(),
+                policy: policy.clone(),
+            };
+            return vec![Refusal::Denied { denial }];
+        }
         Err(why) => return missing(format!("Node {name}"), why.to_string()),
     };
     let mut out = Vec::new();

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 /// object; further tries are made by the stamp alone ([`without_journal`]).
 const MOST_RESTORES: u32 = 60;
 /// Maximum number of lines that [`without_journal`] imagines: an outcome, the turn back, and two for each mark that is off.
-const IMAGINED: u32 = 8;
+const IMAGINED: u32 = 10;
 
 impl RunCx<'_> {
     /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
@@ -458,8 +458,9 @@ fn is_off(
         Effect::Untaint { node: name, .. } => {
             Some(node(name).is_ok_and(|n| !n.out_of_service_by_us))
         }
-        // It is proposed only while the cloud reads the restart as off.
-        Effect::LetBoot { .. } => Some(false),
+        Effect::LetBoot { instance, .. } => {
+            Some(evidence.instance(instance).is_ok_and(|i| i.auto_restart))
+        }
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }

@@ -197,23 +197,19 @@ impl RunCx<'_> {
         if let Some(wait) = self.maybe_in_flight(keep, SWITCH) {
             return Some(wait);
         }
-        let since = match self.state.step(step) {
-            StepState::Issued { at, .. } => *at,
-            StepState::Pending | StepState::Started { .. } | StepState::Closed { .. } => self
-                .state
-                .sent_at(keep)
-                .or_else(|| self.state.unwinding_since())
-                .unwrap_or(self.cx.now),
+        // A reading that shows the restart as on may be older than the request that switched it off. So it is switched on once at
+        // least, which sends nothing where it is on.
+        let issued = match self.state.step(step) {
+            StepState::Issued { outcome, at, .. } => Some((*at, outcome.applied())),
+            StepState::Pending | StepState::Started { .. } | StepState::Closed { .. } => None,
         };
-        match self.evidence.since(since).instance(&pins.holder) {
-            Ok(instance)
-                if instance.auto_restart || instance.state == InstanceState::Gone =>
-            {
-                return None;
-            }
-            Err(Missing::Absent) => return None,
-            Err(_) => return Some(self.poll("the instance must be read again")),
-            Ok(_) => {}
+        let since = issued.map_or(self.evidence.now, |(at, _)| at);
+        match (self.evidence.since(since).instance(&pins.holder), issued) {
+            (Ok(instance), Some((_, true))) if instance.auto_restart => return None,
+            (Ok(instance), _) if instance.state == InstanceState::Gone => return None,
+            (Err(Missing::Absent), Some(_)) => return None,
+            (Err(_), Some(_)) => return Some(self.poll("the instance must be read again")),
+            (Ok(_) | Err(_), _) => {}
         }
         if let StepState::Issued { at, .. } = self.state.step(step)
             && let Some(pause) = self.pause(

@@ -195,9 +195,9 @@ fn sees(walk: &mut Walk) {
         at: walk.case.now,
     };
     let all = &mut walk.case.evidence.sightings;
-    let news = all.last().is_none_or(|last| {
-        (&last.state, &last.kept_off) != (&seen.state, &seen.kept_off)
-    });
+    let news = all
+        .last()
+        .is_none_or(|last| (&last.state, &last.kept_off) != (&seen.state, &seen.kept_off));
     if news {
         all.push(seen);
     }
@@ -216,7 +216,10 @@ fn a_run_switches_the_restart_off_and_on_again() {
     assert_eq!(end, End::Recovered, "{}", walk.story());
     let kinds = walk.kinds();
     let at = |kind: &str| kinds.iter().position(|k| k == kind);
-    assert!(at("KeepOff") < at("TaintOutOfService") && at("Untaint") < at("LetBoot"), "{kinds:?}");
+    assert!(
+        at("KeepOff") < at("TaintOutOfService") && at("Untaint") < at("LetBoot"),
+        "{kinds:?}"
+    );
     assert_eq!(at("PowerOff"), None, "{kinds:?}");
     assert!(walk.instance().shown().expect("an instance").auto_restart);
 }
@@ -244,7 +247,10 @@ fn each_abort_after_the_switch_ends_with_the_restart_on() {
         let on = walk.instance().shown().expect("an instance").auto_restart;
         assert!(on, "abort at line {abort_at}\n{}", walk.story());
     }
-    assert!(switched > 5, "{switched} aborts of {lines} came after the switch");
+    assert!(
+        switched > 5,
+        "{switched} aborts of {lines} came after the switch"
+    );
 }
 
 /// The setting of somebody else stays as it was found.

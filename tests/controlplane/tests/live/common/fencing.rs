@@ -529,11 +529,14 @@ impl Stage {
                 let kinds: &[StepKind] = match request.path.rsplit('/').next() {
                     Some("shutdown") => &[StepKind::PowerOff],
                     Some("boot") => &[StepKind::PowerOn],
+                    Some(id) if request.path.ends_with(&format!("/instances/{id}")) => {
+                        &[StepKind::KeepOff, StepKind::LetBoot]
+                    }
                     _ => &[StepKind::CloudDetach, StepKind::CloudForce],
                 };
                 let about = [
                     format!("/volumes/{}/detach", pins.volume),
-                    format!("/instances/{}/", pins.holder),
+                    format!("/instances/{}", pins.holder),
                 ];
                 about.iter().any(|a| request.path.contains(a))
                     && begun(&events, r, request.at, kinds)
