@@ -71,6 +71,8 @@ impl Provider for AwsProvider {
             detach_compares_holder: true,
             can_force: true,
             can_fence: true,
+            // EC2 boots no instance that is stopped, so there is nothing to switch off.
+            can_keep_off: false,
             can_snapshot: true,
             has_dry_run: true,
         }

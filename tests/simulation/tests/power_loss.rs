@@ -33,7 +33,7 @@ fn good(case: &str, result: &RunResult) {
     );
 }
 
-/// Switches of the watchdog that the cloud carried out, and their number where they alternate from off to on.
+/// The switches of a watchdog that the cloud carried out: off is `false`.
 fn switches(s: &Stage) -> Vec<bool> {
     let effects = s.world.cloud.requests().into_iter().map(|r| r.effect);
     effects

@@ -183,7 +183,7 @@ fn the_step_is_planned_for_a_machine_without_a_job_only() {
 /// The cloud reads the machine anew, as the controller notes it.
 fn sees(walk: &mut Walk) {
     let shown = walk.instance().shown().expect("an instance").clone();
-    let kept_off = (!shown.auto_restart).then(|| KeptOff {
+    let kept_off = (!shown.auto_restart).then_some(KeptOff {
         term: walk.term,
         newest_job: None,
     });
