@@ -76,10 +76,7 @@ fn run(verb: Verb, global: &session::Global) -> anyhow::Result<Exit> {
         .with_writer(to)
         .with_ansi(false)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_stack_size(reattach_controller::WORKER_STACK)
-        .enable_all()
-        .build()?;
+    let runtime = reattach_controller::runtime()?;
     let ended = runtime.block_on(async {
         match verb {
             Verb::Explain(args) => explain::run(args),

@@ -38,6 +38,17 @@ pub use nominate::{Nominee, nominees};
 pub use providers::Providers;
 pub use recovery::{Executor, Turn};
 
-/// Stack of each worker thread of a process that drives recoveries, in bytes. A turn polls evidence, plan, effect and request
-/// inside one another; in a build for tests that has overflowed tokio's default of 2 MiB, which aborts the process.
-pub const WORKER_STACK: usize = 8 << 20;
+/// Stack of each worker thread, in bytes. A turn polls evidence, plan, effect and request inside one another; in a build for
+/// tests that has overflowed tokio's default of 2 MiB, which aborts the process.
+const WORKER_STACK: usize = 8 << 20;
+
+/// The runtime of a process that drives recoveries.
+///
+/// # Errors
+/// The operating system gives no threads.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .thread_stack_size(WORKER_STACK)
+        .enable_all()
+        .build()
+}

@@ -1,6 +1,6 @@
 //! `reattach-controller`: the process that runs in the cluster.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use prometheus_client::registry::Registry;
 use reattach_cluster::{Clients, Clock, bounds};
@@ -9,7 +9,7 @@ use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::{Metrics, cloud};
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::setup::{Preflight, preflight};
-use reattach_controller::{Controller, Providers, Settings, WORKER_STACK};
+use reattach_controller::{Controller, Providers, Settings};
 use reattach_core::plain::{LogForm, LogLines};
 use reattach_core::product::Product;
 use reattach_provider_api::ProviderError;
@@ -68,20 +68,7 @@ enum LogFormat {
 }
 
 fn main() -> std::process::ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_stack_size(WORKER_STACK)
-        .enable_all()
-        .build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(start(Args::parse())),
-        Err(error) => {
-            eprintln!("the worker threads could not be started: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
-}
-
-async fn start(args: Args) -> std::process::ExitCode {
+    let args = Args::parse();
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     // Names and messages in a log line were written by others: none of them makes a line of its own.
@@ -98,7 +85,13 @@ async fn start(args: Args) -> std::process::ExitCode {
         LogFormat::Json => logs.json().init(),
         LogFormat::Text => logs.init(),
     }
-    match run(args).await {
+    // It ends after the last line of the log: its end waits for calls that block.
+    let runtime = reattach_controller::runtime();
+    let ended = match &runtime {
+        Ok(runtime) => runtime.block_on(run(args)),
+        Err(error) => Err(anyhow!("the worker threads cannot be started: {error}")),
+    };
+    match ended {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

@@ -21,7 +21,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// external-attacher puts off by up to 5 min (its flag `--retry-interval-max`).
 pub(crate) const DETACH: Duration = Duration::from_secs(330);
 /// Longest wait for a pod to be Ready once nothing is in its way: scheduling, attach, mount, and a retry of each, which
-/// kube-controller-manager and kubelet put off by up to 2 min 2 s (`pkg/volume/util/exponentialbackoff`).
+/// kube-controller-manager and kubelet put off by up to 2 min 2 s (Kubernetes
+/// `pkg/util/goroutinemap/exponentialbackoff`).
 pub(crate) const READY: Duration = Duration::from_secs(180);
 /// How long a recycled machine is off.
 const AWAY: Duration = Duration::from_secs(4);
