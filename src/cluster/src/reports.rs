@@ -66,7 +66,7 @@ pub async fn record(
     .await
 }
 
-/// Deletes the report of a node that is long gone, if it is still the one that was read.
+/// Deletes the report of a node that is gone and of which no machine is remembered, if it is still the one that was read.
 ///
 /// # Errors
 /// The API server's error.

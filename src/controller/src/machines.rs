@@ -151,7 +151,7 @@ impl Machines {
     ) -> Result<(), kube::Error> {
         tracing::info!(
             node = report.name_any(),
-            "the record of a node that is long gone is deleted"
+            "the report of a node that is gone is deleted: it remembers no machine"
         );
         reports::forget(&executor.collector.clients.records, report).await
     }

@@ -4,10 +4,7 @@ use crate::STOCK;
 use crate::common::fencing::{effects, told};
 use crate::common::workloads::prefer;
 use crate::common::{Stage, StageOptions};
-use k8s_openapi::api::core::v1::Node;
-use kube::Api;
-use kube::api::DeleteParams;
-use reattach_cloud_simulator::{InstanceStatus, Timings};
+use reattach_cloud_simulator::Timings;
 use reattach_core::steps::StepKind;
 use reattach_tests_controlplane::say;
 use serde_json::json;
@@ -43,15 +40,7 @@ pub async fn an_orphan_of_a_recreated_node_is_freed() {
         stage.await_ready("orphan", app, 1).await;
     }
     let old = stage.instance("orphan-1");
-    stage.hang("orphan-1");
-    stage.cloud.shutdown(old).expect("it runs, says the cloud");
-    stage
-        .await_instance("orphan-1", &InstanceStatus::Offline)
-        .await;
-    let api: Api<Node> = Api::all(stage.admin.clone());
-    api.delete("orphan-1", &DeleteParams::default())
-        .await
-        .expect("deleted");
+    stage.delete_dead_node("orphan-1").await;
     stage.replace("orphan-1", stage.instance_number(11)).await;
     let replaced = Instant::now();
 

@@ -4,12 +4,12 @@ use crate::STOCK;
 use crate::common::fencing::{DEATH, effects, told};
 use crate::common::workloads::prefer;
 use crate::common::{LIMIT, Stage, StageOptions};
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolume, Secret};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_cloud_simulator::{InstanceStatus, Timings, VolumeNo};
+use reattach_cloud_simulator::{Timings, VolumeNo};
 use reattach_core::steps::StepKind;
 use reattach_sim::kubelet::NodePluginFaults;
 use reattach_tests_controlplane::{Component, Unpublish, eventually, say};
@@ -101,19 +101,7 @@ pub async fn a_refused_detach_is_done_at_the_cloud() {
 pub async fn a_deleted_node_that_is_off_frees_the_volume() {
     let (mut stage, volumes) = on_shared_cluster("deleted").await;
     let attachment = stage.attachments("deleted", "redis").await;
-    stage.hang("deleted-1");
-    stage
-        .cloud
-        .shutdown(stage.instance("deleted-1"))
-        .expect("it runs, says the cloud");
-    stage
-        .await_instance("deleted-1", &InstanceStatus::Offline)
-        .await;
-    let nodes: Api<Node> = Api::all(stage.admin.clone());
-    nodes
-        .delete("deleted-1", &DeleteParams::default())
-        .await
-        .expect("deleted");
+    stage.delete_dead_node("deleted-1").await;
     let deleted = Instant::now();
     let recovery = stage.await_recovered("deleted", "redis").await;
     say!("{}", told(&recovery));

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{NodeVolumeReport, Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, JobAction, VolumeNo};
 use reattach_core::journal::{Entry, Event};
 use reattach_core::names::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
@@ -218,6 +218,31 @@ impl Stage {
                 .then_some(())
         });
         there.await.expect(&what);
+    }
+
+    /// A node's machine hangs and is shut down at the cloud, and somebody deletes its Node. Before that a controller has
+    /// recorded the machine: one that reattach never saw behind a Node is not this cluster's (S10).
+    pub async fn delete_dead_node(&mut self, node: &str) {
+        let instance = self.instance(node);
+        let reports: Api<NodeVolumeReport> = Api::all(self.admin.clone());
+        let what = format!("instance {instance} recorded as the machine of {node}");
+        let recorded = eventually(&what, LIMIT, async || {
+            let report = reports.get_opt(node).await.ok()??;
+            let mut machines = report.spec.machines.iter().filter_map(|m| m.get().ok());
+            machines
+                .any(|m| m.instance.as_str() == instance.to_string())
+                .then_some(())
+        });
+        recorded.await.expect(&what);
+        self.hang(node);
+        self.cloud
+            .shutdown(instance)
+            .expect("it runs, says the cloud");
+        self.await_instance(node, &InstanceStatus::Offline).await;
+        Api::<Node>::all(self.admin.clone())
+            .delete(node, &DeleteParams::default())
+            .await
+            .expect("deleted");
     }
 
     /// A Node; none if it does not exist.
